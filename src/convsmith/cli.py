@@ -1,0 +1,112 @@
+"""The command line. Imports nothing heavy until a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from convsmith.errors import RunFailed, UserError, nearest
+
+#: verb -> the module of `convsmith.verbs` that has its arguments and its work, and a line for --help
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("train", "train a classifier on a data set, into a new run directory"),
+    "resume": ("resume", "go on with a run that was stopped or killed, to the very same weights"),
+    "evaluate": ("evaluate", "accuracy, precision, recall, F1 and confusion matrix on the val or test split"),
+    "predict": ("predict", "classify files, folders or patterns of files"),
+    "summary": ("summary", "the network layer by layer: sizes, equations, parameters, multiply-adds"),
+    "data": ("data", "check a data set: broken files, duplicates, class counts"),
+    "presets": ("presets", "list the presets, or show one"),
+    "doctor": ("doctor", "versions, devices, threads, cache and W&B of this machine"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors; an unknown flag gets the nearest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see: {self.prog} --help)")
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        args, extra = self.parse_known_args(argv)
+        if extra:
+            flag = extra[0].partition("=")[0]
+            if not flag.startswith("-"):
+                self.error(f"unexpected argument '{flag}'")
+            self.error(f"unknown flag '{flag}'.{nearest(flag, self._option_string_actions)}")
+        return args
+
+
+def verb_parser(verb: str) -> Parser:
+    module = importlib.import_module(f"convsmith.verbs.{VERBS[verb][0]}")
+    parser = Parser(prog=f"convsmith {verb}", description=VERBS[verb][1], allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def top_parser(whole: bool = False) -> Parser:
+    """The parser of `convsmith` itself; with `whole` each verb has its arguments, as completion needs."""
+    parser = Parser(
+        prog="convsmith",
+        description="Develop, finetune and understand convolutional image classifiers.",
+        epilog="Start with:  convsmith train   (handwritten digits, nothing to download)",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--print-completion", choices=["bash", "zsh", "tcsh"], help="print a completion script")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
+    for verb, (module, line) in VERBS.items():
+        sub = verbs.add_parser(verb, help=line, add_help=False)
+        if whole:
+            importlib.import_module(f"convsmith.verbs.{module}").add_arguments(sub)
+    return parser
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        args = top_parser().parse_all(argv)
+        if args.version:
+            from importlib.metadata import version
+
+            print(f"convsmith {version('convsmith')}")
+        elif args.print_completion:
+            import shtab
+
+            print(shtab.complete(top_parser(whole=True), shell=args.print_completion))
+        else:
+            top_parser().print_help()
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}'.{nearest(verb, VERBS)} Verbs: {', '.join(VERBS)}")
+    args = verb_parser(verb).parse_all(argv[1:])
+    code: int = args.run(args)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 130, 143)."""
+    try:
+        code = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away: nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""RunConfig: the sections of one run, and how defaults, preset, file and flags become one.
+
+Precedence: defaults < preset < file < flags. Imports no torch, so that `--help`, `--print-config`
+and the check for typing errors answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from convsmith.contracts import Section
+from convsmith.data.config import AugmentConfig, DataConfig
+from convsmith.errors import UserError, choose, nearest
+from convsmith.nets.config import BlockConfig, ModelConfig
+from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
+from convsmith.tracking.config import TrackConfig
+from convsmith.training.config import TrainConfig
+
+Layer = dict[str, Any]
+
+
+class RunConfig(Section):
+    """Everything that decides a run's numbers, and where they are tracked."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    regularize: RegularizeConfig = RegularizeConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    track: TrackConfig = TrackConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        if self.train.loss == "focal" and self.regularize.label_smoothing:
+            raise ValueError("train.loss=focal takes no regularize.label_smoothing: set one of them")
+        if self.train.class_weights == "balanced" and self.data.sampling == "balanced":
+            raise ValueError("train.class_weights and data.sampling would both correct the imbalance: choose one")
+        if self.schedule.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be shorter than "
+                f"train.epochs ({self.train.epochs})"
+            )
+        if self.optim.nesterov and (not self.optim.momentum or self.optim.dampening):
+            raise ValueError("optim.nesterov needs optim.momentum above 0 and optim.dampening 0")
+        if self.augment.saturation and self.data.channels == 1:
+            raise ValueError("augment.saturation needs colour: data.channels is 1")
+        return self
+
+    def with_values(self, **sections: Mapping[str, Any]) -> RunConfig:
+        """A copy in which the named keys of the named sections have other values."""
+        layer = self.model_dump(mode="json")
+        for name, values in sections.items():
+            layer[name].update(values)
+        return validate(layer)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+SHORTHANDS = {
+    "data": "data.source",
+    "model": "model.name",
+    "epochs": "train.epochs",
+    "batch-size": "train.batch_size",
+    "lr": "optim.lr",
+    "seed": "train.seed",
+    "device": "train.device",
+}
+
+
+def fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Each key as ``section.key`` with its pydantic field, in the order of the sections."""
+    for section, field in RunConfig.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for key, info in model.model_fields.items():
+            yield f"{section}.{key}", info
+
+
+def allows_none(info: FieldInfo) -> bool:
+    return type(None) in typing.get_args(info.annotation)
+
+
+def core_type(info: FieldInfo) -> Any:
+    """The annotation without ``| None``."""
+    if typing.get_origin(info.annotation) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(info.annotation) if arg is not type(None))
+    return info.annotation
+
+
+def choices(info: FieldInfo) -> tuple[Any, ...]:
+    """The values of a Literal field, else nothing."""
+    annotation = core_type(info)
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the booleans of version 1.2 (`off` and `no` are words) and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """`text` as plain values; a UserError names `what` and the line where it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{what}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def read_layer(path: Path) -> Layer:
+    """The sections in a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"config file '{path}' does not exist") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"config file '{path}' is not a YAML file") from None
+    return _as_layer(parse_yaml(text, f"'{path}'"), f"'{path}'")
+
+
+def _as_layer(values: Any, what: str) -> Layer:
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(part, dict | None) for part in values.values()):
+        raise UserError(f"{what} must hold sections ({', '.join(RunConfig.model_fields)}), each with its keys")
+    return {str(name): dict(part or {}) for name, part in values.items()}
+
+
+def presets() -> dict[str, str]:
+    """The presets that come with the package: name -> YAML text."""
+    folder = resources.files("convsmith") / "presets"
+    return {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if item.name.endswith(".yaml")
+    }
+
+
+def preset_layer(name: str) -> Layer:
+    known = presets()
+    if name not in known:
+        raise choose("preset", name, known)
+    return _as_layer(parse_yaml(known[name], f"preset '{name}'"), f"preset '{name}'")
+
+
+def flag_layer(flags: Mapping[str, str]) -> Layer:
+    """``{"optim.lr": "0.1"}`` -> ``{"optim": {"lr": "0.1"}}``; lists are YAML, `none` is no value."""
+    known = dict(fields())
+    layer: Layer = {}
+    for key, text in flags.items():
+        info = known[key]
+        section, name = key.split(".")
+        value: Any = text
+        if allows_none(info) and text.lower() in ("none", "null"):
+            value = None
+        elif typing.get_origin(core_type(info)) is tuple:
+            value = parse_yaml(text, f"--{key}")
+        layer.setdefault(section, {})[name] = value
+    return layer
+
+
+def merge(*layers: Layer) -> Layer:
+    """Later layers win, key by key within each section."""
+    result: Layer = {}
+    for layer in layers:
+        for section, values in layer.items():
+            result[section] = {**result.get(section, {}), **values}
+    return result
+
+
+def validate(layer: Layer) -> RunConfig:
+    """A RunConfig, or a UserError that names each wrong key, what it may be and the nearest match."""
+    try:
+        return RunConfig.model_validate(layer)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> RunConfig:
+    """Defaults < preset < file < flags. Without a preset and a file, the preset `baseline`."""
+    if preset is None and file is None:
+        preset = "baseline"
+    return validate(merge(preset_layer(preset) if preset else {}, read_layer(file) if file else {}, flag_layer(flags)))
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return _unknown(path)
+    if error["type"] == "literal_error":
+        names = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error" and not path[1:]:
+        return message
+    if isinstance(value, str | int | float):
+        return f"{key}: {message[0].lower()}{message[1:]}, but got '{value}'"
+    return f"{key}: {message[0].lower()}{message[1:]}"
+
+
+def _unknown(path: list[str]) -> str:
+    key = ".".join(path)
+    if len(path) == 1:
+        sections = list(RunConfig.model_fields)
+        return f"unknown section '{key}'.{nearest(key, sections)} Sections: {', '.join(sections)}"
+    known = [name for name, _ in fields()]
+    siblings = [name.split(".")[1] for name in known if name.startswith(f"{path[0]}.")]
+    if len(path) > 2:  # inside a block
+        siblings = list(BlockConfig.model_fields)
+        return f"unknown key '{key}'.{nearest(path[-1], siblings)} Keys of a block: {', '.join(siblings)}"
+    elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
+    hint = nearest(path[-1], siblings) or (f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(key, known))
+    return f"unknown key '{key}'.{hint} Keys of {path[0]}: {', '.join(siblings)}"

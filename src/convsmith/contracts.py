@@ -1,0 +1,65 @@
+"""What the rooms share: the base of their configs, a batch, and two protocols. Imports no torch when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Section(BaseModel):
+    """Base of every config section: frozen, typed, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the net sees it: `images` float [B, C, S, S], `labels` int64 [B].
+
+    Under mixup and cutmix each image is `weight` (a scalar tensor, at least 1/2) of its label and the rest of
+    its entry in `others`; without them `others` is None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    others: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A network that freezing, layer-wise learning rates and Grad-CAM can take apart.
+
+    `stages` maps names to modules from the input to the last one before the head; the head maps
+    what `features` returns to logits. Calling the module is ``head(features(x))``.
+    """
+
+    @property
+    def stages(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """`images` float [N, C, H, W] -> features [N, F]."""
+        ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`images` float [N, C, H, W] -> logits [N, classes]."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where a run's numbers go. A tracker may lose what it is given; it never stops a run."""
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """`values` by name (numbers, or what the tracker can draw) at the optimiser step `step`."""
+        ...
+
+    def close(self, summary: Mapping[str, Any], failed: bool = False) -> None: ...

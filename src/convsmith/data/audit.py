@@ -1,0 +1,264 @@
+"""What `convsmith data check` finds: a verdict on each file, counts, sizes and duplicates. Changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from convsmith.data.cache import Progress
+from convsmith.data.config import DataConfig
+from convsmith.data.decode import SUFFIXES, DecodeError, DecodeRules, Kind, decode, from_array, read_header
+from convsmith.data.parallel import thread_map
+from convsmith.data.records import SPLITS, Record, Source
+from convsmith.data.sources import open_source
+
+NEAR_BITS = 4  # perceptual hashes of 64 bits that differ in no more than these are candidates for near duplicates
+LISTED = 20  # how many of a kind `summary_lines` names
+
+Verdict = Kind | Literal["ok", "duplicate", "wrong-extension"]
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class FileVerdict:
+    """What is wrong with a record, or 'ok'. Wrong extensions and duplicates still decode, and are trained on.
+
+    Of identical images the first is 'ok' and the others are 'duplicate'; 'wrong-extension' goes before
+    'duplicate'. `width` and `height` are upright, 0 where the record does not decode.
+    """
+
+    id: str
+    split: str
+    label: str
+    verdict: Verdict
+    message: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """Records with the same pixels. `conflicting`: under different labels; `leaking`: in different splits."""
+
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: tuple[str, ...]
+    conflicting: bool
+    leaking: bool
+
+
+@dataclass(frozen=True)
+class NearPair:
+    """Two records that look alike: their perceptual hashes differ in `distance` of 64 bits. Judge by eye."""
+
+    ids: tuple[str, str]
+    labels: tuple[str, str]
+    splits: tuple[str, str]
+    distance: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The whole finding. `counts` are the decodable images by split ('' for none) and class; `sizes` by 'WxH'."""
+
+    source: str
+    files: tuple[FileVerdict, ...]
+    unused: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
+    sizes: dict[str, int]
+    duplicates: tuple[DuplicateGroup, ...]
+    near_duplicates: tuple[NearPair, ...]
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """How many records have each verdict, the most frequent first."""
+        return dict(Counter(file.verdict for file in self.files).most_common())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, ready for `json.dump`."""
+        return {**asdict(self), "verdicts": self.verdicts, "near_bits": NEAR_BITS}
+
+
+class _Finding(NamedTuple):
+    verdict: Verdict
+    message: str = ""
+    size: tuple[int, int] = (0, 0)  # width, height
+    content: bytes = b""  # sha256 of the pixels
+    look: int = 0  # perceptual hash
+
+
+def check(config: DataConfig, progress: Progress | None = None, source: Source | None = None) -> Audit:
+    """Look at every record of `source`, or else of what `config.source` names.
+
+    Near duplicates are candidates by perceptual hash (ImageHash's phash, 64 bits, distance <= NEAR_BITS)
+    among images whose pixels differ. `progress(done, total)`. Raises UserError where the source itself
+    cannot be opened.
+    """
+    source = source or open_source(config)
+    rules = DecodeRules(background=config.background)
+
+    def examine(item: tuple[str, Record]) -> _Finding:
+        return _examine(*item, rules)
+
+    findings: list[_Finding] = []
+    for finding in thread_map(examine, ((source.ids[row], source.read(row)) for row in range(len(source)))):
+        findings.append(finding)
+        if progress and (len(findings) % 256 == 0 or len(findings) == len(source)):
+            progress(len(findings), len(source))
+
+    alike: dict[bytes, list[int]] = {}
+    for row, finding in enumerate(findings):
+        if finding.content:
+            alike.setdefault(finding.content, []).append(row)
+    repeated = {row for rows in alike.values() for row in rows[1:]}
+    firsts = np.array([rows[0] for rows in alike.values()], dtype=np.int64)
+    looks = np.array([findings[row].look for row in firsts], dtype=np.uint64)
+    labels = [source.classes[label] for label in source.labels]
+    splits: list[str] = source.given.tolist()
+    counts = Counter((splits[row], labels[row]) for row, finding in enumerate(findings) if finding.content)
+    return Audit(
+        source=source.name,
+        files=tuple(
+            FileVerdict(
+                id=source.ids[row],
+                split=splits[row],
+                label=labels[row],
+                verdict="duplicate" if finding.verdict == "ok" and row in repeated else finding.verdict,
+                message=finding.message,
+                width=finding.size[0],
+                height=finding.size[1],
+            )
+            for row, finding in enumerate(findings)
+        ),
+        unused=source.unused,
+        counts={
+            split: {name: counts[split, name] for name in source.classes}
+            for split in ("", *SPLITS)
+            if split in set(splits)
+        },
+        sizes=dict(Counter(f"{f.size[0]}x{f.size[1]}" for f in findings if f.content).most_common()),
+        duplicates=tuple(_group(source.ids, labels, splits, rows) for rows in alike.values() if len(rows) > 1),
+        near_duplicates=tuple(
+            NearPair(
+                (source.ids[one], source.ids[two]), (labels[one], labels[two]), (splits[one], splits[two]), distance
+            )
+            for one, two, distance in ((int(firsts[i]), int(firsts[j]), d) for i, j, d in near_pairs(looks))
+        ),
+    )
+
+
+def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> list[tuple[int, int, int]]:
+    """Pairs (i, j, distance), i < j, of uint64 `hashes` [N] with Hamming distance <= `bits`, sorted.
+
+    Pigeonhole: cut 64 bits into ``bits + 1`` bands, and two such hashes agree in at least one band, so
+    only those within a band's buckets are compared. Of equal hashes the first stands for all: each other
+    is paired with it alone, which keeps the result linear in N for uniform images.
+    """
+    distinct, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    found = {(int(first[g]), row): 0 for row, g in enumerate(group.tolist()) if row != first[g]}
+    edges = np.linspace(0, 64, bits + 2).astype(int)
+    for low, high in pairwise(edges.tolist()):
+        band = (distinct >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        for bucket in _buckets(band):
+            values = distinct[bucket]
+            for at in range(len(bucket) - 1):
+                distances = _count_bits(values[at + 1 :] ^ values[at])
+                for offset in np.flatnonzero(distances <= bits).tolist():
+                    pair = sorted((int(first[bucket[at]]), int(first[bucket[at + 1 + offset]])))
+                    found[pair[0], pair[1]] = int(distances[offset])
+    return sorted((i, j, distance) for (i, j), distance in found.items())
+
+
+def summary_lines(audit: Audit) -> list[str]:
+    """The finding as plain text, the troubles named."""
+    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in audit.verdicts.items())
+    lines = [f"{audit.source}: {len(audit.files):,} images: {verdicts}"]
+    for split, classes in audit.counts.items():
+        shares = ", ".join(f"{name} {count:,}" for name, count in classes.items())
+        lines.append(f"{split or 'classes'}: {sum(classes.values()):,} images ({shares})")
+    lines.append(f"sizes: {_sizes(audit.sizes)}")
+    bad = [file for file in audit.files if file.verdict not in ("ok", "duplicate")]
+    lines += _listed("files with trouble", [f"{f.id}: {f.verdict} ({f.message})" for f in bad])
+    lines += _listed("files that are no images", list(audit.unused))
+    lines += _listed("groups of identical images", [_described(group) for group in audit.duplicates])
+    near = [f"{' ~ '.join(pair.ids)} (distance {pair.distance})" for pair in audit.near_duplicates]
+    lines += _listed("pairs that look alike (candidates)", near)
+    return lines
+
+
+def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
+    try:
+        if isinstance(record, np.ndarray):
+            pixels, form = from_array(record, rules), None
+        else:
+            pixels, form = decode(record, rules), read_header(record).format
+    except DecodeError as error:
+        return _Finding(error.kind, error.message)
+    import imagehash
+
+    height, width, _ = pixels.shape
+    content = hashlib.sha256(f"{width}x{height}".encode() + pixels.data).digest()
+    look = int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(pixels)).hash).tobytes(), "big")
+    suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
+    if form and suffix and suffix not in SUFFIXES[form]:
+        return _Finding("wrong-extension", f"it is {form}", (width, height), content, look)
+    return _Finding("ok", "", (width, height), content, look)
+
+
+def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], rows: list[int]) -> DuplicateGroup:
+    group_labels, group_splits = tuple(labels[row] for row in rows), tuple(splits[row] for row in rows)
+    return DuplicateGroup(
+        ids=tuple(ids[row] for row in rows),
+        labels=group_labels,
+        splits=group_splits,
+        conflicting=len(set(group_labels)) > 1,
+        leaking=len(set(group_splits)) > 1,
+    )
+
+
+def _buckets(keys: Hashes) -> Iterator[npt.NDArray[np.int64]]:
+    """The positions of equal keys, for keys that occur more than once."""
+    order = np.argsort(keys, kind="stable")
+    edges = np.flatnonzero(np.diff(keys[order])) + 1
+    yield from (bucket for bucket in np.split(order, edges) if len(bucket) > 1)
+
+
+def _count_bits(values: Hashes) -> npt.NDArray[np.int64]:
+    """The number of set bits of each uint64, in parallel within the word (Warren, Hacker's Delight, 5-1)."""
+    v = values - ((values >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    v = (v & np.uint64(0x3333333333333333)) + ((v >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    counts: npt.NDArray[np.int64] = ((v * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+    return counts
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    """Each size where there are few, else how many have their shorter side in each octave."""
+    if len(sizes) <= 8:
+        return ", ".join(f"{size} ({count:,})" for size, count in sizes.items()) or "none"
+    octaves: Counter[int] = Counter()
+    for size, count in sizes.items():
+        octaves[min(int(side) for side in size.split("x")).bit_length()] += count
+    ranges = ", ".join(f"{1 << n - 1}-{(1 << n) - 1} ({count:,})" for n, count in sorted(octaves.items()))
+    return f"{len(sizes):,} different, by shorter side: {ranges}"
+
+
+def _described(group: DuplicateGroup) -> str:
+    flags = [text for on, text in ((group.conflicting, "labels differ"), (group.leaking, "across splits")) if on]
+    return " = ".join(group.ids) + (f" ({', '.join(flags)})" if flags else "")
+
+
+def _listed(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    rest = [f"  and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
+    return [f"{title}: {len(lines):,}", *(f"  {line}" for line in lines[:LISTED]), *rest]

@@ -1,0 +1,193 @@
+"""Augmentation as tensor operations on the whole batch, on the device, from an explicit generator.
+
+Pixels are moved as uint8 or as floats in [0, 255]; cutout, mixup and cutmix come after normalisation, where
+0 is the mean colour.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from convsmith.contracts import Batch
+from convsmith.data.batches import ToInput
+from convsmith.data.config import AugmentConfig
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+    """Mirror with probability 1/2 and move by up to `shift` pixels, in one gather. uint8 [B, H, W, C]."""
+    count, height, width, _ = pixels.shape
+    device = pixels.device
+    columns = torch.arange(width, device=device).expand(count, width)
+    rows = torch.arange(height, device=device).expand(count, height)
+    if config.hflip:
+        mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    outside = None
+    if config.shift:
+        moves = torch.randint(-config.shift, config.shift + 1, (2, count, 1), generator=generator, device=device)
+        rows, columns = rows + moves[0], columns + moves[1]
+        if config.shift_fill == "reflect":
+            rows, columns = _reflect(rows, height), _reflect(columns, width)
+        else:
+            outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
+            rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    images = torch.arange(count, device=device)[:, None, None]
+    moved = pixels[images, rows[:, :, None], columns[:, None, :]]
+    return moved if outside is None else moved.masked_fill_(outside[..., None], 0)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror positions at the edges without repeating the edge, as numpy's `reflect` does."""
+    period = max(2 * (size - 1), 1)
+    index = index.remainder(period)
+    return torch.minimum(index, period - index)
+
+
+def _outside(index: Tensor, size: int) -> Tensor:
+    return (index < 0) | (index >= size)
+
+
+def crop_and_rotate(images: Tensor, size: int, config: AugmentConfig, generator: Generator) -> Tensor:
+    """Random resized crop and rotation in one bilinear resampling, mirrored at the borders.
+
+    float [B, C, W, W] in [0, 255] -> [B, C, size, size]. The crop's area is uniform in
+    [random_resized_crop, 1] and its log aspect uniform in [log 3/4, log 4/3] (Szegedy et al. 2015).
+    """
+    count, device = len(images), images.device
+    scale_x = scale_y = torch.ones(count, device=device)
+    centre = torch.zeros(2, count, device=device)
+    angle = torch.zeros(count, device=device)
+    if config.random_resized_crop:
+        draws = torch.rand(4, count, generator=generator, device=device)
+        area = config.random_resized_crop + (1 - config.random_resized_crop) * draws[0]
+        aspect = torch.exp((2 * draws[1] - 1) * torch.log(torch.tensor(4 / 3)))
+        scale_x = (area * aspect).sqrt().clamp(max=1.0)
+        scale_y = (area / aspect).sqrt().clamp(max=1.0)
+        centre = (2 * draws[2:] - 1) * (1 - torch.stack([scale_x, scale_y]))
+    if config.rotation:
+        draw = torch.rand(count, generator=generator, device=device)
+        angle = torch.deg2rad((2 * draw - 1) * config.rotation)
+    cos, sin = angle.cos(), angle.sin()
+    matrix = torch.stack(
+        [
+            torch.stack([cos * scale_x, -sin * scale_y, centre[0]], dim=1),
+            torch.stack([sin * scale_x, cos * scale_y, centre[1]], dim=1),
+        ],
+        dim=1,
+    )
+    grid = torch.nn.functional.affine_grid(matrix, [count, images.shape[1], size, size], align_corners=False)
+    return torch.nn.functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+
+
+def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+    """Brightness, then contrast (about the image's mean luma), then saturation; floats in [0, 255]."""
+    channels = images.shape[1]
+    luma = torch.tensor(LUMA if channels == 3 else (1.0,), device=images.device).view(1, channels, 1, 1)
+
+    def factor(strength: float) -> Tensor:
+        draw = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
+        return 1 + strength * (2 * draw - 1)
+
+    if config.brightness:
+        images = images * factor(config.brightness)
+    if config.contrast:
+        mean = (images * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        images = torch.lerp(mean.expand_as(images), images, factor(config.contrast))
+    if config.saturation and channels == 3:
+        gray = (images * luma).sum(1, keepdim=True)
+        images = torch.lerp(gray.expand_as(images), images, factor(config.saturation))
+    return images.clamp(0, 255)
+
+
+def _square(count: int, size: int, side: Tensor | int, generator: Generator, device: torch.device) -> Tensor:
+    """bool [count, 1, size, size]: squares of `side` pixels around uniform centres, cut at the borders."""
+    centres = torch.randint(0, size, (2, count, 1), generator=generator, device=device)
+    first = centres - side // 2
+    line = torch.arange(size, device=device)
+    inside = (line >= first) & (line < first + side)
+    return inside[0][:, None, :, None] & inside[1][:, None, None, :]
+
+
+def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
+    """Set a square to 0, the mean colour (DeVries and Taylor 2017). Normalised float [B, C, S, S]."""
+    hole = _square(len(images), images.shape[-1], side, generator, images.device)
+    return images.masked_fill(hole, 0.0)
+
+
+def mix(images: Tensor, labels: Tensor, config: AugmentConfig, generator: Generator) -> Batch:
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one weight a batch; with both, either at evens.
+
+    The partner is the batch in another order. The heavier label comes first.
+    """
+    device = images.device
+    use_cutmix = bool(config.cutmix)
+    if config.mixup and config.cutmix:
+        use_cutmix = bool(torch.rand((), generator=generator, device=device) < 0.5)
+    share = _beta(config.cutmix if use_cutmix else config.mixup, generator, device)
+    partner = torch.randperm(len(images), generator=generator, device=device)
+    if use_cutmix:
+        size = images.shape[-1]
+        side = (size * (1 - share).sqrt()).round().long()
+        pasted = _square(1, size, side, generator, device)
+        mixed = torch.where(pasted, images[partner], images)
+        share = 1 - pasted.float().mean()
+    else:
+        mixed = torch.lerp(images[partner], images, share)
+    if share < 0.5:
+        return Batch(mixed, labels[partner], labels, 1 - share)
+    return Batch(mixed, labels, labels[partner], share)
+
+
+def _beta(alpha: float, generator: Generator, device: torch.device) -> Tensor:
+    """One draw of Beta(alpha, alpha) = G1 / (G1 + G2) with gamma draws G; torch's own Beta takes no generator."""
+    first, second = _log_gamma_draw(alpha, generator, device), _log_gamma_draw(alpha, generator, device)
+    draw: Tensor = torch.sigmoid(first - second)
+    return draw
+
+
+def _log_gamma_draw(alpha: float, generator: Generator, device: torch.device) -> Tensor:
+    """The logarithm of one draw of Gamma(alpha, 1): Marsaglia and Tsang, boosted by U^(1/alpha) below 1."""
+    boost = torch.zeros((), device=device)
+    if alpha < 1:
+        boost = torch.rand((), generator=generator, device=device).clamp_min(1e-30).log() / alpha
+        alpha += 1
+    d = alpha - 1 / 3
+    c = (9 * d) ** -0.5
+    while True:
+        normal = torch.randn((), generator=generator, device=device)
+        uniform = torch.rand((), generator=generator, device=device).clamp_min(1e-30)
+        v = (1 + c * normal) ** 3
+        if v > 0 and uniform.log() < normal**2 / 2 + d - d * v + d * v.log():
+            log_draw: Tensor = (d * v).log() + boost
+            return log_draw
+
+
+class Augment:
+    """Training's path from uint8 [B, W, W, C] and labels [B] to a Batch."""
+
+    def __init__(self, config: AugmentConfig, to_input: ToInput) -> None:
+        self.config = config
+        self.to_input = to_input
+
+    def __call__(self, pixels: Tensor, labels: Tensor, generator: Generator) -> Batch:
+        config = self.config
+        if config.hflip or config.shift:
+            pixels = flip_and_shift(pixels, config, generator)
+        # A random crop makes its own size out of the working size.
+        images = pixels.permute(0, 3, 1, 2) if config.random_resized_crop else self.to_input.resize(pixels)
+        if config.random_resized_crop or config.rotation:
+            size = self.to_input.preprocessing.image_size
+            images = crop_and_rotate(images.float(), size, config, generator)
+        if config.brightness or config.contrast or config.saturation:
+            images = jitter_colour(images.float(), config, generator)
+        images = self.to_input.normalize(images)
+        if config.cutout:
+            images = cutout(images, config.cutout, generator)
+        if config.mixup or config.cutmix:
+            return mix(images, labels, config, generator)
+        return Batch(images, labels)

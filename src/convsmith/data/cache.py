@@ -1,0 +1,250 @@
+"""Decoded images in one memory-mapped file: built once, whole or not at all, and keyed by what went in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.data.decode import DecodeError, DecodeRules, Kind, Pixels, decode, from_array, read_header
+from convsmith.data.parallel import thread_map
+from convsmith.data.records import Record, Source
+from convsmith.errors import UserError
+
+CACHE_VERSION = 1  # raise it whenever decoding changes, so that no old pixels are found again
+
+Progress = Callable[[int, int], None]
+Moments = npt.NDArray[np.int64]
+
+
+class Failure(NamedTuple):
+    """A record that does not decode."""
+
+    id: str
+    kind: Kind
+    message: str
+
+
+class Native(NamedTuple):
+    """What the images are by themselves: the (height, width) that all of them share, if any, and channels."""
+
+    size: tuple[int, int] | None
+    channels: Literal[1, 3]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The records of a source that decode.
+
+    `pixels` uint8 [N, H, W, C], memory-mapped and read-only; `kept` int64 [N] indexes the source;
+    `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `hash` is the
+    sha256 of pixels, ids, labels and classes.
+    """
+
+    pixels: Pixels
+    kept: npt.NDArray[np.int64]
+    moments: Moments
+    failures: tuple[Failure, ...]
+    hash: str
+
+
+def open_images(
+    source: Source,
+    rules: DecodeRules,
+    cache: Path,
+    on_error: Literal["stop", "skip"] = "stop",
+    progress: Progress | None = None,
+) -> Images:
+    """The decoded images of `source` under `rules`, from the folder `cache` or else built there.
+
+    `progress(done, total)` is called while building. Raises UserError where records do not decode and
+    `on_error` is 'stop', where none does, and where the cache cannot be written.
+    """
+    assert rules.size is not None, "the cache holds images of one size"
+    key = f"{CACHE_VERSION} {source.fingerprint} {rules.model_dump_json()}"
+    folder = cache / "images" / hashlib.sha256(key.encode()).hexdigest()
+    if not _is_whole(folder):
+        with _cache_errors(cache):
+            _build_once(source, rules, folder, progress)
+    images = _load(folder)
+    if images.failures and (on_error == "stop" or not len(images.kept)):
+        shown = ", ".join(f"{failure.id} ({failure.kind})" for failure in images.failures[:10])
+        more = f" and {len(images.failures) - 10} more" if len(images.failures) > 10 else ""
+        raise UserError(
+            f"{len(images.failures)} of {len(source)} images of {source.name} do not decode: {shown}{more}; "
+            f"'convsmith data check {source.name}' lists them, data.on_error=skip leaves them out"
+        )
+    return images
+
+
+def native_shape(source: Source, cache: Path) -> Native:
+    """The images' own size and channels: stated by the source, else read from their headers and remembered."""
+    if source.native_size and source.native_channels:
+        return Native(source.native_size, source.native_channels)
+    path = cache / "sources" / f"{source.fingerprint}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        stored = json.loads(path.read_text())
+        return Native(tuple(stored["size"]) if stored["size"] else None, stored["channels"])
+    records = (source.read(row) for row in range(len(source)))
+    shapes = set(thread_map(_shape, records)) - {None}
+    sizes = {shape[:2] for shape in shapes if shape}
+    gray = bool(shapes) and all(shape[2] == 1 for shape in shapes if shape)
+    native = Native(sizes.pop() if len(sizes) == 1 else None, 1 if gray else 3)
+    with contextlib.suppress(OSError):  # costs the next start some time, no more
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(native._asdict()))
+        partial.replace(path)
+    return native
+
+
+def pixel_moments(pixels: Pixels) -> Moments:
+    """Sum and sum of squares by channel, exact: uint8 [..., H, W, C] -> int64 [..., 2, C]."""
+    height, width, channels = pixels.shape[-3:]
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.int64)  # contiguous sums are 3x faster
+    planes = planes.reshape(*pixels.shape[:-3], channels, height * width)
+    return np.stack([planes.sum(axis=-1), np.einsum("...p,...p->...", planes, planes)], axis=-2)
+
+
+def _shape(record: Record) -> tuple[int, int, int] | None:
+    if isinstance(record, np.ndarray):
+        return record.shape[0], record.shape[1], 1 if record.ndim == 2 else 3
+    try:
+        header = read_header(record)
+    except DecodeError:
+        return None  # it is reported when it is decoded
+    return header.height, header.width, header.channels
+
+
+def _load(folder: Path) -> Images:
+    meta = json.loads((folder / "meta.json").read_text())
+    shape = tuple(meta["shape"])
+    pixels: Pixels = np.empty(shape, np.uint8)  # an empty file cannot be mapped
+    if shape[0]:
+        pixels = np.asarray(np.memmap(folder / "pixels", dtype=np.uint8, mode="r", shape=shape))
+    failures = tuple(Failure(**failure) for failure in meta["failures"])
+    return Images(pixels, np.load(folder / "kept.npy"), np.load(folder / "moments.npy"), failures, meta["hash"])
+
+
+def _is_whole(folder: Path) -> bool:
+    """A built folder is whole by construction; its size tells one that was damaged afterwards."""
+    try:
+        shape = json.loads((folder / "meta.json").read_text())["shape"]
+        return (folder / "pixels").stat().st_size == np.prod(shape, dtype=np.int64)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
+    """Build `folder` unless another process does so first; leave nothing behind on failure."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + ".partial")
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if _is_whole(folder):
+            return
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _build(source, rules, partial, progress)
+            partial.rename(folder)
+            _sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
+    assert rules.size is not None
+    needed = len(source) * rules.size**2 * rules.channels
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the decoded images of {source.name} need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
+            f"'{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
+        )
+
+    def examine(record: Record) -> tuple[Pixels, Moments] | DecodeError:
+        try:
+            pixels = from_array(record, rules) if isinstance(record, np.ndarray) else decode(record, rules)
+        except DecodeError as error:
+            return error
+        return pixels, pixel_moments(pixels)
+
+    kept: list[int] = []
+    moments: list[Moments] = []
+    failures: list[Failure] = []
+    digest = hashlib.sha256()
+    records = (source.read(row) for row in range(len(source)))
+    with (folder / "pixels").open("wb") as file:
+        for row, result in enumerate(thread_map(examine, records)):
+            if isinstance(result, DecodeError):
+                if result.kind == "unreadable":  # a state of the machine, not of the data: nothing to remember
+                    raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}")
+                failures.append(Failure(source.ids[row], result.kind, result.message))
+            else:
+                pixels, image_moments = result
+                file.write(pixels.data)
+                digest.update(pixels.data)
+                kept.append(row)
+                moments.append(image_moments)
+            if progress and ((row + 1) % 256 == 0 or row + 1 == len(source)):
+                progress(row + 1, len(source))
+        _flush(file)
+
+    rows = np.array(kept, dtype=np.int64)
+    digest.update(json.dumps([source.classes, [source.ids[row] for row in kept]]).encode())
+    digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
+    empty = np.empty((0, 2, rules.channels), dtype=np.int64)
+    for name, array in (("kept", rows), ("moments", np.stack(moments) if moments else empty)):
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, array)
+            _flush(file)
+    meta = {
+        "source": source.name,
+        "rules": rules.model_dump(),
+        "shape": [len(kept), rules.size, rules.size, rules.channels],
+        "hash": digest.hexdigest(),
+        "failures": [failure._asdict() for failure in failures],
+    }
+    with (folder / "meta.json").open("wb") as file:
+        file.write(json.dumps(meta).encode())
+        _flush(file)
+    _sync(folder)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _cache_errors(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write the cache folder '{cache}' ({reason}): set data.cache or CONVSMITH_CACHE to a folder "
+            f"on a disk with room that you may write to"
+        ) from error

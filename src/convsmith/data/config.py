@@ -1,0 +1,85 @@
+"""The `data` and `augment` sections, and the preprocessing that travels with a model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from convsmith.contracts import Section
+
+Resize = Literal["stretch", "pad", "crop"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class DataConfig(Section):
+    source: str = Field(
+        "digits",
+        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder of images or Parquet",
+    )
+    image_size: int | None = Field(
+        None, ge=4, le=2048, description="side in pixels of the square that the net sees; none: the data's own, else 64"
+    )
+    working_size: int | None = Field(
+        None, ge=4, le=4096, description="side that the cache holds; none: image_size, 1.15 x with random_resized_crop"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1 (gray) or 3 (RGB); none: the data's own")
+    resize: Resize = Field(
+        "stretch", description="stretch (all pixels, aspect lost), pad (all pixels, bars) or crop (centre square)"
+    )
+    interpolation: Interpolation = Field("bilinear", description="antialiased filter for resizing")
+    background: str = Field("white", description="colour behind transparent pixels and in bars: a name or #rrggbb")
+    val_fraction: float | None = Field(
+        None, gt=0, lt=1, description="validation share where the data has none; none: 0.15 (named sets 0.1)"
+    )
+    test_fraction: float | None = Field(
+        None, ge=0, lt=1, description="test share where the data has no split; none: 0.15 (digits 0.2)"
+    )
+    limit: int | None = Field(None, ge=2, description="keep this many of the train and val images, stratified")
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="shuffle (each image once an epoch) or balanced (each class equally often)"
+    )
+    on_error: Literal["stop", "skip"] = Field("stop", description="what train does about files that do not decode")
+    cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's own")
+
+    @model_validator(mode="after")
+    def _room_for_both(self) -> DataConfig:
+        if self.image_size and self.working_size and self.working_size < self.image_size:
+            raise ValueError(f"working_size {self.working_size} is smaller than image_size {self.image_size}")
+        if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
+            raise ValueError("val_fraction and test_fraction together leave nothing to train on")
+        return self
+
+
+class AugmentConfig(Section):
+    """Each is off at 0 (or false); all work on the whole batch, in training only."""
+
+    hflip: bool = Field(False, description="mirror left-right with probability 1/2")
+    shift: int = Field(0, ge=0, le=512, description="shift-crop by up to this many pixels in each direction")
+    shift_fill: Literal["reflect", "zero"] = Field("reflect", description="what fills the edge that a shift uncovers")
+    cutout: int = Field(0, ge=0, le=1024, description="side in pixels of a square set to the mean")
+    rotation: float = Field(0.0, ge=0, le=180, description="rotate by up to this many degrees either way")
+    brightness: float = Field(0.0, ge=0, le=1, description="scale brightness by 1 +- this")
+    contrast: float = Field(0.0, ge=0, le=1, description="scale contrast by 1 +- this")
+    saturation: float = Field(0.0, ge=0, le=1, description="scale saturation by 1 +- this (RGB only)")
+    random_resized_crop: float = Field(
+        0.0, ge=0, lt=1, description="smallest area share of a random crop resized to image_size, such as 0.35"
+    )
+    mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha)")
+    cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix's Beta(alpha, alpha)")
+
+
+class Preprocessing(Section):
+    """From a file to the net's input: the same in training, evaluation, prediction and export.
+
+    `mean` and `std` are per channel, of pixel values scaled to [0, 1].
+    """
+
+    image_size: int
+    working_size: int
+    channels: Literal[1, 3]
+    resize: Resize
+    interpolation: Interpolation
+    background: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]

@@ -1,0 +1,224 @@
+"""An opened data set: resolved config, train and val in reach, test sealed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
+from convsmith.data.config import DataConfig, Preprocessing
+from convsmith.data.decode import DecodeRules, Pixels
+from convsmith.data.records import SPLITS, Labels, Source
+from convsmith.data.sources import cache_folder, open_source
+from convsmith.data.splits import Rows, make_splits
+from convsmith.errors import UserError
+
+LARGEST_NATIVE = 96  # larger squares are photographs: by default the net sees DEFAULT_SIZE of them
+DEFAULT_SIZE = 64
+
+
+class Subset:
+    """Some rows of a memory-mapped array of images.
+
+    `rows` int64 [N] index the array; `labels` int64 [N] and `ids` belong to them, in the same order.
+    """
+
+    def __init__(
+        self, pixels: Pixels, rows: Rows, labels: Labels, ids: Sequence[str], moments: Moments | None = None
+    ) -> None:
+        assert len(rows) == len(labels) == len(ids)
+        self._pixels = pixels  # all rows of the source, the test split's among them: not for others to see
+        self._moments = moments
+        self.rows = rows
+        self.labels = labels
+        self.ids = tuple(ids)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        height, width, channels = self._pixels.shape[1:]
+        return height, width, channels
+
+    def gather(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> Pixels:
+        """The images at `positions` within the subset, copied: uint8 [B, H, W, C]."""
+        return np.take(self._pixels, self.rows[positions], axis=0)
+
+    def moments(self) -> Moments:
+        """Each image's sum and sum of squares of pixel values by channel: int64 [N, 2, C]."""
+        if self._moments is not None:
+            return self._moments[self.rows]
+        return np.concatenate([pixel_moments(self.gather([position])) for position in range(len(self))])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What training sees of a source. The rows of test are private; `unseal_test` is the only door to them.
+
+    `config` has every value that was decided by the data filled in. `hash` identifies pixels, labels,
+    ids and classes. `failures` are the records that were left out for not decoding.
+    """
+
+    config: DataConfig
+    classes: tuple[str, ...]
+    seed: int
+    _images: Images
+    _labels: Labels
+    _ids: tuple[str, ...]
+    _splits: dict[str, Rows]
+
+    @cached_property
+    def train(self) -> Subset:
+        return self._subset(self._splits["train"])
+
+    @cached_property
+    def val(self) -> Subset:
+        return self._subset(self._splits["val"])
+
+    @property
+    def hash(self) -> str:
+        return self._images.hash
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return self._images.failures
+
+    @property
+    def test_size(self) -> int:
+        """How many images are sealed."""
+        return len(self._splits.get("test", ()))
+
+    def pool(self) -> Subset:
+        """Train and val joined, in the source's order: what cross-validation divides anew."""
+        return self._subset(np.sort(np.concatenate([self._splits["train"], self._splits["val"]])))
+
+    def preprocessing(self) -> Preprocessing:
+        """The way from a file to the net's input; mean and std are those of train alone."""
+        mean, std = channel_statistics(self.train)
+        config = self.config
+        return Preprocessing.model_validate(
+            {name: getattr(config, name) for name in Preprocessing.model_fields if name not in ("mean", "std")}
+            | {"mean": mean, "std": std}
+        )
+
+    def splits_record(self) -> dict[str, Any]:
+        """For splits.json: the data's hash, the seed, and the ids of each split."""
+        ids = {split: [self._ids[row] for row in rows] for split, rows in self._splits.items()}
+        return {"hash": self.hash, "seed": self.seed, "splits": ids}
+
+    def with_splits(self, splits: Mapping[str, Iterable[str]]) -> Dataset:
+        """The same data divided by ids of 'train', 'val' and, or else as it is, 'test'.
+
+        Raises UserError for ids that the data does not have, or that are in two splits.
+        """
+        assert {"train", "val"} <= splits.keys() <= set(SPLITS)
+        row_of = {name: row for row, name in enumerate(self._ids)}
+        divided = {"test": self._splits["test"]} if "test" in self._splits else {}
+        for split, names in splits.items():
+            try:
+                divided[split] = np.sort(np.array([row_of[name] for name in names], dtype=np.int64))
+            except KeyError as error:
+                raise UserError(f"the {split} split names {error}, which is not in the data: has it changed?") from None
+        together = np.concatenate(list(divided.values()))
+        distinct, counts = np.unique(together, return_counts=True)
+        if len(distinct) < len(together):
+            raise UserError(f"'{self._ids[distinct[counts > 1][0]]}' is in more than one split, or twice in one")
+        return replace(self, _splits={split: divided[split] for split in SPLITS if split in divided})
+
+    def _subset(self, rows: Rows) -> Subset:
+        ids = [self._ids[row] for row in rows]
+        return Subset(self._images.pixels, rows, self._labels[rows], ids, self._images.moments)
+
+
+def open_dataset(
+    config: DataConfig,
+    seed: int,
+    progress: Progress | None = None,
+    source: Source | None = None,
+    headroom: float = 1.0,
+) -> Dataset:
+    """Open `source`, or else what `config.source` names: decode it unless the cache has it, and split it.
+
+    `headroom` is working_size / image_size where the config leaves working_size open (random resized
+    crops need some). `progress(done, total)` is called while images are decoded. Raises UserError.
+    """
+    source = source or open_source(config)
+    cache = cache_folder(config)
+    if config.image_size is None or config.channels is None:
+        config = _sized(config, native_shape(source, cache))
+    if config.working_size is None:
+        assert config.image_size is not None
+        config = config.model_copy(update={"working_size": math.ceil(config.image_size * headroom)})
+    images = open_images(source, DecodeRules.of(config), cache, config.on_error, progress)
+
+    labels, given = source.labels[images.kept], source.given[images.kept]
+    for label in np.setdiff1d(source.labels, labels):
+        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} decodes")
+    config = _with_fractions(config, source, set(given.tolist()))
+    splits = make_splits(
+        labels, given, config.val_fraction or 0, config.test_fraction or 0, seed, source.classes, config.limit
+    )
+    ids = tuple(source.ids[row] for row in images.kept)
+    return Dataset(config, source.classes, seed, images, labels, ids, splits)
+
+
+def input_shape(config: DataConfig) -> tuple[int, int, int]:
+    """Channels, image_size and the number of classes that a net for these data has, without decoding them."""
+    source = open_source(config)
+    config = _sized(config, native_shape(source, cache_folder(config)))
+    assert config.channels is not None
+    assert config.image_size is not None
+    return config.channels, config.image_size, len(source.classes)
+
+
+def unseal_test(dataset: Dataset) -> Subset:
+    """The test split. The caller must record the access (test-access.jsonl). Raises UserError where there is none."""
+    if "test" not in dataset._splits:
+        raise UserError(f"'{dataset.config.source}' has no test split: it gives train and val alone")
+    return dataset._subset(dataset._splits["test"])
+
+
+def channel_statistics(subset: Subset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixel values in [0, 1], over all pixels of a subset.
+
+    Exact integer sums, so the result depends on neither order nor machine. The deviation (of the
+    population) is 1 for a constant channel.
+    """
+    height, width, _ = subset.shape
+    count = len(subset) * height * width
+    total, squares = ([int(value) for value in sums] for sums in subset.moments().sum(axis=0))
+    mean = tuple(value / count / 255 for value in total)
+    # n * sum(x^2) - sum(x)^2 in Python's integers: no cancellation.
+    spread = [count * square - value * value for square, value in zip(squares, total, strict=True)]
+    return mean, tuple(math.sqrt(value) / count / 255 if value else 1.0 for value in spread)
+
+
+def _sized(config: DataConfig, native: Native) -> DataConfig:
+    size = config.image_size
+    if size is None:
+        height, width = native.size or (0, 0)
+        size = height if height == width and 4 <= height <= LARGEST_NATIVE else DEFAULT_SIZE
+        if config.working_size is not None and config.working_size < size:
+            raise UserError(f"data.working_size {config.working_size} is smaller than data.image_size {size}: set both")
+    return config.model_copy(update={"image_size": size, "channels": config.channels or native.channels})
+
+
+def _with_fractions(config: DataConfig, source: Source, given: set[str]) -> DataConfig:
+    """Fill in the fractions that decide something; leave the others as they are."""
+    update: dict[str, float] = {}
+    if "val" not in given and config.val_fraction is None:
+        update["val_fraction"] = source.val_fraction
+    if not given & {"val", "test"} and config.test_fraction is None:
+        update["test_fraction"] = source.test_fraction
+    config = config.model_copy(update=update)
+    if "val" not in given and "test" not in given and (config.val_fraction or 0) + (config.test_fraction or 0) >= 1:
+        raise UserError("data.val_fraction and data.test_fraction together leave nothing to train on")
+    return config

@@ -1,0 +1,349 @@
+"""From an encoded image to uint8 pixels: one set of rules for the cache, `predict` and `data check`.
+
+The rules, in order:
+
+1. Only the first frame of an animation or of a multi-page file counts.
+2. EXIF orientation is applied. Colour profiles and gamma are not.
+3. 16-bit samples are scaled by 255/65535, never clipped. Pillow itself keeps only the high byte of
+   16-bit colour, which differs from the rounded value by at most 1.
+4. 32-bit integers count as 16-bit samples, floats as [0, 1]; values outside are refused, not guessed at.
+5. Transparency of any kind (alpha, tRNS, palettes) is composited on `background`.
+6. CMYK, YCCK and palettes become RGB; gray becomes RGB by repetition, RGB gray by ITU-R 601 luma.
+7. The result is resized to a square by an antialiased filter.
+
+What does not decode raises `DecodeError`. Damage that the format cannot show (flipped bits inside a
+JPEG's scan) goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
+
+from convsmith.contracts import Section
+from convsmith.data.config import DataConfig, Interpolation, Preprocessing, Resize
+from convsmith.errors import UserError
+
+Pixels = npt.NDArray[np.uint8]
+Kind = Literal["empty", "truncated", "corrupt", "not-an-image", "bomb", "unsupported", "unreadable"]
+
+MAX_PIXELS = 2**27  # 134 megapixels: above any camera's picture, below what fills a small machine's memory
+MAX_BYTES = 2**30
+
+# Formats that carry a signature and that Pillow decodes itself: no EPS, which would run Ghostscript.
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+}
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(Exception):
+    """An image that cannot be had: `kind` for counting, `message` for reading."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind: Kind = kind
+        self.message = message
+
+
+class DecodeRules(Section):
+    """What `decode` gives: a square of `size` pixels (none: the image's own size) of 1 or 3 channels."""
+
+    size: int | None = None
+    channels: Literal[1, 3] = 3
+    resize: Resize = "stretch"
+    interpolation: Interpolation = "bilinear"
+    background: str = "white"
+
+    @classmethod
+    def of(cls, settings: DataConfig | Preprocessing) -> DecodeRules:
+        """The rules of a resolved `data` section, or of a model's preprocessing: the same by construction."""
+        assert settings.working_size is not None, "resolve the config first"
+        assert settings.channels is not None, "resolve the config first"
+        return cls(
+            size=settings.working_size,
+            channels=settings.channels,
+            resize=settings.resize,
+            interpolation=settings.interpolation,
+            background=settings.background,
+        )
+
+
+class Header(NamedTuple):
+    """What a file says of itself; width and height in pixels, before EXIF rotation."""
+
+    format: str
+    width: int
+    height: int
+    channels: Literal[1, 3]
+
+
+def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
+    """Decode an encoded image, or the file at a path, to uint8 [H, W, C].
+
+    Raises DecodeError, and nothing else, for whatever is wrong with the data. Safe in threads.
+    """
+    content = _content(data)
+    with _quiet, _decode_errors(content):
+        if content.startswith(_PNG):
+            _verify_png(content)
+        with _open(io.BytesIO(content)) as image:
+            pixels = _to_array(image, rules.background)
+    return _finish(pixels, rules)
+
+
+def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
+    """Decoded pixels, uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels (RGBA), under the same rules."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise UserError(
+            f"an image array must be uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels, not "
+            f"{pixels.dtype} {list(pixels.shape)}"
+        )
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    elif pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels = _composite(pixels[:, :, :3], pixels[:, :, 3], rules.background)
+    return _finish(pixels, rules)
+
+
+def read_header(data: bytes | Path) -> Header:
+    """Format, size and channels, from the first few bytes of the data. Raises DecodeError."""
+    try:
+        stream: BinaryIO = data.open("rb") if isinstance(data, Path) else io.BytesIO(data)
+    except OSError as error:
+        raise DecodeError("unreadable", error.strerror or str(error)) from error
+    with stream:
+        start = stream.read(64)
+        if not start:
+            raise DecodeError("empty", "zero bytes")
+        with _quiet, _decode_errors(start), _open(stream) as image:
+            gray = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+            # MPO is a JPEG with more pictures behind the first.
+            name = "JPEG" if image.format == "MPO" else str(image.format)
+            return Header(name, image.width, image.height, 1 if gray else 3)
+
+
+def resize_square(
+    pixels: Pixels, size: int, resize: Resize, interpolation: Interpolation, background: str = "white"
+) -> Pixels:
+    """Resize uint8 [H, W] or [H, W, 3] to [size, size] or [size, size, 3].
+
+    `stretch` keeps all pixels and loses the aspect; `pad` keeps both and fills bars with `background`;
+    `crop` takes the centre square. Downscaling is antialiased (Pillow's convolution resampling).
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == (size, size):
+        return pixels
+    image = Image.fromarray(pixels)
+    if resize == "stretch":
+        return np.asarray(image.resize((size, size), _FILTERS[interpolation]))
+    if resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((size, size), _FILTERS[interpolation], box=box))
+    scale = size / max(width, height)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    canvas = Image.new("RGB", (size, size), background_rgb(background)).convert(image.mode)
+    canvas.paste(image.resize(inner, _FILTERS[interpolation]), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return np.asarray(canvas)
+
+
+def background_rgb(background: str) -> tuple[int, int, int]:
+    """Red, green and blue in 0..255 of a CSS colour name or #rrggbb. Raises UserError."""
+    try:
+        red, green, blue = ImageColor.getrgb(background)[:3]
+    except ValueError:
+        raise UserError(f"data.background '{background}' is no colour: give a CSS name (white) or #rrggbb") from None
+    return red, green, blue
+
+
+def _content(data: bytes | Path) -> bytes:
+    try:
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        if size > MAX_BYTES:
+            raise DecodeError("bomb", f"{size:,} bytes, more than {MAX_BYTES:,}")
+        content = data.read_bytes() if isinstance(data, Path) else data
+    except OSError as error:
+        raise DecodeError("unreadable", error.strerror or str(error)) from error
+    if not content:
+        raise DecodeError("empty", "zero bytes")
+    return content
+
+
+def _open(stream: BinaryIO) -> ImageFile.ImageFile:
+    image = Image.open(stream, formats=tuple(SUFFIXES))
+    assert isinstance(image, ImageFile.ImageFile)
+    if image.width * image.height > MAX_PIXELS:
+        raise DecodeError("bomb", f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    return image
+
+
+def _verify_png(content: bytes) -> None:
+    """Check lengths and checksums of a PNG's chunks (PNG specification, 5.3), which Pillow only does in part."""
+    view = memoryview(content)
+    at = 8
+    kind = b""
+    while kind != b"IEND":
+        length = int.from_bytes(view[at : at + 4], "big")
+        kind = bytes(view[at + 4 : at + 8])
+        end = at + 8 + length
+        if end + 4 > len(view):
+            raise DecodeError("truncated", f"the file ends within the chunk at byte {at:,}")
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise DecodeError("corrupt", f"wrong checksum of chunk {kind!r}")
+        at = end + 4
+
+
+def _to_array(opened: ImageFile.ImageFile, background: str) -> Pixels:
+    """Decode the first frame: upright uint8 [H, W] (gray) or [H, W, 3], opaque."""
+    raw_mode = str(opened.tile[0][3]) if opened.tile else ""
+    opened.load()
+    image: Image.Image = opened
+    key = image.info.get("transparency")
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)  # after load: Pillow itself turns TIFFs there, and forgets their tag
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        samples = np.asarray(image)
+        pixels = _to_8_bits(samples)
+        return pixels if key is None else _composite(pixels, _keyed(samples != key), background)
+    if image.mode in ("P", "PA", "LA", "RGBA", "RGBa"):
+        rgba = np.asarray(image.convert("RGBA"))
+        return _composite(rgba[:, :, :3], rgba[:, :, 3], background)
+    if image.mode in ("1", "L"):
+        pixels = np.asarray(image.convert("L"))
+        if key is not None:
+            # Pillow scales gray of 2 and 4 bits up to 8, but not the key; for 1 bit it depends on the version.
+            level = 255 * bool(key) if image.mode == "1" else key * {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
+            return _composite(pixels, _keyed(pixels != level), background)
+        return pixels
+    if image.mode not in ("RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+        raise DecodeError("unsupported", f"colour mode {image.mode}: convert the file to RGB")
+    pixels = np.asarray(image.convert("RGB"))
+    if image.mode == "RGB" and key is not None:
+        colour = np.array(key) >> (8 if raw_mode == "RGB;16B" else 0)
+        return _composite(pixels, _keyed((pixels != colour).any(axis=2)), background)
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken EXIF raises what its parser stumbles upon; the picture itself is whole
+        return 1
+
+
+def _to_8_bits(samples: npt.NDArray[np.generic]) -> Pixels:
+    if samples.dtype.kind == "f":
+        if not (np.min(samples) >= 0 and np.max(samples) <= 1):  # so written, NaN is refused too
+            raise DecodeError("unsupported", "float samples outside [0, 1]: convert the file to 8 or 16 bits")
+        return np.rint(samples.astype(np.float64) * 255).astype(np.uint8)
+    wide = samples.astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise DecodeError("unsupported", "integer samples outside 0..65535: convert the file to 8 or 16 bits")
+    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _keyed(opaque: npt.NDArray[np.bool_]) -> Pixels:
+    return np.where(opaque, np.uint8(255), np.uint8(0))
+
+
+def _composite(pixels: Pixels, alpha: Pixels, background: str) -> Pixels:
+    """`pixels` [H, W] or [H, W, 3] over `background` by `alpha` [H, W] -> [H, W, 3], rounded."""
+    front = pixels.astype(np.int32)
+    if front.ndim == 2:
+        front = front[:, :, None]
+    weight = alpha.astype(np.int32)[:, :, None]
+    behind = np.array(background_rgb(background), dtype=np.int32)
+    return ((front * weight + behind * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def _finish(pixels: Pixels, rules: DecodeRules) -> Pixels:
+    """Channels, then size: uint8 [H, W, C]."""
+    if rules.channels == 1 and pixels.ndim == 3:
+        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+    if rules.size is not None:
+        pixels = resize_square(
+            np.ascontiguousarray(pixels), rules.size, rules.resize, rules.interpolation, rules.background
+        )
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], rules.channels, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+@contextlib.contextmanager
+def _decode_errors(content: bytes) -> Iterator[None]:
+    try:
+        yield
+    except (DecodeError, UserError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise DecodeError("bomb", str(error)) from error
+    except UnidentifiedImageError as error:
+        # The tag of a PNG's first chunk tells a PNG whose signature was mangled in transfer.
+        if content.startswith(_SIGNATURES) or content[12:20].find(b"IHDR") >= 0:
+            raise DecodeError("corrupt", "the header is damaged") from error
+        raise DecodeError("not-an-image", f"none of {', '.join(SUFFIXES)}") from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsers stumble upon
+        text = str(error) or type(error).__name__
+        cut_short = isinstance(error, EOFError) or "truncated" in text.lower() or "chunk b''" in text
+        raise DecodeError("truncated" if cut_short else "corrupt", text) from error
+
+
+class _Quiet:
+    """Keeps Pillow's warnings in. Counted, for `warnings.catch_warnings` alone does not nest across threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()

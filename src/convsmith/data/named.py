@@ -1,0 +1,134 @@
+"""Data sets by name: scikit-learn's digits, and those that torchvision downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.data.records import Index, Source, fingerprint_files, numbered_ids, recall, remember, walk
+from convsmith.errors import UserError
+
+Arrays = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]  # split -> images [N, H, W(, C)], labels [N]
+
+_TEN = tuple("0123456789")
+
+
+class _Named(NamedTuple):
+    torchvision_name: str
+    size: int
+    channels: Literal[1, 3]
+    classes: tuple[str, ...] | None = None  # none: the names that torchvision gives
+
+
+_SETS = {
+    "cifar10": _Named("CIFAR10", 32, 3),
+    "cifar100": _Named("CIFAR100", 32, 3),
+    "mnist": _Named("MNIST", 28, 1, _TEN),
+    "fashion-mnist": _Named("FashionMNIST", 28, 1),
+    "svhn": _Named("SVHN", 32, 3, _TEN),
+}
+
+
+def open_digits(cache_folder: Path) -> Source:
+    """1,797 handwritten digits, 8 x 8 gray (scikit-learn's `load_digits`); 16 gray levels stretched to 0..255."""
+
+    @cache
+    def load() -> tuple[tuple[str, ...], Arrays]:
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        return _TEN, {"": (pixels, labels.astype(np.int64))}
+
+    key = "digits-1"
+    index = recall(cache_folder, key) or remember(cache_folder, key, _index(*load()))
+    return _source("digits", index, key, lambda: load()[1], 8, 1, (0.1, 0.2))
+
+
+def open_named(name: str, cache_folder: Path) -> Source:
+    """A torchvision set, downloaded at its first use into `cache_folder`/downloads and found again offline."""
+    named = _SETS[name]
+    folder = cache_folder / "downloads" / name
+
+    @cache
+    def load() -> tuple[tuple[str, ...], Arrays]:
+        return _load(name, named, folder)
+
+    key = fingerprint_files(folder, walk(folder).files) if folder.is_dir() else ""
+    index = recall(cache_folder, key) if key else None
+    if index is None:
+        index = _index(*load())
+        key = fingerprint_files(folder, walk(folder).files)  # now that everything is there
+        remember(cache_folder, key, index)
+    return _source(name, index, key, lambda: load()[1], named.size, named.channels, (0.1, 0.0))
+
+
+def _index(classes: tuple[str, ...], arrays: Arrays) -> Index:
+    given = np.repeat(np.array(list(arrays), dtype="<U5"), [len(labels) for _, labels in arrays.values()])
+    return Index(classes, np.concatenate([labels for _, labels in arrays.values()]), given)
+
+
+def _source(
+    name: str,
+    index: Index,
+    fingerprint: str,
+    arrays: Callable[[], Arrays],
+    size: int,
+    channels: Literal[1, 3],
+    fractions: tuple[float, float],
+) -> Source:
+    def read(row: int) -> npt.NDArray[np.uint8]:
+        for images, _ in arrays().values():
+            if row < len(images):
+                image: npt.NDArray[np.uint8] = images[row]
+                return image
+            row -= len(images)
+        raise AssertionError("row beyond the last")
+
+    return Source(
+        name=name,
+        classes=index.classes,
+        ids=numbered_ids(index.given),
+        labels=index.labels,
+        given=index.given,
+        fingerprint=fingerprint,
+        read=read,
+        val_fraction=fractions[0],
+        test_fraction=fractions[1],
+        native_size=(size, size),
+        native_channels=channels,
+    )
+
+
+def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arrays]:
+    from filelock import FileLock
+    from torchvision import datasets
+
+    factory: Any = getattr(datasets, named.torchvision_name)
+    arrays: Arrays = {}
+    classes = named.classes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):
+            for split in ("train", "test"):
+                which = {"split": split} if name == "svhn" else {"train": split == "train"}
+                loaded = factory(folder, download=True, **which)
+                images = np.asarray(loaded.data)
+                if name == "svhn":
+                    images = images.transpose(0, 2, 3, 1)
+                labels = loaded.labels if name == "svhn" else loaded.targets
+                arrays[split] = images, np.asarray(labels, dtype=np.int64)
+                classes = classes or tuple(loaded.classes)
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot download or read '{name}' in '{folder}' ({reason}): go online, delete the folder if it is "
+            f"damaged, or give the data by hand as a folder of images or Parquet, data.source=PATH"
+        ) from error
+    assert classes is not None
+    return classes, arrays

@@ -1,0 +1,158 @@
+"""What every data source comes down to: labelled records, and a fingerprint of where they came from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.errors import UserError
+
+Labels = npt.NDArray[np.int64]
+Given = npt.NDArray[np.str_]
+Record = bytes | Path | npt.NDArray[np.uint8]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """N labelled images that are not yet decoded.
+
+    `ids` are stable names of the records; `labels` int64 [N] index `classes`; `given` [N] is the split
+    that the source itself gives ('train', 'val', 'test', or '' for none). `read(i)` gives record i
+    (encoded bytes, a path, or uint8 pixels) and is fastest, and for Parquet only fast, in order.
+    `unused` names the files of a folder that are no records. `native_size` is (height, width).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: Labels
+    given: Given
+    fingerprint: str
+    read: Callable[[int], Record]
+    val_fraction: float
+    test_fraction: float
+    native_size: tuple[int, int] | None = None
+    native_channels: Literal[1, 3] | None = None
+    unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.labels) == len(self.given)
+        if not self.ids:
+            raise UserError(f"{self.name} holds no images")
+        if len(self.classes) < 2:
+            raise UserError(
+                f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more class folders"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class File(NamedTuple):
+    """A file below a folder: its relative POSIX path, and what changes when its content does."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class Tree(NamedTuple):
+    """The files and folders below a folder, sorted, as relative POSIX paths."""
+
+    files: list[File]
+    folders: list[str]
+
+
+class Index(NamedTuple):
+    """The part of a source that is worth remembering: classes, labels [N], given splits [N]."""
+
+    classes: tuple[str, ...]
+    labels: Labels
+    given: Given
+
+
+def walk(root: Path) -> Tree:
+    """List what is below `root`, through symbolic links but never in a loop. Hidden folders are left out.
+
+    A link that leads nowhere is listed as a file, so that it is reported rather than lost.
+    """
+    files: list[File] = []
+    folders: list[str] = []
+
+    def visit(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        if prefix:
+            folders.append(prefix[:-1])
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.is_dir():
+                    if not entry.name.startswith("."):
+                        visit(folder / entry.name, path + "/", above | {here})
+                elif entry.is_file() or not os.path.exists(entry.path):
+                    status = entry.stat(follow_symlinks=entry.is_file())
+                    files.append(File(path, status.st_size, status.st_mtime_ns))
+
+    try:
+        visit(root, "", frozenset())
+    except OSError as error:
+        raise UserError(f"cannot read the folder '{error.filename}': {error.strerror}") from error
+    return Tree(sorted(files), sorted(folders))
+
+
+def fingerprint_files(root: Path, files: Iterable[File]) -> str:
+    """sha256 over the folder's place and each file's relative path, size and time of change."""
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
+    for file in files:
+        digest.update(b"\0" + os.fsencode(file.path) + b"\0%d\0%d" % (file.size, file.mtime_ns))
+    return digest.hexdigest()
+
+
+def numbered_ids(given: Given) -> tuple[str, ...]:
+    """Ids for records without a name: their number within their split, such as ``train/000123``."""
+    counts: dict[str, int] = {}
+    ids = []
+    for split in given.tolist():
+        number = counts.get(split, 0)
+        counts[split] = number + 1
+        ids.append(f"{split}/{number:06d}" if split else f"{number:06d}")
+    return tuple(ids)
+
+
+def recall(cache: Path, fingerprint: str) -> Index | None:
+    """The index remembered for a fingerprint, so that a second start needs neither pyarrow nor torchvision."""
+    try:
+        with np.load(_index_path(cache, fingerprint), allow_pickle=False) as stored:
+            return Index(tuple(stored["classes"].tolist()), stored["labels"], stored["given"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def remember(cache: Path, fingerprint: str, index: Index) -> Index:
+    """Store an index. A cache that cannot be written costs time on the next start, nothing else."""
+    path = _index_path(cache, fingerprint)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, classes=np.array(index.classes), labels=index.labels, given=index.given)
+        partial.replace(path)
+    return index
+
+
+def _index_path(cache: Path, fingerprint: str) -> Path:
+    return cache / "sources" / f"{fingerprint}.npz"

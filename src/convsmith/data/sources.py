@@ -1,0 +1,123 @@
+"""Open a data source by its name or path: the one place where a new kind of source is added."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.data.config import DataConfig
+from convsmith.data.folders import open_folder
+from convsmith.data.named import open_digits, open_named
+from convsmith.data.parquet import open_parquet
+from convsmith.data.records import SPLITS, File, Source, numbered_ids, walk
+from convsmith.errors import UserError, choose
+
+__all__ = ["SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
+
+SOURCES: dict[str, Callable[[Path], Source]] = {  # each takes the cache folder
+    "digits": open_digits,
+    "cifar10": partial(open_named, "cifar10"),
+    "cifar100": partial(open_named, "cifar100"),
+    "mnist": partial(open_named, "mnist"),
+    "fashion-mnist": partial(open_named, "fashion-mnist"),
+    "svhn": partial(open_named, "svhn"),
+}
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where decoded images and downloads are kept: `data.cache`, CONVSMITH_CACHE, or the platform's own place."""
+    named = config.cache or os.environ.get("CONVSMITH_CACHE")
+    if named:
+        return Path(named).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("convsmith")
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that `config.source` names: one of SOURCES, else a folder of images or Parquet, or a Parquet file.
+
+    A folder that shares its name with one of SOURCES is reached as ``./name``. Raises UserError.
+    """
+    cache = cache_folder(config)
+    if config.source in SOURCES:
+        return SOURCES[config.source](cache)
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        tree = walk(path)
+        parquet = [file for file in tree.files if file.path.lower().endswith(".parquet")]
+        return open_parquet(path, parquet, cache) if parquet else open_folder(path, tree)
+    if path.is_file():
+        if path.suffix.lower() != ".parquet":
+            raise UserError(f"data.source '{path}' is a file: give a folder of images or Parquet, or a .parquet file")
+        status = path.stat()
+        return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache)
+    if len(path.parts) > 1 or path.suffix:
+        raise UserError(f"data.source '{config.source}' is not found: no such file or folder")
+    raise UserError(f"{choose('data.source', config.source, SOURCES)}, or the path of a folder or of Parquet")
+
+
+def from_arrays(
+    images: npt.NDArray[np.uint8],
+    labels: npt.ArrayLike,
+    classes: Sequence[str] | None = None,
+    given: Sequence[str] | None = None,
+) -> Source:
+    """A source of arrays in memory.
+
+    `images` uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels; `labels` [N] are class names, or
+    integers that index `classes`. Without `classes` they are the distinct labels, sorted. `given` [N]
+    holds 'train', 'val' or 'test' where the split is settled. Raises UserError.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        raise UserError(
+            f"images must be uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels, not "
+            f"{images.dtype} {list(images.shape)}"
+        )
+    values = np.asarray(labels)
+    splits = np.array([""] * len(images) if given is None else list(given), dtype="<U5")
+    if values.shape != (len(images),) or len(splits) != len(images):
+        raise UserError(f"{len(images)} images, but labels {list(values.shape)} and {len(splits)} given splits")
+    if unknown := sorted(set(splits.tolist()) - {*SPLITS, ""}):
+        raise choose("split", unknown[0], SPLITS)
+    names, coded = _encode(values, classes)
+    digest = hashlib.sha256(repr((images.shape, names)).encode())
+    for array in (images, coded, splits):
+        digest.update(np.ascontiguousarray(array).data)
+    return Source(
+        name="arrays",
+        classes=names,
+        ids=numbered_ids(splits),
+        labels=coded,
+        given=splits,
+        fingerprint=digest.hexdigest(),
+        read=lambda index: images[index],
+        val_fraction=0.15,
+        test_fraction=0.15,
+        native_size=(images.shape[1], images.shape[2]),
+        native_channels=3 if images.ndim == 4 and images.shape[3] > 1 else 1,
+    )
+
+
+def _encode(values: npt.NDArray[Any], classes: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Class names, and labels that index them."""
+    if values.dtype.kind not in "iuU":
+        raise UserError(f"labels must be integers or strings, not {values.dtype}")
+    if classes is None:
+        distinct, coded = np.unique(values, return_inverse=True)
+        return tuple(str(value) for value in distinct), coded.astype(np.int64)
+    if values.dtype.kind == "U":
+        position = {name: i for i, name in enumerate(classes)}
+        if unknown := sorted(set(values.tolist()) - position.keys()):
+            raise choose("label", unknown[0], classes)
+        return tuple(classes), np.array([position[name] for name in values.tolist()], dtype=np.int64)
+    if len(values) and not 0 <= values.min() <= values.max() < len(classes):
+        raise UserError(f"labels run from {values.min()} to {values.max()}, but there are {len(classes)} classes")
+    return tuple(classes), values.astype(np.int64)

@@ -1,0 +1,117 @@
+"""Who is in train, val and test: stratified, seeded, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.data.records import Given, Labels
+from convsmith.errors import UserError
+
+Rows = npt.NDArray[np.int64]
+
+
+def make_splits(
+    labels: Labels,
+    given: Given,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> dict[str, Rows]:
+    """Rows of 'train', 'val' and, where there is one, 'test': disjoint, sorted, together all rows.
+
+    `labels` int [N]; `given` [N] is what the source says of each row. Where it says
+
+    - nothing, or train alone: val and test are cut, as fractions of all (no test for fraction 0);
+    - train and test: val is cut from train, as a fraction of it;
+    - train and val: there is no test split;
+    - all three: nothing is cut.
+
+    A cut takes ``round(N * fraction)`` rows, shared among the classes by largest remainders: within one
+    of the class's own fraction. Each class has at least one row in every part, for which it needs as
+    many rows as there are parts. Which rows of a class are taken depends on `seed` and the class alone.
+    `limit` then keeps that many rows of train and val together, stratified; test stays whole.
+    `classes` names the labels in errors. Raises UserError for a class that is too small.
+    """
+    present = set(given.tolist())
+    assert "" not in present or present == {""}, "either every row has a given split or none has"
+    assert present & {"", "train"}, "no rows to train on"
+    splits = {split: np.flatnonzero(given == split) for split in ("train", "val", "test") if split in present}
+    splits.setdefault("train", np.arange(len(labels)))
+    fractions = {}
+    if "val" not in present:
+        fractions["val"] = val_fraction
+        if "test" not in present and test_fraction:
+            fractions["test"] = test_fraction
+    if fractions:
+        train = splits.pop("train")
+        parts = _cut(labels[train], fractions, seed, classes)
+        splits |= {split: train[rows] for split, rows in parts.items()}
+    if limit is not None and limit < len(splits["train"]) + len(splits["val"]):
+        splits |= _limited({split: splits[split] for split in ("train", "val")}, labels, limit, seed)
+    return {split: np.sort(splits[split]).astype(np.int64) for split in ("train", "val", "test") if split in splits}
+
+
+def _cut(labels: Labels, fractions: dict[str, float], seed: int, classes: Sequence[str] | None) -> dict[str, Rows]:
+    """Cut rows off for each of `fractions`; what is left is 'train'."""
+    members = _shuffled_by_class(labels, seed)
+    sizes = np.array([len(rows) for rows in members.values()])
+    small = {label: len(rows) for label, rows in members.items() if len(rows) <= len(fractions)}
+    if small:
+        label, size = next(iter(small.items()))
+        name = classes[label] if classes is not None else str(label)
+        raise UserError(
+            f"class '{name}' has too few images ({size}) to be in train, {' and '.join(fractions)}: "
+            f"add images or leave the class out"
+        )
+    left = sizes.copy()
+    parts: dict[str, list[Rows]] = {split: [] for split in fractions}
+    for done, (split, fraction) in enumerate(fractions.items(), start=1):
+        most = left - 1 - (len(fractions) - done)  # one for train and for each part still to come
+        ideal = sizes * fraction
+        least = np.clip(np.floor(ideal), 1, most).sum()
+        taken = _apportion(ideal, max(round(float(ideal.sum())), int(least)), most)
+        for rows, end, count in zip(members.values(), left, taken, strict=True):
+            parts[split].append(rows[end - count : end])
+        left -= taken
+    train = [rows[:end] for rows, end in zip(members.values(), left, strict=True)]
+    return {split: np.concatenate(rows) for split, rows in {"train": train, **parts}.items()}
+
+
+def _limited(splits: dict[str, Rows], labels: Labels, limit: int, seed: int) -> dict[str, Rows]:
+    cells = [
+        (split, rows[chosen])
+        for split, rows in splits.items()
+        for chosen in _shuffled_by_class(labels[rows], seed).values()
+    ]
+    if limit < len(cells):
+        raise UserError(
+            f"data.limit {limit} is too small: with each class in train and val it is at least {len(cells)}"
+        )
+    sizes = np.array([len(rows) for _, rows in cells])
+    counts = _apportion(sizes * (limit / sizes.sum()), limit, sizes)
+    kept = [(split, rows[:count]) for (split, rows), count in zip(cells, counts, strict=True)]
+    return {split: np.concatenate([rows for at, rows in kept if at == split]) for split in splits}
+
+
+def _shuffled_by_class(labels: Labels, seed: int) -> dict[int, Rows]:
+    """The rows of each class that is present, in an order drawn for this class alone."""
+    return {
+        int(label): np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
+        for label in np.unique(labels)
+    }
+
+
+def _apportion(ideal: npt.NDArray[np.float64], total: int, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Largest-remainder (Hamilton) apportionment of `total` by `ideal` shares, each from 1 to `most`."""
+    counts = np.clip(np.floor(ideal), 1, most).astype(np.int64)
+    total = min(max(total, len(counts)), int(most.sum()))
+    while (missing := total - int(counts.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        room = counts < most if missing > 0 else counts > 1
+        counts[np.argmax(np.where(room, (ideal - counts) * step, -np.inf))] += step
+    return counts

@@ -1,0 +1,248 @@
+"""What a person sees of a run: progress, a line an epoch, tables, a last panel; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from convsmith.config import RunConfig
+from convsmith.experiment import EpochEnd, Event, Experiment, Finished, Interrupted, epochs
+from convsmith.insight.metrics import wilson_interval
+from convsmith.nets.shapes import LayerRow, totals
+from convsmith.rundir import RunDir
+from convsmith.runtime import Interrupts
+from convsmith.training.loop import Progress as TrainProgress
+
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+COLUMNS = (
+    f"{'epoch':>9}  {'train loss':>10} {'acc':>6}  {'val loss':>8} {'acc':>6} {'F1':>6}  {'lr':>8}  "
+    f"{'img/s':>7} {'time':>6}"
+)
+MOST_CLASSES = 30
+
+
+class Display:
+    """Shows events of a run on a console (the terminal's or a notebook's, as rich finds it)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.last: Event | None = None
+        self._progress: Progress | None = None
+
+    def line(self, text: str) -> None:
+        self.console.print(Text(text))
+
+    def decoding(self, done: int, total: int) -> None:
+        """The bar of the first start on a data set, when its images are decoded into the cache."""
+        if not self.console.is_terminal and not self.console.is_jupyter:
+            if done == total:
+                self.line(f"decoded {total:,} images into the cache")
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("decoding"), BarColumn(), TextColumn("{task.completed:,}"), console=self.console
+            )
+            self._progress.add_task("decoding", total=total)
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=done)
+        if done == total:
+            self._progress.stop()
+            self._progress = None
+
+    def opening(self, experiment: Experiment) -> None:
+        """Data, model, machine, and what the training will need, before its first step."""
+        config, dataset, needs = experiment.config, experiment.dataset, experiment.needs
+        data, train = config.data, config.train
+        size = f"{data.image_size} x {data.image_size} x {data.channels}"
+        if data.working_size != data.image_size:
+            size += f" from {data.working_size} x {data.working_size} in the cache"
+        parameters = sum(parameter.numel() for parameter in experiment.state.model.parameters())
+        self.line(f"run     {experiment.run.path}")
+        self.line(
+            f"data    {data.source}: {len(dataset.train):,} train, {len(dataset.val):,} val, "
+            f"{dataset.test_size:,} test (sealed); {len(dataset.classes)} classes; {size}, resize {data.resize}"
+        )
+        if dataset.failures:
+            self.line(f"        {len(dataset.failures)} files that do not decode are skipped: {experiment.run.skipped}")
+        work = totals(experiment.layers).multiply_adds / 1e6
+        self.line(f"model   {config.model.name}: {parameters:,} parameters, {work:,.1f} M multiply-adds an image")
+        self.line(f"machine {train.device}, {train.threads} threads, {train.layout} layout")
+        estimate = f"about {needs.memory / 1e6:,.0f} MB for weights, optimiser and activations"
+        if experiment.seconds_per_epoch:
+            epoch = experiment.seconds_per_epoch
+            times = f"about {duration(epoch)} an epoch, {duration(epoch * train.epochs)} for {train.epochs}"
+            estimate = f"{times}; {estimate}"
+        self.line(f"needs   {estimate}")
+        if experiment.remark:
+            self.line(f"note    {experiment.remark}")
+
+    def follow(self, experiment: Experiment) -> int:
+        """Run the experiment to its end or to a signal; the exit code of the process."""
+        self.opening(experiment)
+        with Interrupts() as interrupts:
+            if self.console.is_terminal or self.console.is_jupyter:
+                self._follow_live(experiment, interrupts)
+            else:
+                self.line(COLUMNS)
+                for event in epochs(experiment, interrupts):
+                    self.last = event
+                    if isinstance(event, EpochEnd):
+                        self.line(epoch_line(event, experiment.config))
+        if isinstance(self.last, Finished):
+            self.finished(experiment, self.last)
+            return 0
+        assert isinstance(self.last, Interrupted)
+        self.line(
+            f"\nstopped and saved at step {experiment.state.step}; go on with: convsmith resume {experiment.run.path}"
+        )
+        return EXIT_CODES[self.last.signal]
+
+    def _follow_live(self, experiment: Experiment, interrupts: Interrupts) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[rate]:,.0f} img/s"),
+            TimeRemainingColumn(compact=True),
+        )
+        self.console.print(COLUMNS, style="bold")
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            whole = experiment.steps * experiment.config.train.epochs
+            bar = progress.add_task("", total=whole, completed=experiment.state.step, loss=0.0, accuracy=0.0, rate=0.0)
+            for event in epochs(experiment, interrupts):
+                self.last = event
+                if isinstance(event, TrainProgress):
+                    progress.update(
+                        bar,
+                        completed=event.step,
+                        description=f"epoch {event.epoch}/{experiment.config.train.epochs}",
+                        loss=event.loss,
+                        accuracy=event.accuracy,
+                        rate=event.images_per_second,
+                    )
+                elif isinstance(event, EpochEnd):
+                    self.console.print(epoch_line(event, experiment.config), style="" if event.best else "dim")
+
+    def finished(self, experiment: Experiment, end: Finished) -> None:
+        run, summary, val = experiment.run, end.summary, end.evaluation
+        low, high = wilson_interval(round(val["accuracy"] * val["n"]), val["n"])
+        lines = [
+            f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
+            f"precision {val['precision']['macro']:.4f}   recall {val['recall']['macro']:.4f}   "
+            f"F1 {val['f1']['macro']:.4f}   loss {val['loss']:.4f}   ECE {val['ece']:.4f}",
+            f"best epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
+            f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
+            "",
+            f"written  {run.path}/",
+            "           model/  the best weights, with their preprocessing",
+            f"           {run.metrics.name}, {run.evaluation('val').name}, {run.predictions('val').name}",
+            "           figures/curves.png, figures/confusion.png",
+            "",
+        ]
+        if experiment.dataset.test_size:
+            lines.append(f"next: convsmith evaluate {run.path} --split test")
+        lines.append(f"{'      ' if experiment.dataset.test_size else 'next: '}convsmith predict {run.path} IMAGE...")
+        self.console.print(Panel(Text("\n".join(lines)), title=f"{summary['name']}", expand=False), soft_wrap=False)
+
+    def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
+        low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
+        self.line(f"{split} split of {run.path}: {record['n']:,} images")
+        self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
+        self.line(f"loss      {record['loss']:.4f}   ECE {record['ece']:.4f}")
+        averages = Table("average", "precision", "recall", "F1", box=None, pad_edge=False)
+        for average in ("macro", "micro", "weighted"):
+            averages.add_row(average, *(f"{record[score][average]:.4f}" for score in ("precision", "recall", "f1")))
+        self.console.print(averages)
+        worst = sorted(record["per_class"].items(), key=lambda item: item[1]["f1"])
+        shown = record["per_class"].items() if len(worst) <= MOST_CLASSES else worst[:MOST_CLASSES]
+        table = Table("class", "precision", "recall", "F1", "images", box=None, pad_edge=False)
+        for name, scores in shown:
+            table.add_row(
+                Text(name), *(f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")), f"{scores['support']:,}"
+            )
+        self.line(
+            "" if len(worst) <= MOST_CLASSES else f"\nthe {MOST_CLASSES} classes with the lowest F1 of {len(worst)}:"
+        )
+        self.console.print(table)
+        if len(worst) <= 12:
+            self._confusion(record)
+        self.line(f"\nwritten: {run.evaluation(split)}, {run.predictions(split)}")
+        if split == "test":
+            self.line(f"         the opening of the test split is noted in {run.test_access}")
+        self.line(f"next: convsmith predict {run.path} IMAGE...")
+
+    def layers(self, rows: Sequence[LayerRow], title: str) -> None:
+        """The network layer by layer, with the size equation of each axis that has one."""
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for heading in ("layer", "kind", "kernel", "stride", "pad"):
+            table.add_column(heading)
+        table.add_column("output size: (T - K + 2P)/S + 1")
+        table.add_column("output", justify="right")
+        for heading in ("parameters", "multiply-adds", "receptive field"):
+            table.add_column(heading, justify="right")
+        for row in rows:
+            table.add_row(
+                Text(row.name),
+                row.kind,
+                *(_square(pair) for pair in (row.kernel, row.stride, row.padding)),
+                Text(row.equation),
+                " x ".join(map(str, row.output_shape)),
+                f"{row.parameters:,}" if row.parameters else "",
+                f"{row.multiply_adds:,}" if row.multiply_adds else "",
+                str(row.receptive_field or ""),
+            )
+        whole = totals(rows)
+        self.console.print(table)
+        self.line(f"\n{whole.parameters:,} parameters, {whole.multiply_adds:,} multiply-adds for one image")
+        lost = [row for row in rows if row.discarded]
+        for row in lost:
+            self.line(f"note: {row.name} discards {row.discarded} pixels at the edge, where its stride does not divide")
+
+    def _confusion(self, record: dict[str, Any]) -> None:
+        names = record["classes"]
+        table = Table("true \\ predicted", *(escape(name[:8]) for name in names), box=None, pad_edge=False)
+        for name, row in zip(names, record["confusion_matrix"]["counts"], strict=True):
+            table.add_row(Text(name), *(Text(f"{count:,}" if count else "·", justify="right") for count in row))
+        self.line("")
+        self.console.print(table)
+
+    def predicted(self, rows: Sequence[dict[str, Any]], top_k: int, out: Path | None) -> None:
+        table = Table("image", "predicted", "probabilities", box=None, pad_edge=False)
+        for row in rows:
+            chances = sorted(((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True)
+            listed = "  ".join(f"{name} {chance:.1%}" for chance, name in chances[:top_k])
+            table.add_row(Text(str(row["id"])), Text(row["predicted"]), Text(listed))
+        self.console.print(table)
+        if out:
+            self.line(f"\nwritten: {out}")
+
+
+def epoch_line(end: EpochEnd, config: RunConfig) -> str:
+    row = end.row
+    return (
+        f"{row['epoch']:>4}/{config.train.epochs:<4}  {row['train_loss']:>10.4f} {row['train_accuracy']:>6.1%}  "
+        f"{row['val_loss']:>8.4f} {row['val_accuracy']:>6.1%} {row['val_f1']:>6.3f}  {row['learning_rate']:>8.2g}  "
+        f"{row['images_per_second']:>7,.0f} {duration(row['seconds']):>6}{'  best' if end.best else ''}"
+    )
+
+
+def _square(pair: tuple[int, int] | None) -> str:
+    if pair is None:
+        return ""
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
+
+
+def duration(seconds: float) -> str:
+    """``8.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,31 @@
+"""The errors that a user can cause, each a single line that names the thing and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: shown as one line, exit code 2."""
+
+
+class RunFailed(RuntimeError):
+    """A run that could not go on (NaN loss, full disk): shown as one line, exit code 1."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the choice nearest to `word`, or nothing where none is near."""
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def choose(what: str, word: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among `choices`: all of them, and the nearest."""
+    names = sorted(choices)
+    return UserError(f"{what} '{word}' does not exist.{nearest(word, names)} Choices: {', '.join(names)}")
+
+
+def missing_extra(package: str, extra: str) -> UserError:
+    """The error for an optional dependency that is not installed."""
+    return UserError(f"this needs the package '{package}': pip install 'convsmith[{extra}]'")

@@ -1,0 +1,78 @@
+"""Does a confidence mean what it says? Calibration of a classifier (Guo et al. 2017, arXiv:1706.04599)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+TEMPERATURES = (0.01, 100.0)  # the search stays within; a net that is always right would go to 0
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Samples binned by confidence: B bins ``(edges[i], edges[i + 1]]`` of equal width.
+
+    `accuracy` and `confidence` are means, float64 [B], NaN where a bin is empty; `count` is int64 [B].
+    """
+
+    edges: NDArray[np.float64]
+    count: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean over samples of ``|accuracy - confidence|`` of their bins."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float(np.average(gaps, weights=self.count[filled]))
+
+
+def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> Reliability:
+    """Bins of the predictions' `confidences`, float [N] in [0, 1], and whether each is `correct`, bool [N]."""
+    confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    assert confidence.shape == right.shape, f"{confidence.shape} confidences, {right.shape} verdicts"
+    assert confidence.size, "no samples"
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.searchsorted(edges, confidence, side="left").clip(1, bins) - 1
+    count = np.bincount(place, minlength=bins)
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        totals = np.bincount(place, values, minlength=bins).astype(np.float64)
+        return np.where(count > 0, totals / count.clip(min=1), np.nan)
+
+    return Reliability(edges, count, mean(confidence), mean(right))
+
+
+def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
+    """ECE in [0, 1] of the predictions' `confidences`, float [N], and whether each is `correct`, bool [N]."""
+    return reliability(confidences, correct, bins).error
+
+
+def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logarithm of the softmax over the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """The T for which ``softmax(logits / T)`` has the least cross-entropy with `labels`.
+
+    `logits` float [N, K], `labels` int64 [N]: of the validation split, never of the test split. T > 1 cools an
+    overconfident model. Predictions do not change, only their confidences. T stays within `TEMPERATURES`.
+    """
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        return float(-log_softmax(logits / np.exp(log_temperature))[rows, labels].mean())
+
+    # Convex in 1 / T (Guo et al., section 4.2), so there is one minimum along log T too.
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))

@@ -1,0 +1,208 @@
+"""Figures of a run, each a `matplotlib.figure.Figure` made without pyplot, so threads and notebooks are safe.
+
+Colours are those of Okabe and Ito (2008), told apart under the common colour-vision deficiencies; what colour says
+is also said by a line style, a marker or a word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from convsmith.insight.calibration import reliability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
+COUNTED = 20  # classes up to which a confusion matrix shows its counts
+NAMED = 100  # classes up to which it shows their names
+
+
+def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> Figure:
+    """Loss, accuracy and learning rate by epoch, of the rows of metrics.csv.
+
+    `best_epoch` is marked: by default the first with the highest validation accuracy.
+    """
+    figure = _figure(9, 5.6)
+    grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], wspace=0.06)
+    epochs = [row["epoch"] for row in rows]
+    if best_epoch is None:
+        best_epoch = max(rows, key=lambda row: row["val_accuracy"])["epoch"]
+    best = next(row for row in rows if row["epoch"] == best_epoch)
+    marker = "." if len(rows) <= 60 else ""
+
+    panels = [("loss", "Loss (cross-entropy, nats)", "{:.3f}", 1), ("accuracy", "Accuracy (%)", "{:.1f} %", 100)]
+    for column, (metric, label, shown, scale) in enumerate(panels):
+        axes = figure.add_subplot(grid[0, column])
+        for split, name, colour, style in [
+            ("train", "training", BLUE, "--"),
+            ("val", "validation", VERMILLION, "-"),
+        ]:
+            values = [_scaled(row[f"{split}_{metric}"], scale) for row in rows]
+            axes.plot(epochs, values, style, color=colour, marker=marker, label=name)
+        value = _scaled(best[f"val_{metric}"], scale)
+        axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
+        axes.plot([best_epoch], [value], "*", color=GREEN, markersize=13, markeredgecolor="white", zorder=3)
+        axes.plot([], [], "*", color=GREEN, label=f"best: epoch {best_epoch}, {shown.format(value)}")
+        axes.legend(fontsize=8)
+        _label(axes, label, "Epoch", label)
+        axes.set_title(label.split(" (")[0])
+        _epoch_axis(axes, epochs)
+
+    axes = figure.add_subplot(grid[1, :])
+    rates = [row["learning_rate"] for row in rows]
+    axes.plot(epochs, rates, color=GREEN, marker=marker)
+    axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
+    if min(rates) > 0 and max(rates) > 30 * min(rates):
+        axes.set_yscale("log")
+    _label(axes, "Learning rate", "Epoch", "Learning rate")
+    _epoch_axis(axes, epochs)
+    return figure
+
+
+def confusion_figure(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
+    """Confusion matrix int [K, K], rows = true class: colour is the share of the true class, numbers are counts."""
+    from matplotlib.colors import PowerNorm
+
+    counts = np.asarray(confusion)
+    size = len(classes)
+    assert counts.shape == (size, size), f"{counts.shape} counts of {size} classes"
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = float(np.clip(2.5 + 0.45 * size, 4.5, 13))
+    figure = _figure(side + 1, side, layout="compressed")
+    axes = figure.add_subplot()
+    # Where there is no room for counts, the square root keeps rare confusions in sight.
+    norm, scale = (PowerNorm(1, 0, 1), "") if size <= COUNTED else (PowerNorm(0.5, 0, 1), " (square-root scale)")
+    image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label=f"Share of the true class{scale}")
+    _label(axes, f"Confusion matrix ({counts.sum():,} samples)", "Predicted class", "True class", grid=False)
+    if size <= NAMED:
+        font = 9 if size <= COUNTED else max(4.5, 10 - size / 18)
+        # Class names are data: a dollar sign in them is no formula.
+        axes.set_xticks(range(size), classes, rotation=45 if size <= COUNTED else 90, fontsize=font, parse_math=False)
+        axes.set_yticks(range(size), classes, fontsize=font, parse_math=False)
+        if size <= COUNTED:
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+    else:
+        axes.set(xlabel="Predicted class (index)", ylabel="True class (index)")
+    if size <= COUNTED:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def reliability_figure(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> Figure:
+    """Reliability diagram: accuracy by confidence, and how many predictions have which confidence.
+
+    `confidences` float [N] of the predicted classes, `correct` bool [N].
+    """
+    found = reliability(confidences, correct, bins)
+    figure = _figure(5.5, 6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    width = np.diff(found.edges)
+    top.bar(
+        found.edges[:-1],
+        np.nan_to_num(found.accuracy),
+        width,
+        align="edge",
+        color=BLUE,
+        edgecolor="white",
+        label="accuracy",
+    )
+    filled = found.count > 0
+    top.plot(found.confidence[filled], found.accuracy[filled], "o", color=VERMILLION, markersize=5, label="bin's mean")
+    top.plot([0, 1], [0, 1], "--", color=GREY, label="perfect calibration")
+    top.set(xlim=(0, 1), ylim=(0, 1))
+    top.legend(fontsize=8, loc="upper left")
+    _label(top, f"Reliability (expected calibration error {100 * found.error:.1f} %)", "", "Accuracy")
+    bottom.bar(found.edges[:-1], found.count / found.count.sum(), width, align="edge", color=GREY, edgecolor="white")
+    _label(bottom, "", "Confidence (probability of the predicted class)", "Share of\npredictions")
+    return figure
+
+
+def lr_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None = None) -> Figure:
+    """Training loss (smoothed by the caller) by learning rate, of a learning-rate range test (Smith 2017)."""
+    figure = _figure(6.5, 4.2)
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=BLUE)
+    axes.set_xscale("log")
+    if suggestion is not None:
+        axes.axvline(suggestion, color=VERMILLION, linestyle="--", label=f"suggested: {suggestion:.2g}")
+        axes.legend()
+    _label(axes, "Learning-rate range test", "Learning rate", "Training loss (cross-entropy, nats)")
+    return figure
+
+
+def samples_figure(
+    images: NDArray[np.uint8], labels: Sequence[str], predictions: Sequence[str], confidences: Sequence[float]
+) -> Figure:
+    """A grid of images uint8 [N, H, W, 1 or 3], each with what was predicted and, where that is wrong, the truth."""
+    assert len(images) == len(labels) == len(predictions) == len(confidences) > 0
+    columns = min(len(images), 8)
+    rows = -(-len(images) // columns)
+    figure = _figure(1.55 * columns, 1.85 * rows + 0.3)
+    wrong = sum(label != prediction for label, prediction in zip(labels, predictions, strict=True))
+    figure.suptitle(f"Predictions: {len(images) - wrong} right, {wrong} wrong (framed)", fontsize=11)
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set(xticks=[], yticks=[])
+        if index >= len(images):
+            axes.set_axis_off()
+            continue
+        axes.imshow(np.squeeze(images[index]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        right = labels[index] == predictions[index]
+        text = f"{_short(predictions[index])} {confidences[index]:.0%}"
+        text += "\n" if right else f"\nis {_short(labels[index])}"
+        axes.set_title(text, fontsize=8, color=GREY if right else VERMILLION, parse_math=False)
+        for spine in axes.spines.values():
+            spine.set(color=GREY if right else VERMILLION, linewidth=0.8 if right else 3)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure in the format of the path's ending (.png, .svg, .pdf), without a date in it."""
+    dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with warnings.catch_warnings():
+        # Class names in scripts that the font does not have show as boxes: no reason to alarm anyone.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(path, dpi=150, metadata=dateless.get(path.suffix))
+
+
+def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _label(axes: Axes, title: str, x: str, y: str, grid: bool = True) -> None:
+    axes.set(title=title, xlabel=x, ylabel=y)
+    if grid:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def _scaled(value: float | None, scale: float) -> float:
+    return float("nan") if value is None else scale * value
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"

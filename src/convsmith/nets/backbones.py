@@ -1,0 +1,174 @@
+"""Architectures of torchvision and timm by name, as classifiers with features, head and stages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsmith.errors import UserError, choose, missing_extra
+
+# Containers that hold the stages, instead of being one.
+_CONTAINERS = ("features", "layers", "blocks", "stages", "trunk_output", "classifier")
+
+# Auxiliary classifiers change what the network returns in training; without init_weights these two warn.
+_TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+class Backbone(nn.Module):
+    """A library's network with its last linear layer as `head`: a `contracts.Classifier`.
+
+    `net` is the library's own module, under its own parameter names, with an identity where the head was;
+    `head_name` is the name that the head had there, and `changes` says in words what was adapted. Stages go
+    from `stem` to the last one; every parameter of `net` is in exactly one. Where a stage is several modules it is a
+    ModuleList, which is never called itself: to see what the stage returns, hook its last module.
+    """
+
+    def __init__(self, name: str, net: nn.Module, head_name: str, changes: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        head = net.get_submodule(head_name)
+        assert isinstance(head, nn.Linear)
+        _replace(net, head_name, nn.Identity())
+        self.name, self.head_name, self.changes = name, head_name, changes
+        self.net, self.head = net, head
+        in_stages = [id(p) for stage in self.stages.values() for p in stage.parameters()]
+        assert sorted(in_stages) == sorted(id(p) for p in net.parameters()), f"{name}: stages do not cover the net"
+
+    @property
+    def stages(self) -> Mapping[str, nn.Module]:
+        return _stages(self.net)
+
+    def features(self, images: Tensor) -> Tensor:
+        """`images` float [N, C, H, W] -> features [N, F]."""
+        features: Tensor = self.net(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images` float [N, C, H, W] -> logits [N, classes]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def torchvision_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
+    """torchvision's classification network `name`, untrained. Its stem is as it was, but for the input channels."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise choose("torchvision architecture", name, names)
+    net = models.get_model(name, weights=None, num_classes=classes, **_TORCHVISION_OPTIONS.get(name, {}))
+    changes = () if channels == 3 else (_adapt_stem(net, channels),)
+    linears = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return _adapted(f"torchvision/{name}", net, linears[-1] if linears else None, changes, channels, image_size)
+
+
+def timm_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
+    """timm's network `name`, untrained, with the input channels adapted by timm. Needs the extra `timm`."""
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise missing_extra("timm", "timm") from error
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
+        hint = f"nearest: {', '.join(close)}" if close else "timm.list_models() has all names"
+        raise UserError(f"timm architecture '{name}' does not exist; {hint}")
+    try:
+        net = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes)
+    except TypeError as error:
+        raise UserError(f"model 'timm/{name}' cannot be adapted to {channels} channels, {classes} classes") from error
+    head = net.get_classifier()  # type: ignore[operator]
+    path = next((path for path, module in net.named_modules() if module is head), None)
+    return _adapted(f"timm/{name}", net, path, (), channels, image_size)
+
+
+def _adapted(
+    name: str, net: nn.Module, head_name: str | None, changes: tuple[str, ...], channels: int, image_size: int
+) -> Backbone:
+    """The backbone, once one image has shown that it takes the size and that the head makes the logits."""
+    head = net.get_submodule(head_name) if head_name else None
+    if head_name is None or not isinstance(head, nn.Linear):
+        raise UserError(f"model '{name}' cannot be used: its head is not a linear layer; choose another architecture")
+    outputs: list[Tensor] = []
+    handle = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    net.eval()
+    try:
+        with torch.no_grad():
+            logits = net(torch.zeros(1, channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model '{name}' does not take {image_size} x {image_size} images ({reason}); "
+            "use another data.image_size or another architecture"
+        ) from error
+    finally:
+        handle.remove()
+        net.train()
+    if len(outputs) != 1 or not isinstance(logits, Tensor) or not torch.equal(outputs[0], logits) or logits.dim() != 2:
+        raise UserError(f"model '{name}' cannot be used: its logits do not come from one last linear layer")
+    return Backbone(name, net, head_name, changes)
+
+
+def _adapt_stem(net: nn.Module, channels: int) -> str:
+    """Replace the first convolution by one for `channels` input channels; says what it did."""
+    path, old = next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    assert old.groups == 1
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    _replace(net, path, new)
+    return f"{path}: drawn anew for {channels} input channels instead of {old.in_channels}"
+
+
+def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(net.get_submodule(parent), child, module)
+
+
+def _stages(net: nn.Module) -> dict[str, nn.Module]:
+    """Names in `net` -> modules, from input to output.
+
+    A module with layers inside is a stage; single layers in a row are one together, up to the next pooling.
+    The first stage is the `stem`, with the single layers right behind it.
+    """
+    groups: list[tuple[str, list[nn.Module]]] = []
+    run: list[nn.Module] = []
+    own = list(net.parameters(recurse=False))
+    if own:
+        run = [nn.ParameterList(own)]
+        groups.append(("stem", run))
+    for name, module in _units(net):
+        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+            run = []
+        elif not any(True for _ in module.parameters()):
+            continue
+        elif any(True for child in module.children() for _ in child.parameters()):
+            groups.append((name if groups else "stem", [module]))
+            run = groups[-1][1] if len(groups) == 1 else []
+        elif run:
+            run.append(module)
+        else:
+            run = [module]
+            groups.append((name if groups else "stem", run))
+    return {name: modules[0] if len(modules) == 1 else nn.ModuleList(modules) for name, modules in groups}
+
+
+def _units(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The children of `net`, and those of its containers in their place."""
+    units: list[tuple[str, nn.Module]] = []
+    for name, child in net.named_children():
+        if name in _CONTAINERS and isinstance(child, nn.Sequential | nn.ModuleList):
+            units += [(f"{name}.{inner}", module) for inner, module in child.named_children()]
+        else:
+            units.append((name, child))
+    return units

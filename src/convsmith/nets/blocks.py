@@ -1,0 +1,155 @@
+"""What convnets are made of: activations, norms, poolings, and the block that puts them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from convsmith.errors import UserError
+from convsmith.nets.config import BlockConfig, ModelConfig, Part
+from convsmith.nets.shapes import fitted_size
+
+
+class TMaxAvgPool2d(nn.Module):
+    """T-Max-Avg pooling: the maximum of a window whose top K values all reach T, else those K values' mean.
+
+    With v1 >= v2 >= ... >= vK the K largest of a window's values::
+
+        y = v1                      if vi >= T for every i <= K (that is, if vK >= T)
+        y = (v1 + ... + vK) / K     otherwise
+
+    Source: L. Zhao and Z. Zhang, "A improved pooling method for convolutional neural networks",
+    Scientific Reports 14, 1589 (2024), doi:10.1038/s41598-024-51258-6. T is a constant here and is compared
+    with the activations as they are; windows are not padded. K = 1 is max pooling whatever T; a T that no
+    value reaches makes it Avg-TopK pooling (Ozdemir 2023), and average pooling where K is the whole window.
+
+    [N, C, H, W] -> [N, C, H', W'] by the size equation. The gradient goes to the maximum (the first of
+    equals) or in equal parts to the K largest; none passes through the comparison with T.
+    """
+
+    def __init__(self, kernel_size: int, stride: int, t: float, k: int) -> None:
+        super().__init__()
+        assert 1 <= k <= kernel_size**2, "more values asked for than a window has"
+        self.kernel_size, self.stride, self.t, self.k = kernel_size, stride, t, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
+        top = windows.flatten(-2).topk(self.k, dim=-1).values
+        pooled = torch.where(top[..., -1] >= self.t, top[..., 0], top.mean(dim=-1))
+        # unfold forgets the layout, and the layers that follow would run in another one.
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return pooled.contiguous(memory_format=torch.channels_last) if channels_last else pooled
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, t={self.t}, k={self.k}"
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+# channels -> module
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "none": nn.Identity,
+}
+
+# size, stride, the model's settings -> module
+POOLS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
+    "max": lambda size, stride, _: nn.MaxPool2d(size, stride),
+    "average": lambda size, stride, _: nn.AvgPool2d(size, stride),
+    "t-max-avg": lambda size, stride, config: TMaxAvgPool2d(size, stride, config.pool_t, config.pool_k),
+    "none": lambda size, stride, _: nn.Identity(),
+}
+
+
+class ConvBlock(nn.Module):
+    """Convolution, norm, activation, pooling and dropout in `config.order`, each under its own name.
+
+    What `config` leaves open is taken from `defaults`; parts that are none are left out. The norm has as
+    many channels as there are where it stands. The convolution has no bias where the batch norm comes
+    next, since the norm would take it away again. Dropout falls on single values, not on whole channels.
+    `name` is how errors call the block.
+    """
+
+    def __init__(self, in_channels: int, config: BlockConfig, defaults: ModelConfig, name: str = "block") -> None:
+        super().__init__()
+        self.name, self.in_channels, self.config = name, in_channels, config
+        norm, pool = config.norm or defaults.norm, config.pool or defaults.pool
+        dropout = defaults.dropout if config.dropout is None else config.dropout
+        if pool == "t-max-avg" and defaults.pool_k > config.pool_size**2:
+            raise UserError(
+                f"{name} pool: model.pool_k {defaults.pool_k} is more than the {config.pool_size**2} values "
+                f"of a {config.pool_size} x {config.pool_size} window; use a smaller pool_k or a larger pool_size"
+            )
+        absent = {"norm": norm == "none", "pool": pool == "none", "dropout": dropout == 0}
+        order = [part for part in config.order if not absent.get(part)]
+        conv = order.index("conv")
+        norm_channels = in_channels if "norm" in order[:conv] else config.channels
+        make: dict[Part, Callable[[], nn.Module]] = {
+            "conv": lambda: nn.Conv2d(
+                in_channels,
+                config.channels,
+                config.kernel,
+                config.stride,
+                config.padding,
+                bias=order[conv + 1 : conv + 2] != ["norm"],
+            ),
+            "norm": lambda: NORMS[norm](norm_channels),
+            "activation": ACTIVATIONS[config.activation or defaults.activation],
+            "pool": lambda: POOLS[pool](config.pool_size, config.pool_stride or config.pool_size, defaults),
+            "dropout": lambda: nn.Dropout(dropout),
+        }
+        for part in order:
+            self.add_module(part, make[part]())
+        self._pools = "pool" in order
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, config.channels, H', W']."""
+        y = x
+        for part in self.children():
+            y = part(y)
+        return x + y if self.config.residual else y
+
+    def output_size(self, size: int) -> int:
+        """Height of the output for an input of `size` x `size`; a UserError where a window does not fit."""
+        config, result = self.config, size
+        for part in config.order:
+            if part == "conv":
+                mend = "use a smaller kernel, more padding or a larger image"
+                result = fitted_size(f"{self.name} conv", result, config.kernel, config.padding, config.stride, mend)
+            elif part == "pool" and self._pools:
+                mend = "use a smaller pool_size, pool: none or a larger image"
+                stride = config.pool_stride or config.pool_size
+                result = fitted_size(f"{self.name} pool", result, config.pool_size, 0, stride, mend)
+        before, after = (self.in_channels, size, size), (config.channels, result, result)
+        if config.residual and before != after:
+            raise UserError(
+                f"{self.name} residual: its input {before} and its output {after} (channels, height, width) differ; "
+                "keep channels and size (pool: none, stride 1, padding (kernel - 1)/2) or turn residual off"
+            )
+        return result
+
+
+def unsafe_channels_last(model: nn.Module) -> list[str]:
+    """Names of the convolutions that must see neither input nor weights in channels_last on the CPU.
+
+    oneDNN issue 6035: on AVX2 the weight gradient of a 1 x 1 convolution with stride 2 and fewer than 8
+    input channels is wrong or corrupts the memory (torch 2.14.1 crashes with 2 to 7 channels). Any
+    stride above 1 is counted.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels < 8
+    ]

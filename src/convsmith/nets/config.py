@@ -1,0 +1,76 @@
+"""The `model` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from convsmith.contracts import Section
+
+Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
+Norm = Literal["batch", "none"]
+Pool = Literal["max", "average", "t-max-avg", "none"]
+Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
+Part = Literal["conv", "norm", "activation", "pool", "dropout"]
+ORDER: tuple[Part, ...] = ("conv", "norm", "activation", "pool", "dropout")
+
+
+class BlockConfig(Section):
+    """One block of a convnet; what is none is taken from the `model` section."""
+
+    channels: int = Field(ge=1, le=8192, description="output channels of the convolution")
+    kernel: int = Field(default=3, ge=1, le=64)
+    stride: int = Field(default=1, ge=1, le=64)
+    padding: int = Field(default=1, ge=0, le=64)
+    norm: Norm | None = None
+    activation: Activation | None = None
+    pool: Pool | None = None
+    pool_size: int = Field(default=2, ge=1, le=64)
+    pool_stride: int | None = Field(default=None, ge=1, le=64, description="none: pool_size")
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    residual: bool = Field(default=False, description="add the block's input to its output (shapes must agree)")
+    order: tuple[Part, ...] = ORDER
+
+    @field_validator("order")
+    @classmethod
+    def _each_once(cls, order: tuple[Part, ...]) -> tuple[Part, ...]:
+        if sorted(order) != sorted(ORDER):
+            raise ValueError(f"must name each of {', '.join(ORDER)} once")
+        return order
+
+
+class ModelConfig(Section):
+    name: str = Field(
+        default="simple-cnn",
+        description="simple-cnn, convnet, small-resnet, torchvision/<architecture> or timm/<architecture>",
+    )
+    blocks: tuple[BlockConfig, ...] | None = Field(
+        default=None, description="convnet only: its blocks, such as '[{channels: 32}, {channels: 64, pool: average}]'"
+    )
+    hidden: tuple[int, ...] | None = Field(
+        default=None, description="widths of the fully connected layers before the head (simple-cnn: [200])"
+    )
+    global_pool: Literal["none", "average", "max"] = Field(
+        default="none", description="pool the last feature map to one value a channel instead of flattening it"
+    )
+    activation: Activation = "relu"
+    norm: Norm = Field(default="batch", description="after each convolution")
+    pool: Pool = Field(default="max", description="after each block's activation")
+    pool_t: float = Field(default=0.7, ge=0, le=1, description="t-max-avg: threshold T")
+    pool_k: int = Field(default=3, ge=1, le=64, description="t-max-avg: how many of the largest values are averaged")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="after each block")
+    hidden_dropout: float = Field(default=0.3, ge=0, lt=1, description="after each fully connected layer")
+    logit_scale: float = Field(default=1.0, gt=0, le=100, description="constant factor on the logits")
+    init: Init = Field(default="default", description="initialisation of convolutions and fully connected layers")
+    width: int = Field(default=16, ge=1, le=1024, description="small-resnet: channels of the first stage")
+    depth: int = Field(
+        default=3, ge=1, le=50, description="small-resnet: residual blocks a stage (layers = 6 depth + 2)"
+    )
+
+    @field_validator("hidden")
+    @classmethod
+    def _positive(cls, hidden: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if hidden and min(hidden) < 1:
+            raise ValueError("widths must be at least 1")
+        return hidden

@@ -1,0 +1,84 @@
+"""`convnet`: blocks, fully connected layers, head; and `simple-cnn`, a convnet with its blocks filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from convsmith.errors import UserError
+from convsmith.nets.blocks import ACTIVATIONS, ConvBlock
+from convsmith.nets.config import BlockConfig, ModelConfig
+
+GLOBAL_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "average": lambda: nn.AdaptiveAvgPool2d(1),
+    "max": lambda: nn.AdaptiveMaxPool2d(1),
+}
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer whose outputs are multiplied by a constant: ``scale * (W x + b)``."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__(in_features, out_features)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+class ConvNet(nn.Module):
+    """Blocks, optional global pooling, fully connected layers, head: a `contracts.Classifier`.
+
+    Built for images of one size, since the first fully connected layer depends on it. UserError where
+    the sizes do not fit. Stages: ``blocks.0``, ``blocks.1``..., then ``hidden`` where there are fully
+    connected layers.
+    """
+
+    def __init__(self, config: ModelConfig, channels: int, image_size: int, classes: int) -> None:
+        super().__init__()
+        if not config.blocks:
+            raise UserError("model convnet: model.blocks is empty; give at least one, such as '[{channels: 32}]'")
+        blocks, width, size = [], channels, image_size
+        for number, block_config in enumerate(config.blocks, start=1):
+            block = ConvBlock(width, block_config, config, name=f"block {number}")
+            blocks.append(block)
+            width, size = block_config.channels, block.output_size(size)
+        self.blocks = nn.Sequential(*blocks)
+        self.global_pool = GLOBAL_POOLS[config.global_pool]()
+        self.flatten = nn.Flatten()
+        features = width if config.global_pool != "none" else width * size * size
+        self.hidden = nn.Sequential()
+        for index, neurons in enumerate(config.hidden or ()):
+            # The linear layers are numbered alone, so that their names do not depend on the dropout.
+            self.hidden.add_module(str(index), nn.Linear(features, neurons))
+            self.hidden.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
+            if config.hidden_dropout:
+                self.hidden.add_module(f"dropout{index}", nn.Dropout(config.hidden_dropout))
+            features = neurons
+        self.head = ScaledLinear(features, classes, config.logit_scale)
+
+    @property
+    def stages(self) -> Mapping[str, nn.Module]:
+        hidden = {"hidden": self.hidden} if len(self.hidden) else {}
+        return {f"blocks.{name}": block for name, block in self.blocks.named_children()} | hidden
+
+    def features(self, images: Tensor) -> Tensor:
+        """`images` float [N, C, H, W] -> features [N, F]."""
+        features: Tensor = self.hidden(self.flatten(self.global_pool(self.blocks(images))))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images` float [N, C, H, W] -> logits [N, classes]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def simple_cnn(config: ModelConfig, channels: int, image_size: int, classes: int) -> ConvNet:
+    """Two 3 x 3 convolutions to 32 and 64 channels, each pooled by 2, and 200 neurons: sizes of 4 and more."""
+    filled = {
+        "blocks": (BlockConfig(channels=32), BlockConfig(channels=64)),
+        "hidden": (200,) if config.hidden is None else config.hidden,
+    }
+    return ConvNet(config.model_copy(update=filled), channels, image_size, classes)

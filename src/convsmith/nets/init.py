@@ -1,0 +1,75 @@
+"""Initialisation of convolutions and fully connected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from convsmith.nets.config import Activation, Init
+
+# What a layer's weights are multiplied by so that its activation f keeps the scale of the signal. PyTorch has none
+# for gelu and silu; theirs are 1 / sqrt(E[f(z)^2]) for standard normal z, which is also how ReLU gets its sqrt(2).
+GAINS: dict[str, float] = {
+    "relu": nn.init.calculate_gain("relu"),
+    "leaky_relu": nn.init.calculate_gain("leaky_relu", 0.01),
+    "sigmoid": nn.init.calculate_gain("sigmoid"),
+    "tanh": nn.init.calculate_gain("tanh"),
+    "gelu": 1.5335,
+    "silu": 1.6765,
+}
+
+
+def _kaiming_std(weight: Tensor, gain: float) -> float:
+    return gain / sqrt(weight[0].numel())  # weight[0] is one output's share: fan_in values
+
+
+def _kaiming_uniform(weight: Tensor, gain: float) -> None:
+    bound = sqrt(3) * _kaiming_std(weight, gain)
+    weight.uniform_(-bound, bound)
+
+
+def _kaiming_normal(weight: Tensor, gain: float) -> None:
+    weight.normal_(0, _kaiming_std(weight, gain))
+
+
+def _xavier_uniform(weight: Tensor, gain: float) -> None:
+    nn.init.xavier_uniform_(weight, gain)
+
+
+def _xavier_normal(weight: Tensor, gain: float) -> None:
+    nn.init.xavier_normal_(weight, gain)
+
+
+SCHEMES: dict[str, Callable[[Tensor, float], None]] = {
+    "kaiming_uniform": _kaiming_uniform,
+    "kaiming_normal": _kaiming_normal,
+    "xavier_uniform": _xavier_uniform,
+    "xavier_normal": _xavier_normal,
+}
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, scheme: Init, activation: Activation) -> None:
+    """Draw the weights of all convolutions and fully connected layers anew, from torch's global generator.
+
+    `default` leaves what PyTorch drew: weights and biases uniform within 1/sqrt(fan_in), fan_in = input channels
+    x kernel area. With gain g of the activation (1 for the head, which has none), the others have
+
+    - `kaiming`: standard deviation g / sqrt(fan_in); uniform within g sqrt(3/fan_in), sqrt(6/fan_in) for ReLU;
+      He et al., "Delving Deep into Rectifiers" (ICCV 2015);
+    - `xavier`: standard deviation g sqrt(2 / (fan_in + fan_out)); Glorot and Bengio (AISTATS 2010);
+
+    and biases of zero. Norms keep their ones and zeros.
+    """
+    if scheme == "default":
+        return
+    head = getattr(model, "head", None)
+    of_head = set(head.modules()) if isinstance(head, nn.Module) else set()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            SCHEMES[scheme](module.weight, 1.0 if module in of_head else GAINS[activation])
+            if module.bias is not None:
+                module.bias.zero_()

@@ -1,0 +1,185 @@
+"""A run directory: where each file lies, and how files are written so that none is ever half there."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from convsmith.errors import UserError
+
+
+class RunDir:
+    """Paths below ``runs/<name>/``. Knows files alone: neither configs nor tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.splits = path / "splits.json"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.skipped = path / "skipped.json"
+        self.test_access = path / "test-access.jsonl"
+        self.model = path / "model"
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self.log_file = path / "log.txt"
+
+    def evaluation(self, split: str) -> Path:
+        return self.path / f"evaluation-{split}.json"
+
+    def predictions(self, split: str) -> Path:
+        return self.path / f"predictions-{split}.csv"
+
+    def log(self, line: str) -> None:
+        """Add a line with the time to log.txt."""
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{now()} {line}\n")
+
+    def warn(self, line: str) -> None:
+        """A warning: to log.txt and to stderr."""
+        self.log(f"warning: {line}")
+        print(f"warning: {line}", file=sys.stderr)
+
+    def record_test_access(self, command: str) -> None:
+        """Note in test-access.jsonl, before the test split is opened, when and by which command."""
+        with self.test_access.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"when": now(), "command": command}, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process; a UserError where another one holds it."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout:
+            raise UserError(f"run '{self.path}' is in use by another process: wait for it, or stop it first") from None
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def refuse_taken(runs_dir: Path, name: str | None) -> None:
+    """A UserError where `name` is taken or cannot be a folder's name."""
+    if name is None:
+        return
+    if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
+        raise UserError(f"run name '{name}' must be a plain folder name, without slashes, of at most 200 bytes")
+    path = runs_dir / name
+    if path.exists():
+        raise UserError(
+            f"run '{path}' exists already: choose another --name, or go on with it: convsmith resume {path}"
+        )
+
+
+def create(runs_dir: Path, name: str | None, stem: str) -> RunDir:
+    """A new directory ``runs_dir/name``; without a name, the first free ``stem-1``, ``stem-2``, ...
+
+    Raises UserError as `refuse_taken` does. Never overwrites.
+    """
+    with explain_os_errors(f"the run directory below '{runs_dir}'"):
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            refuse_taken(runs_dir, name)
+            path = runs_dir / (name or f"{stem}-{number}")
+            try:
+                path.mkdir()
+                return RunDir(path)
+            except FileExistsError:
+                continue
+    raise AssertionError("numbers do not end")
+
+
+def open_run(path: str | Path, *needs: str) -> RunDir:
+    """An existing run; a UserError names what is missing: the run itself or a file that is needed."""
+    run = RunDir(Path(path))
+    if not run.path.is_dir() or not run.config.exists():
+        parent = run.path.parent
+        there = (
+            sorted(entry.name for entry in parent.iterdir() if (entry / "config.yaml").exists())
+            if parent.is_dir()
+            else []
+        )
+        listed = f" Runs in '{parent}': {', '.join(there[:10])}" if there else ""
+        reason = "is not a run directory (it has no config.yaml)" if run.path.exists() else "does not exist"
+        raise UserError(f"run '{path}' {reason}.{listed}")
+    for need in needs:
+        if not (run.path / need).exists():
+            raise UserError(f"run '{path}' has no {need} yet: convsmith resume {path} makes it")
+    return run
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write all or nothing: a temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Windows cannot open folders, and needs it not."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "your disk quota is used up: make room",
+    errno.EROFS: "the disk is read-only: choose another folder",
+    errno.EACCES: "permission denied: choose another folder",
+    errno.EPERM: "permission denied: choose another folder",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder",
+}
+
+
+@contextmanager
+def explain_os_errors(what: str) -> Iterator[None]:
+    """Turn a disk that is full, read-only or forbidden into one line that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise UserError(f"cannot write {what}: {_DISK[error.errno]}") from None

@@ -1,0 +1,150 @@
+"""A run as a Python object, and how Python's arguments become a config. `convsmith.train` and its kin are the doors."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from convsmith import experiment
+from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, preset_layer, read_layer, validate
+from convsmith.data.sources import Source, from_arrays
+from convsmith.display import Display
+from convsmith.errors import UserError, nearest
+from convsmith.experiment import Experiment, OptimizerFactory, Parts
+from convsmith.inference import Prediction, Predictor, evaluate, load_predictor
+from convsmith.rundir import RunDir, open_run, read_json
+from convsmith.tracking import csv
+
+Arrays = tuple[np.ndarray, Any]
+
+
+class Run:
+    """A run directory: its numbers, its model, and its evaluation."""
+
+    def __init__(self, directory: Path, model: nn.Module | None = None, data: Arrays | None = None) -> None:
+        self.files: RunDir = open_run(directory)
+        self._module = model
+        self._source = None if data is None else from_arrays(*data)
+
+    @property
+    def directory(self) -> Path:
+        return self.files.path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row an epoch, as in metrics.csv."""
+        return [dict(row) for row in csv.read(self.files.metrics)]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json of a finished run."""
+        return dict(read_json(open_run(self.directory, "summary.json").summary))
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The best model with its preprocessing."""
+        return load_predictor(self.directory, module=self._module)
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """Predict paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W]: one, a list or a batch of them."""
+        return self.predictor.predict(images)
+
+    def evaluate(self, split: str = "val") -> dict[str, Any]:
+        """The record of evaluation-<split>.json; `test` opens the sealed split, which is noted in the run."""
+        command = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
+        return evaluate(self.files, split, command, source=self._source, module=self._module)
+
+    def curves(self) -> Any:
+        """The learning curves as a matplotlib Figure."""
+        from convsmith.insight.figures import learning_curves
+
+        return learning_curves(self.metrics)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the result, the last epochs and the learning curves."""
+        rows = self.metrics[-5:]
+        columns = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1")
+        head = "".join(f"<th>{column}</th>" for column in columns)
+        body = "".join("<tr>" + "".join(f"<td>{row[column]:.4g}</td>" for column in columns) + "</tr>" for row in rows)
+        curves = self.files.figures / "curves.png"
+        image = ""
+        if curves.exists():
+            import base64
+
+            data = base64.b64encode(curves.read_bytes()).decode()
+            image = f'<img alt="learning curves" style="max-width:640px" src="data:image/png;base64,{data}">'
+        title = html.escape(str(self.directory))
+        return f"<p><b>{title}</b></p><table><tr>{head}</tr>{body}</table>{image}"
+
+
+def train(
+    data: str | Path | Arrays,
+    model: str | nn.Module | None,
+    preset: str | None,
+    config: str | Path | None,
+    name: str | None,
+    runs_dir: Path,
+    optimizer: OptimizerFactory | None,
+    settings: Mapping[str, Any],
+) -> Run:
+    arrays = data if isinstance(data, tuple) else None
+    module = model if isinstance(model, nn.Module) else None
+    if model is not None and not isinstance(model, str | nn.Module):
+        raise UserError(f"model must be a name or a torch module, not {type(model).__name__}")
+    layers = [preset_layer(preset or "baseline") if config is None or preset else {}]
+    layers += [read_layer(Path(config))] if config else []
+    layers.append(_settings_layer(settings))
+    layers.append({"data": {"source": "arrays" if arrays else str(data)}})
+    if isinstance(model, str):
+        layers.append({"model": {"name": model}})
+    parts = _parts(arrays, module, optimizer)
+    display = Display()
+    started = experiment.start(validate(merge(*layers)), runs_dir, name, parts, display.decoding)
+    return _follow(display, started, module, arrays)
+
+
+def resume(directory: Path, model: nn.Module | None, optimizer: OptimizerFactory | None, data: Arrays | None) -> Run:
+    run = open_run(directory, "checkpoints")
+    if run.summary.exists():
+        return Run(directory, model, data)
+    return _follow(Display(), experiment.resume(run, _parts(data, model, optimizer)), model, data)
+
+
+def _follow(display: Display, started: Experiment, module: nn.Module | None, arrays: Arrays | None) -> Run:
+    with started.run.lock():
+        if display.follow(started):
+            raise KeyboardInterrupt
+    return Run(started.run.path, module, arrays)
+
+
+def _parts(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None) -> Parts:
+    source: Source | None = None if arrays is None else from_arrays(*arrays)
+    return Parts(source, module, optimizer)
+
+
+def _settings_layer(settings: Mapping[str, Any]) -> Layer:
+    """``epochs=5, augment={"hflip": True}`` -> sections."""
+    shorts = {short.replace("-", "_"): key for short, key in SHORTHANDS.items() if short not in ("data", "model")}
+    layer: Layer = {}
+    for name, value in settings.items():
+        if name in shorts:
+            section, key = shorts[name].split(".")
+            layer = merge(layer, {section: {key: value}})
+        elif name in RunConfig.model_fields and isinstance(value, Mapping):
+            layer = merge(layer, {name: dict(value)})
+        else:
+            names = [*shorts, *RunConfig.model_fields]
+            raise UserError(
+                f"unknown setting '{name}'.{nearest(name, names)} Short names: {', '.join(shorts)}; sections, each "
+                f"as a dict: {', '.join(RunConfig.model_fields)}"
+            )
+    return layer

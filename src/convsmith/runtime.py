@@ -1,0 +1,139 @@
+"""The machine under a run: device, threads, seeds, signals, and a record of the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import threading
+from importlib import metadata
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from convsmith.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = (
+    "convsmith",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "wandb",
+    "numpy",
+    "scikit-learn",
+    "matplotlib",
+    "pillow",
+)
+
+
+def device_names() -> list[str]:
+    """The devices that this machine has, the fastest first; `cpu` is always last."""
+    import torch
+
+    names = ["cuda"] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def select_device(name: str) -> torch.device:
+    """`auto` is the fastest device there is; a device that is absent is the user's mistake."""
+    import torch
+
+    here = device_names()
+    if name != "auto" and name not in here:
+        raise UserError(f"train.device: this machine has no '{name}'. Choices here: auto, {', '.join(here)}")
+    return torch.device(here[0] if name == "auto" else name)
+
+
+def set_threads(threads: int | None) -> int:
+    """Set torch's CPU threads: as asked, else one for each core that this process may use; returns the number.
+
+    Float sums depend on how work is divided, so the number is part of the resolved config.
+    """
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = threads or min(torch.get_num_threads(), usable)
+    torch.set_num_threads(number)
+    return number
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's global generators (initialisation, dropout) and ask for deterministic kernels."""
+    import torch
+
+    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision, for environment.json."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the folder that the command was called in, with ``-dirty`` where files differ."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            cwd=Path.cwd(),
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+class Interrupts:
+    """Within ``with``: the first SIGINT or SIGTERM is noted, a second one ends the process as usual.
+
+    Handlers can be set in the main thread alone; elsewhere signals keep their usual meaning.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        for known, handler in self._before.items():
+            signal.signal(known, handler)

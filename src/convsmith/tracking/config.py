@@ -1,0 +1,19 @@
+"""The `track` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from convsmith.contracts import Section
+
+
+class TrackConfig(Section):
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        "auto", description="auto: online where you are logged in, else offline (a folder of the run)"
+    )
+    project: str = Field("convsmith", min_length=1, max_length=128, description="W&B project")
+    group: str | None = Field(None, description="W&B group")
+    every_steps: bool = Field(False, description="also log each train.log_every steps")
+    images: int = Field(16, ge=0, le=256, description="sample predictions logged at the end")

@@ -1,0 +1,83 @@
+"""metrics.csv: a row an epoch, whole whatever happens to the process."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_precision",
+    "val_recall",
+    "val_f1",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+    "l1_penalty",
+    "l2_penalty",
+    "zero_weights",
+)
+
+Number = int | float | None
+
+
+class MetricsCsv:
+    """Appends rows to `path`, each on disk when `append` returns. The header is written with the first row."""
+
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+
+    def append(self, row: Mapping[str, Number]) -> None:
+        """Writes numbers by column; a missing one or None is an empty cell. Floats keep every digit."""
+        unknown = row.keys() - set(self.columns)
+        assert not unknown, f"no such columns: {sorted(unknown)}"
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[dict[str, Number]]:
+    """The rows of a metrics.csv; an empty cell is None. A last line that was not written whole is left out."""
+    return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(_whole_lines(path))]
+
+
+def cut_back(path: Path, epochs: int) -> int:
+    """Keeps the header and the first `epochs` rows, in one atomic step, and returns how many rows there are now.
+
+    For a resume, which repeats what came after its checkpoint. A last line not written whole is cut as well.
+    """
+    if not path.exists():
+        return 0
+    kept = _whole_lines(path)[: 1 + epochs]
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        file.write("".join(kept))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return max(0, len(kept) - 1)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _number(cell: str) -> Number:
+    if cell == "":
+        return None
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)

@@ -1,0 +1,187 @@
+"""Weights & Biases, at arm's length.
+
+All of wandb runs in a process of its own (`wandb_process`), fed through a pipe by a thread: whatever wandb does
+(hang without a network, die, prompt, print, patch `sys.exit`, draw random numbers) cannot reach the run, and a
+run that is killed leaves a W&B run that is whole up to there.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import queue
+import secrets
+import shlex
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convsmith.tracking.config import TrackConfig
+from convsmith.tracking.null import NullTracker
+
+CLOSE_SECONDS = 30.0  # what W&B gets at the end of a run to send the rest
+PENDING = 10_000  # messages that may wait for a W&B that is slow
+
+
+def open_tracker(
+    config: TrackConfig,
+    run_dir: Path,
+    name: str,
+    run_config: Mapping[str, Any],
+    resume_id: str | None,
+    warn: Callable[[str], None],
+) -> WandbTracker | NullTracker:
+    """The tracker of the run `name`, with its files in ``<run_dir>/wandb``. Returns at once, whatever W&B does.
+
+    `run_config` is what W&B shows as the configuration; `resume_id` is the `run_id` of the tracker whose run is
+    resumed. `warn` takes one line where something is amiss, in the thread that calls the tracker.
+    """
+    if config.wandb == "off" or (config.wandb == "auto" and os.environ.get("WANDB_MODE") == "disabled"):
+        return NullTracker(resume_id)
+    run_id = resume_id or secrets.token_hex(4)
+    init = {
+        "project": config.project,
+        "group": config.group,
+        "name": name,
+        "id": run_id,
+        "dir": str(run_dir.absolute()),
+        "config": dict(run_config),
+    }
+    try:
+        return WandbTracker(config.wandb, init, warn)
+    except OSError as error:
+        warn(f"W&B is off for this run: its process did not start ({error})")
+        return NullTracker(run_id)
+
+
+class WandbTracker:
+    """Sends a run's numbers and pictures to the W&B process.
+
+    `run_id` is the W&B run, for `open_tracker` when the run is resumed. `where` says where to look at the run (its
+    URL, or a command), or None as long as W&B has not started.
+    """
+
+    def __init__(self, mode: str, init: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+        self.run_id: str = init["id"]
+        self.where: str | None = None
+        self._warn = warn
+        self._folder = Path(init["dir"], "wandb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "convsmith.tracking.wandb_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # What this process can import, without the working folder that -m would put in front.
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1", "WANDB_PROGRAM": "convsmith"},
+            start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
+        )
+        self._pending: queue.Queue[bytes | None] = queue.Queue(PENDING)
+        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lost = False
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
+        for thread in self._threads:
+            thread.start()
+        self._send({"mode": mode, "init": init})
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Numbers, texts, matplotlib figures, or lists of (image, caption), an image being uint8 [H, W, 3] or [H, W].
+
+        `step` is the optimiser step: the x axis of all charts. Never waits.
+        """
+        if not self._lost:
+            try:
+                pictures = {name: _pictures(value) for name, value in values.items() if _drawn(value)}
+                plain = {name: value for name, value in values.items() if name not in pictures}
+                self._send({"values": plain | {"step": step}, "pictures": pictures})
+            except Exception as error:  # a tracker may lose what it is given, it never stops a run
+                self._warnings.put(f"W&B did not get {', '.join(values)} of step {step}: {error}")
+        self._pass_on_warnings()
+
+    def close(self, summary: Mapping[str, Any], failed: bool = False) -> None:
+        """Ends the W&B run with `summary`; gives it up after `CLOSE_SECONDS`, or at once where it is lost already."""
+        self._send({"summary": dict(summary), "failed": failed})
+        self._put(None)
+        try:
+            self._process.wait(0 if self._lost else CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._lose(f"it did not finish within {CLOSE_SECONDS:g} seconds")
+            self._process.kill()
+            self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        self._pass_on_warnings()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._put(json.dumps(message, default=_plain).encode() + b"\n")
+
+    def _put(self, line: bytes | None) -> None:
+        try:
+            self._pending.put_nowait(line)
+        except queue.Full:
+            self._lose("it does not keep up with the run")
+
+    def _write(self) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(OSError), self._process.stdin as pipe:  # a broken pipe: `_read` sees the end as well
+            while (line := self._pending.get()) is not None:
+                pipe.write(line)
+                pipe.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        finished, reason = False, "its process died"
+        with self._process.stdout as pipe:
+            for line in pipe:
+                report = json.loads(line)
+                if "url" in report:
+                    self.where = report["url"] or f"wandb leet {shlex.quote(str(self._folder))}"
+                finished = report.get("finished", finished)
+                reason = report.get("failed", reason)
+                if "warning" in report:
+                    self._warnings.put(report["warning"])
+        if not finished:
+            self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
+        if not self._lost:
+            self._lost = True
+            self._warnings.put(f"W&B lost this run: {reason}. metrics.csv is complete; W&B's part is in {self._folder}")
+
+    def _pass_on_warnings(self) -> None:
+        while not self._warnings.empty():
+            self._warn(self._warnings.get())
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 else str(value)  # a scalar of numpy or torch
+
+
+def _drawn(value: Any) -> bool:
+    return hasattr(value, "savefig") or (isinstance(value, list) and bool(value) and isinstance(value[0], tuple))
+
+
+def _pictures(value: Any) -> list[tuple[str, str | None]]:
+    """(PNG in base 64, caption) of a figure, or of each (image, caption)."""
+    from PIL import Image
+
+    pictures = []
+    for drawing, caption in [(value, None)] if hasattr(value, "savefig") else value:
+        buffer = io.BytesIO()
+        if hasattr(drawing, "savefig"):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font has not
+                drawing.savefig(buffer, format="png")
+        else:
+            Image.fromarray(np.squeeze(drawing)).save(buffer, "PNG")
+        pictures.append((base64.b64encode(buffer.getvalue()).decode(), caption))
+    return pictures

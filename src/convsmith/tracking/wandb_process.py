@@ -1,0 +1,145 @@
+"""The process that talks to wandb: `python -m convsmith.tracking.wandb_process`, started by `WandbTracker`.
+
+Reads a JSON message a line from stdin: the opening, then rows of the history, then the summary. Writes reports
+as JSON lines to stdout: `url`, `warning`, `failed`, `finished`. Where stdin ends without a summary, the run has
+died, and W&B's run is ended as failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import netrc
+import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
+INIT_SECONDS = 15.0  # for it to take the run, before the run goes on offline
+EXIT_SECONDS = 3.0
+
+
+def main() -> None:
+    # wandb and its service inherit /dev/null: they can neither read, nor print into, nor keep open the two pipes.
+    messages, reports = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", buffering=1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+
+    def report(**fields: Any) -> None:
+        print(json.dumps(fields), file=reports)
+
+    try:
+        track(map(json.loads, messages), report)
+    except Exception as error:  # whatever wandb raises, the run must be told one line
+        report(failed=_line(error))
+    # wandb's exit hooks end its service, and may wait for a network or hang on what broke.
+    last_resort = threading.Timer(EXIT_SECONDS, os._exit, [1])
+    last_resort.daemon = True
+    last_resort.start()
+
+
+def track(messages: Iterator[dict[str, Any]], report: Callable[..., None]) -> None:
+    opening = next(messages)
+    run = start(opening["mode"], opening["init"], report)
+    report(url=run.url)
+    # Each call to log is then a row at once, and rows repeated by a resume find their place.
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    failed = True
+    for message in messages:
+        if "summary" in message:
+            run.summary.update(message["summary"])
+            failed = message["failed"]
+        else:
+            run.log(message["values"] | {name: _images(items) for name, items in message["pictures"].items()})
+    run.finish(exit_code=int(failed))
+    report(finished=True)
+
+
+def start(mode: str, init: Mapping[str, Any], report: Callable[..., None]) -> Any:
+    """The wandb run; an offline one where W&B cannot be reached."""
+    import wandb
+
+    settings: dict[str, Any] = {
+        "init_timeout": INIT_SECONDS,
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "disable_job_creation": True,
+    }
+    newer = {
+        "x_stats_pid": os.getppid(),  # the process to watch is the run's, not this one
+        "x_transaction_log_flush_interval": 2.0,  # seconds: what `wandb leet` shows of a run is as old as that
+    }
+    settings |= {name: value for name, value in newer.items() if name in getattr(wandb.Settings, "model_fields", ())}
+    if mode == "auto":
+        mode = automatic_mode()
+    # "allow": the id may exist, in W&B or as an earlier offline folder; W&B then joins the parts.
+    arguments: dict[str, Any] = {**init, "resume": "allow", "save_code": False, "settings": settings}
+    if mode != "offline":
+        try:
+            if mode == "online":
+                _expect_answer(wandb.setup().settings.base_url)
+            return wandb.init(**arguments | {"mode": mode})
+        except Exception as error:  # no network, a bad key, a server that is down: all end offline
+            report(warning=f"W&B cannot be reached, this run is tracked offline: {_line(error)}")
+            wandb.teardown()  # its service would still hold the run's id
+    return wandb.init(mode="offline", **arguments)
+
+
+def automatic_mode() -> str:
+    """W&B's own mode setting (`WANDB_MODE`, `wandb offline`) where it is not online, else offline unless logged in.
+
+    Looks where wandb itself does, without asking anyone: environment, settings files, netrc.
+    """
+    import wandb
+
+    settings: Any = wandb.setup().settings
+    if settings.mode not in (None, "online", "run"):
+        return str(settings.mode)
+    if settings.api_key or getattr(settings, "identity_token_file", None):
+        return "online"
+    host = urlsplit(settings.base_url).netloc
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        try:
+            if netrc.netrc(file).authenticators(host):
+                return "online"
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return "offline"
+
+
+def _expect_answer(url: str) -> None:
+    """Raises `OSError` where nothing answers: wandb itself would try for much longer, and leave a folder behind."""
+    try:
+        urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # wandb brings its own certificates
+            raise
+
+
+def _images(items: list[tuple[str, str | None]]) -> list[Any]:
+    import wandb
+    from PIL import Image
+
+    return [wandb.Image(Image.open(io.BytesIO(base64.b64decode(png))), caption=caption) for png, caption in items]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The `train` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from convsmith.contracts import Section
+
+Monitor = Literal["val_accuracy", "val_loss", "val_f1", "val_precision", "val_recall"]
+
+
+class TrainConfig(Section):
+    epochs: int = Field(10, ge=1, le=100_000)
+    batch_size: int = Field(128, ge=1, le=65_536)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; none: one a physical core")
+    layout: Literal["auto", "contiguous", "channels_last"] = Field(
+        "auto", description="memory format of images and weights; auto: measured, then kept"
+    )
+    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
+    focal_gamma: float = Field(2.0, ge=0, le=10)
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: classes weigh n / (classes x their count) in the loss"
+    )
+    monitor: Monitor = Field("val_accuracy", description="what chooses the best epoch and stops early")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better one; none: off")
+    min_delta: float = Field(0.0, ge=0, description="early stopping: the smallest change that counts as better")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
+    log_every: int = Field(50, ge=1, description="steps between two transfers of the running numbers")
+    checkpoint_minutes: float = Field(
+        5.0, ge=0, description="also save in mid-epoch when this long has passed since the last save (at a log step)"
+    )

@@ -1,0 +1,45 @@
+"""Which memory layout trains faster: measured on copies of the model, so that nothing of the run changes."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from convsmith.contracts import Batch
+from convsmith.training.loss import Loss
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+BUDGET = 1.5  # seconds for the whole measurement, after one warm-up step each
+ROUNDS = 9
+
+
+def seconds_per_step(
+    model: nn.Module, batch: Batch, loss: Loss, layouts: Sequence[str], device: torch.device
+) -> dict[str, float]:
+    """Median seconds of forward and backward by layout, measured in turn; draws from no generator of the run."""
+    times: dict[str, list[float]] = {layout: [] for layout in layouts}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        copies = {layout: copy.deepcopy(model).to(memory_format=FORMATS[layout]).train() for layout in layouts}
+        images = {layout: batch.images.contiguous(memory_format=FORMATS[layout]) for layout in layouts}
+        began = time.perf_counter()
+        for number in range(1 + ROUNDS):
+            for layout in layouts:
+                start = time.perf_counter()
+                copies[layout].zero_grad(set_to_none=True)
+                loss(copies[layout](images[layout]), Batch(images[layout], batch.labels)).backward()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                elif device.type == "mps":
+                    torch.mps.synchronize()
+                times[layout].append(time.perf_counter() - start)
+            if number == 0:
+                began = time.perf_counter()
+            elif time.perf_counter() - began > BUDGET:
+                break
+    return {layout: statistics.median(taken[1:]) for layout, taken in times.items()}

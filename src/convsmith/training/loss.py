@@ -1,0 +1,48 @@
+"""The data loss: cross-entropy or focal, with smoothing, class weights, and mixed labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convsmith.contracts import Batch
+from convsmith.training.config import TrainConfig
+
+Loss = Callable[[Tensor, Batch], Tensor]
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """n / (classes x count) for each class, as scikit-learn's `balanced`; 0 for a class with no image. float32 [K]."""
+    counts = np.bincount(labels, minlength=classes)
+    weights = np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
+    """Mean of -w (1 - p)^gamma log p over the batch (Lin et al. 2017), weighted as torch's cross-entropy is."""
+    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
+    losses = -((1 - log_p.exp()) ** gamma) * log_p
+    if weights is None:
+        return losses.mean()
+    weight = weights[labels]
+    return (weight * losses).sum() / weight.sum()
+
+
+def build_loss(config: TrainConfig, label_smoothing: float, weights: Tensor | None) -> Loss:
+    """A function of logits [B, K] and a Batch; for a mixed batch the two labels' losses by their shares."""
+
+    def single(logits: Tensor, labels: Tensor) -> Tensor:
+        if config.loss == "focal":
+            return focal(logits, labels, config.focal_gamma, weights)
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        if batch.others is None or batch.weight is None:
+            return single(logits, batch.labels)
+        return batch.weight * single(logits, batch.labels) + (1 - batch.weight) * single(logits, batch.others)
+
+    return loss

@@ -1,0 +1,249 @@
+"""TrainState: everything that changes during a run, and so everything that an exact resume needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsmith.errors import UserError
+from convsmith.optim.schedules import Schedule
+from convsmith.training.config import TrainConfig
+
+Tensors = dict[str, Tensor]
+
+
+class Average:
+    """Exponential moving average of weights and float buffers (Polyak and Juditsky 1992).
+
+    The decay of update t is min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        rate = 1 - min(self.decay, (1 + updates) / (10 + updates))
+        present = model.state_dict()
+        for name, mean in self.model.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(present[name], rate)
+            else:
+                mean.copy_(present[name])
+
+
+@dataclass
+class Stopper:
+    """Which epoch is the best by `monitor`, and for how many epochs none was better by min_delta."""
+
+    monitor: str
+    patience: int | None
+    min_delta: float
+    best: float | None = None
+    best_epoch: int = 0
+    reference: float | None = None
+    bad_epochs: int = 0
+
+    def watch(self, value: float, epoch: int) -> bool:
+        """Take the epoch's value; true where it is the best so far. The earlier of equals wins."""
+        gain = 1.0 if self.monitor != "val_loss" else -1.0
+        if self.reference is None or gain * (value - self.reference) > self.min_delta:
+            self.reference, self.bad_epochs = value, 0
+        else:
+            self.bad_epochs += 1
+        if self.best is None or gain * (value - self.best) > 0:
+            self.best, self.best_epoch = value, epoch
+            return True
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        return self.patience is not None and self.bad_epochs >= self.patience
+
+
+class Counts:
+    """The running sums of an epoch, kept on the device so that no step waits for a transfer."""
+
+    def __init__(self, device: torch.device) -> None:
+        # MPS has no float64; float32 sums lose nothing that its float32 losses had.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=wide, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.seen = torch.zeros((), dtype=torch.int64, device=device)
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> None:
+        self.loss += loss * len(labels)
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.seen += len(labels)
+        first_bad = (self.bad_step < 0) & ~torch.isfinite(loss)
+        self.bad_step.masked_fill_(first_bad, step)
+
+    def tensors(self) -> Tensors:
+        return {"loss": self.loss, "correct": self.correct, "seen": self.seen, "bad_step": self.bad_step}
+
+    def read(self) -> tuple[float, float, int, int]:
+        """Mean loss, accuracy, images seen, first step with a loss that is not finite (or -1): one transfer."""
+        loss, correct, seen, bad_step = torch.stack(
+            [value.to(self.loss.dtype) for value in self.tensors().values()]
+        ).tolist()
+        return loss / max(seen, 1), correct / max(seen, 1), int(seen), int(bad_step)
+
+
+@dataclass
+class TrainState:
+    """`epoch` counts finished epochs, `position` the batches done in the present one, `step` all updates."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    stopper: Stopper
+    generator: torch.Generator
+    device: torch.device
+    average: Average | None = None
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    seconds: float = 0.0  # of training in the present epoch
+    total_seconds: float = 0.0  # of all finished epochs, validation included
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = Counts(self.device)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that validation, prediction and export use: the average where there is one."""
+        return self.average.model if self.average else self.model
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update; before the first one, what the first will use."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    def close_epoch(self, seconds: float) -> None:
+        self.epoch += 1
+        self.position = 0
+        self.total_seconds += seconds
+        self.seconds = 0.0
+        self.counts = Counts(self.device)
+
+    def tensors(self) -> Tensors:
+        """Every tensor by name: model., average., optimizer., counts., rng."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.average:
+            tensors |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if value is not None:
+                    assert isinstance(value, Tensor), f"optimiser state {key} is no tensor"
+                    tensors[f"optimizer.{names[parameter]}:{key}"] = value
+        tensors |= {f"counts.{name}": value for name, value in self.counts.tensors().items()}
+        tensors["rng.augment"] = self.generator.get_state()
+        tensors |= {f"rng.{name}": value for name, value in _global_rng(self.device).items()}
+        return tensors
+
+    def facts(self) -> dict[str, Any]:
+        """What is not a tensor, as plain JSON values."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "step": self.step,
+            "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
+            "rates": {group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            "schedule": self.schedule.state(),
+            "stopper": asdict(self.stopper),
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take over a checkpoint; a UserError lists both key sets where it is of another architecture."""
+        load_strictly(self.model, _below(tensors, "model."), "the checkpoint")
+        if self.average:
+            load_strictly(self.average.model, _below(tensors, "average."), "the checkpoint's average")
+        self._load_optimizer(_below(tensors, "optimizer."), facts["rates"])
+        for name, value in _below(tensors, "counts.").items():
+            self.counts.tensors()[name].copy_(value)
+        self.generator.set_state(tensors["rng.augment"])
+        _set_global_rng(_below(tensors, "rng."), self.device)
+        for name in ("epoch", "position", "step", "seconds", "total_seconds"):
+            setattr(self, name, facts[name])
+        self.schedule.load_state(facts["schedule"])
+        self.stopper = Stopper(**facts["stopper"])
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.optimizer.state.clear()
+        for name, value in tensors.items():
+            owner, key = name.rsplit(":", 1)
+            parameter = parameters[owner]
+            if value.shape == parameter.shape:
+                # Fused optimisers walk raw memory: the state must have the parameter's own strides.
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif self.optimizer.defaults.get("fused"):
+                value = value.to(parameter.device)
+            self.optimizer.state[parameter][key] = value
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+
+
+def new_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, config: TrainConfig, device: torch.device
+) -> TrainState:
+    """The state before step 1. The augmentation's generator has the run's seed."""
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        stopper=Stopper(config.monitor, config.patience, config.min_delta),
+        generator=torch.Generator(device).manual_seed(config.seed),
+        device=device,
+        average=Average(model, config.ema) if config.ema else None,
+    )
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Load every tensor of `model`; a UserError lists missing, unexpected and misshapen keys, loading none."""
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{name} ({tuple(tensors[name].shape)} for {tuple(expected[name].shape)})"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+        listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names)
+        raise UserError(f"{what} is of another architecture; {listed}")
+    model.load_state_dict(dict(tensors))
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _global_rng(device: torch.device) -> Tensors:
+    """torch's global generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_global_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

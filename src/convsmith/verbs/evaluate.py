@@ -1,0 +1,25 @@
+"""convsmith evaluate RUN [--split val|test]."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--split", choices=["val", "test"], default="val", help="test opens the sealed split, which is recorded [val]"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+
+
+def run(args: argparse.Namespace) -> int:
+    from convsmith.display import Display
+    from convsmith.inference import evaluate
+    from convsmith.rundir import open_run
+
+    directory = open_run(args.directory, "splits.json", "model/model.json")
+    command = f"convsmith evaluate {args.directory} --split {args.split}"
+    record = evaluate(directory, args.split, command, device=args.device)
+    Display().evaluated(directory, args.split, record)
+    return 0

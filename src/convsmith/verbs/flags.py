@@ -1,0 +1,44 @@
+"""The arguments that verbs share: a config from preset, file and flags, and where runs lie."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from convsmith.config import SHORTHANDS, RunConfig, choices, compose, core_type, fields
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """[CONFIG.yaml] [--preset NAME] [--section.key VALUE ...] and the shorthands."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="a config file, such as a run's config.yaml")
+    parser.add_argument("--preset", metavar="NAME", help="start from a preset (see: convsmith presets)")
+    short = {key: f"--{name}" for name, key in SHORTHANDS.items()}
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for key, info in fields():
+        section = key.split(".")[0]
+        group = groups.setdefault(section, parser.add_argument_group(f"{section} section"))
+        words = [info.description or "", f"one of {', '.join(map(str, choices(info)))}" if choices(info) else ""]
+        default = info.get_default()
+        text = "; ".join(word for word in words if word)
+        shown = "none" if default is None else str(default).lower() if isinstance(default, bool) else default
+        is_flag = core_type(info) is bool
+        group.add_argument(
+            f"--{key}",
+            *([short[key]] if key in short else []),
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{text} [{shown}]".replace("%", "%%").strip(),
+            **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
+        )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", metavar="NAME", help="name of the run directory; default: data, model and a number")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where run directories lie [runs]")
+
+
+def read_config(args: argparse.Namespace) -> RunConfig:
+    known = {key for key, _ in fields()}
+    flags = {key: value for key, value in vars(args).items() if key in known}
+    return compose(args.preset, Path(args.config) if args.config else None, flags)

@@ -1,0 +1,55 @@
+"""convsmith predict RUN PATH... [--out FILE.csv|FILE.json] [--top-k K]."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from convsmith.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="RUN", help="a run directory, or its model/ folder")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, or patterns such as 'photos/*.jpg'")
+    parser.add_argument("--out", metavar="FILE", help="write all predictions to a .csv or .json file")
+    parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes shown for each image [3]")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.top_k < 1:
+        raise UserError(f"--top-k must be at least 1, but got {args.top_k}")
+    out = Path(args.out) if args.out else None
+    if out and out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out '{out}' must end in .csv or .json")
+    from convsmith.display import Display
+    from convsmith.inference import find_images, load_predictor
+
+    files = find_images(args.paths)
+    predictor = load_predictor(args.directory, args.device)
+    sound, broken = predictor.readable(files)
+    rows = list(predictor.rows([str(file) for file in sound], sound))
+    if out:
+        _write(out, rows)
+    Display().predicted(rows, args.top_k, out)
+    if broken:
+        listed = "; ".join(f"{file}: {reason}" for file, reason in broken[:10])
+        raise UserError(f"{len(broken)} of {len(files)} files could not be read, the others were predicted: {listed}")
+    return 0
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    from convsmith.inference import write_rows
+    from convsmith.rundir import explain_os_errors, write_text
+
+    if out.suffix == ".json":
+        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    else:
+        buffer = io.StringIO()
+        write_rows(buffer, rows)
+        text = buffer.getvalue()
+    with explain_os_errors(f"'{out}'"):
+        write_text(out, text)

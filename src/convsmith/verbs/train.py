@@ -1,0 +1,30 @@
+"""convsmith train."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_config(args)
+    if args.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    from convsmith import experiment, rundir
+    from convsmith.display import Display
+
+    display = Display()
+    runs_dir = Path(args.runs_dir)
+    rundir.refuse_taken(runs_dir, args.name)
+    started = experiment.start(config, runs_dir, args.name, progress=display.decoding)
+    with started.run.lock():
+        return display.follow(started)

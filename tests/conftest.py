@@ -1,0 +1,45 @@
+"""Shared by all tests: a cache of their own, no W&B account, and the real data where it lies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither tests nor the commands they start touch the user's cache or W&B account."""
+    os.environ["CONVSMITH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["WANDB_MODE"] = "disabled"
+    os.environ["COLUMNS"] = "120"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED}, which is absent")
+    return SHARED
+
+
+Convsmith = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def convsmith(tmp_path: Path) -> Convsmith:
+    """Run the real command line in `tmp_path`; `code` is the exit code expected."""
+
+    def run(*arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "convsmith.cli", *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

@@ -1,0 +1,41 @@
+"""Models by name, and the settings that each heeds."""
+
+import pytest
+
+from convsmith.errors import UserError
+from convsmith.nets.build import LIBRARIES, MODELS, build
+from convsmith.nets.config import BlockConfig, ModelConfig
+
+
+def test_an_unknown_model_gets_the_nearest_and_all_choices():
+    with pytest.raises(UserError) as error:
+        build(ModelConfig(name="simple-cn"), 3, 32, 10)
+    assert str(error.value) == (
+        "model 'simple-cn' does not exist. Did you mean 'simple-cnn'? "
+        "Choices: convnet, simple-cnn, small-resnet, timm/<architecture>, torchvision/<architecture>"
+    )
+
+
+@pytest.mark.parametrize("name", ["simple-cnn", "small-resnet", "torchvision/resnet18", "timm/resnet18"])
+def test_blocks_belong_to_convnet_alone(name):
+    with pytest.raises(UserError, match=f"^model.blocks .* changes nothing in '{name}'"):
+        build(ModelConfig(name=name, blocks=(BlockConfig(channels=3),)), 3, 32, 10)
+
+
+def test_a_setting_that_changes_nothing_is_refused_with_those_that_do():
+    with pytest.raises(UserError) as error:
+        build(ModelConfig(name="small-resnet", pool="average"), 3, 32, 10)
+    assert str(error.value) == (
+        "model.pool = average changes nothing in 'small-resnet': leave it at its default (max) or choose a model "
+        "that heeds it. Settings of 'small-resnet': activation, depth, init, logit_scale, norm, width"
+    )
+
+
+def test_every_setting_is_heeded_by_some_model():
+    heeded = {"name"}.union(*(model.settings for model in MODELS.values()))
+    assert heeded == set(ModelConfig.model_fields)
+
+
+def test_the_names_are_in_the_description_of_the_config():
+    described = ModelConfig.model_fields["name"].description
+    assert all(name in described for name in [*MODELS, *(f"{library}/" for library in LIBRARIES)])

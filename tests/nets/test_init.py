@@ -1,0 +1,103 @@
+"""Initialisation against the formulas and against torch.nn.init."""
+
+from math import sqrt
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convsmith.nets import config as names
+from convsmith.nets.blocks import ACTIVATIONS
+from convsmith.nets.build import build
+from convsmith.nets.config import BlockConfig, ModelConfig
+from convsmith.nets.init import GAINS, SCHEMES, initialise
+
+FAN_IN = 64 * 3 * 3
+FAN_OUT = 128 * 3 * 3
+
+
+def conv(scheme: names.Init, activation: names.Activation = "relu") -> nn.Conv2d:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 128, 3)
+    initialise(nn.Sequential(layer), scheme, activation)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bound"),
+    [
+        ("default", 1 / sqrt(FAN_IN)),
+        ("kaiming_uniform", sqrt(6 / FAN_IN)),
+        ("xavier_uniform", sqrt(2) * sqrt(6 / (FAN_IN + FAN_OUT))),
+    ],
+)
+def test_bounds_of_the_uniform_schemes(scheme, bound):
+    weight = conv(scheme).weight
+    assert weight.abs().max().item() <= bound
+    assert weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert weight.std().item() == pytest.approx(bound / sqrt(3), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "std"),
+    [("kaiming_normal", sqrt(2 / FAN_IN)), ("xavier_normal", sqrt(2) * sqrt(2 / (FAN_IN + FAN_OUT)))],
+)
+def test_deviations_of_the_normal_schemes(scheme, std):
+    weight = conv(scheme).weight
+    assert weight.std().item() == pytest.approx(std, rel=0.02)
+    assert weight.mean().item() == pytest.approx(0, abs=std / 50)
+    assert weight.abs().max().item() > 3 * std
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("scheme", ["kaiming_uniform", "kaiming_normal"])
+def test_kaiming_is_torchs_own(scheme, activation):
+    ours = conv(scheme, activation)
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(64, 128, 3)
+    slope = nn.LeakyReLU().negative_slope if activation == "leaky_relu" else 0
+    getattr(nn.init, f"{scheme}_")(theirs.weight, a=slope, nonlinearity=activation)
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "silu"])
+def test_gains_keep_the_second_moment(activation):
+    z = np.linspace(-12, 12, 200_001)
+    density = np.exp(-(z**2) / 2) / sqrt(2 * np.pi)
+    values = ACTIVATIONS[activation]()(torch.from_numpy(z)).numpy()
+    moment = float((values**2 * density).sum() * (z[1] - z[0]))
+    assert GAINS[activation] == pytest.approx(1 / sqrt(moment), rel=1e-4)
+
+
+def test_default_is_what_torch_draws():
+    ours = conv("default")
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(64, 128, 3)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_all_layers_are_drawn_and_the_head_has_no_gain(scheme):
+    config = ModelConfig(name="convnet", blocks=(BlockConfig(channels=8),), hidden=(300,), norm="none", init=scheme)
+    torch.manual_seed(0)
+    model = build(config, 3, 16, 100)
+    for name, layer in {"conv": model.blocks[0].conv, "hidden": model.hidden[0], "head": model.head}.items():
+        gain = 1.0 if name == "head" else sqrt(2)
+        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(layer.weight)
+        variance = 1 / fan_in if scheme.startswith("kaiming") else 2 / (fan_in + fan_out)
+        assert layer.weight.std().item() == pytest.approx(gain * sqrt(variance), rel=0.15)
+        assert not layer.bias.any()
+
+
+def test_norms_keep_their_ones_and_zeros():
+    model = build(ModelConfig(init="kaiming_normal"), 1, 8, 3)
+    assert (model.blocks[0].norm.weight == 1).all()
+    assert (model.blocks[0].norm.bias == 0).all()
+
+
+def test_registries_hold_the_names_of_the_config():
+    assert {"default", *SCHEMES} == set(get_args(names.Init))
+    assert set(GAINS) == set(get_args(names.Activation))

@@ -1,0 +1,220 @@
+"""A run killed at any moment resumes to bit-identical weights, with everything on that has a memory."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from convsmith.tracking import csv
+from convsmith.training import checkpoint
+
+EPOCHS = 3
+FLAGS = [
+    "train",
+    "--name",
+    "run",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "64",
+    "--data.limit",
+    "750",
+    "--train.threads",
+    "1",
+    "--train.layout",
+    "contiguous",
+    "--train.log_every",
+    "3",
+    "--train.checkpoint_minutes",
+    "0",
+    "--train.ema",
+    "0.9",
+    "--train.patience",
+    "2",
+    "--train.monitor",
+    "val_loss",
+    "--optim.name",
+    "sgd",
+    "--optim.nesterov",
+    "--lr",
+    "0.1",
+    "--schedule.name",
+    "plateau",
+    "--schedule.patience",
+    "0",
+    "--schedule.factor",
+    "0.5",
+    "--schedule.threshold",
+    "0.5",
+    "--model.dropout",
+    "0.1",
+    "--regularize.l1",
+    "1e-5",
+    "--regularize.l2",
+    "1e-4",
+    "--regularize.clip_norm",
+    "1",
+    "--augment.hflip",
+    "--augment.shift",
+    "1",
+    "--augment.cutout",
+    "2",
+    "--augment.mixup",
+    "0.4",
+    "--augment.cutmix",
+    "1",
+    "--augment.rotation",
+    "10",
+    "--augment.brightness",
+    "0.2",
+]
+
+KILLER = """
+import os, signal, sys
+from convsmith.training import loop, checkpoint
+moment, arguments = sys.argv[1], sys.argv[2:]
+if moment.isdigit():
+    original = loop.step
+    def step(state, batch, recipe):
+        if state.step == int(moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(state, batch, recipe)
+    loop.step = step
+elif moment.startswith("share"):
+    number, original = int(moment[5:]), checkpoint._share
+    def share(source, target):
+        global number
+        number -= 1
+        original(source, target)
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint._share = share
+from convsmith.cli import main
+sys.exit(main(arguments))
+"""
+
+
+def run(folder: Path, moment: str, *arguments: str) -> int:
+    command = [sys.executable, "-c", KILLER, moment, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder, "never", *FLAGS) == 0
+    return folder / "runs" / "run"
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(path)[0]
+
+
+def numbers(path: Path) -> list[dict]:
+    timed = ("seconds", "images_per_second")
+    return [{key: value for key, value in row.items() if key not in timed} for row in csv.read(path)]
+
+
+def same_run(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        left, right = (tensors(path / "checkpoints" / f"{name}.safetensors") for path in (one, other))
+        assert left.keys() == right.keys()
+        for key in left:
+            assert left[key].numpy().tobytes() == right[key].numpy().tobytes(), f"{name}: {key}"
+    assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
+    assert (one / "model/model.json").read_bytes() == (other / "model/model.json").read_bytes()
+    assert numbers(one / "metrics.csv") == numbers(other / "metrics.csv")
+    assert (one / "predictions-val.csv").read_bytes() == (other / "predictions-val.csv").read_bytes()
+
+
+def test_the_run_exercises_what_has_a_memory(whole: Path) -> None:
+    rows = csv.read(whole / "metrics.csv")
+    assert len(rows) == EPOCHS
+    assert len({row["learning_rate"] for row in rows}) > 1, "plateau never cut"
+    names = {name.split(".")[0] for name in tensors(whole / "checkpoints/last.safetensors")}
+    assert names == {"model", "average", "optimizer", "counts", "rng"}
+
+
+def test_the_same_command_gives_the_same_run(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "never", *FLAGS) == 0
+    same_run(whole, tmp_path / "runs" / "run")
+
+
+SEED = random.Random(20260101)
+MOMENTS = [
+    ["0"],  # before the first step
+    [str(SEED.randrange(1, 10)), str(SEED.randrange(10, 20)), str(SEED.randrange(20, 27))],  # in mid-epoch, thrice
+    ["share2", "share5"],  # while checkpoints are being exchanged
+]
+
+
+@pytest.mark.parametrize("moments", MOMENTS, ids=["first-step", "random-steps", "in-checkpoint"])
+def test_killed_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, moments: list[str]) -> None:
+    killed = [run(tmp_path, moments[0], *FLAGS)]
+    killed += [run(tmp_path, moment, "resume", "runs/run") for moment in moments[1:]]
+    assert killed == [-signal.SIGKILL] * len(moments), "a kill did not happen"
+    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    same_run(whole, tmp_path / "runs" / "run")
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "20", *FLAGS) == -signal.SIGKILL
+    last = tmp_path / "runs/run/checkpoints/last.safetensors"
+    data = bytearray(last.read_bytes())
+    data[-100] ^= 1
+    last.write_bytes(data)
+    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    assert "checkpoint damaged" in (tmp_path / "runs/run/log.txt").read_text()
+    same_run(whole, tmp_path / "runs" / "run")
+
+
+def test_a_finished_run_says_so(whole: Path, convsmith) -> None:
+    done = convsmith("resume", whole)
+    assert "is finished" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_tells_how_to_resume(whole: Path, tmp_path: Path, number: int, code: int) -> None:
+    script = KILLER.replace("signal.SIGKILL", f"signal.Signals({number})")
+    command = [sys.executable, "-c", script, "7", *FLAGS]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "convsmith resume runs/run" in done.stdout
+    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    same_run(whole, tmp_path / "runs" / "run")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_both_key_sets(
+    whole: Path, tmp_path: Path, convsmith
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace("hidden: null", "hidden: [77, 20]"))
+    done = convsmith("resume", "run", code=2)
+    assert "another architecture" in done.stderr
+    assert "missing: hidden.1.bias" in done.stderr
+    assert "(200,) for (77,)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_tensor_survives_the_file_bit_for_bit(tmp_path: Path) -> None:
+    values = {
+        "nan": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45]),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "scalar": torch.tensor(7, dtype=torch.int64),
+    }
+    checkpoint.write(tmp_path, values, {"step": 1})
+    read, facts = checkpoint.read(tmp_path / "last.safetensors")
+    assert facts == {"step": 1}
+    for name, value in values.items():
+        assert read[name].numpy().tobytes() == value.contiguous().numpy().tobytes(), name

@@ -1,0 +1,99 @@
+import csv
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convsmith.tracking.csv import COLUMNS, MetricsCsv, cut_back, read
+
+
+def row(epoch):
+    return {name: epoch + index / 7 for index, name in enumerate(COLUMNS)} | {"epoch": epoch}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "läufe" / "metrics.csv"
+    path.parent.mkdir()
+    metrics = MetricsCsv(path)
+    for epoch in range(1, 6):
+        metrics.append(row(epoch))
+    return path
+
+
+def test_columns_are_those_of_the_design():
+    assert ",".join(COLUMNS[:11]) == (
+        "epoch,train_loss,train_accuracy,val_loss,val_accuracy,val_precision,val_recall,val_f1,"
+        "learning_rate,seconds,images_per_second"
+    )
+
+
+def test_rows_come_back_exactly(path):
+    assert read(path) == [row(epoch) for epoch in range(1, 6)]
+
+
+def test_any_csv_reader_can_read_it(path):
+    with path.open(newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines[0] == list(COLUMNS)
+    assert len(lines) == 6
+
+
+@given(st.floats(allow_nan=False))
+def test_floats_lose_nothing(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("csv") / "metrics.csv"
+    MetricsCsv(path).append({"epoch": 1, "val_loss": value, "val_accuracy": np.float64(value)})
+    (found,) = read(path)
+    assert found["val_loss"] == found["val_accuracy"] == value
+    assert found["val_f1"] is None
+
+
+def test_nan_comes_back(tmp_path):
+    MetricsCsv(tmp_path / "m.csv").append({"epoch": 1, "val_loss": math.nan})
+    assert math.isnan(read(tmp_path / "m.csv")[0]["val_loss"])
+
+
+def test_an_unknown_column_is_refused(path):
+    with pytest.raises(AssertionError, match="vall_loss"):
+        MetricsCsv(path).append({"epoch": 6, "vall_loss": 1.0})
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_half_written_row_is_left_out_and_cut(path, cut):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert read(path) == [row(epoch) for epoch in range(1, 5)]
+    assert cut_back(path, 5) == 4
+    MetricsCsv(path).append(row(5))
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("epochs", [0, 3, 5, 9])
+def test_cut_back_keeps_the_first_rows(path, epochs):
+    kept = min(epochs, 5)
+    assert cut_back(path, epochs) == kept
+    assert read(path) == [row(epoch) for epoch in range(1, kept + 1)]
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.csv"]
+
+
+def test_after_a_cut_rows_go_on_without_a_second_header(path):
+    whole = path.read_bytes()
+    cut_back(path, 2)
+    for epoch in range(3, 6):
+        MetricsCsv(path).append(row(epoch))
+    assert path.read_bytes() == whole
+
+
+def test_a_half_written_header_is_written_again(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,train_lo")
+    assert cut_back(path, 0) == 0
+    MetricsCsv(path).append(row(1))
+    assert read(path) == [row(1)]
+
+
+def test_nothing_to_cut(tmp_path):
+    assert cut_back(tmp_path / "metrics.csv", 3) == 0
+    assert not (tmp_path / "metrics.csv").exists()
