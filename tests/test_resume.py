@@ -16,65 +16,14 @@ from convsmith.tracking import csv
 from convsmith.training import checkpoint
 
 EPOCHS = 3
-FLAGS = [
-    "train",
-    "--name",
-    "run",
-    "--epochs",
-    "3",
-    "--batch-size",
-    "64",
-    "--data.limit",
-    "750",
-    "--train.threads",
-    "1",
-    "--train.layout",
-    "contiguous",
-    "--train.log_every",
-    "3",
-    "--train.checkpoint_minutes",
-    "0",
-    "--train.ema",
-    "0.9",
-    "--train.patience",
-    "2",
-    "--train.monitor",
-    "val_loss",
-    "--optim.name",
-    "sgd",
-    "--optim.nesterov",
-    "--lr",
-    "0.1",
-    "--schedule.name",
-    "plateau",
-    "--schedule.patience",
-    "0",
-    "--schedule.factor",
-    "0.5",
-    "--schedule.threshold",
-    "0.5",
-    "--model.dropout",
-    "0.1",
-    "--regularize.l1",
-    "1e-5",
-    "--regularize.l2",
-    "1e-4",
-    "--regularize.clip_norm",
-    "1",
-    "--augment.hflip",
-    "--augment.shift",
-    "1",
-    "--augment.cutout",
-    "2",
-    "--augment.mixup",
-    "0.4",
-    "--augment.cutmix",
-    "1",
-    "--augment.rotation",
-    "10",
-    "--augment.brightness",
-    "0.2",
-]
+FLAGS = (
+    "train --name run --epochs 3 --batch-size 64 --data.limit 750 --train.threads 1 --train.layout contiguous "
+    "--train.log_every 3 --train.checkpoint_minutes 0 --train.ema 0.9 --train.patience 2 --train.monitor val_loss "
+    "--optim.name sgd --optim.nesterov --lr 0.1 --schedule.name plateau --schedule.patience 0 --schedule.factor 0.5 "
+    "--schedule.threshold 0.5 --model.dropout 0.1 --regularize.l1 1e-5 --regularize.l2 1e-4 --regularize.clip_norm 1 "
+    "--augment.hflip --augment.shift 1 --augment.cutout 2 --augment.mixup 0.4 --augment.cutmix 1 "
+    "--augment.rotation 10 --augment.brightness 0.2"
+).split()
 
 KILLER = """
 import os, signal, sys

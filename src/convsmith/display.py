@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,36 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if not self.live:  # a file or a pipe has no edge to wrap at
+            self.console.width = max(self.console.width, 160)
         self.last: Event | None = None
-        self._progress: Progress | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.console.is_terminal or self.console.is_jupyter
 
     def line(self, text: str) -> None:
         self.console.print(Text(text))
 
-    def decoding(self, done: int, total: int) -> None:
-        """The bar of the first start on a data set, when its images are decoded into the cache."""
-        if not self.console.is_terminal and not self.console.is_jupyter:
+    def counting(self, what: str) -> Callable[[int, int], None]:
+        """A function of (done, total) that draws a bar, or a line at the end where there is no terminal."""
+        bar: list[Progress] = []
+
+        def show(done: int, total: int) -> None:
+            if not self.live:
+                if done == total:
+                    self.line(f"{what} {total:,} images: done")
+                return
+            if not bar:
+                text = TextColumn("{task.completed:,} of {task.total:,}")
+                bar.append(Progress(TextColumn(what), BarColumn(), text, TimeRemainingColumn(), console=self.console))
+                bar[0].add_task("", total=total)
+                bar[0].start()
+            bar[0].update(bar[0].task_ids[0], completed=done)
             if done == total:
-                self.line(f"decoded {total:,} images into the cache")
-            return
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("decoding"), BarColumn(), TextColumn("{task.completed:,}"), console=self.console
-            )
-            self._progress.add_task("decoding", total=total)
-            self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=done)
-        if done == total:
-            self._progress.stop()
-            self._progress = None
+                bar.pop().stop()
+
+        return show
 
     def opening(self, experiment: Experiment) -> None:
         """Data, model, machine, and what the training will need, before its first step."""
@@ -89,7 +97,7 @@ class Display:
         """Run the experiment to its end or to a signal; the exit code of the process."""
         self.opening(experiment)
         with Interrupts() as interrupts:
-            if self.console.is_terminal or self.console.is_jupyter:
+            if self.live:
                 self._follow_live(experiment, interrupts)
             else:
                 self.line(COLUMNS)
@@ -182,17 +190,17 @@ class Display:
     def layers(self, rows: Sequence[LayerRow], title: str) -> None:
         """The network layer by layer, with the size equation of each axis that has one."""
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for heading in ("layer", "kind", "kernel", "stride", "pad"):
+        for heading in ("layer", "kind", "K S P"):
             table.add_column(heading)
-        table.add_column("output size: (T - K + 2P)/S + 1")
-        table.add_column("output", justify="right")
-        for heading in ("parameters", "multiply-adds", "receptive field"):
+        table.add_column("size: (T - K + 2P)/S + 1", no_wrap=True)
+        for heading in ("output", "parameters", "multiply-adds", "field"):
             table.add_column(heading, justify="right")
         for row in rows:
+            window = " ".join(_square(pair) for pair in (row.kernel, row.stride, row.padding) if pair)
             table.add_row(
                 Text(row.name),
                 row.kind,
-                *(_square(pair) for pair in (row.kernel, row.stride, row.padding)),
+                window,
                 Text(row.equation),
                 " x ".join(map(str, row.output_shape)),
                 f"{row.parameters:,}" if row.parameters else "",
@@ -202,6 +210,7 @@ class Display:
         whole = totals(rows)
         self.console.print(table)
         self.line(f"\n{whole.parameters:,} parameters, {whole.multiply_adds:,} multiply-adds for one image")
+        self.line("K kernel, S stride, P padding, T input size; field: receptive field in pixels")
         lost = [row for row in rows if row.discarded]
         for row in lost:
             self.line(f"note: {row.name} discards {row.discarded} pixels at the edge, where its stride does not divide")
@@ -234,10 +243,8 @@ def epoch_line(end: EpochEnd, config: RunConfig) -> str:
     )
 
 
-def _square(pair: tuple[int, int] | None) -> str:
-    if pair is None:
-        return ""
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
+def _square(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
 
 def duration(seconds: float) -> str:

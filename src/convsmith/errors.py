@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake in what the user gave: shown as one line, exit code 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\n", " "))
+
 
 class RunFailed(RuntimeError):
     """A run that could not go on (NaN loss, full disk): shown as one line, exit code 1."""

@@ -170,6 +170,7 @@ _DISK = {
     errno.EROFS: "the disk is read-only: choose another folder",
     errno.EACCES: "permission denied: choose another folder",
     errno.EPERM: "permission denied: choose another folder",
+    errno.ENOENT: "that folder cannot be made: choose another one",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
 }
 

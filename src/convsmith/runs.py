@@ -108,7 +108,7 @@ def train(
         layers.append({"model": {"name": model}})
     parts = _parts(arrays, module, optimizer)
     display = Display()
-    started = experiment.start(validate(merge(*layers)), runs_dir, name, parts, display.decoding)
+    started = experiment.start(validate(merge(*layers)), runs_dir, name, parts, display.counting("decoding"))
     return _follow(display, started, module, arrays)
 
 

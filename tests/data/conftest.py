@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def plant(tmp_path: Path) -> Callable[..., Path]:
         for path in paths:
             file = tmp_path / root / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            seed = int.from_bytes(path.encode("utf-8", "surrogateescape"), "big") % 2**32
+            seed = zlib.crc32(path.encode())
             pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(file, format="PNG")
         return tmp_path / root

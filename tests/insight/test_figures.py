@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -57,9 +58,8 @@ def test_figures_fit_on_their_page(draw, tmp_path):
 
 
 def test_pyplot_is_not_imported():
-    code = "import sys, convsmith.insight.figures as f; f.lr_curve([1, 2], [1, 2]); print('matplotlib.pyplot' in sys.modules)"
-    import subprocess
-
+    code = "import sys; from convsmith.insight import figures; figures.lr_curve([1, 2], [1, 2])"
+    code += "; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
 from convsmith.data.config import DataConfig, Preprocessing
 from convsmith.data.decode import DecodeRules, Pixels
+from convsmith.data.named import known_shape
 from convsmith.data.records import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
@@ -171,12 +172,20 @@ def open_dataset(
 
 
 def input_shape(config: DataConfig) -> tuple[int, int, int]:
-    """Channels, image_size and the number of classes that a net for these data has, without decoding them."""
-    source = open_source(config)
-    config = _sized(config, native_shape(source, cache_folder(config)))
-    assert config.channels is not None
+    """Channels and image size that the net will see, and the number of classes; decodes and downloads nothing."""
+    known = known_shape(config.source)
+    if known is None:
+        source = open_source(config)
+        config = _sized(config, native_shape(source, cache_folder(config)))
+        count = len(source.classes)
+    else:
+        channels, size, count = known
+        config = config.model_copy(
+            update={"image_size": config.image_size or size, "channels": config.channels or channels}
+        )
     assert config.image_size is not None
-    return config.channels, config.image_size, len(source.classes)
+    assert config.channels is not None
+    return config.channels, config.image_size, count
 
 
 def unseal_test(dataset: Dataset) -> Subset:

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +30,7 @@ from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
 from convsmith.contracts import Section
 from convsmith.data.config import DataConfig, Interpolation, Preprocessing, Resize
+from convsmith.data.quiet import quiet
 from convsmith.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -115,7 +114,7 @@ def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
     Raises DecodeError, and nothing else, for whatever is wrong with the data. Safe in threads.
     """
     content = _content(data)
-    with _quiet, _decode_errors(content):
+    with quiet, _decode_errors(content):
         if content.startswith(_PNG):
             _verify_png(content)
         with _open(io.BytesIO(content)) as image:
@@ -147,7 +146,7 @@ def read_header(data: bytes | Path) -> Header:
         start = stream.read(64)
         if not start:
             raise DecodeError("empty", "zero bytes")
-        with _quiet, _decode_errors(start), _open(stream) as image:
+        with quiet, _decode_errors(start), _open(stream) as image:
             gray = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
             # MPO is a JPEG with more pictures behind the first.
             name = "JPEG" if image.format == "MPO" else str(image.format)
@@ -321,29 +320,3 @@ def _decode_errors(content: bytes) -> Iterator[None]:
         text = str(error) or type(error).__name__
         cut_short = isinstance(error, EOFError) or "truncated" in text.lower() or "chunk b''" in text
         raise DecodeError("truncated" if cut_short else "corrupt", text) from error
-
-
-class _Quiet:
-    """Keeps Pillow's warnings in. Counted, for `warnings.catch_warnings` alone does not nest across threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._caught = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._caught.__exit__(None, None, None)
-
-
-_quiet = _Quiet()

@@ -22,15 +22,16 @@ class _Named(NamedTuple):
     torchvision_name: str
     size: int
     channels: Literal[1, 3]
+    number: int  # of classes
     classes: tuple[str, ...] | None = None  # none: the names that torchvision gives
 
 
 _SETS = {
-    "cifar10": _Named("CIFAR10", 32, 3),
-    "cifar100": _Named("CIFAR100", 32, 3),
-    "mnist": _Named("MNIST", 28, 1, _TEN),
-    "fashion-mnist": _Named("FashionMNIST", 28, 1),
-    "svhn": _Named("SVHN", 32, 3, _TEN),
+    "cifar10": _Named("CIFAR10", 32, 3, 10),
+    "cifar100": _Named("CIFAR100", 32, 3, 100),
+    "mnist": _Named("MNIST", 28, 1, 10, _TEN),
+    "fashion-mnist": _Named("FashionMNIST", 28, 1, 10),
+    "svhn": _Named("SVHN", 32, 3, 10, _TEN),
 }
 
 
@@ -48,6 +49,12 @@ def open_digits(cache_folder: Path) -> Source:
     key = "digits-1"
     index = recall(cache_folder, key) or remember(cache_folder, key, _index(*load()))
     return _source("digits", index, key, lambda: load()[1], 8, 1, (0.1, 0.2))
+
+
+def known_shape(name: str) -> tuple[int, int, int] | None:
+    """Channels, size and number of classes of a torchvision set, known before it is downloaded."""
+    named = _SETS.get(name)
+    return named and (named.channels, named.size, named.number)
 
 
 def open_named(name: str, cache_folder: Path) -> Source:

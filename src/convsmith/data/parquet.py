@@ -169,8 +169,8 @@ def _open_file(path: Path) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        # A buffer makes it stream the pages of a row group instead of reading the whole group.
-        return pq.ParquetFile(path, buffer_size=1 << 20)
+        # So it streams the pages of a row group, which may be larger than memory, instead of reading it whole.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"'{path}' is not readable Parquet: {_first_line(error)}") from error
 

@@ -80,9 +80,14 @@ class WandbTracker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # What this process can import, without the working folder that -m would put in front.
             env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1", "WANDB_PROGRAM": "convsmith"},
+            | {
+                # What this process can import, without the working folder that -m would put in front.
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONSAFEPATH": "1",
+                "WANDB_PROGRAM": "convsmith",
+                "WANDB_SILENT": "true",
+            },
             start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
         )
         self._pending: queue.Queue[bytes | None] = queue.Queue(PENDING)
@@ -122,7 +127,7 @@ class WandbTracker:
         self._pass_on_warnings()
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        self._put(json.dumps(message, default=_plain).encode() + b"\n")
+        self._put(json.dumps(message, default=_plain, skipkeys=True).encode() + b"\n")
 
     def _put(self, line: bytes | None) -> None:
         try:
@@ -185,3 +190,21 @@ def _pictures(value: Any) -> list[tuple[str, str | None]]:
             Image.fromarray(np.squeeze(drawing)).save(buffer, "PNG")
         pictures.append((base64.b64encode(buffer.getvalue()).decode(), caption))
     return pictures
+
+
+def login_state() -> str:
+    """What `track.wandb=auto` would do now, in words; asked in a process of its own, for the reasons above."""
+    code = "from convsmith.tracking.wandb_process import automatic_mode; print(automatic_mode())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "does not start"
+    mode = done.stdout.split()[-1]
+    return {"online": "logged in: runs go online", "offline": "runs stay offline, in the run directory"}.get(mode, mode)

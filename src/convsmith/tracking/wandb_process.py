@@ -10,16 +10,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import netrc
 import os
 import ssl
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
 INIT_SECONDS = 15.0  # for it to take the run, before the run goes on offline
@@ -70,7 +67,6 @@ def start(mode: str, init: Mapping[str, Any], report: Callable[..., None]) -> An
 
     settings: dict[str, Any] = {
         "init_timeout": INIT_SECONDS,
-        "silent": True,
         "console": "off",
         "disable_git": True,
         "disable_code": True,
@@ -99,24 +95,20 @@ def start(mode: str, init: Mapping[str, Any], report: Callable[..., None]) -> An
 def automatic_mode() -> str:
     """W&B's own mode setting (`WANDB_MODE`, `wandb offline`) where it is not online, else offline unless logged in.
 
-    Looks where wandb itself does, without asking anyone: environment, settings files, netrc.
+    Only for a process without a terminal: in another, wandb would ask for a key.
     """
     import wandb
 
     settings: Any = wandb.setup().settings
     if settings.mode not in (None, "online", "run"):
         return str(settings.mode)
-    if settings.api_key or getattr(settings, "identity_token_file", None):
+    try:
+        wandb.login(verify=False)
+    except wandb.errors.UsageError:  # no key anywhere, and nobody to ask for one
+        return "offline"
+    except Exception:  # a malformed key: `start` will say so
         return "online"
-    host = urlsplit(settings.base_url).netloc
-    files = [os.environ["NETRC"]] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for file in files:
-        try:
-            if netrc.netrc(file).authenticators(host):
-                return "online"
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return "offline"
+    return "online"
 
 
 def _expect_answer(url: str) -> None:

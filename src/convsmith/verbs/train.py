@@ -25,6 +25,6 @@ def run(args: argparse.Namespace) -> int:
     display = Display()
     runs_dir = Path(args.runs_dir)
     rundir.refuse_taken(runs_dir, args.name)
-    started = experiment.start(config, runs_dir, args.name, progress=display.decoding)
+    started = experiment.start(config, runs_dir, args.name, progress=display.counting("decoding"))
     with started.run.lock():
         return display.follow(started)

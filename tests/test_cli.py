@@ -1,0 +1,378 @@
+"""Each verb through the real command line, and each mistake as one line with exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convsmith import rundir
+from convsmith.cli import VERBS, main
+
+QUICK = "--epochs 1 --data.limit 300 --train.threads 1".split()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, runs/digits, and one image."""
+    folder = tmp_path_factory.mktemp("werkstätte")  # a name that is not ASCII
+    command = [
+        sys.executable,
+        "-m",
+        "convsmith.cli",
+        "train",
+        "--epochs",
+        "3",
+        "--name",
+        "digits",
+        "--track.wandb",
+        "off",
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / "bild-ä.png")
+    return folder
+
+
+@pytest.fixture
+def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+    """Run a command in this process; its output, which is one line on stderr where it fails."""
+    capsys.readouterr()
+    result = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert result == code, out + err
+    if code:
+        assert len(err.splitlines()) == 1, err
+        assert "Traceback" not in err
+    return err if code else out
+
+
+def test_train_leaves_the_files_of_the_interface(workplace: Path) -> None:
+    run = workplace / "runs" / "digits"
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "splits.json",
+        "metrics.csv",
+        "summary.json",
+        "evaluation-val.json",
+        "predictions-val.csv",
+        "model/model.safetensors",
+        "model/model.json",
+        "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors",
+        "figures/curves.png",
+        "figures/confusion.png",
+        "log.txt",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert not (run / "test-access.jsonl").exists(), "training opened the test split"
+    summary = json.loads((run / "summary.json").read_text())
+    evaluation = json.loads((run / "evaluation-val.json").read_text())
+    assert summary["val"]["accuracy"] == evaluation["accuracy"]
+    assert {"best_epoch", "epochs", "parameters", "seconds", "images_per_second", "stopped_because"} <= summary.keys()
+    rows = table(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    assert float(best["val_accuracy"]) == evaluation["accuracy"]
+    output = (workplace / "output.txt").read_text()
+    assert sum(line.strip().startswith(("1/3", "2/3", "3/3")) for line in output.splitlines()) == 3
+    assert "next: convsmith evaluate runs/digits --split test" in output
+
+
+def test_predictions_and_evaluation_agree_exactly(workplace: Path) -> None:
+    run = workplace / "runs" / "digits"
+    evaluation = json.loads((run / "evaluation-val.json").read_text())
+    rows = table(run / "predictions-val.csv")
+    assert len(rows) == evaluation["n"]
+    assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == evaluation["accuracy"]
+    for row in rows:
+        chances = {name: float(row[f"p_{name}"]) for name in evaluation["classes"]}
+        assert max(chances, key=lambda name: chances[name]) == row["predicted"]
+    ids = json.loads((run / "splits.json").read_text())["splits"]["val"]
+    assert [row["id"] for row in rows] == ids
+
+
+def test_evaluate_opens_the_test_split_and_notes_it(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    access = inside / "runs/digits/test-access.jsonl"
+    before = len(access.read_text().splitlines()) if access.exists() else 0
+    call(capsys, "evaluate", "runs/digits")
+    assert not access.exists() or len(access.read_text().splitlines()) == before
+    out = call(capsys, "evaluate", "runs/digits", "--split", "test")
+    lines = access.read_text().splitlines()
+    assert len(lines) == before + 1
+    assert json.loads(lines[-1])["command"] == "convsmith evaluate runs/digits --split test"
+    record = json.loads((inside / "runs/digits/evaluation-test.json").read_text())
+    assert record["n"] == 359
+    assert f"{record['accuracy']:.2%}" in out
+
+
+def test_evaluating_val_again_gives_what_train_wrote(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (inside / "runs/digits/evaluation-val.json").read_bytes()
+    call(capsys, "evaluate", "runs/digits")
+    assert (inside / "runs/digits/evaluation-val.json").read_bytes() == before
+
+
+def test_the_resolved_config_repeats_the_run(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "train", "runs/digits/config.yaml", "--name", "again")
+    first, second = (inside / "runs" / name / "model/model.safetensors" for name in ("digits", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_predict_writes_csv_and_json_that_agree(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "photos").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((20, 14, 3), 80 * number, np.uint8)).save(inside / f"photos/{number}.jpg")
+    out = call(
+        capsys, "predict", "runs/digits", "bild-ä.png", "photos", "photos/*.jpg", "--out", "p.csv", "--top-k", "2"
+    )
+    assert "bild-ä.png" in out
+    call(capsys, "predict", "runs/digits", "bild-ä.png", "photos", "photos/*.jpg", "--out", "p.json")
+    rows = table(inside / "p.csv")
+    values = json.loads((inside / "p.json").read_text(encoding="utf-8"))
+    assert len(rows) == 7
+    assert [row["id"] for row in rows] == [value["id"] for value in values]
+    for row, value in zip(rows, values, strict=True):
+        assert row == {key: str(cell) for key, cell in value.items()}
+
+
+def test_predict_names_a_file_that_cannot_be_read_and_predicts_the_rest(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (inside / "broken.jpg").write_bytes(b"nothing of an image")
+    error = call(capsys, "predict", "runs/digits", "bild-ä.png", "broken.jpg", "--out", "some.csv", code=2)
+    assert "1 of 2 files could not be read" in error
+    assert "broken.jpg" in error
+    assert len(table(inside / "some.csv")) == 1
+
+
+def test_summary_shows_the_studys_example(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = call(capsys, "summary", "--preset", "study-example")
+    assert "(32 - 3 + 2*0)/1 + 1 = 30" in out
+    assert "(30 - 2 + 2*0)/2 + 1 = 15" in out
+    assert "32*15*15 = 7200" in out
+
+
+def test_summary_of_a_run_and_of_flags(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = json.loads((inside / "runs/digits/summary.json").read_text())["parameters"]
+    assert f"{parameters:,} parameters" in call(capsys, "summary", "runs/digits")
+    assert "blocks.2.conv" in call(
+        capsys, "summary", "--model", "convnet", "--model.blocks", "[{channels: 4}, {channels: 4}, {channels: 8}]"
+    )
+
+
+def test_data_check_lists_what_is_broken(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = inside / "set"
+    rng = np.random.default_rng(0)
+    for name in ("ants", "bees"):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+    (root / "ants/empty.png").write_bytes(b"")
+    shutil.copy(root / "ants/0.png", root / "bees/copy.png")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    out = call(capsys, "data", "check", root, code=0)
+    assert "empty.png" in out
+    assert "copy.png" in out
+    error = call(capsys, "train", "--data", root, *QUICK, code=2)
+    assert "ants/empty.png (empty)" in error
+    assert "data.on_error=skip" in error
+    call(capsys, "train", "--data", root, "--data.on_error", "skip", "--epochs", "1", "--name", "skipped")
+    assert len(json.loads((inside / "runs/skipped/skipped.json").read_text())) == 1
+    assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_presets_and_doctor(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "study-example" in call(capsys, "presets")
+    assert "channels: 32" in call(capsys, "presets", "study-example")
+    doctor = call(capsys, "doctor")
+    for word in ("torch", "devices", "threads", "cache", "W&B"):
+        assert word in doctor
+
+
+def test_print_config_is_the_config(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = call(capsys, "train", "--lr", "0.5", "--print-config")
+    (inside / "printed.yaml").write_text(text)
+    assert "lr: 0.5" in text
+    assert call(capsys, "train", "printed.yaml", "--print-config") == text
+
+
+def test_version_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version").startswith("convsmith 0.")
+    assert "--optim.lr" in call(capsys, "--print-completion", "bash")
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        assert ended.value.code == 0
+        assert f"convsmith {verb}" in capsys.readouterr().out
+
+
+MISTAKES = [
+    ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
+    ("train --optim.lrr 1", "unknown flag '--optim.lrr'. Did you mean '--optim.lr'?"),
+    ("train --lr -1", "optim.lr: input should be greater than 0"),
+    ("train --lr", "--lr: expected one argument"),
+    ("train --preset baselin", "preset 'baselin' does not exist. Did you mean 'baseline'?"),
+    ("train --model simple-cn", "model 'simple-cn' does not exist. Did you mean 'simple-cnn'?"),
+    ("train --model torchvision/resnet19", "Did you mean 'resnet18'?"),
+    ("train --data digit", "data.source 'digit' does not exist. Did you mean 'digits'?"),
+    ("train --data ./nowhere", "data.source './nowhere' does not exist"),
+    ("train nowhere.yaml", "config file 'nowhere.yaml' does not exist"),
+    ("train --name digits", "exists already"),
+    ("train --name a/b", "plain folder name"),
+    ("train --device tpu", "train.device: 'tpu' is not a choice"),
+    ("train --device cuda", "this machine has no 'cuda'"),
+    ("train --model convnet --model.blocks [{'channels':4,'kernel':11}]", "block 1 conv: (8 - 11 + 2*1)/1 + 1 = 0"),
+    ("train --model.blocks [{'channels':4}]", "changes nothing in 'simple-cnn'"),
+    ("train --model.blocks [{channels:4}]", "unknown key 'model.blocks.0.channels:4'. Did you mean 'channels'?"),
+    ("train a.yaml b.yaml", "unexpected argument 'b.yaml'"),
+    ("resume runs/digitz", "run 'runs/digitz' does not exist. Runs in 'runs': "),
+    ("evaluate runs/nothing", "does not exist"),
+    ("evaluate runs", "is not a run directory"),
+    ("evaluate runs/digits --split tset", "invalid choice: 'tset'"),
+    ("predict runs/digits nofile.png", "no file matches 'nofile.png'"),
+    ("predict runs/digits bild-ä.png --top-k 0", "--top-k must be at least 1"),
+    ("predict runs/digits bild-ä.png --out p.txt", "must end in .csv or .json"),
+    ("predict runs/digits", "the following arguments are required: PATH"),
+    ("presets strnog", "preset 'strnog' does not exist"),
+    ("data chekc digits", "invalid choice: 'chekc'"),
+    ("data check ./nowhere", "data.source './nowhere' does not exist"),
+    ("summary --preset strnog", "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_mistakes_are_one_line_with_exit_code_2(
+    inside: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    runs = sorted(path.name for path in (inside / "runs").iterdir())
+    assert message in call(capsys, *command.split(), code=2)
+    assert sorted(path.name for path in (inside / "runs").iterdir()) == runs, "a mistake left a run directory"
+
+
+def test_a_single_class_an_empty_class_and_other_classes_in_test(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(np.zeros((8, 8), np.uint8))
+    for place in ("one/a/1.png", "hollow/a/1.png", "hollow/b/1.png", "other/train/a/1.png", "other/train/b/1.png"):
+        (inside / place).parent.mkdir(parents=True, exist_ok=True)
+        image.save(inside / place)
+    (inside / "hollow/c").mkdir()
+    (inside / "other/test/z").mkdir(parents=True)
+    image.save(inside / "other/test/z/1.png")
+    assert "single class" in call(capsys, "train", "--data", "./one", code=2)
+    assert "'c'" in call(capsys, "train", "--data", "./hollow", code=2).replace("hollow/c", "'c'")
+    assert "z" in call(capsys, "train", "--data", "./other", code=2)
+
+
+def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "train --name diverged --model.norm none --optim.name sgd --lr 100 --epochs 3 --train.log_every 1 --train.threads 1"
+    error = call(capsys, *command.split(), code=1)
+    assert "the loss is not a finite number at step" in error
+    assert "learning rate 100" in error
+    assert "--lr (such as 10)" in error
+    from convsmith.training import checkpoint
+
+    tensors, _, remark = checkpoint.read_newest(inside / "runs/diverged/checkpoints")
+    assert remark is None
+    assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
+
+
+def test_a_run_in_use_is_refused(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("runs/digits", "runs/busy")
+    Path("runs/busy/summary.json").unlink()
+    holder = f"""
+import sys
+from pathlib import Path
+from convsmith.rundir import RunDir
+with RunDir(Path({str(inside / "runs/busy")!r})).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert "in use by another process" in call(capsys, "resume", "runs/busy", code=2)
+        process.communicate("")
+
+
+def test_a_full_and_a_read_only_disk_are_told_and_lose_nothing(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    original, left = os.fsync, 8
+
+    def full(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        error = call(capsys, "train", "--name", "full", "--epochs", "3", "--train.threads", "1", code=2)
+    assert "the disk is full" in error
+    call(capsys, "resume", "runs/full")
+    first, second = (inside / "runs" / name / "model/model.safetensors" for name in ("digits", "full"))
+    assert second.stat().st_size == first.stat().st_size
+    error = call(capsys, "train", "--runs-dir", "/proc/runs", code=2)
+    assert "/proc/runs" in error
+
+
+def test_data_that_changed_is_refused(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        (inside / "moving" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(inside / f"moving/{name}/{number}.png")
+    call(capsys, "train", "--data", "./moving", "--epochs", "1", "--name", "moving")
+    shutil.copy("moving/a/1.png", "moving/a/new.png")
+    assert "has changed" in call(capsys, "evaluate", "runs/moving", "--split", "test", code=2)
+    assert not Path("runs/moving/test-access.jsonl").exists()
+
+
+def test_a_damaged_model_is_refused(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("runs/digits", "runs/damaged")
+    weights = Path("runs/damaged/model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "is damaged" in call(capsys, "predict", "runs/damaged", "bild-ä.png", code=2)
+
+
+def test_a_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    rundir.write_json(path, {"old": 1})
+
+    def refuse(*_: object) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match="no"):
+            rundir.write_json(path, {"new": 2})
+    assert rundir.read_json(path) == {"old": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convsmith.config import RunConfig, compose, fields, flag_layer, merge, presets, read_layer, validate
+from convsmith.errors import UserError
+
+
+def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("optim: {name: sgd, momentum: 0.5}\ntrain: {epochs: 7}\n")
+    config = compose("baseline", file, {"train.epochs": "3"})
+    preset = compose("baseline", None, {})
+    assert (config.optim.name, config.optim.momentum, config.train.epochs) == ("sgd", 0.5, 3)
+    assert config.model == preset.model
+    assert config.train.batch_size == preset.train.batch_size
+    assert compose(None, None, {}) == preset, "without a preset and a file it is baseline"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_valid_and_says_its_command(name: str) -> None:
+    compose(name, None, {})
+    lines = presets()[name].splitlines()
+    assert lines[0].startswith("# ")
+    assert any(line.startswith("#   convsmith ") for line in lines)
+
+
+def test_the_resolved_config_repeats_itself(tmp_path: Path) -> None:
+    for name in presets():
+        config = compose(name, None, {"track.wandb": "off", "optim.lr": "1e-3", "model.pool": "none"})
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(config.to_yaml())
+        assert compose(None, file, {}) == config
+
+
+ERRORS = [
+    ({"optim": {"lrr": 1}}, "unknown key 'optim.lrr'. Did you mean 'lr'? Keys of optim: name, lr, momentum"),
+    ({"optim": {"batch_size": 1}}, "unknown key 'optim.batch_size'. Did you mean 'train.batch_size'?"),
+    ({"optm": {}}, "unknown section 'optm'. Did you mean 'optim'? Sections: data, model, optim"),
+    ({"optim": {"name": "adm"}}, "optim.name: 'adm' is not a choice. Did you mean 'adam'? Choices: sgd, adam, adamw"),
+    ({"optim": {"lr": -1}}, "optim.lr: input should be greater than 0, but got '-1'"),
+    ({"train": {"epochs": "many"}}, "train.epochs: input should be a valid integer"),
+    (
+        {"model": {"blocks": [{"channels": 3, "kernl": 3}]}},
+        "unknown key 'model.blocks.0.kernl'. Did you mean 'kernel'?",
+    ),
+    ({"model": {"blocks": [{"kernel": 3}]}}, "model.blocks.0.channels: field required"),
+    ({"model": {"blocks": [{"channels": 3, "order": ["conv"]}]}}, "must name each of conv, norm, activation"),
+    ({"model": {"hidden": [0]}}, "model.hidden: widths must be at least 1"),
+    ({"data": {"val_fraction": 0.6, "test_fraction": 0.5}}, "together leave nothing to train on"),
+    ({"data": {"image_size": 64, "working_size": 32}}, "working_size 32 is smaller than image_size 64"),
+    ({"train": {"loss": "focal"}, "regularize": {"label_smoothing": 0.1}}, "set one of them"),
+    ({"train": {"class_weights": "balanced"}, "data": {"sampling": "balanced"}}, "choose one"),
+    ({"train": {"epochs": 2}, "schedule": {"warmup_epochs": 2}}, "must be shorter than train.epochs (2)"),
+    ({"optim": {"name": "sgd", "nesterov": True, "momentum": 0}}, "optim.nesterov needs optim.momentum"),
+    ({"augment": {"saturation": 0.1}, "data": {"channels": 1}}, "needs colour"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), ERRORS)
+def test_errors_name_the_key_the_choices_and_the_nearest(layer: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(layer)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_errors_are_told_at_once() -> None:
+    with pytest.raises(UserError, match=r"optim\.lr.*; .*epochs"):
+        validate({"optim": {"lr": -1}, "train": {"epochs": 0}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("optim: {lr: 1, lr: 2}", "'lr' is given twice"),
+        ("- 1", "must hold sections"),
+        ("optim: 3", "must hold sections"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "é.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_layer(file)
+    assert message in str(error.value)
+    assert "é.yaml" in str(error.value)
+
+
+def test_words_that_older_yaml_takes_for_booleans_are_words(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("track: {wandb: off}\naugment: {hflip: true}\nmodel: {pool: none}\n")
+    config = compose(None, file, {})
+    assert (config.track.wandb, config.augment.hflip, config.model.pool) == ("off", True, "none")
+
+
+def test_flags_for_lists_and_for_nothing() -> None:
+    layer = flag_layer({"model.blocks": "[{channels: 8, kernel: 5}, {channels: 16}]", "train.patience": "none"})
+    config = validate(merge({"model": {"name": "convnet"}, "train": {"patience": 3}}, layer))
+    assert config.model.blocks is not None
+    assert [block.channels for block in config.model.blocks] == [8, 16]
+    assert config.train.patience is None
+
+
+@given(st.dictionaries(st.sampled_from([key for key, _ in fields()]), st.text(max_size=8), max_size=3))
+def test_any_flag_text_gives_a_config_or_a_one_line_error(flags: dict[str, str]) -> None:
+    try:
+        config = compose("baseline", None, flags)
+    except UserError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert validate(yaml.safe_load(config.to_yaml())) == config
+    assert "\n" not in message
+
+
+def test_every_key_of_the_config_is_described_or_speaks_for_itself() -> None:
+    assert len(dict(fields())) == sum(len(field.annotation.model_fields) for field in RunConfig.model_fields.values())  # type: ignore[union-attr]

@@ -1,0 +1,122 @@
+"""The import arrows of the house: who may import whom, read from the code itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "convsmith"
+BASE = {"contracts", "errors", "runtime"}
+ROOMS = {"data", "nets", "optim", "insight", "tracking"}
+#: Who may import what, besides itself and BASE. Who is not named here may import everything.
+ARROWS = {
+    **{room: set() for room in ROOMS},
+    "training": {"optim", "rundir"},
+    "rundir": set(),
+    "contracts": set(),
+    "errors": set(),
+    "runtime": set(),
+    # Of the rooms `config` may see the configs alone, which the test below holds.
+    "config": {*ROOMS, "training"},
+    "inference": {*ROOMS, "training", "config", "rundir"},
+    "experiment": {*ROOMS, "training", "config", "rundir", "inference"},
+}
+
+
+def unit(module: str) -> str:
+    """``convsmith.data.cache`` -> ``data``."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in SOURCE.rglob("*.py"):
+        yield ".".join(("convsmith", *path.relative_to(SOURCE).with_suffix("").parts)), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("convsmith."))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "convsmith":
+                yield from (f"convsmith.{alias.name}" for alias in node.names)
+            elif node.module and node.module.startswith("convsmith."):
+                yield node.module
+
+
+def test_the_arrows_name_units_that_exist() -> None:
+    units = {unit(name) for name, _ in modules()}
+    assert set(ARROWS) <= units
+
+
+@pytest.mark.parametrize("importer", sorted(ARROWS))
+def test_arrows(importer: str) -> None:
+    allowed = ARROWS[importer] | BASE | {importer}
+    found = [
+        f"{name} imports {target}"
+        for name, path in modules()
+        if unit(name) == importer
+        for target in imported(path)
+        if unit(target) not in allowed
+    ]
+    assert not found
+
+
+def test_config_sees_of_the_rooms_only_their_configs() -> None:
+    targets = [target for target in imported(SOURCE / "config.py") if unit(target) in ROOMS | {"training"}]
+    assert targets
+    assert all(target.endswith(".config") for target in targets)
+
+
+def test_nothing_below_the_experiment_sees_runconfig() -> None:
+    above = {"config", "experiment", "inference", "display", "runs", "verbs", "__init__"}
+    users = {unit(name) for name, path in modules() if "RunConfig" in path.read_text(encoding="utf-8")}
+    assert users <= above
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import convsmith, convsmith.cli, convsmith.config",
+        "from convsmith.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from convsmith.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+        "from convsmith.cli import main; main(['train', '--print-config'])",
+        "from convsmith.cli import main; assert main(['train', '--optim.lrr', '1']) == 2",
+    ],
+)
+def test_help_print_config_and_typing_errors_import_nothing_heavy(command: str) -> None:
+    heavy = ("torch", "torchvision", "sklearn", "matplotlib", "pyarrow", "wandb", "numpy")
+    check = f"{command}\nimport sys\nprint([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("literal", "registry"),
+    [
+        ("convsmith.nets.config:Activation", "convsmith.nets.blocks:ACTIVATIONS"),
+        ("convsmith.nets.config:Norm", "convsmith.nets.blocks:NORMS"),
+        ("convsmith.nets.config:Pool", "convsmith.nets.blocks:POOLS"),
+        ("convsmith.nets.config:Init", "convsmith.nets.init:SCHEMES"),
+        ("convsmith.optim.config:OptimizerName", "convsmith.optim.optimizers:OPTIMIZERS"),
+        ("convsmith.optim.config:ScheduleName", "convsmith.optim.schedules:SCHEDULES"),
+    ],
+)
+def test_the_names_in_configs_are_the_keys_of_the_registries(literal: str, registry: str) -> None:
+    import importlib
+    import typing
+
+    def look_up(place: str) -> object:
+        module, name = place.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    names = set(typing.get_args(look_up(literal)))
+    if registry.endswith("SCHEMES"):
+        names.remove("default")  # PyTorch's own: what initialise leaves alone
+    assert names == set(look_up(registry))  # type: ignore[call-overload]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+
+from convsmith.contracts import Batch
+from convsmith.training.config import TrainConfig
+from convsmith.training.loss import balanced_weights, build_loss
+
+LOGITS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.arange(12) % 4
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)
+
+
+def batch(mixed: bool = False) -> Batch:
+    if not mixed:
+        return Batch(torch.zeros(12), LABELS)
+    return Batch(torch.zeros(12), LABELS, LABELS.flip(0), torch.tensor(0.7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_cross_entropy_is_torchs(smoothing: float, weights: torch.Tensor | None) -> None:
+    ours = build_loss(TrainConfig(), smoothing, weights)(LOGITS, batch())
+    torch.testing.assert_close(ours, F.cross_entropy(LOGITS, LABELS, weights, label_smoothing=smoothing))
+
+
+def test_smoothed_loss_of_a_mixed_batch_is_that_of_its_probability_targets() -> None:
+    targets = 0.7 * F.one_hot(LABELS, 4).double() + 0.3 * F.one_hot(LABELS.flip(0), 4).double()
+    ours = build_loss(TrainConfig(), 0.1, None)(LOGITS, batch(mixed=True))
+    torch.testing.assert_close(ours, F.cross_entropy(LOGITS, targets, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_focal_loss_without_focus_is_cross_entropy(weights: torch.Tensor | None) -> None:
+    ours = build_loss(TrainConfig(loss="focal", focal_gamma=0), 0, weights)(LOGITS, batch())
+    torch.testing.assert_close(ours, F.cross_entropy(LOGITS, LABELS, weights))
+
+
+def test_focal_loss_of_two_classes_is_torchvisions_sigmoid_focal_loss() -> None:
+    from torchvision.ops import sigmoid_focal_loss
+
+    single = LOGITS[:, 0]
+    two = torch.stack([torch.zeros_like(single), single], dim=1)
+    labels = LABELS % 2
+    ours = build_loss(TrainConfig(loss="focal", focal_gamma=2), 0, None)(two, Batch(torch.zeros(12), labels))
+    torch.testing.assert_close(ours, sigmoid_focal_loss(single, labels.double(), alpha=-1, gamma=2, reduction="mean"))
+
+
+def test_balanced_weights_are_scikit_learns_and_zero_for_an_absent_class() -> None:
+    labels = np.repeat([0, 1, 3], [5, 3, 8])
+    weights = balanced_weights(labels, 4).numpy()
+    np.testing.assert_allclose(weights[2], 0)
+    present = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(weights[[0, 1, 3]] * 4 / 3, present, rtol=1e-6)
