@@ -156,8 +156,10 @@ def start(
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     """A stopped run as its newest sound checkpoint left it."""
     config, dataset, device = _open(validate(read_layer(run.config)), parts)
-    if dataset.hash != rundir.read_json(run.splits)["hash"]:
+    splits = rundir.read_json(run.splits)
+    if dataset.hash != splits["hash"]:
         raise UserError(f"the data of run '{run.path}' has changed since it was started: train anew")
+    dataset = dataset.with_splits(splits["splits"])
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
     experiment = _assemble(run, config, dataset, device, _model(config, dataset, parts), parts)
     experiment.state.load(tensors, facts)

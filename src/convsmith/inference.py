@@ -161,6 +161,7 @@ def evaluate(
         raise UserError(
             f"the data of run '{run.path}' has changed since it was trained: its splits are no longer the same"
         )
+    dataset = dataset.with_splits(splits["splits"])
     model, card = load_model(run.model, where := select_device(device), module)
     if split == "test":
         run.record_test_access(command)
