@@ -1,6 +1,6 @@
 """Train on the embedded handwritten digits, look at the result, open the test split once.
 
-    python examples/01_train_digits.py
+python examples/01_train_digits.py
 """
 
 import convsmith

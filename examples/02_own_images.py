@@ -1,6 +1,6 @@
 """Train on a folder of class folders, with augmentation, and predict single files.
 
-    python examples/02_own_images.py FOLDER
+python examples/02_own_images.py FOLDER
 """
 
 import sys

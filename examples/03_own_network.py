@@ -1,6 +1,6 @@
 """A network, an optimiser and arrays of your own, in convsmith's loop with its run directory.
 
-    python examples/03_own_network.py
+python examples/03_own_network.py
 """
 
 import numpy as np

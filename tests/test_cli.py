@@ -324,7 +324,7 @@ def test_a_full_and_a_read_only_disk_are_told_and_lose_nothing(
 ) -> None:
     import errno
 
-    original, left = os.fsync, 8
+    original, left = os.fsync, 20
 
     def full(descriptor: int) -> None:
         nonlocal left

@@ -24,7 +24,8 @@ ARROWS = {
     # Of the rooms `config` may see the configs alone, which the test below holds.
     "config": {*ROOMS, "training"},
     "inference": {*ROOMS, "training", "config", "rundir"},
-    "experiment": {*ROOMS, "training", "config", "rundir", "inference"},
+    "parts": {*ROOMS, "training", "config", "rundir", "inference"},
+    "experiment": {*ROOMS, "training", "config", "rundir", "inference", "parts"},
 }
 
 
@@ -75,7 +76,7 @@ def test_config_sees_of_the_rooms_only_their_configs() -> None:
 
 
 def test_nothing_below_the_experiment_sees_runconfig() -> None:
-    above = {"config", "experiment", "inference", "display", "runs", "verbs", "__init__"}
+    above = {"config", "parts", "experiment", "inference", "display", "runs", "verbs", "__init__"}
     users = {unit(name) for name, path in modules() if "RunConfig" in path.read_text(encoding="utf-8")}
     assert users <= above
 

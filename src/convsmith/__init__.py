@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from convsmith.experiment import OptimizerFactory
+    from convsmith.parts import OptimizerFactory
     from convsmith.runs import Run
 
 __all__ = ["Run", "load", "resume", "train"]

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from convsmith.config import RunConfig
-from convsmith.experiment import EpochEnd, Event, Experiment, Finished, Interrupted, epochs
+from convsmith.experiment import EpochEnd, Event, Finished, Interrupted, epochs
 from convsmith.insight.metrics import wilson_interval
 from convsmith.nets.shapes import LayerRow, totals
+from convsmith.parts import Experiment
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.training.loop import Progress as TrainProgress

@@ -7,7 +7,9 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -88,22 +90,48 @@ def refuse_taken(runs_dir: Path, name: str | None) -> None:
         )
 
 
-def create(runs_dir: Path, name: str | None, stem: str) -> RunDir:
-    """A new directory ``runs_dir/name``; without a name, the first free ``stem-1``, ``stem-2``, ...
+@contextmanager
+def draft(runs_dir: Path) -> Iterator[RunDir]:
+    """A hidden directory in which a new run is put together; it is gone at the end unless `publish` took it.
 
-    Raises UserError as `refuse_taken` does. Never overwrites.
+    So a run directory is there whole or not at all, wherever the process is killed.
     """
     with explain_os_errors(f"the run directory below '{runs_dir}'"):
         runs_dir.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            refuse_taken(runs_dir, name)
-            path = runs_dir / (name or f"{stem}-{number}")
-            try:
-                path.mkdir()
-                return RunDir(path)
-            except FileExistsError:
+        path = Path(tempfile.mkdtemp(prefix=".new-", dir=runs_dir))
+        path.chmod(0o777 & ~_umask())
+        try:
+            yield RunDir(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(run: RunDir, name: str | None, stem: str) -> RunDir:
+    """Give a draft its name: `name`, or without one the first free of ``stem-1``, ``stem-2``, ... Never overwrites.
+
+    Raises UserError as `refuse_taken` does.
+    """
+    runs_dir = run.path.parent
+    for number in itertools.count(1):
+        refuse_taken(runs_dir, name)
+        path = runs_dir / (name or f"{stem}-{number}")
+        if path.exists():
+            continue
+        try:
+            os.rename(run.path, path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # taken by another process in between
                 continue
+            raise
+        sync_folder(runs_dir)
+        return RunDir(path)
     raise AssertionError("numbers do not end")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def open_run(path: str | Path, *needs: str) -> RunDir:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from convsmith import experiment
+from convsmith import parts
 from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, preset_layer, read_layer, validate
 from convsmith.data.sources import Source, from_arrays
 from convsmith.display import Display
 from convsmith.errors import UserError, nearest
-from convsmith.experiment import Experiment, OptimizerFactory, Parts
 from convsmith.inference import Prediction, Predictor, evaluate, load_predictor
+from convsmith.parts import Experiment, OptimizerFactory, Parts
 from convsmith.rundir import RunDir, open_run, read_json
 from convsmith.tracking import csv
 
@@ -106,9 +106,9 @@ def train(
     layers.append({"data": {"source": "arrays" if arrays else str(data)}})
     if isinstance(model, str):
         layers.append({"model": {"name": model}})
-    parts = _parts(arrays, module, optimizer)
+    own = _parts(arrays, module, optimizer)
     display = Display()
-    started = experiment.start(validate(merge(*layers)), runs_dir, name, parts, display.counting("decoding"))
+    started = parts.start(validate(merge(*layers)), runs_dir, name, own, display.counting("decoding"))
     return _follow(display, started, module, arrays)
 
 
@@ -116,7 +116,7 @@ def resume(directory: Path, model: nn.Module | None, optimizer: OptimizerFactory
     run = open_run(directory, "checkpoints")
     if run.summary.exists():
         return Run(directory, model, data)
-    return _follow(Display(), experiment.resume(run, _parts(data, model, optimizer)), model, data)
+    return _follow(Display(), parts.resume(run, _parts(data, model, optimizer)), model, data)
 
 
 def _follow(display: Display, started: Experiment, module: nn.Module | None, arrays: Arrays | None) -> Run:

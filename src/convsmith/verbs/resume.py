@@ -17,8 +17,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{directory.path} is finished: there is nothing to resume.")
         print(f"next: convsmith evaluate {directory.path} --split test")
         return 0
-    from convsmith import experiment
+    from convsmith import parts
     from convsmith.display import Display
 
     with directory.lock():
-        return Display().follow(experiment.resume(directory))
+        return Display().follow(parts.resume(directory))

@@ -19,12 +19,12 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
-    from convsmith import experiment, rundir
+    from convsmith import parts, rundir
     from convsmith.display import Display
 
     display = Display()
     runs_dir = Path(args.runs_dir)
     rundir.refuse_taken(runs_dir, args.name)
-    started = experiment.start(config, runs_dir, args.name, progress=display.counting("decoding"))
+    started = parts.start(config, runs_dir, args.name, progress=display.counting("decoding"))
     with started.run.lock():
         return display.follow(started)
