@@ -25,6 +25,7 @@ from convsmith.insight.evaluation import evaluation
 from convsmith.insight.figures import confusion_figure, learning_curves, save
 from convsmith.optim.penalties import penalty_values
 from convsmith.parts import Experiment
+from convsmith.rundir import explain_os_errors
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
@@ -63,10 +64,11 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Iterator[Event]:
     summary: dict[str, Any] = {"stopped_because": "interrupted"}
     failed = True
     try:
-        for event in _epochs(experiment, interrupts, tracker):
-            if isinstance(event, Finished):
-                summary = event.summary
-            yield event
+        with explain_os_errors(f"run '{experiment.run.path}' (what it had saved is kept)"):
+            for event in _epochs(experiment, interrupts, tracker):
+                if isinstance(event, Finished):
+                    summary = event.summary
+                yield event
         failed = False
     finally:
         tracker.close(summary, failed)

@@ -23,9 +23,9 @@ from convsmith.inference import ModelCard, memory_format
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, trace
-from convsmith.optim.optimizers import Group, build_optimizer, default_lr, parameter_groups
+from convsmith.optim.optimizers import Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
-from convsmith.rundir import RunDir, explain_os_errors
+from convsmith.rundir import RunDir
 from convsmith.runtime import environment, seed_everything, select_device, set_threads
 from convsmith.tracking import csv
 from convsmith.training import checkpoint
@@ -36,6 +36,7 @@ from convsmith.training.step import Recipe
 
 OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
+OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
 
 
@@ -86,10 +87,8 @@ class Experiment:
         )
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint; where the disk is full the one before is kept, and a UserError says so."""
-        folder = self.run.checkpoints
-        with explain_os_errors(f"a checkpoint in '{folder}' (the one before is kept)"):
-            checkpoint.write(folder, self.state.tensors(), self.state.facts(), best)
+        """Write a checkpoint: the last one, and also the best one where it is."""
+        checkpoint.write(self.run.checkpoints, self.state.tensors(), self.state.facts(), best)
 
 
 def start(
@@ -146,6 +145,8 @@ def _open(
     if parts.source is None and Path(config.data.source).exists() and config.data.source not in SOURCES:
         # The run must find its data again from any folder.
         config = config.with_values(data={"source": str(Path(config.data.source).resolve())})
+    if parts.module is not None:
+        config = config.with_values(model={"name": OWN + type(parts.module).__name__})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
     dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom)
     config = config.with_values(
@@ -161,6 +162,8 @@ def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
     seed_everything(config.train.seed)
     if parts.module is not None:
         return parts.module
+    if config.model.name.startswith(OWN):
+        raise UserError("the network of this run is a module of your own: hand it in, convsmith.resume(run, model=...)")
     card = dataset.preprocessing()
     return build(config.model, card.channels, card.image_size, len(dataset.classes))
 
@@ -172,11 +175,11 @@ def _assemble(
     preprocessing = dataset.preprocessing()
     layers = trace(model, preprocessing.channels, preprocessing.image_size)
     model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
-    assert config.optim.lr is not None
-    groups = parameter_groups(model, config.optim.lr)
-    optimizer = (
-        parts.optimizer(groups) if parts.optimizer else build_optimizer(groups, config.optim, config.regularize, device)
-    )
+    groups = parameter_groups(model)
+    if parts.optimizer:
+        optimizer = parts.optimizer(groups)
+    else:
+        optimizer = build_optimizer(groups, config.optim, config.regularize, device)
     steps = steps_per_epoch(len(dataset.train), config.train.batch_size)
     schedule = Schedule(config.schedule, steps, config.train.epochs)
     return Experiment(
@@ -184,7 +187,7 @@ def _assemble(
         config=config,
         dataset=dataset,
         device=device,
-        state=new_state(model, optimizer, schedule, config.train, device),
+        state=new_state(model, keep_base_rates(optimizer), schedule, config.train, device),
         recipe=_recipe(config, dataset, device),
         card=ModelCard(
             architecture=None if parts.module is not None else config.model,

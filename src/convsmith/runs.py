@@ -13,7 +13,7 @@ from torch import nn
 
 from convsmith import parts
 from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, preset_layer, read_layer, validate
-from convsmith.data.sources import Source, from_arrays
+from convsmith.data.sources import ARRAYS, Source, from_arrays
 from convsmith.display import Display
 from convsmith.errors import UserError, nearest
 from convsmith.inference import Prediction, Predictor, evaluate, load_predictor
@@ -103,7 +103,7 @@ def train(
     layers = [preset_layer(preset or "baseline") if config is None or preset else {}]
     layers += [read_layer(Path(config))] if config else []
     layers.append(_settings_layer(settings))
-    layers.append({"data": {"source": "arrays" if arrays else str(data)}})
+    layers.append({"data": {"source": ARRAYS if arrays else str(data)}})
     if isinstance(model, str):
         layers.append({"model": {"name": model}})
     own = _parts(arrays, module, optimizer)

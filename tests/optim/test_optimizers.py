@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from convsmith.optim.config import OptimConfig, RegularizeConfig
-from convsmith.optim.optimizers import OPTIMIZERS, build_optimizer, default_lr, parameter_groups
+from convsmith.optim.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 from convsmith.optim.penalties import add_l1_gradient, after_step, penalty_values
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ ORACLES = {
 def test_optimizer_with_coupled_l2_equals_torch(name: str) -> None:
     config, oracle = ORACLES[name]
     ours, theirs = net(), net()
-    train(ours, build_optimizer(parameter_groups(ours, default_lr(config)), config, RegularizeConfig(l2=0.1), CPU))
+    train(ours, build_optimizer(parameter_groups(ours), config, RegularizeConfig(l2=0.1), CPU))
     train(theirs, oracle(two_groups(theirs, 0.1)))
     same(ours, theirs)
 
@@ -84,7 +84,7 @@ def test_every_optimizer_of_the_config_has_an_oracle() -> None:
 def test_adam_with_decoupled_l2_is_adamw() -> None:
     regularize = RegularizeConfig(l2=0.1, l2_mode="decoupled")
     ours, theirs = net(), net()
-    optimizer = build_optimizer(parameter_groups(ours, 0.01), OptimConfig(name="adam", lr=0.01), regularize, CPU)
+    optimizer = build_optimizer(parameter_groups(ours), OptimConfig(name="adam", lr=0.01), regularize, CPU)
     train(ours, optimizer, regularize)
     train(theirs, torch.optim.AdamW(two_groups(theirs, 0.1), lr=0.01))
     same(ours, theirs)
@@ -95,7 +95,7 @@ def test_decoupled_l2_of_plain_sgd_shrinks_weights_alone() -> None:
     config = OptimConfig(name="sgd", lr=0.1, momentum=0.0)
     model = net()
     before = copy.deepcopy(model)
-    optimizer = build_optimizer(parameter_groups(model, 0.1), config, regularize, CPU)
+    optimizer = build_optimizer(parameter_groups(model), config, regularize, CPU)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -108,7 +108,7 @@ def test_l1_subgradient_equals_autograd_of_the_penalty() -> None:
     regularize = RegularizeConfig(l1=0.3)
     ours, theirs = net(), net()
     images = torch.randn(5, 1, 8, 8)
-    optimizer = build_optimizer(parameter_groups(ours, 0.1), OptimConfig(name="sgd"), regularize, CPU)
+    optimizer = build_optimizer(parameter_groups(ours), OptimConfig(name="sgd"), regularize, CPU)
     ours(images).square().mean().backward()
     add_l1_gradient(optimizer, regularize)
     penalty = 0.3 * sum(p.abs().sum() for p in theirs.parameters() if p.ndim > 1)
@@ -123,7 +123,7 @@ def test_proximal_l1_makes_exact_zeros_and_the_subgradient_hardly_any() -> None:
         regularize = RegularizeConfig(l1=0.05, l1_mode=mode)
         model = net()
         optimizer = build_optimizer(
-            parameter_groups(model, 0.1), OptimConfig(name="sgd", momentum=0.0), regularize, CPU
+            parameter_groups(model), OptimConfig(name="sgd", lr=0.1, momentum=0.0), regularize, CPU
         )
         for _ in range(10):
             train(model, optimizer, regularize)
@@ -135,7 +135,7 @@ def test_proximal_l1_makes_exact_zeros_and_the_subgradient_hardly_any() -> None:
 def test_penalty_values_are_the_sums_they_name() -> None:
     model = net()
     regularize = RegularizeConfig(l1=0.2, l2=0.3)
-    optimizer = build_optimizer(parameter_groups(model, 0.1), OptimConfig(), regularize, CPU)
+    optimizer = build_optimizer(parameter_groups(model), OptimConfig(), regularize, CPU)
     weights = torch.cat([p.flatten() for p in model.parameters() if p.ndim > 1]).double()
     values = penalty_values(optimizer, regularize)
     assert values["l1_penalty"] == pytest.approx(0.2 * weights.abs().sum().item())
@@ -146,5 +146,5 @@ def test_penalty_values_are_the_sums_they_name() -> None:
 def test_frozen_parameters_are_in_no_group() -> None:
     model = net()
     model[0].requires_grad_(False)
-    grouped = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    grouped = {id(p) for group in parameter_groups(model) for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}

@@ -21,6 +21,8 @@ from convsmith.errors import UserError, choose
 
 __all__ = ["SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
 
+ARRAYS = "arrays"  # data.source of arrays in memory
+
 SOURCES: dict[str, Callable[[Path], Source]] = {  # each takes the cache folder
     "digits": open_digits,
     "cifar10": partial(open_named, "cifar10"),
@@ -47,6 +49,10 @@ def open_source(config: DataConfig) -> Source:
     A folder that shares its name with one of SOURCES is reached as ``./name``. Raises UserError.
     """
     cache = cache_folder(config)
+    if config.source == ARRAYS:
+        raise UserError(
+            "the data are arrays that were handed in from Python: hand them in again, data=(images, labels)"
+        )
     if config.source in SOURCES:
         return SOURCES[config.source](cache)
     path = Path(config.source).expanduser()
@@ -92,7 +98,7 @@ def from_arrays(
     for array in (images, coded, splits):
         digest.update(np.ascontiguousarray(array).data)
     return Source(
-        name="arrays",
+        name=ARRAYS,
         classes=names,
         ids=numbered_ids(splits),
         labels=coded,

@@ -13,20 +13,24 @@ from convsmith.optim.config import DEFAULT_LR, OptimConfig, OptimizerName, Regul
 Group = dict[str, Any]
 
 
-def parameter_groups(model: nn.Module, lr: float) -> list[Group]:
+def parameter_groups(model: nn.Module) -> list[Group]:
     """Two groups: `weights` (of convolutions and linear layers: penalties apply) and `others` (biases, norms).
 
-    Frozen parameters (no gradient) are in neither and so get no optimiser state. `base_lr` is what a
-    schedule multiplies.
+    Frozen parameters (no gradient) are in neither and so get no optimiser state.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     others = [parameter for parameter in trained if parameter.ndim <= 1]
     return [
-        {"name": name, "params": members, "base_lr": lr, "lr": lr}
-        for name, members in (("weights", weights), ("others", others))
-        if members
+        {"name": name, "params": members} for name, members in (("weights", weights), ("others", others)) if members
     ]
+
+
+def keep_base_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Note each group's learning rate as its `base_lr`, which schedules multiply."""
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[tuple[float, list[torch.Tensor]]]:
@@ -57,24 +61,29 @@ def default_lr(config: OptimConfig) -> float:
 
 def _sgd(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        groups, momentum=config.momentum, dampening=config.dampening, nesterov=config.nesterov, fused=fused
+        groups,
+        default_lr(config),
+        momentum=config.momentum,
+        dampening=config.dampening,
+        nesterov=config.nesterov,
+        fused=fused,
     )
 
 
 def _adam(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.Adam(groups, default_lr(config), betas=config.betas, eps=config.eps, fused=fused)
 
 
 def _adamw(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(groups, default_lr(config), betas=config.betas, eps=config.eps, fused=fused)
 
 
 def _rmsprop(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(groups, alpha=config.alpha, eps=config.eps, momentum=config.momentum)
+    return torch.optim.RMSprop(groups, default_lr(config), alpha=config.alpha, eps=config.eps, momentum=config.momentum)
 
 
 def _adagrad(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(groups, eps=config.eps)
+    return torch.optim.Adagrad(groups, default_lr(config), eps=config.eps)
 
 
 OPTIMIZERS: dict[OptimizerName, Callable[[list[Group], OptimConfig, bool], torch.optim.Optimizer]] = {
