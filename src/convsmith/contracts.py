@@ -56,7 +56,16 @@ class Classifier(Protocol):
 
 
 class Tracker(Protocol):
-    """Where a run's numbers go. A tracker may lose what it is given; it never stops a run."""
+    """Where a run's numbers go. A tracker may lose what it is given; it never stops a run.
+
+    `run_id` names the run there, for a resume; `where` says how to look at it: a URL, a command, or None.
+    """
+
+    @property
+    def run_id(self) -> str | None: ...
+
+    @property
+    def where(self) -> str | None: ...
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """`values` by name (numbers, or what the tracker can draw) at the optimiser step `step`."""

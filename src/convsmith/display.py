@@ -154,8 +154,10 @@ class Display:
             "           model/  the best weights, with their preprocessing",
             f"           {run.metrics.name}, {run.evaluation('val').name}, {run.predictions('val').name}",
             "           figures/curves.png, figures/confusion.png",
-            "",
         ]
+        if end.tracked:
+            lines.append(f"W&B      {end.tracked}")
+        lines.append("")
         if experiment.dataset.test_size:
             lines.append(f"next: convsmith evaluate {run.path} --split test")
         lines.append(f"{'      ' if experiment.dataset.test_size else 'next: '}convsmith predict {run.path} IMAGE...")

@@ -51,8 +51,11 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Finished:
+    """A run at its end: summary.json, evaluation-val.json, and where its tracker shows it."""
+
     summary: dict[str, Any]
     evaluation: dict[str, Any]
+    tracked: str | None
 
 
 Event = Progress | EpochEnd | Interrupted | Finished
@@ -165,7 +168,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
         tracker.log({"samples": _samples(experiment, logits)}, state.step)
     rundir.write_json(run.summary, summary)
     run.log(f"finished: {stopped}, val accuracy {record['accuracy']:.4f}")
-    return Finished(summary, record)
+    return Finished(summary, record, tracker.where)
 
 
 def _validate(experiment: Experiment, interrupts: Interrupts) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ Pixels are moved as uint8 or as floats in [0, 255]; cutout, mixup and cutmix com
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
@@ -114,9 +116,9 @@ def _square(count: int, size: int, side: Tensor | int, generator: Generator, dev
 
 
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
-    """Set a square to 0, the mean colour (DeVries and Taylor 2017). Normalised float [B, C, S, S]."""
+    """Set a square to 0, the mean colour (DeVries and Taylor 2017), in place. Normalised float [B, C, S, S]."""
     hole = _square(len(images), images.shape[-1], side, generator, images.device)
-    return images.masked_fill(hole, 0.0)
+    return images.masked_fill_(hole, 0.0)
 
 
 def mix(images: Tensor, labels: Tensor, config: AugmentConfig, generator: Generator) -> Batch:
@@ -188,6 +190,8 @@ class Augment:
         images = self.to_input.normalize(images)
         if config.cutout:
             images = cutout(images, config.cutout, generator)
+        batch = Batch(images, labels)
         if config.mixup or config.cutmix:
-            return mix(images, labels, config, generator)
-        return Batch(images, labels)
+            batch = mix(images, labels, config, generator)
+        # Not every operation above keeps the memory format that the convolutions are fast in.
+        return replace(batch, images=batch.images.contiguous(memory_format=self.to_input.memory_format))
