@@ -99,7 +99,7 @@ def test_own_arrays_network_and_optimiser(tmp_path: Path) -> None:
         optimizer=lambda groups: torch.optim.NAdam(groups, lr=0.02),
         name="own",
         runs_dir=tmp_path,
-        epochs=8,
+        epochs=15,
         **QUICK,
     )
     assert run.evaluate("test")["accuracy"] > 0.9

@@ -1,0 +1,75 @@
+"""README and docs tell the truth: their commands parse, their keys and links exist, and no key is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from convsmith.cli import VERBS, verb_parser
+from convsmith.config import RunConfig, fields
+from convsmith.verbs.flags import read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^(?: {4}|\$ )?(convsmith [a-z].*)$", re.M)
+
+
+def commands() -> list[tuple[str, str]]:
+    return [
+        (page.name, re.sub(r"\s{2,}.*$", "", found.group(1)))
+        for page in PAGES
+        for found in COMMAND.finditer(page.read_text(encoding="utf-8"))
+    ]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) > 15
+    assert {shlex.split(command)[1] for _, command in commands()} >= {"train", "resume", "evaluate", "predict", "data"}
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_in_the_docs_parse(page: str, command: str) -> None:
+    _, verb, *arguments = shlex.split(command)
+    assert verb in VERBS
+    args = verb_parser(verb).parse_all(arguments)
+    if verb == "train" and not args.config:
+        assert isinstance(read_config(args), RunConfig)
+
+
+def test_the_guide_names_every_key_and_only_those_that_exist() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    known = {key for key, _ in fields()}
+    sections = "|".join(RunConfig.model_fields)
+    assert {key for key in known if f"`{key}`" not in guide} == set()
+    for page in PAGES:
+        named = set(re.findall(rf"`(?:--)?((?:{sections})\.[a-z_0-9]+)`", page.read_text(encoding="utf-8")))
+        assert named - known == set(), page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_tests_that_the_docs_name_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), name
+
+
+def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/results").glob("*.json")}
+    assert set(results) == {"throughput", "strong", "baseline", "digits", "start", "memory"}
+    for preset in ("strong", "baseline", "digits"):
+        assert f"{results[preset]['test_accuracy']:.1%}" in readme, preset
+    for ratio in results["throughput"]["ratios"].values():
+        assert f"{ratio:.1f}x" in readme
+    assert f"{results['start']['seconds']:.1f} s" in readme
+    assert f"{results['memory']['peak_megabytes'] / 1000:.2f} GB" in readme
