@@ -287,7 +287,10 @@ def test_a_single_class_an_empty_class_and_other_classes_in_test(
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "train --name diverged --model.norm none --model.activation leaky_relu --optim.name sgd --lr 100 --schedule.name constant"
+    command = (
+        "train --name diverged --model.norm none --model.activation leaky_relu --optim.name sgd --lr 100 "
+        "--schedule.name constant"
+    )
     error = call(capsys, *command.split(), "--epochs", "3", "--train.log_every", "1", "--train.threads", "1", code=1)
     assert "the loss is not a finite number at step" in error
     assert "learning rate 100" in error
