@@ -39,7 +39,10 @@ def test_the_resolved_config_repeats_itself(tmp_path: Path) -> None:
 
 
 ERRORS = [
-    ({"optim": {"lrr": 1}}, "unknown key 'optim.lrr'. Did you mean 'lr'? Keys of optim: name, lr, momentum"),
+    (
+        {"optim": {"lrr": 1}},
+        "unknown key 'optim.lrr'. Did you mean 'lr'? Keys of optim: name, lr, bias_lr_factor, momentum",
+    ),
     ({"optim": {"batch_size": 1}}, "unknown key 'optim.batch_size'. Did you mean 'train.batch_size'?"),
     ({"optm": {}}, "unknown section 'optm'. Did you mean 'optim'? Sections: data, model, optim"),
     ({"optim": {"name": "adm"}}, "optim.name: 'adm' is not a choice. Did you mean 'adam'? Choices: sgd, adam, adamw"),

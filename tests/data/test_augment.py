@@ -70,6 +70,19 @@ def test_flip_and_shift_equals_padding_and_slicing(hflip: bool, shift: int, fill
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_shift_below_1_is_a_share_of_the_side() -> None:
+    shares = AugmentConfig(shift=0.125)
+    assert [shares.shift_pixels(side) for side in (8, 32, 224)] == [1, 4, 28]
+    images = pixels()
+    ours = flip_and_shift(images, AugmentConfig(shift=2 / images.shape[2]), generator()).numpy()
+    np.testing.assert_array_equal(ours, flip_and_shift(images, AugmentConfig(shift=2), generator()).numpy())
+
+
+def test_a_shift_of_part_of_a_pixel_is_refused() -> None:
+    with pytest.raises(ValueError, match="whole pixels"):
+        AugmentConfig(shift=1.5)
+
+
 def test_crop_of_everything_without_rotation_is_the_image() -> None:
     images = pixels().permute(0, 3, 1, 2).float()
     same = crop_and_rotate(images, 9, AugmentConfig(), generator())

@@ -12,7 +12,8 @@ from convsmith.nets import config as names
 from convsmith.nets.blocks import ACTIVATIONS
 from convsmith.nets.build import build
 from convsmith.nets.config import BlockConfig, ModelConfig
-from convsmith.nets.init import GAINS, SCHEMES, initialise
+from convsmith.errors import UserError
+from convsmith.nets.init import GAINS, SCHEMES, initialise, whiten
 
 FAN_IN = 64 * 3 * 3
 FAN_OUT = 128 * 3 * 3
@@ -101,3 +102,30 @@ def test_norms_keep_their_ones_and_zeros():
 def test_registries_hold_the_names_of_the_config():
     assert {"default", *SCHEMES} == set(get_args(names.Init))
     assert set(GAINS) == set(get_args(names.Activation))
+
+
+def test_whitening_makes_the_patches_uncorrelated_with_unit_variance():
+    torch.manual_seed(0)
+    mixing = torch.randn(3, 3)
+    images = torch.einsum("dc,nchw->ndhw", mixing, torch.randn(200, 3, 9, 9))  # channels that vary together
+    layer = nn.Conv2d(3, 24, 2)
+    whiten(layer, images)
+    outputs = layer(images).detach().permute(0, 2, 3, 1).reshape(-1, 24).double()
+    moments = outputs[:, :12].T @ outputs[:, :12] / len(outputs)
+    torch.testing.assert_close(moments, torch.eye(12, dtype=torch.float64), atol=0.02, rtol=0)
+    torch.testing.assert_close(outputs[:, 12:], -outputs[:, :12], atol=1e-5, rtol=0)
+
+
+def whitened(channels: int) -> ModelConfig:
+    blocks = (BlockConfig(channels=channels, kernel=2, padding=0), BlockConfig(channels=8))
+    return ModelConfig(name="convnet", blocks=blocks, whiten=True)
+
+
+def test_whitening_filters_are_not_trained():
+    model = build(whitened(24), 3, 8, 10)
+    assert [name for name, value in model.named_parameters() if not value.requires_grad] == ["blocks.0.conv.weight"]
+
+
+def test_whitening_needs_two_channels_a_patch_value():
+    with pytest.raises(UserError, match=r"needs 24 channels \(2 x 3 image channels x 2 x 2\), not 32"):
+        build(whitened(32), 3, 8, 10)

@@ -148,3 +148,17 @@ def test_frozen_parameters_are_in_no_group() -> None:
     model[0].requires_grad_(False)
     grouped = {id(p) for group in parameter_groups(model) for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_biases_and_norms_may_learn_at_a_rate_of_their_own() -> None:
+    ours, theirs = net(), net()
+    train(
+        ours,
+        build_optimizer(
+            parameter_groups(ours), OptimConfig(name="sgd", lr=0.01, bias_lr_factor=8), RegularizeConfig(), CPU
+        ),
+    )
+    groups = two_groups(theirs, 0.0)
+    groups[1]["lr"] = 0.08
+    train(theirs, torch.optim.SGD(groups, lr=0.01, momentum=0.9))
+    same(ours, theirs)

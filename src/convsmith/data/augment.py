@@ -28,8 +28,8 @@ def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) 
         mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
     outside = None
-    if config.shift:
-        moves = torch.randint(-config.shift, config.shift + 1, (2, count, 1), generator=generator, device=device)
+    if most := config.shift_pixels(width):
+        moves = torch.randint(-most, most + 1, (2, count, 1), generator=generator, device=device)
         rows, columns = rows + moves[0], columns + moves[1]
         if config.shift_fill == "reflect":
             rows, columns = _reflect(rows, height), _reflect(columns, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from convsmith.contracts import Section
 
@@ -35,6 +35,10 @@ class DataConfig(Section):
     test_fraction: float | None = Field(
         None, ge=0, lt=1, description="test share where the data has no split; none: 0.15 (digits 0.2)"
     )
+    groups: str | None = Field(
+        None,
+        description=r"images to keep together: a CSV with columns id,group, or a pattern such as (patient\d+)_",
+    )
     limit: int | None = Field(None, ge=2, description="keep this many of the train and val images, stratified")
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="shuffle (each image once an epoch) or balanced (each class equally often)"
@@ -55,7 +59,9 @@ class AugmentConfig(Section):
     """Each is off at 0 (or false); all work on the whole batch, in training only."""
 
     hflip: bool = Field(False, description="mirror left-right with probability 1/2")
-    shift: int = Field(0, ge=0, le=512, description="shift-crop by up to this many pixels in each direction")
+    shift: int | float = Field(
+        0, ge=0, le=512, description="shift-crop by up to this many pixels each way; below 1: share of the image's side"
+    )
     shift_fill: Literal["reflect", "zero"] = Field("reflect", description="what fills the edge that a shift uncovers")
     cutout: int = Field(0, ge=0, le=1024, description="side in pixels of a square set to the mean")
     rotation: float = Field(0.0, ge=0, le=180, description="rotate by up to this many degrees either way")
@@ -67,6 +73,17 @@ class AugmentConfig(Section):
     )
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha)")
     cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix's Beta(alpha, alpha)")
+
+    @field_validator("shift")
+    @classmethod
+    def _pixels_or_share(cls, shift: float) -> float:
+        if shift > 1 and shift != int(shift):
+            raise ValueError("must be whole pixels, or a share of the image's side below 1")
+        return int(shift) if shift >= 1 else shift
+
+    def shift_pixels(self, side: int) -> int:
+        """The largest shift of an image with this side, in pixels."""
+        return int(self.shift) if self.shift >= 1 else round(self.shift * side)
 
 
 class Preprocessing(Section):

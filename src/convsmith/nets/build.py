@@ -29,7 +29,7 @@ _CONVNET = _COMMON | {"hidden", "global_pool", "pool", "pool_t", "pool_k", "drop
 
 MODELS: dict[str, Architecture] = {
     "simple-cnn": Architecture(simple_cnn, _CONVNET),
-    "convnet": Architecture(ConvNet, _CONVNET | {"blocks"}),
+    "convnet": Architecture(ConvNet, _CONVNET | {"blocks", "whiten"}),
     "small-resnet": Architecture(SmallResNet, _COMMON | {"width", "depth"}),
 }
 

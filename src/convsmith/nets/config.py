@@ -63,6 +63,9 @@ class ModelConfig(Section):
     hidden_dropout: float = Field(default=0.3, ge=0, lt=1, description="after each fully connected layer")
     logit_scale: float = Field(default=1.0, gt=0, le=100, description="constant factor on the logits")
     init: Init = Field(default="default", description="initialisation of convolutions and fully connected layers")
+    whiten: bool = Field(
+        default=False, description="convnet: the first convolution is a fixed whitening of the train images' patches"
+    )
     width: int = Field(default=16, ge=1, le=1024, description="small-resnet: channels of the first stage")
     depth: int = Field(
         default=3, ge=1, le=50, description="small-resnet: residual blocks a stage (layers = 6 depth + 2)"

@@ -46,6 +46,9 @@ class ConvNet(nn.Module):
             blocks.append(block)
             width, size = block_config.channels, block.output_size(size)
         self.blocks = nn.Sequential(*blocks)
+        if config.whiten:
+            _fits_whitening(config.blocks[0], channels)
+            self.first_convolution.weight.requires_grad_(False)
         self.global_pool = GLOBAL_POOLS[config.global_pool]()
         self.flatten = nn.Flatten()
         features = width if config.global_pool != "none" else width * size * size
@@ -58,6 +61,12 @@ class ConvNet(nn.Module):
                 self.hidden.add_module(f"dropout{index}", nn.Dropout(config.hidden_dropout))
             features = neurons
         self.head = ScaledLinear(features, classes, config.logit_scale)
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        convolution = self.blocks[0].conv
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
 
     @property
     def stages(self) -> Mapping[str, nn.Module]:
@@ -73,6 +82,15 @@ class ConvNet(nn.Module):
         """`images` float [N, C, H, W] -> logits [N, classes]."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+def _fits_whitening(block: BlockConfig, channels: int) -> None:
+    wanted = 2 * channels * block.kernel**2
+    if block.channels != wanted:
+        raise UserError(
+            f"model.whiten: block 1 needs {wanted} channels (2 x {channels} image channels x {block.kernel} x "
+            f"{block.kernel}), not {block.channels}; set them or turn model.whiten off"
+        )
 
 
 def simple_cnn(config: ModelConfig, channels: int, image_size: int, classes: int) -> ConvNet:

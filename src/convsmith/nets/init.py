@@ -7,6 +7,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import unfold
 
 from convsmith.nets.config import Activation, Init
 
@@ -73,3 +74,19 @@ def initialise(model: nn.Module, scheme: Init, activation: Activation) -> None:
             SCHEMES[scheme](module.weight, 1.0 if module in of_head else GAINS[activation])
             if module.bias is not None:
                 module.bias.zero_()
+
+
+@torch.no_grad()
+def whiten(conv: nn.Conv2d, images: Tensor) -> None:
+    """Make `conv` a whitening of the patches that it sees in `images` [N, C, H, W]; its bias becomes zero.
+
+    The patches' second moments have eigenvectors e and eigenvalues v; the filters are e / sqrt(v + 5e-4) and
+    their negatives, since an activation that follows would cut off one sign: 2 x C x kernel x kernel channels.
+    Source: David Page, "How to Train Your ResNet 8" (2019); Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds" (2024).
+    """
+    patches = unfold(images.float(), conv.kernel_size).transpose(1, 2).flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (values.clamp(min=0) + 5e-4).sqrt()).T.flip(0)  # the strongest direction first
+    conv.weight.copy_(torch.cat([filters, -filters]).reshape(conv.weight.shape))
+    if conv.bias is not None:
+        conv.bias.zero_()

@@ -19,6 +19,9 @@ DEFAULT_LR: dict[OptimizerName, float] = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e
 class OptimConfig(Section):
     name: OptimizerName = "adam"
     lr: float | None = Field(None, gt=0, le=100, description="learning rate; none: the optimiser's usual one")
+    bias_lr_factor: float = Field(
+        1.0, gt=0, le=1000, description="learning rate of biases and norm parameters, as a multiple of lr"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd and rmsprop")
     nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
     dampening: float = Field(0.0, ge=0, le=1, description="sgd: dampening of the momentum")

@@ -51,6 +51,7 @@ def build_optimizer(
         name = "adamw"
     within = regularize.l2_mode == "coupled" or name == "adamw"
     for group in groups:
+        group["lr"] = default_lr(config) * (1.0 if group["name"] == "weights" else config.bias_lr_factor)
         group["weight_decay"] = regularize.l2 if within and group["name"] == "weights" else 0.0
     return OPTIMIZERS[name](groups, config, device.type in ("cpu", "cuda"))
 

@@ -125,8 +125,12 @@ class TrainState:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last update; before the first one, what the first will use."""
-        return float(max(group["lr"] for group in self.optimizer.param_groups))
+        """Of the weights' last update; before the first one, what the first will use.
+
+        Biases and norms may have another (optim.bias_lr_factor).
+        """
+        groups = self.optimizer.param_groups
+        return float(max(group["lr"] for group in groups if group.get("name") != "others" or len(groups) == 1))
 
     def close_epoch(self, seconds: float) -> None:
         self.epoch += 1
