@@ -151,7 +151,8 @@ def test_training_cannot_reach_the_test_split(tmp_path: Path) -> None:
         config = validate(
             {"data": {"source": "arrays"}, **QUICK, "train": {"threads": 1, "epochs": 2, "layout": "contiguous"}}
         )
-        started = parts.start(config, tmp_path, str(number), parts.Parts(source=source))
+        own = parts.Parts(source=source)
+        started = parts.start(parts.prepare(config, own), tmp_path, str(number), own)
         assert Display().follow(started) == 0
         weights.append((tmp_path / str(number) / "model/model.safetensors").read_bytes())
     assert weights[0] == weights[1]

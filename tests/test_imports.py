@@ -76,7 +76,7 @@ def test_config_sees_of_the_rooms_only_their_configs() -> None:
 
 
 def test_nothing_below_the_experiment_sees_runconfig() -> None:
-    above = {"config", "parts", "experiment", "inference", "display", "runs", "verbs", "__init__"}
+    above = {"config", "parts", "experiment", "inference", "display", "runs", "verbs", "evidence", "__init__"}
     users = {unit(name) for name, path in modules() if "RunConfig" in path.read_text(encoding="utf-8")}
     assert users <= above
 

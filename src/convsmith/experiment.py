@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,22 +79,12 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Iterator[Event]:
 
 def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) -> Iterator[Event]:
     """The loop itself: what happens once an epoch is a line here."""
-    run, config, state, dataset = experiment.run, experiment.config, experiment.state, experiment.dataset
-    augment = Augment(config.augment, experiment.to_input)
-    train = dataset.train
+    run, config, state = experiment.run, experiment.config, experiment.state
     saved = time.monotonic()
-
-    def batches(epoch: int, position: int) -> Iterator[Batch]:
-        order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
-        for positions in batch_positions(order, config.train.batch_size, position):
-            pixels = torch.from_numpy(train.gather(positions)).to(experiment.device)
-            labels = torch.from_numpy(train.labels[positions]).to(experiment.device)
-            yield augment(pixels, labels, state.generator)
-
     training = fit(
         state,
         experiment.recipe,
-        batches,
+        train_batches(experiment),
         epochs=0 if state.stopper.exhausted else config.train.epochs,
         steps=experiment.steps,
         log_every=config.train.log_every,
@@ -135,6 +125,21 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
             yield Interrupted(interrupts.received)
             return
     yield _finish(experiment, tracker)
+
+
+def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch]]:
+    """A function of (epoch, position): the epoch's augmented batches, in its order, from that step on."""
+    config, train, device = experiment.config, experiment.dataset.train, experiment.device
+    augment = Augment(config.augment, experiment.to_input)
+
+    def batches(epoch: int, position: int) -> Iterator[Batch]:
+        order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
+        for positions in batch_positions(order, config.train.batch_size, position):
+            pixels = torch.from_numpy(train.gather(positions)).to(device)
+            labels = torch.from_numpy(train.labels[positions]).to(device)
+            yield augment(pixels, labels, experiment.state.generator)
+
+    return batches
 
 
 def _finish(experiment: Experiment, tracker: Tracker) -> Finished:

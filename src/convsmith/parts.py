@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from convsmith.errors import UserError
 from convsmith.inference import ModelCard, memory_format
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
+from convsmith.nets.convnet import ConvNet
+from convsmith.nets.init import whiten
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, trace
 from convsmith.optim.optimizers import Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
@@ -37,6 +39,7 @@ from convsmith.training.step import Recipe
 OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
 OWN = "own:"  # model.name of a module that was handed in, before the name of its class
+WHITENED_IMAGES = 500
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
 
 
@@ -91,33 +94,58 @@ class Experiment:
         checkpoint.write(self.run.checkpoints, self.state.tensors(), self.state.facts(), best)
 
 
-def start(
+@dataclass(frozen=True)
+class Prepared:
+    """Data, machine and first weights of a run, with the config that they decided."""
+
+    config: RunConfig
+    dataset: Dataset
+    device: torch.device
+    model: nn.Module
+    seconds_per_epoch: float | None  # expected for training; None where it was not measured
+
+
+def prepare(
     config: RunConfig,
-    runs_dir: Path,
-    name: str | None = None,
     parts: Parts = NO_PARTS,
     progress: Callable[[int, int], None] | None = None,
-) -> Experiment:
-    """A new run, written down before its first step: config, environment, splits, first checkpoint.
+    splits: Mapping[str, Iterable[str]] | None = None,
+    measured: bool = False,
+) -> Prepared:
+    """Open the data, build the network, choose the memory layout; writes no run directory.
 
-    `progress(done, total)` is called while images are decoded for the first time.
+    `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
+    replaces the division that the config asks for. A config that is `measured` holds its layout already.
     """
-    rundir.refuse_taken(runs_dir, name)
     config, dataset, device = _open(config, parts, progress)
+    if splits is not None:
+        dataset = dataset.with_splits(splits)
     model = _model(config, dataset, parts)
+    if config.model.whiten and isinstance(model, ConvNet):
+        whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
+    if measured:
+        assert config.train.layout != "auto", "a measured config names its layout"
+        return Prepared(config, dataset, device, model, None)
     layout, seconds = _measure(config, dataset, model, device)
-    config = config.with_values(train={"layout": layout})
+    return Prepared(config.with_values(train={"layout": layout}), dataset, device, model, seconds)
+
+
+def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Parts = NO_PARTS) -> Experiment:
+    """A new run, written down before its first step: config, environment, splits, first checkpoint."""
+    config, dataset = prepared.config, prepared.dataset
+    rundir.refuse_taken(runs_dir, name)
     with rundir.draft(runs_dir) as run:
-        experiment = _assemble(run, config, dataset, device, model, parts)
-        experiment.seconds_per_epoch = seconds
-        rundir.write_json(run.environment, environment() | {"device": str(device), "threads": config.train.threads})
+        experiment = _assemble(run, config, dataset, prepared.device, prepared.model, parts)
+        experiment.seconds_per_epoch = prepared.seconds_per_epoch
+        record = environment() | {"device": config.train.device, "threads": config.train.threads}
+        rundir.write_json(run.environment, record)
         rundir.write_json(run.splits, dataset.splits_record())
         if dataset.failures:
             rundir.write_json(run.skipped, [failure._asdict() for failure in dataset.failures])
         rundir.write_text(run.config, config.to_yaml())
         run.log(f"started: {len(dataset.train)} train images, {len(dataset.val)} val images")
         experiment.save()
-        experiment.run = rundir.publish(run, name, _stem(config))
+        experiment.run = rundir.publish(run, name, stem(config))
     return experiment
 
 
@@ -199,6 +227,12 @@ def _assemble(
     )
 
 
+def _first_images(dataset: Dataset, count: int, device: torch.device) -> torch.Tensor:
+    """The first train images as the net sees them, without augmentation: float [N, C, H, W]."""
+    pixels = torch.from_numpy(dataset.train.gather(np.arange(min(count, len(dataset.train)))))
+    return ToInput(dataset.preprocessing(), device)(pixels.to(device))
+
+
 def _recipe(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe:
     weights = None
     if config.train.class_weights == "balanced":
@@ -225,10 +259,8 @@ def _measure(config: RunConfig, dataset: Dataset, model: nn.Module, device: torc
     )
     if len(layouts) > 1 and remembered.exists():
         layouts = [remembered.read_text(encoding="utf-8")]
-    positions = np.arange(min(config.train.batch_size, len(dataset.train)))
-    to_input = ToInput(dataset.preprocessing(), device)
-    images = to_input(torch.from_numpy(dataset.train.gather(positions)).to(device))
-    labels = torch.from_numpy(dataset.train.labels[positions]).to(device)
+    images = _first_images(dataset, config.train.batch_size, device)
+    labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = _recipe(config, dataset, device)
     times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device)
     layout = min(times, key=lambda name: times[name])
@@ -237,7 +269,7 @@ def _measure(config: RunConfig, dataset: Dataset, model: nn.Module, device: torc
     return layout, times[layout] * steps_per_epoch(len(dataset.train), config.train.batch_size)
 
 
-def _stem(config: RunConfig) -> str:
+def stem(config: RunConfig) -> str:
     """What an unnamed run is called before its number: data and model."""
     parts = (Path(config.data.source).name or "data", config.model.name)
     return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)

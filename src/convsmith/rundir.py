@@ -63,9 +63,9 @@ class RunDir:
             os.fsync(file.fileno())
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for this process; a UserError where another one holds it."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+    def lock(self, wait: float = 0) -> Iterator[None]:
+        """Hold the directory for this process; a UserError where another one holds it after `wait` seconds."""
+        lock = FileLock(self.path / ".lock", timeout=wait)
         try:
             with lock:
                 yield

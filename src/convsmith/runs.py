@@ -18,7 +18,7 @@ from convsmith.display import Display
 from convsmith.errors import UserError, nearest
 from convsmith.inference import Prediction, Predictor, evaluate, load_predictor
 from convsmith.parts import Experiment, OptimizerFactory, Parts
-from convsmith.rundir import RunDir, open_run, read_json
+from convsmith.rundir import RunDir, open_run, read_json, refuse_taken
 from convsmith.tracking import csv
 
 Arrays = tuple[np.ndarray, Any]
@@ -108,7 +108,9 @@ def train(
         layers.append({"model": {"name": model}})
     own = _parts(arrays, module, optimizer)
     display = Display()
-    started = parts.start(validate(merge(*layers)), runs_dir, name, own, display.counting("decoding"))
+    refuse_taken(runs_dir, name)
+    prepared = parts.prepare(validate(merge(*layers)), own, display.counting("decoding"))
+    started = parts.start(prepared, runs_dir, name, own)
     return _follow(display, started, module, arrays)
 
 

@@ -19,6 +19,13 @@ ROWS = [
     for epoch in range(1, 13)
 ]
 RNG = np.random.default_rng(0)
+FOREST = [
+    ("batch norm in $every$ block, and a name that goes on and on", 3.0, 2.0, 4.1, "helps"),
+    ("gelu", 0.1, 0.05, 0.15, "equivalent"),
+    ("same everywhere", 1.0, None, None, "no difference shown"),
+    ("average", -2.0, -3.0, -1.0, "hurts"),
+    ("early", -0.4, -3.0, 2.2, "given up"),
+]
 
 
 def confusion(classes):
@@ -35,6 +42,9 @@ DRAWN = {
     "nothing seen": lambda: figures.confusion_figure(np.zeros((3, 3), dtype=int), ["a", "b", "c"]),
     "reliability": lambda: figures.reliability_figure(RNG.random(100), RNG.random(100) < 0.5),
     "lr": lambda: figures.lr_curve([1e-4, 1e-3, 1e-2], [2.3, 1.1, 4.0], 1e-3),
+    "forest": lambda: figures.forest_plot(FOREST, "accuracy (percentage points)", 0.5),
+    "one arm": lambda: figures.forest_plot(FOREST[:1], "loss (nats)"),
+    "40 arms": lambda: figures.forest_plot(FOREST * 8, "accuracy (percentage points)", 0.5),
     "samples": lambda: figures.samples_figure(
         RNG.integers(0, 256, (11, 8, 8, 1), dtype=np.uint8), ["a"] * 11, ["a"] * 10 + ["b"], [0.5] * 11
     ),
@@ -106,3 +116,27 @@ def test_svg_is_written_without_a_date(tmp_path):
     text = (tmp_path / "lr.svg").read_text()
     assert text.startswith("<?xml")
     assert "dc:date" not in text
+
+
+def test_the_forest_draws_intervals_from_top_to_bottom_and_says_the_verdicts():
+    figure = figures.forest_plot(FOREST, "accuracy (percentage points)", 0.5)
+    axes = figure.axes[0]
+    assert axes.yaxis_inverted()
+    spans = {line.get_ydata()[0]: tuple(line.get_xdata()) for line in axes.lines if len(set(line.get_xdata())) == 2}
+    assert spans == {row: (low, high) for row, (_, _, low, high, _) in enumerate(FOREST) if low is not None}
+    points = {line.get_ydata()[0]: line for line in axes.lines if line.get_marker() != "None"}
+    assert {row: line.get_xdata()[0] for row, line in points.items()} == dict(enumerate(row[1] for row in FOREST))
+    looks = {(line.get_marker(), line.get_color()) for line in points.values()}
+    assert len({marker for marker, _ in looks}) == 5
+    shown = texts(figure)
+    assert axes.get_xlabel() == "Difference in accuracy (percentage points)"
+    assert "Difference to the base (band: margin of equivalence, ±0.5)" in shown
+    assert {"+3  helps", "+0.1  equivalent", "+1  no difference shown", "-2  hurts", "-0.4  given up"} <= set(shown)
+
+
+def test_the_forest_has_a_look_for_every_verdict():
+    from typing import get_args
+
+    from convsmith.evidence.statistics import Verdict
+
+    assert set(figures.VERDICTS) == set(get_args(Verdict))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
 from convsmith.data.config import DataConfig, Preprocessing
 from convsmith.data.decode import DecodeRules, Pixels
+from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
 from convsmith.data.records import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
@@ -22,6 +23,7 @@ from convsmith.errors import UserError
 
 LARGEST_NATIVE = 96  # larger squares are photographs: by default the net sees DEFAULT_SIZE of them
 DEFAULT_SIZE = 64
+HELD_OUT = "held-out"  # the split of a fold that its training never sees
 
 
 class Subset:
@@ -75,6 +77,7 @@ class Dataset:
     _labels: Labels
     _ids: tuple[str, ...]
     _splits: dict[str, Rows]
+    _groups: Groups | None = None
 
     @cached_property
     def train(self) -> Subset:
@@ -83,6 +86,10 @@ class Dataset:
     @cached_property
     def val(self) -> Subset:
         return self._subset(self._splits["val"])
+
+    def held_out(self) -> Subset:
+        """The images of a cross-validation's fold, where `with_splits` named some."""
+        return self._subset(self._splits[HELD_OUT])
 
     @property
     def hash(self) -> str:
@@ -99,7 +106,11 @@ class Dataset:
 
     def pool(self) -> Subset:
         """Train and val joined, in the source's order: what cross-validation divides anew."""
-        return self._subset(np.sort(np.concatenate([self._splits["train"], self._splits["val"]])))
+        return self._subset(self._pool_rows())
+
+    def pool_groups(self) -> GroupNumbers | None:
+        """The group of each image of `pool()`, in its order, as an int64 number; None without `data.groups`."""
+        return None if self._groups is None else self._groups.numbers[self._pool_rows()]
 
     def preprocessing(self) -> Preprocessing:
         """The way from a file to the net's input; mean and std are those of train alone."""
@@ -116,11 +127,11 @@ class Dataset:
         return {"hash": self.hash, "seed": self.seed, "splits": ids}
 
     def with_splits(self, splits: Mapping[str, Iterable[str]]) -> Dataset:
-        """The same data divided by ids of 'train', 'val' and, or else as it is, 'test'.
+        """The same data divided by ids of 'train', 'val', of a fold 'held-out' and, or else as it is, 'test'.
 
-        Raises UserError for ids that the data does not have, or that are in two splits.
+        Raises UserError for ids that the data does not have, or that are in two splits, and for divided groups.
         """
-        assert {"train", "val"} <= splits.keys() <= set(SPLITS)
+        assert {"train", "val"} <= splits.keys() <= {*SPLITS, HELD_OUT}
         row_of = {name: row for row, name in enumerate(self._ids)}
         divided = {"test": self._splits["test"]} if "test" in self._splits else {}
         for split, names in splits.items():
@@ -132,7 +143,12 @@ class Dataset:
         distinct, counts = np.unique(together, return_counts=True)
         if len(distinct) < len(together):
             raise UserError(f"'{self._ids[distinct[counts > 1][0]]}' is in more than one split, or twice in one")
-        return replace(self, _splits={split: divided[split] for split in SPLITS if split in divided})
+        if self._groups is not None:
+            refuse_divided(self._groups, divided, "has data.groups changed since the splits were made?")
+        return replace(self, _splits={split: divided[split] for split in (*SPLITS, HELD_OUT) if split in divided})
+
+    def _pool_rows(self) -> Rows:
+        return np.sort(np.concatenate([self._splits["train"], self._splits["val"]]))
 
     def _subset(self, rows: Rows) -> Subset:
         ids = [self._ids[row] for row in rows]
@@ -153,6 +169,7 @@ def open_dataset(
     """
     source = source or open_source(config)
     cache = cache_folder(config)
+    config, groups = _with_groups(config, source)
     if config.image_size is None or config.channels is None:
         config = _sized(config, native_shape(source, cache))
     if config.working_size is None:
@@ -164,11 +181,13 @@ def open_dataset(
     for label in np.setdiff1d(source.labels, labels):
         raise UserError(f"no image of class '{source.classes[label]}' of {source.name} decodes")
     config = _with_fractions(config, source, set(given.tolist()))
-    splits = make_splits(
-        labels, given, config.val_fraction or 0, config.test_fraction or 0, seed, source.classes, config.limit
-    )
+    if groups is not None:
+        groups = groups._replace(numbers=groups.numbers[images.kept])
+    fractions = config.val_fraction or 0, config.test_fraction or 0
+    numbers = groups.numbers if groups is not None else None
+    splits = make_splits(labels, given, *fractions, seed, source.classes, config.limit, numbers)
     ids = tuple(source.ids[row] for row in images.kept)
-    return Dataset(config, source.classes, seed, images, labels, ids, splits)
+    return Dataset(config, source.classes, seed, images, labels, ids, splits, groups)
 
 
 def input_shape(config: DataConfig) -> tuple[int, int, int]:
@@ -218,6 +237,19 @@ def _sized(config: DataConfig, native: Native) -> DataConfig:
         if config.working_size is not None and config.working_size < size:
             raise UserError(f"data.working_size {config.working_size} is smaller than data.image_size {size}: set both")
     return config.model_copy(update={"image_size": size, "channels": config.channels or native.channels})
+
+
+def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups | None]:
+    """The groups of all of the source's images, before any is decoded; a CSV file by its absolute path."""
+    if config.groups is None:
+        return config, None
+    if (file := groups_file(config.groups)) is not None:
+        config = config.model_copy(update={"groups": str(file)})
+    assert config.groups is not None
+    groups = read_groups(config.groups, source.ids)
+    given = {split: np.flatnonzero(source.given == split) for split in SPLITS}
+    refuse_divided(groups, given, f"move its images in {source.name} to one split, or leave data.groups out")
+    return config, groups
 
 
 def _with_fractions(config: DataConfig, source: Source, given: set[str]) -> DataConfig:

@@ -1,4 +1,4 @@
-"""Who is in train, val and test: stratified, seeded, pure."""
+"""Who is in train, val and test: stratified, seeded, groups whole, pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from convsmith.errors import UserError
 
 Rows = npt.NDArray[np.int64]
 
+ORDERS = 50  # of groups to try before giving up; small random data with classes that share groups needed up to 18
+
 
 def make_splits(
     labels: Labels,
@@ -21,6 +23,7 @@ def make_splits(
     seed: int,
     classes: Sequence[str] | None = None,
     limit: int | None = None,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Rows]:
     """Rows of 'train', 'val' and, where there is one, 'test': disjoint, sorted, together all rows.
 
@@ -34,6 +37,8 @@ def make_splits(
     A cut takes ``round(N * fraction)`` rows, shared among the classes by largest remainders: within one
     of the class's own fraction. Each class has at least one row in every part, for which it needs as
     many rows as there are parts. Which rows of a class are taken depends on `seed` and the class alone.
+    With `groups` int [N] a cut takes whole groups instead, and comes as near to those fractions of each
+    class as they allow; each class is still in every part, for which it needs as many groups.
     `limit` then keeps that many rows of train and val together, stratified; test stays whole.
     `classes` names the labels in errors. Raises UserError for a class that is too small.
     """
@@ -49,7 +54,10 @@ def make_splits(
             fractions["test"] = test_fraction
     if fractions:
         train = splits.pop("train")
-        parts = _cut(labels[train], fractions, seed, classes)
+        if groups is None:
+            parts = _cut(labels[train], fractions, seed, classes)
+        else:
+            parts = _cut_groups(labels[train], groups[train], fractions, seed, classes)
         splits |= {split: train[rows] for split, rows in parts.items()}
     if limit is not None and limit < len(splits["train"]) + len(splits["val"]):
         splits |= _limited({split: splits[split] for split in ("train", "val")}, labels, limit, seed)
@@ -80,6 +88,74 @@ def _cut(labels: Labels, fractions: dict[str, float], seed: int, classes: Sequen
         left -= taken
     train = [rows[:end] for rows, end in zip(members.values(), left, strict=True)]
     return {split: np.concatenate(rows) for split, rows in {"train": train, **parts}.items()}
+
+
+def _cut_groups(
+    labels: Labels,
+    groups: npt.NDArray[np.int64],
+    fractions: dict[str, float],
+    seed: int,
+    classes: Sequence[str] | None,
+) -> dict[str, Rows]:
+    """As `_cut`, but the rows of a group stay together."""
+    present, coded = np.unique(labels, return_inverse=True)
+    distinct, numbers = np.unique(groups, return_inverse=True)
+    names = [classes[label] if classes is not None else str(label) for label in present]
+    pairs, rows = np.unique(numbers * len(present) + coded, return_counts=True)
+    of_group, of_class = np.divmod(pairs, len(present))
+    spread = np.bincount(of_class)  # groups of each class
+    parts = ["train", *fractions]
+    where = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    if len(small := np.flatnonzero(spread < len(parts))):
+        raise UserError(
+            f"class '{names[small[0]]}' has too few groups ({spread[small[0]]}) to be in {where}, as groups stay "
+            f"whole: add images of other groups or leave the class out"
+        )
+    starts = np.searchsorted(of_group, np.arange(1, len(distinct)))
+    own = list(zip(np.split(of_class, starts), np.split(rows, starts), strict=True))
+    shares = np.array([1 - sum(fractions.values()), *fractions.values()])
+    rng = np.random.default_rng(seed)
+    for attempt in range(ORDERS):
+        order = rng.permutation(len(distinct))
+        if attempt == 0:
+            order = order[np.argsort(-np.bincount(numbers)[order], kind="stable")]
+        home, lacks = _assign(own, order, np.outer(shares, np.bincount(coded)))
+        if not lacks.any():
+            return {part: np.flatnonzero(home[numbers] == number) for number, part in enumerate(parts)}
+    raise UserError(
+        f"no way was found to put class '{names[np.flatnonzero(lacks.any(axis=0))[0]]}' in {where} with whole groups: "
+        f"add images of other groups or leave the class out"
+    )
+
+
+def _assign(
+    own: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], order: Rows, target: npt.NDArray[np.float64]
+) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """The part of each group [G], and which part was left without which class [P, K].
+
+    `own` holds the classes of each group and its rows of each; `target` [P, K] the rows of each class that
+    each part should get. Greedy: each group in `order` goes where it lowers the sum of squared deviations
+    from `target` most. The squares of a class are divided by its size, as in Pearson's chi-squared, so that a
+    large class does not drown a rare one. A part without a class comes first once all that is left of the
+    class is needed by such parts. Where no group has two classes, each class thus gets into every part, and
+    no part gets more than a group's rows of it beyond its target.
+    """
+    missing = target.copy()
+    sizes = target.sum(axis=0)
+    lacks = np.ones(target.shape, dtype=np.bool_)
+    left = np.bincount(np.concatenate([labels for labels, _ in own]))
+    home = np.empty(len(own), dtype=np.int64)
+    for group in order:
+        labels, rows = own[group]
+        gain = (missing[:, labels] * rows / sizes[labels]).sum(axis=1)  # of the sum, but for what all parts share
+        needed = lacks[:, labels] & (left[labels] <= lacks[:, labels].sum(axis=0))
+        first = needed.sum(axis=1)
+        part = np.argmax(np.where(first == first.max(), gain, -np.inf))
+        home[group] = part
+        missing[part, labels] -= rows
+        lacks[part, labels] = False
+        left[labels] -= 1
+    return home, lacks
 
 
 def _limited(splits: dict[str, Rows], labels: Labels, limit: int, seed: int) -> dict[str, Rows]:

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 COUNTED = 20  # classes up to which a confusion matrix shows its counts
 NAMED = 100  # classes up to which it shows their names
+VERDICTS = {  # of a comparison of two arms: colour and marker
+    "helps": (GREEN, "^"),
+    "hurts": (VERMILLION, "v"),
+    "equivalent": (BLUE, "s"),
+    "no difference shown": (GREY, "o"),
+}
+NO_VERDICT = (GREY, "x")
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> Figure:
@@ -142,6 +149,78 @@ def lr_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float 
     return figure
 
 
+def forest_plot(
+    rows: Sequence[tuple[str, float, float | None, float | None, str]], metric_label: str, margin: float | None = None
+) -> Figure:
+    """Forest plot: each arm's difference to the base with its interval, from top to bottom as given.
+
+    `rows` are (name, difference, low, high, verdict), numbers in the unit that `metric_label` names, such as
+    "accuracy (percentage points)"; an interval of None was not computed and is not drawn. A `margin` of equivalence
+    is a band around zero. A verdict is told by colour, marker and word; one that is not in `VERDICTS` is grey.
+    """
+    assert rows, "no arms"
+    figure = _figure(8.5, 1.5 + 0.38 * len(rows))
+    axes = figure.add_subplot()
+    if margin is not None:
+        axes.axvspan(-margin, margin, color=BLUE, alpha=0.12, linewidth=0)
+    axes.axvline(0, color="black", linewidth=1)
+    for place, (_, difference, low, high, verdict) in enumerate(rows):
+        colour, marker = VERDICTS.get(verdict, NO_VERDICT)
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        edge = colour if marker == "x" else "white"
+        axes.plot([difference], [place], marker, color=colour, markersize=8, markeredgecolor=edge)
+    band = "" if margin is None else f" (band: margin of equivalence, ±{margin:g})"
+    _label(axes, f"Difference to the base{band}", f"Difference in {metric_label}", "")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    names = [name if len(name) <= 40 else f"{name[:39]}…" for name, *_ in rows]
+    axes.set_yticks(range(len(rows)), names, parse_math=False)
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(range(len(rows)), [f"{difference:+.3g}  {verdict}" for _, difference, _, _, verdict in rows])
+    for side in (axes, beside):
+        side.tick_params(axis="y", length=0)
+    beside.spines["right"].set_visible(False)
+    return figure
+
+
+def history_figure(trials: Sequence[tuple[int, float, bool]], metric: str, minimize: bool = False) -> Figure:
+    """The trials of a tuning study by number, and the best complete one so far.
+
+    `trials` are (number, value of `metric`, pruned), by number. The value of a pruned one is that of its last epoch.
+    """
+    assert trials, "no trials"
+    figure = _figure(6.5, 4.2)
+    axes = figure.add_subplot()
+    for pruned, marker, colour, name in [(False, "o", BLUE, "complete"), (True, "x", GREY, "pruned")]:
+        points = [(number, value) for number, value, given_up in trials if given_up is pruned]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, label=f"{name} ({len(points)})")
+    complete = [(number, value) for number, value, given_up in trials if not given_up]
+    if complete:
+        best = (np.minimum if minimize else np.maximum).accumulate([value for _, value in complete])
+        numbers = [number for number, _ in complete]
+        axes.step([*numbers, trials[-1][0]], [*best, best[-1]], where="post", color=VERMILLION, label="best so far")
+    axes.legend(fontsize=8)
+    _label(axes, "Tuning: trial by trial", "Trial", metric)
+    _epoch_axis(axes, [number for number, *_ in trials])
+    return figure
+
+
+def importance_figure(importances: Mapping[str, float], metric: str) -> Figure:
+    """Bars of the share (0 to 1) of the variance of `metric` that each parameter explains, in the order given."""
+    assert importances, "no parameters"
+    figure = _figure(6.5, 1.5 + 0.38 * len(importances))
+    axes = figure.add_subplot()
+    shares = [100 * share for share in importances.values()]
+    bars = axes.barh(range(len(shares)), shares, color=BLUE)
+    axes.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=3, fontsize=9)
+    axes.set_yticks(range(len(shares)), list(importances), parse_math=False)
+    axes.set_ylim(len(shares) - 0.5, -0.5)
+    axes.set_xlim(0, 1.12 * max(shares))
+    _label(axes, "Importance of what was tuned", f"Share of the variance of {metric} (%)", "")
+    return figure
+
+
 def samples_figure(
     images: NDArray[np.uint8], labels: Sequence[str], predictions: Sequence[str], confidences: Sequence[float]
 ) -> Figure:
@@ -164,6 +243,19 @@ def samples_figure(
         axes.set_title(text, fontsize=8, color=GREY if right else VERMILLION, parse_math=False)
         for spine in axes.spines.values():
             spine.set(color=GREY if right else VERMILLION, linewidth=0.8 if right else 3)
+    return figure
+
+
+def gradient_figure(series: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Root mean square of the weights' gradients by layer (from the first), a line a net, on a logarithmic axis."""
+    figure = _figure(7.0, 4.0)
+    axes = figure.add_subplot()
+    marks = zip(series.items(), (BLUE, VERMILLION, GREEN, GREY, "#CC79A7", "#E69F00"), "osD^vP", strict=False)
+    for (name, values), colour, marker in marks:
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
+    axes.set_yscale("log")
+    _label(axes, title, "layer, counted from the image", "gradient (root mean square)")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from convsmith.config import SHORTHANDS, RunConfig, choices, compose, core_type, fields
+from convsmith.config import SHORTHANDS, Layer, RunConfig, choices, compose, core_type, fields, flag_layer
+from convsmith.errors import UserError
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """[CONFIG.yaml] [--preset NAME] [--section.key VALUE ...] and the shorthands."""
-    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="a config file, such as a run's config.yaml")
-    parser.add_argument("--preset", metavar="NAME", help="start from a preset (see: convsmith presets)")
+def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
+    """[--section.key VALUE ...] and the shorthands; with `file` also [CONFIG.yaml] [--preset NAME]."""
+    if file:
+        parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="a config file: a run's config.yaml")
+        parser.add_argument("--preset", metavar="NAME", help="start from a preset (see: convsmith presets)")
     short = {key: f"--{name}" for name, key in SHORTHANDS.items()}
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key, info in fields():
@@ -38,7 +40,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where run directories lie [runs]")
 
 
+def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="how many runs at once [1]")
+    parser.add_argument("--backend", default="local", metavar="NAME", help="where: local, or ray (a cluster) [local]")
+
+
+def at_least(least: int, flag: str, value: int) -> None:
+    if value < least:
+        raise UserError(f"{flag} {value}: must be at least {least}")
+
+
 def read_config(args: argparse.Namespace) -> RunConfig:
+    return compose(args.preset, Path(args.config) if args.config else None, _flags(args))
+
+
+def read_flags(args: argparse.Namespace) -> Layer:
+    """What the flags alone say, for verbs whose config has a file of its own."""
+    return flag_layer(_flags(args))
+
+
+def _flags(args: argparse.Namespace) -> dict[str, str]:
     known = {key for key, _ in fields()}
-    flags = {key: value for key, value in vars(args).items() if key in known}
-    return compose(args.preset, Path(args.config) if args.config else None, flags)
+    return {key: value for key, value in vars(args).items() if key in known}

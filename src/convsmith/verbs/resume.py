@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from pathlib import Path
+
+from convsmith.verbs.flags import add_jobs_arguments, at_least
+
+#: kind of a study -> the module with its `go_on`
+STUDIES = {"crossval": "crossval", "ablate": "ablation", "tune": "tuning"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument("directory", metavar="RUN", help="the directory of a run or of a study")
+    add_jobs_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.rundir import open_run
 
-    directory = open_run(args.directory, "checkpoints")
+    directory = open_run(args.directory)
+    if (Path(args.directory) / "study.yaml").exists():
+        at_least(1, "--jobs", args.jobs)
+        from convsmith.display import Display
+        from convsmith.evidence import study
+
+        module = importlib.import_module(f"convsmith.evidence.{STUDIES[study.read_asked(directory)['kind']]}")
+        code: int = module.go_on(directory, args.jobs, args.backend, Display())
+        return code
     if directory.summary.exists():
         print(f"{directory.path} is finished: there is nothing to resume.")
         print(f"next: convsmith evaluate {directory.path} --split test")
         return 0
+    open_run(args.directory, "checkpoints")
     from convsmith import parts
     from convsmith.display import Display
 

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     display = Display()
     runs_dir = Path(args.runs_dir)
     rundir.refuse_taken(runs_dir, args.name)
-    started = parts.start(config, runs_dir, args.name, progress=display.counting("decoding"))
+    prepared = parts.prepare(config, progress=display.counting("decoding"))
+    started = parts.start(prepared, runs_dir, args.name)
     with started.run.lock():
         return display.follow(started)

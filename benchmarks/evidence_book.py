@@ -1,0 +1,50 @@
+"""The evidence book: run its studies, and make docs/evidence.md of what they found.
+
+python benchmarks/evidence_book.py run CIFAR10_PARQUET_FOLDER [--only STUDY ...]   can be stopped and called again
+python benchmarks/evidence_book.py page
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from convsmith.evidence import book
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "src/convsmith/evidence/results"
+IMAGES = ROOT / "docs/images"
+
+
+def run(folder: str, only: list[str], runs_dir: str) -> None:
+    for name in only or book.shipped():
+        command = ["ablate", name, "--data", folder, "--jobs", "2", "--name", name, "--runs-dir", runs_dir]
+        subprocess.run([sys.executable, "-m", "convsmith.cli", *command], check=True)
+        study = Path(runs_dir, name)
+        record = json.loads((study / "ablation.json").read_text(encoding="utf-8"))
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        IMAGES.mkdir(exist_ok=True)
+        shutil.copy(study / "figures/forest.svg", IMAGES / f"evidence-{name}.svg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "page"])
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--runs-dir", default="runs/evidence")
+    args = parser.parse_args()
+    if args.what == "run":
+        if not args.folder:
+            parser.error("run needs the folder of CIFAR-10")
+        run(args.folder, args.only, args.runs_dir)
+    (ROOT / "docs/evidence.md").write_text(book.page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Which images belong together: those of one patient, burst or video, which no split or fold may divide."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from convsmith.errors import UserError
+
+GroupNumbers = npt.NDArray[np.int64]
+
+_COLUMNS = ("id", "group")
+_EXPECTED = r"a CSV file with the columns id,group or a pattern with one capture group such as '(patient\d+)_'"
+
+
+class Groups(NamedTuple):
+    """`numbers` int64 [N] is the group of each image, counted by first appearance; `names` belong to the numbers."""
+
+    numbers: GroupNumbers
+    names: tuple[str, ...]
+
+
+def groups_file(setting: str) -> Path | None:
+    """The absolute path of the CSV file that `data.groups` names; None where it is a pattern.
+
+    What exists as a file is a file. Raises UserError for a name that ends in .csv and is none.
+    """
+    path = os.path.expanduser(setting)
+    if os.path.isfile(path):  # not Path.is_file: a long pattern is no error here
+        return Path(path).resolve()
+    if setting.lower().endswith(".csv"):
+        raise UserError(f"data.groups '{setting}' is not found: no such file")
+    return None
+
+
+def read_groups(setting: str, ids: Sequence[str]) -> Groups:
+    """The groups of `ids` by what `data.groups` says.
+
+    A CSV file gives each id its group; a regular expression is searched in each id, and what its
+    capture group matched is the group. Raises UserError where either is malformed or leaves an id without a group.
+    """
+    file = groups_file(setting)
+    group_of = _by_pattern(setting) if file is None else _by_table(file)
+    found = [group_of(name) for name in ids]
+    if without := [name for name, group in zip(ids, found, strict=True) if not group]:
+        mend = "change the pattern" if file is None else "add rows with their ids, as splits.json writes them"
+        raise UserError(
+            f"data.groups '{setting}' gives no group to {len(without)} of {len(ids)} images, "
+            f"the first is '{without[0]}': {mend}"
+        )
+    number_of = {group: number for number, group in enumerate(dict.fromkeys(found))}
+    return Groups(np.array([number_of[group] for group in found], dtype=np.int64), tuple(number_of))
+
+
+def refuse_divided(groups: Groups, splits: Mapping[str, npt.NDArray[np.int64]], mend: str) -> None:
+    """Raise UserError, which ends in `mend`, for a group with rows in more than one of `splits`."""
+    home: dict[int, str] = {}
+    for split, rows in splits.items():
+        for number in np.unique(groups.numbers[rows]).tolist():
+            if (first := home.setdefault(number, split)) != split:
+                raise UserError(f"group '{groups.names[number]}' is in {first} and in {split}: {mend}")
+
+
+def _by_pattern(setting: str) -> Callable[[str], str]:
+    try:
+        pattern = re.compile(setting)
+    except (re.error, OverflowError) as error:
+        raise UserError(
+            f"data.groups '{setting}' is no file and no valid pattern ({error}): give {_EXPECTED}"
+        ) from None
+    if pattern.groups != 1:
+        raise UserError(
+            f"data.groups '{setting}' is no file, and as a pattern it has {pattern.groups} capture groups "
+            f"instead of one ((?:...) is not counted): give {_EXPECTED}"
+        )
+
+    def group_of(name: str) -> str:
+        match = pattern.search(name)
+        return (match[1] or "") if match else ""
+
+    return group_of
+
+
+def _by_table(path: Path) -> Callable[[str], str]:
+    table: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheets write a byte order mark
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns = reader.fieldnames or []
+            if not set(_COLUMNS) <= set(columns):
+                raise UserError(
+                    f"data.groups '{path}' needs the columns id,group, but has {', '.join(columns) or 'none'}"
+                )
+            for row in reader:
+                group = (row["group"] or "").strip()  # 'p1 ' is 'p1': a stray blank must not part a group
+                if (first := table.setdefault(row["id"], group)) != group:
+                    raise UserError(
+                        f"data.groups '{path}' puts '{row['id']}' in two groups, '{first}' and '{group}': keep one"
+                    )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"data.groups '{path}' cannot be read as CSV: {error}") from None
+    return lambda name: table.get(name, "")

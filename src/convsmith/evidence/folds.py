@@ -1,0 +1,74 @@
+"""Who is trained on and who is held out, fold by fold: stratified, grouped where asked, seeded, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from convsmith.data.splits import Rows, make_splits
+from convsmith.errors import UserError
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Positions in the pool: `train` is learnt from, `val` chooses the epoch, `held_out` is scored once, at the end."""
+
+    repeat: int  # from 1
+    number: int  # from 1, within its repeat
+    train: Rows
+    val: Rows
+    held_out: Rows
+
+
+def make_folds(
+    labels: Labels,
+    folds: int,
+    repeats: int,
+    val_fraction: float,
+    seed: int,
+    classes: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
+) -> list[Fold]:
+    """`repeats` times `folds` divisions of a pool of images; within a repeat each is held out exactly once.
+
+    scikit-learn's StratifiedKFold, or StratifiedGroupKFold where `groups` [N] says which images belong together.
+    From the images that a fold trains on, an inner validation part of `val_fraction` is cut, by their labels
+    alone: nothing that the training of a fold looks at depends on the labels of the images held out. UserError
+    where a class, or the groups, are too few.
+    """
+    _refuse_small(labels, folds, classes)
+    if groups is not None and (count := len(np.unique(groups))) < folds:
+        raise UserError(f"--folds {folds} is more than the {count} groups of data.groups: use at most {count}")
+    result = []
+    for repeat in range(repeats):
+        divider = StratifiedKFold if groups is None else StratifiedGroupKFold
+        divided = divider(folds, shuffle=True, random_state=seed + repeat).split(labels, labels, groups)
+        for number, (others, held_out) in enumerate(divided, start=1):
+            given = np.full(len(others), "")
+            inner = make_splits(
+                labels[others],
+                given,
+                val_fraction,
+                0.0,
+                seed + repeat,
+                classes,
+                groups=None if groups is None else groups[others],
+            )
+            result.append(Fold(repeat + 1, number, others[inner["train"]], others[inner["val"]], held_out))
+    return result
+
+
+def _refuse_small(labels: Labels, folds: int, classes: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    least = int(counts.argmin())
+    if counts[least] < folds:
+        raise UserError(
+            f"--folds {folds} is more than the smallest class has images ('{classes[least]}' has {counts[least]}): "
+            f"use at most {counts[least]} folds or add images"
+        )

@@ -1,0 +1,96 @@
+"""Running a study's fold jobs in sight of a person: a bar in a terminal, a line a finished fold elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from convsmith.display import Display, duration
+from convsmith.evidence import study
+from convsmith.evidence.fold_job import FoldJob
+from convsmith.rundir import RunDir
+from convsmith.runtime import Interrupts
+
+
+@dataclass
+class Ran:
+    """How the jobs of a study ended, by the job's name."""
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: signal.Signals | None = None
+
+
+def follow(
+    run: RunDir, jobs: Sequence[FoldJob], at_once: int, backend: str, display: Display, ran: Ran | None = None
+) -> Ran:
+    """Run the jobs that are not done, and return what all of them found; what was done before is only read.
+
+    `ran` is what jobs before these found, to be added to.
+    """
+    ran = ran or Ran()
+    for job in jobs:
+        if job.done:
+            ran.records[job.name] = job.record()
+    waiting = [job for job in jobs if not job.done]
+    if len(waiting) < len(jobs):
+        display.line(f"{len(jobs) - len(waiting)} of {len(jobs)} were done before")
+    if not waiting:
+        return ran
+    runner = study.backend(backend)
+    with Interrupts() as interrupts, _bar(display, waiting) as advance:
+        for answer in runner(waiting, at_once, run.path / "workers.log", interrupts):
+            job = waiting[answer.index]
+            if answer.progress:
+                advance(answer.index, answer.progress["epoch"] / answer.progress["epochs"])
+                continue
+            advance(answer.index, 1.0)
+            if answer.record:
+                ran.records[job.name] = answer.record
+                display.line(_line(job.name, answer.record))
+                run.log(_line(job.name, answer.record))
+            else:
+                ran.failed[job.name] = answer.failed or ""
+                display.line(f"{job.name}  failed: {answer.failed}")
+                run.log(f"{job.name} failed: {answer.failed}")
+        ran.stopped = interrupts.received
+    return ran
+
+
+def _line(name: str, record: dict[str, Any]) -> str:
+    chosen = "  ".join(
+        f"{section}.{key} {value}" for section, layer in record["chosen"].items() for key, value in layer.items()
+    )
+    return (
+        f"{name}  accuracy {record['accuracy']:.2%}  F1 {record['f1']:.4f}  loss {record['loss']:.4f}  "
+        f"best epoch {record['best_epoch']} of {record['epochs']}  {duration(record['seconds'])}"
+        f"{'  chosen ' + chosen if chosen else ''}"
+    )
+
+
+@contextlib.contextmanager
+def _bar(display: Display, jobs: Sequence[FoldJob]) -> Iterator[Any]:
+    """A function of (job's place, share done) that moves the bar, where there is a terminal."""
+    shares = [0.0] * len(jobs)
+    if not display.live:
+        yield shares.__setitem__
+        return
+    text = TextColumn("{task.fields[done]} of {task.fields[all]} runs, {task.fields[left]}")
+    began = time.monotonic()
+    with Progress(BarColumn(bar_width=40), text, console=display.console, transient=True) as progress:
+        bar = progress.add_task("", total=len(jobs), done=0, all=len(jobs), left="")
+
+        def advance(at: int, share: float) -> None:
+            shares[at] = share
+            total = sum(shares)
+            left = (time.monotonic() - began) * (len(jobs) - total) / total if total else 0.0
+            done = sum(share == 1.0 for share in shares)
+            progress.update(bar, completed=total, done=done, left=f"about {duration(left)} left")
+
+        yield advance

@@ -1,0 +1,265 @@
+"""Statistics of paired comparisons over folds: pure functions of numbers, each with its formula and its source.
+
+Two arms that ran on the same folds give one difference a fold. These differences are not independent, since any two
+folds train on mostly the same images; an ordinary t-test takes them for independent and finds differences where there
+are none. What corrects for that here is the variance of Nadeau and Bengio (2003); how far it holds is measured by
+benchmarks/interval_coverage.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.optimize import brentq
+
+from convsmith.errors import UserError
+
+Verdict = Literal["helps", "hurts", "no difference shown", "equivalent"]
+ROUNDING = 1e-12  # relative; differences that vary by less than this vary by rounding alone
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against its base, in the unit of the metric; differences are arm minus base.
+
+    `standard_error` is the corrected one of the mean; `low` and `high` are the ends of its confidence interval.
+    None stands for what the numbers cannot give: see `paired_comparison`.
+    """
+
+    n: int
+    mean_difference: float
+    std: float
+    standard_error: float
+    degrees: int
+    t: float | None
+    p: float | None
+    low: float | None
+    high: float | None
+    effect_size: float | None
+    equivalent: bool | None
+    p_equivalent: float | None
+
+
+def paired_comparison(
+    arm: ArrayLike,
+    base: ArrayLike,
+    test_share: float,
+    margin: float | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """The corrected resampled t-test of an arm's scores against the base's on the same n folds, two-sided.
+
+    With d the differences, s their standard deviation (n - 1), and n_test / n_train = test_share / (1 - test_share)::
+
+        t = mean(d) / sqrt((1/n + n_test/n_train) s^2),    n - 1 degrees of freedom
+
+    (Nadeau and Bengio 2003, "Inference for the Generalization Error", Machine Learning 52; Bouckaert and Frank 2004
+    for repeated K-fold.) It is exact for normal differences that all have the correlation `test_share` with each other.
+
+    `test_share` is n_test / (n_test + n_train) of one fold: 1/K for K folds; 0 gives the ordinary paired t-test. A pair
+    is a fold (of a repeat). Average several seeds of the same fold first: they share their test images, so that their
+    differences are more alike than those of two folds, and as pairs of their own they raise false alarms (from 5% to
+    13% at 5 folds, in the simulation's extreme case of two seeds that change nothing).
+
+    `effect_size` is the standardised mean difference d_z = mean(d) / s (Lakens 2013, eq. 6). It knows nothing of the
+    correction, and s depends on the size of a fold: compare it within a study only.
+
+    With a `margin` > 0, two one-sided tests ask whether the difference lies within (-margin, margin), on the same
+    standard error and each at 1 - `level` (Schuirmann 1987): `p_equivalent` is the larger of their two p, `equivalent`
+    whether it is below 1 - level. That is, whether the interval at 1 - 2 (1 - level) lies within the margin.
+
+    Differences without variance: if all are 0, then t = 0, p = 1, the interval is [0, 0] and any margin holds. If all
+    are the same number but 0 (few folds of few images), there is nothing to measure the mean against: t, p, interval,
+    effect size and equivalence are None, and `verdict` shows no difference.
+
+    UserError where fewer than 2 pairs are there.
+    """
+    scores, reference = np.asarray(arm, dtype=np.float64), np.asarray(base, dtype=np.float64)
+    assert scores.shape == reference.shape, f"{scores.shape} against {reference.shape} scores"
+    assert np.isfinite([scores, reference]).all(), "a failed fold is left out, with its partner"
+    n = len(scores)
+    if n < 2:
+        raise UserError(
+            f"comparing an arm with its base needs at least 2 folds that both have finished, not {n}: "
+            f"resume the study to run the missing ones, or raise the number of folds"
+        )
+    differences = scores - reference
+    noise = ROUNDING * max(np.abs(scores).max(), np.abs(reference).max())
+    if np.ptp(differences) <= noise:
+        differences = np.full(n, 0.0 if np.abs(differences).max() <= noise else differences.mean())
+        mean, std, error = float(differences[0]), 0.0, 0.0
+    else:
+        mean, std, error = _moments(differences, test_share)
+
+    t = p = half = effect = None
+    if error > 0:
+        t, effect = mean / error, mean / std
+        p = 2 * float(stats.t.sf(abs(t), n - 1))
+        half = _quantile(level, n - 1) * error
+    elif mean == 0:
+        t, p, half, effect = 0.0, 1.0, 0.0, 0.0
+    p_equivalent = None if margin is None else _p_equivalent(mean, error, n - 1, margin)
+    return Comparison(
+        n=n,
+        mean_difference=mean,
+        std=std,
+        standard_error=error,
+        degrees=n - 1,
+        t=t,
+        p=p,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        effect_size=effect,
+        equivalent=None if p_equivalent is None else p_equivalent < 1 - level,
+        p_equivalent=p_equivalent,
+    )
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values adjusted for being m tests, in the order given: Holm's step-down method (Holm 1979).
+
+    Sorted, the i-th smallest (i = 1..m) becomes ``min(1, max over j <= i of (m - j + 1) p_j)``: whoever calls different
+    what is below alpha errs in any of the m tests with a probability of at most alpha, however they depend.
+
+    None, a test that was meant and could not be made, counts among the m (as p = 1 would) and stays None.
+    """
+    known = [(p, place) for place, p in enumerate(p_values) if p is not None]
+    assert all(0 <= p <= 1 for p, _ in known), f"{p_values}: p-values lie in [0, 1]"
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(sorted(known)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[place] = highest
+    return adjusted
+
+
+def mean_interval(values: ArrayLike, test_share: float, level: float = 0.95) -> tuple[float, float, float, float]:
+    """Mean, standard deviation (n - 1) and confidence interval (low, high) of a metric over the n folds.
+
+    ``mean ± t_{n-1} sqrt((1/n + n_test/n_train) s^2)``, with n_test / n_train = test_share / (1 - test_share) and
+    `test_share` = 1/K. Folds share training images, so their scores vary together, and s / sqrt(n) would be too narrow
+    an interval for what the same training is worth on other images (Nadeau and Bengio 2003).
+
+    The interval is symmetric and may leave [0, 1]. Where all folds score the same it has no width: then the folds are
+    too coarse to tell, not the score exact. UserError where there are fewer than 2 values.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    assert np.isfinite(scores).all(), "a failed fold is left out"
+    if len(scores) < 2:
+        raise UserError(
+            f"a confidence interval needs at least 2 finished folds, not {len(scores)}: "
+            f"resume the study to run the missing ones, or raise the number of folds"
+        )
+    mean, std, error = _moments(scores, test_share)
+    half = _quantile(level, len(scores) - 1) * error
+    return mean, std, mean - half, mean + half
+
+
+def smallest_detectable(std: float, n: int, test_share: float, level: float = 0.95, power: float = 0.8) -> float:
+    """The true difference that `paired_comparison` on n pairs calls different (p < 1 - level) with probability `power`.
+
+    If the mean difference is D, then t has the noncentral t distribution of n - 1 degrees with noncentrality
+    ``D / (std sqrt(1/n + n_test/n_train))`` (Cohen 1988, ch. 2, with the variance of Nadeau and Bengio 2003); solved
+    for D. `std` is the standard deviation of the differences of one study's folds, as in `Comparison`; the result has
+    its unit. To allow for Holm's correction over m arms give ``level = 1 - 0.05 / m``, its strictest step.
+    """
+    assert n >= 2, f"{n} pairs"
+    assert 1 - level < power < 1, f"level {level}, power {power}"
+    critical = _quantile(level, n - 1)
+    # Given the standard deviation that a study happens to measure, t is normal: the noncentral t is the mean of that
+    # over the chi distribution, here at its quantiles. (scipy.stats.nct gives NaN for few degrees.)
+    quantiles = (np.arange(2000) + 0.5) / 2000
+    measured = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
+
+    def shortfall(noncentrality: float) -> float:
+        called = stats.norm.cdf(noncentrality - measured) + stats.norm.cdf(-noncentrality - measured)
+        return float(called.mean()) - power
+
+    high = critical
+    while shortfall(high) < 0:
+        high *= 2
+    return float(brentq(shortfall, 0.0, high)) * std * _inflation(n, test_share)
+
+
+def assumed_std(n_test: int, discordance: float = 0.2) -> float:
+    """The standard deviation of a difference of two accuracies, both over the same `n_test` images: an assumption.
+
+    ``sqrt(discordance / n_test)``, if a share `discordance` of the images is right under one model and wrong under the
+    other, as often one way as the other (the variance under McNemar's null hypothesis, McNemar 1947). Before a study
+    has begun nothing better is known; it leaves out what the seed of a training adds. Afterwards use the measured one.
+    """
+    assert 0 < discordance <= 1, f"a share of {discordance}"
+    return math.sqrt(discordance / n_test)
+
+
+def bootstrap_interval(
+    differences: ArrayLike, rng: np.random.Generator, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of the mean of paired `differences`, one an image.
+
+    `differences` float [N]: right under the arm minus right under the base, so +1, 0, -1, or its mean over repeats.
+    N images are drawn with replacement `draws` times, and the interval holds the middle `level` of their means (Efron
+    and Tibshirani 1993, ch. 13). It knows how images vary, each by itself, and not how trainings do: a check beside
+    the test over folds, not in its place, and too narrow where images belong together in groups.
+    """
+    # What is drawn matters by its value alone, and there are few: counting how often each value comes is the same draw.
+    values, counts = np.unique(np.asarray(differences, dtype=np.float64), return_counts=True)
+    total = int(counts.sum())
+    assert total > 0, "no images"
+    means = rng.multinomial(total, counts / total, size=draws) @ values / total
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def verdict(
+    comparison: Comparison,
+    p_holm: float | None,
+    margin: float | None,
+    higher_is_better: bool = True,
+    alpha: float = 0.05,
+) -> Verdict:
+    """One word for a comparison, of `p_holm` (adjusted over the study's arms) and the margin below which all is equal.
+
+    - "equivalent": a margin is given and both one-sided tests (Schuirmann 1987) pass at `alpha`, that is, the whole
+      interval at 1 - 2 alpha lies within the margin. This comes first: a difference may be surely there and surely
+      smaller than what the user calls a difference, and then "helps" would claim too much. It is asked for each arm on
+      its own, not adjusted over arms.
+    - "helps", "hurts": p_holm < alpha, and the sign of the difference, reversed where lower is better.
+    - "no difference shown": all else, which is not to say that there is none.
+    """
+    if margin is not None:
+        p = _p_equivalent(comparison.mean_difference, comparison.standard_error, comparison.degrees, margin)
+        if p is not None and p < alpha:
+            return "equivalent"
+    if p_holm is None or p_holm >= alpha:
+        return "no difference shown"
+    return "helps" if (comparison.mean_difference > 0) == higher_is_better else "hurts"
+
+
+def _p_equivalent(mean: float, error: float, degrees: int, margin: float) -> float | None:
+    assert margin > 0, f"margin {margin}"
+    if error == 0:
+        return 0.0 if mean == 0 else None
+    # The larger of the two one-sided p belongs to the bound that the mean is nearer to.
+    return float(stats.t.sf((margin - abs(mean)) / error, degrees))
+
+
+def _moments(values: NDArray[np.float64], test_share: float) -> tuple[float, float, float]:
+    std = float(values.std(ddof=1))
+    return float(values.mean()), std, std * _inflation(len(values), test_share)
+
+
+def _inflation(n: int, test_share: float) -> float:
+    assert 0 <= test_share < 1, f"test share {test_share}"
+    return math.sqrt(1 / n + test_share / (1 - test_share))
+
+
+def _quantile(level: float, degrees: int) -> float:
+    assert 0 < level < 1, f"level {level}"
+    return float(stats.t.ppf((1 + level) / 2, degrees))

@@ -1,0 +1,107 @@
+"""The directory of a study (crossval, ablate, tune): what was asked, what it was resolved to, going on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from convsmith import rundir
+from convsmith.config import RunConfig, parse_yaml
+from convsmith.data.dataset import HELD_OUT, Dataset
+from convsmith.errors import UserError, choose
+from convsmith.evidence import cluster, jobs
+from convsmith.evidence.folds import Fold
+from convsmith.evidence.jobs import Answer, Job
+from convsmith.rundir import RunDir
+from convsmith.runtime import Interrupts, environment, set_threads
+
+ASKED = "study.yaml"  # what the user asked for: kind, config, arms...; compared when the study is called again
+FOLDS = "folds.json"
+
+Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
+BACKENDS: dict[str, Backend] = {"local": jobs.run_jobs, "ray": cluster.run_jobs}
+
+
+def backend(name: str) -> Backend:
+    """How jobs are run; a UserError for an unknown name, a missing package or a cluster that does not answer."""
+    if name not in BACKENDS:
+        raise choose("backend", name, BACKENDS)
+    if name == "ray":
+        cluster.connect()
+    return BACKENDS[name]
+
+
+def threads_for(config: RunConfig, at_once: int) -> RunConfig:
+    """The config with torch's threads: as asked, else this machine's divided among the jobs that run at once."""
+    return config.with_values(train={"threads": config.train.threads or max(1, set_threads(None) // at_once)})
+
+
+def existing(runs_dir: Path, name: str | None, asked: Mapping[str, Any]) -> RunDir | None:
+    """The study `name` where it was begun before; a UserError where something else was asked of it then."""
+    if name is None or not (runs_dir / name).exists():
+        rundir.refuse_taken(runs_dir, name)
+        return None
+    run = RunDir(runs_dir / name)
+    before = read_asked(run)
+    if differences := [
+        f"{key} was {then}, now {now}" for key, then, now in _differences(before, dict(asked)) if then != now
+    ]:
+        raise UserError(
+            f"study '{run.path}' was begun with something else ({'; '.join(differences)}): "
+            "choose another --name, or ask the same again to go on with it"
+        )
+    return run
+
+
+def read_asked(run: RunDir) -> dict[str, Any]:
+    """What study.yaml holds; a UserError where the directory is no study."""
+    path = run.path / ASKED
+    if not path.exists():
+        raise UserError(f"'{run.path}' exists and is not a study (it has no {ASKED}): choose another --name")
+    return dict(parse_yaml(path.read_text(encoding="utf-8"), f"'{path}'"))
+
+
+def create(
+    runs_dir: Path, name: str | None, stem: str, asked: Mapping[str, Any], config: RunConfig, files: Mapping[str, Any]
+) -> RunDir:
+    """A new study directory, whole or not at all: study.yaml, resolved config.yaml, environment.json, JSON `files`."""
+    with rundir.draft(runs_dir) as run:
+        rundir.write_text(run.path / ASKED, yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True))
+        rundir.write_text(run.config, config.to_yaml())
+        record = environment() | {"device": config.train.device, "threads": config.train.threads}
+        rundir.write_json(run.environment, record)
+        for file, content in files.items():
+            rundir.write_json(run.path / file, content)
+        run.log("started")
+        return rundir.publish(run, name, stem)
+
+
+def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
+    """For folds.json: the ids of the pool, of the sealed test split, and each fold as positions in the pool."""
+    return {
+        "hash": dataset.hash,
+        "pool": list(dataset.pool().ids),
+        "test": dataset.splits_record()["splits"].get("test", []),
+        "divisions": [
+            {
+                "repeat": fold.repeat,
+                "number": fold.number,
+                "train": fold.train.tolist(),
+                "val": fold.val.tolist(),
+                HELD_OUT: fold.held_out.tolist(),
+            }
+            for fold in folds
+        ],
+    }
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(before.get(name, "absent"), now.get(name, "absent"), inner)
+    else:
+        yield key, before, now

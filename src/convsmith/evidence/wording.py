@@ -1,0 +1,299 @@
+"""What an ablation found, as a table, a methods paragraph and a conclusion: text made of its record alone.
+
+The record is that of ablation.json: metric, folds, repeats, seeds (their number), margin (or None), level, n_images,
+data, base {name, mean, std, seconds, per_fold}, arms, dropped (names, given up early), and, where it was worked out,
+detectable: the smallest difference that the study would have called different with a probability of 80%. An arm has
+name, changes {key: value}, per_fold [{fold, repeat, seed, value, difference, seconds, chosen}] of what was paired,
+mean, difference, ci95 [low, high], p, p_holm, effect_size, bootstrap95 [low, high], verdict (another word than the four
+where it was not compared), seconds, missing (how many trainings). What could not be computed is None. Values are in the
+metric's own unit (an accuracy of 0.7), `seconds` are those of one training.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+Record = Mapping[str, Any]
+Rows = Sequence[Mapping[str, str]]
+
+TEXT_COLUMNS = {"arm", "changes", "verdict"}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\char34{}",
+    "[": "{[}",  # after the end of a row, LaTeX would take it for an optional argument
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+WORDS = {
+    "helps": "{} helps",
+    "hurts": "{} hurts",
+    "equivalent": "{} is equivalent to the base",
+    "no difference shown": "No difference was shown for {}",
+}
+CITED = {
+    "Nadeau": "Nadeau, C. and Bengio, Y. (2003). Inference for the generalization error. Machine Learning 52, 239-281.",
+    "Holm": "Holm, S. (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of "
+    "Statistics 6, 65-70.",
+    "Schuirmann": "Schuirmann, D. J. (1987). A comparison of the two one-sided tests procedure and the power approach "
+    "for assessing the equivalence of average bioavailability. Journal of Pharmacokinetics and Biopharmaceutics 15, "
+    "657-680.",
+    "Efron": "Efron, B. and Tibshirani, R. J. (1993). An Introduction to the Bootstrap. Chapman and Hall.",
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the values of a metric are shown: times `scale`, with `digits` behind the point."""
+
+    scale: float
+    digits: int
+    of_values: str
+    of_differences: str
+    written_out: str
+    higher_is_better: bool
+
+    def value(self, number: float | None) -> str:
+        return "" if number is None else f"{self.scale * number:.{self.digits}f}"
+
+    def difference(self, number: float | None) -> str:
+        return "" if number is None else f"{self.scale * number:+.{self.digits}f}"
+
+    def interval(self, ends: Sequence[float] | None) -> str:
+        return "" if ends is None else f"{self.difference(ends[0])} to {self.difference(ends[1])}"
+
+
+def unit(metric: str) -> Unit:
+    """Percent and percentage points for accuracy, precision, recall and f1; nats for the loss."""
+    if metric == "loss":
+        return Unit(1, 4, "nats", "nats", "nats", higher_is_better=False)
+    return Unit(100, 2, "%", "points", "percentage points", higher_is_better=True)
+
+
+def table(record: Record) -> list[dict[str, str]]:
+    """The base's row, then one an arm, the best difference first; all have the same columns, with units in their heads.
+
+    Cost is the seconds of one training relative to the base's. A column of trainings is there where some are missing.
+    """
+    shown, base = unit(record["metric"]), record["base"]
+    sign = -1 if shown.higher_is_better else 1
+
+    def order(arm: Record) -> float:
+        return math.inf if arm["difference"] is None else sign * arm["difference"]
+
+    asked = record["folds"] * record["repeats"] * record["seeds"]
+    rows = []
+    for arm in [base, *sorted(record["arms"], key=order)]:
+        row = {
+            "arm": arm["name"],
+            "changes": _changes(arm),
+            f"mean {record['metric']} ({shown.of_values})": shown.value(arm["mean"]),
+            f"difference ({shown.of_differences})": shown.difference(arm.get("difference")),
+            f"{_percent(record['level'])} interval": shown.interval(arm.get("ci95")),
+            "p (Holm)": _p(arm.get("p_holm")),
+            "verdict": "base" if arm is base else arm["verdict"],
+            "seconds": "" if arm["seconds"] is None else f"{arm['seconds']:.1f}",
+            "cost": f"{arm['seconds'] / base['seconds']:.1f}x" if arm["seconds"] and base["seconds"] else "",
+        }
+        if any(len(arm["per_fold"]) < asked for arm in (base, *record["arms"])):
+            row["trainings"] = f"{len(arm['per_fold'])} of {asked}"
+        rows.append(row)
+    return rows
+
+
+def as_csv(rows: Rows) -> str:
+    """The rows of `table` as CSV with a head."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_latex(rows: Rows, caption: str) -> str:
+    """The rows of `table` as a LaTeX table, for a document that loads booktabs."""
+    head, *lines = (" & ".join(map(_latex, cells)) + r" \\" for cells in (rows[0], *(row.values() for row in rows)))
+    alignment = "".join("l" if name in TEXT_COLUMNS else "r" for name in rows[0])
+    body = "\n    ".join([r"\toprule", head, r"\midrule", *lines, r"\bottomrule"])
+    return rf"""\begin{{table}}
+  \centering
+  \caption{{{_latex(caption)}}}
+  \begin{{tabular}}{{{alignment}}}
+    {body}
+  \end{{tabular}}
+\end{{table}}
+"""
+
+
+def methods(record: Record) -> str:
+    """A paragraph for a paper's methods section, and the works that it cites."""
+    shown, arms, alpha = unit(record["metric"]), record["arms"], f"{1 - record['level']:.2g}"
+    folds, repeats, seeds = record["folds"], record["repeats"], record["seeds"]
+    text = f"We compared {_count(len(arms), 'variant')} with a base configuration by stratified {folds}-fold "
+    text += "cross-validation"
+    text += f", repeated {repeats} times with new folds," if repeats > 1 else ""
+    text += f" on {record['n_images']:,} images of {record['data']}. "
+    text += f"Every fold was trained with {seeds} seeds, whose scores were averaged. " if seeds > 1 else ""
+    text += (
+        "All configurations shared the same folds and seeds, so that differences are paired. What is decided during "
+        "training (when to stop, which epoch to keep) was decided on an inner validation part of the training folds; "
+        "each held-out fold was scored once, after training, and the test split was not used. "
+    )
+    if chosen := sorted({key for arm in arms for key in _chosen(arm)}):
+        text += f"For each configuration and fold {' and '.join(chosen)} {'was' if len(chosen) == 1 else 'were'} "
+        text += "chosen anew on the inner validation part, with the same small budget for all. "
+    text += (
+        f"Differences in {record['metric']} were tested with the two-sided corrected resampled t-test (Nadeau and "
+        f"Bengio, 2003), which allows for the overlap of the training sets by adding the ratio of test to training "
+        f"images, 1/{folds - 1}, to the factor 1/n of the variance of the mean, and the p-values were adjusted for "
+        f"{_count(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a level of {alpha}. The "
+        f"{_percent(record['level'])} confidence intervals use the same variance and are not adjusted. "
+    )
+    cited = ["Nadeau", "Holm"]
+    if record["margin"] is not None:
+        cited.append("Schuirmann")
+        text += (
+            f"Equivalence within {shown.value(record['margin'])} {shown.written_out} either way was tested by two "
+            f"one-sided tests (Schuirmann, 1987) with the same variance, each at {alpha} and not adjusted; a variant "
+            f"that passes is called equivalent, whether or not its difference is significant. "
+        )
+    if any(arm["bootstrap95"] for arm in arms):
+        cited.append("Efron")
+        text += (
+            "As a check, percentile bootstrap intervals over images were taken of the paired differences of the "
+            "out-of-fold predictions (Efron and Tibshirani, 1993); they leave out the variation between trainings. "
+        )
+    text += " ".join([*_missing(record), *_dropped(record)])
+    return text.strip() + "\n\nReferences\n" + "\n".join(CITED[name] for name in cited) + "\n"
+
+
+def conclusion(record: Record) -> str:
+    """What the study shows and what it does not, in plain words, a statement a line."""
+    shown, base = unit(record["metric"]), record["base"]
+    if base["mean"] is None:
+        lines = ["The base has no finished fold: nothing can be compared with it."]
+    else:
+        spread = "" if base["std"] is None else f" (standard deviation {shown.value(base['std'])} between folds)"
+        mean = f"{shown.value(base['mean'])} {shown.of_values}"
+        lines = [f"The base reaches a mean {record['metric']} of {mean}{spread}."]
+    for verdict, words in WORDS.items():
+        found = [arm for arm in record["arms"] if arm["verdict"] == verdict]
+        lines += [f"{words.format(arm['name'])}: {_finding(record, arm)}" for arm in found]
+    if any(arm["verdict"] == "no difference shown" for arm in record["arms"]):
+        line = "That does not say that there is none: "
+        if (detectable := record.get("detectable")) is None:
+            line += "one that is too small for this study to see may be there."
+        else:
+            line += "the smallest difference that this study would have detected with a probability of 80% is about "
+            line += f"{shown.value(detectable)} {shown.written_out}."
+        lines.append(line)
+    untested = [arm for arm in record["arms"] if arm["verdict"] not in WORDS and arm["name"] not in record["dropped"]]
+    lines += [f"{arm['name']} could not be compared: too few of its folds have finished." for arm in untested]
+    lines += [*_missing(record), *_dropped(record)]
+    lines.append(
+        f"This holds for {record['n_images']:,} images of {record['data']}, this base and its budget of training; "
+        f"with other data, another base or a longer training it may be otherwise."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _finding(record: Record, arm: Record) -> str:
+    """The difference with its interval and p, and what must be added to the arm's verdict to be fair."""
+    shown, alpha = unit(record["metric"]), 1 - record["level"]
+    text = f"{shown.difference(arm['difference'])} {shown.written_out}"
+    if arm["ci95"] is None:
+        return text + "; it is the same on every fold, so that no test can tell it from chance."
+    low, high = arm["ci95"]
+    text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
+    text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
+    if arm["verdict"] == "equivalent":
+        text += f" The margin is {shown.value(record['margin'])} {shown.written_out} either way"
+        text += ": a difference is there, and it is smaller than that." if arm["p_holm"] < alpha else "."
+    elif arm["verdict"] == "no difference shown" and (low > 0 or high < 0):
+        number = _count(_tested(record), "comparison")
+        text += f" Taken alone the interval leaves out zero; among {number} that is not enough."
+    elif arm["verdict"] in ("helps", "hurts") and (check := arm["bootstrap95"]) and check[0] <= 0 <= check[1]:
+        text += f" The bootstrap over images does not bear it out: {shown.interval(check)}."
+    return text
+
+
+def _missing(record: Record) -> Iterator[str]:
+    """A sentence for each arm of which trainings are missing, with the folds that lack them."""
+    places = list(product(range(1, record["repeats"] + 1), range(1, record["folds"] + 1)))
+    for arm in record["arms"]:
+        if arm["name"] in record["dropped"] or not arm["missing"]:
+            continue
+        there = Counter((entry["repeat"], entry["fold"]) for entry in arm["per_fold"])
+        lacking = [place for place in places if there[place] < record["seeds"]]
+        of_repeat = " of repeat {}" if record["repeats"] > 1 else ""
+        names = ", ".join(f"{fold}{of_repeat.format(repeat)}" for repeat, fold in lacking)
+        verb, folds = "is" if arm["missing"] == 1 else "are", "fold" if len(lacking) == 1 else "folds"
+        number = f"{_count(arm['missing'], 'training')} {verb}"
+        yield f"Of {arm['name']} {number} missing or without a partner in the base ({folds} {names}), and left out."
+
+
+def _dropped(record: Record) -> Iterator[str]:
+    if names := record["dropped"]:
+        yield (
+            f"Given up early by successive halving, and not compared: {', '.join(names)}. Those that were kept were "
+            f"chosen on images that their tests use again, so that their differences may lean to the better side and "
+            f"their p-values may be too small."
+        )
+
+
+def _tested(record: Record) -> int:
+    """The number of arms that Holm's correction counts."""
+    return sum(arm["name"] not in record["dropped"] for arm in record["arms"])
+
+
+def _changes(arm: Record) -> str:
+    changes = ", ".join(f"{key}={value}" for key, value in _flat(arm.get("changes", {})))
+    chosen = ", ".join(f"{key}={' or '.join(values)}" for key, values in _chosen(arm).items())
+    return changes + (f" (chosen: {chosen})" if chosen else "")
+
+
+def _chosen(arm: Record) -> dict[str, list[str]]:
+    """The knobs that were chosen anew for the arm, and the values that its folds got, each once."""
+    found: dict[str, list[str]] = {}
+    for key, value in (pair for entry in arm["per_fold"] for pair in _flat(entry["chosen"])):
+        values = found.setdefault(key, [])
+        values += [value] if value not in values else []
+    return found
+
+
+def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """``{"optim": {"lr": 0.1}}`` and ``{"optim.lr": 0.1}`` alike give ``("optim.lr", "0.1")``."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _latex(text: str) -> str:
+    escaped = "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a minus, where LaTeX would set a hyphen
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,131 @@
+"""convsmith lr-find [as train] [--low RATE] [--high RATE] [--steps N]."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convsmith.config import SHORTHANDS, fields
+from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
+
+if TYPE_CHECKING:
+    from convsmith.evidence.lr_find import Sweep
+
+DEFAULTS = {"low": 1e-6, "high": 10.0, "steps": 100}
+WIDTH, HEIGHT = 64, 12  # characters of the curve
+#: bits of a braille character (U+2800 + bits) by column and row of its dots
+BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument("--low", type=float, metavar="RATE", help="first learning rate [1e-06]")
+    parser.add_argument("--high", type=float, metavar="RATE", help="last learning rate [10]")
+    parser.add_argument("--steps", type=int, metavar="N", help="batches, each with a higher rate [100]")
+    parser.set_defaults(**DEFAULTS)
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_config(args)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from convsmith import parts, rundir
+    from convsmith.display import EXIT_CODES, Display
+    from convsmith.evidence.lr_find import Sweep, find
+    from convsmith.runtime import Interrupts
+
+    display = Display()
+    runs_dir = Path(args.runs_dir)
+    sweep = Sweep(args.low, args.high, args.steps)
+    rundir.refuse_taken(runs_dir, args.name)
+    prepared = parts.prepare(config, progress=display.counting("decoding"))
+    resolved = prepared.config
+    display.line(
+        f"range test of {resolved.model.name} on {resolved.data.source}, {resolved.optim.name}, batches of "
+        f"{resolved.train.batch_size}: learning rate {sweep.low:g} to {sweep.high:g} in {sweep.steps:,} steps"
+    )
+    columns = (TextColumn("step {task.completed:,.0f}"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=display.console, transient=True, disable=not display.live)
+    task = bar.add_task("", total=sweep.steps)
+    with Interrupts() as interrupts, bar:
+
+        def tested(done: int, total: int) -> None:
+            if interrupts.received:
+                print("interrupted: nothing was written", file=sys.stderr)
+                raise SystemExit(EXIT_CODES[interrupts.received])
+            bar.update(task, completed=done, total=total)
+
+        finding = find(prepared, runs_dir, sweep, args.name, tested)
+
+    advice, points = finding.advice, finding.points
+    plain = bool(display.console.options.ascii_only)
+    curve = [(point.learning_rate, point.smoothed) for point in points]
+    for line in curve_lines(curve, advice.rate, plain):
+        display.line(line)
+    display.line(f"\nended    {finding.ended}")
+    display.line(f"lr       {'no guess' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
+    display.line(textwrap.fill(f"because  {advice.reason}", 110, subsequent_indent=" " * 9))
+    display.line(f"config   has lr {resolved.optim.lr:g}, and stays as it is")
+    display.line(f"written  {finding.run.path}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
+    if advice.rate is not None:
+        display.line(f"next: {command('train', args)} --lr {advice.rate:.2g}")
+    elif advice.again is not None:
+        display.line(f"next: {command('lr-find', args, advice.again)}")
+    return 0
+
+
+def command(verb: str, args: argparse.Namespace, sweep: Sweep | None = None) -> str:
+    """`convsmith verb` with the flags that the user gave, but neither name nor learning rate."""
+    words = ["convsmith", verb, *([args.config] if args.config else [])]
+    short = {key: name for name, key in SHORTHANDS.items()}
+    given = {"preset": args.preset} if args.preset else {}
+    given |= {"runs-dir": args.runs_dir} if args.runs_dir != "runs" else {}
+    given |= {short.get(key, key): vars(args)[key] for key, _ in fields() if key in vars(args) and key != "optim.lr"}
+    if sweep:
+        given |= {key: f"{value:.10g}" for key, value in asdict(sweep).items() if value != DEFAULTS[key]}
+    for name, value in given.items():
+        words += [f"--{name}", value]
+    return shlex.join(words)
+
+
+def curve_lines(curve: Sequence[tuple[float, float]], mark: float | None, plain: bool) -> list[str]:
+    """A curve of (rate, loss), rates on a logarithmic axis, as lines of braille characters, or of ASCII if `plain`.
+
+    Losses above 1.5 times the first lie on the upper edge. `mark` is pointed at below the axis. At least two points.
+    """
+    across, down = (1, 1) if plain else (2, 4)
+    (low, _), (high, _) = curve[0], curve[-1]
+    highest = max(loss for _, loss in curve)
+    bottom, top = min(loss for _, loss in curve), min(highest, 1.5 * curve[0][1])
+
+    def column(rate: float) -> float:
+        return math.log(rate / low) / math.log(high / low) * (WIDTH * across - 1)
+
+    dots = [
+        (column(rate), (top - min(loss, top)) / ((top - bottom) or 1) * (HEIGHT * down - 1)) for rate, loss in curve
+    ]
+    cells = [[0] * WIDTH for _ in range(HEIGHT)]
+    for (x0, y0), (x1, y1) in itertools.pairwise(dots):
+        pieces = math.ceil(max(x1 - x0, abs(y1 - y0)))
+        for piece in range(pieces + 1):
+            share = piece / pieces
+            x, y = round(x0 + share * (x1 - x0)), round(y0 + share * (y1 - y0))
+            cells[y // down][x // across] |= BRAILLE[x % across][y % down]
+    lines = []
+    for number, row in enumerate(cells):
+        label = {0: f"{'>' if highest > top else ''}{top:.3g}", HEIGHT - 1: f"{bottom:.3g}"}.get(number, "")
+        drawn = "".join(("*" if plain else chr(0x2800 + bits)) if bits else " " for bits in row)
+        lines.append(f"{label:>8} |{drawn}".rstrip())
+    lines.append(f"{'loss':>8} +{'-' * WIDTH}")
+    if mark is not None:
+        lines.append(f"{'':10}{' ' * (round(column(mark)) // across)}^ {mark:.2g}")
+    return [*lines, f"{'':10}{f'{low:.2g}':9}{'learning rate':^{WIDTH - 18}}{f'{high:.2g}':>9}"]
