@@ -25,14 +25,14 @@ types: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[timm,tune,cluster,dev]'
+	$(BIN)/pip install --quiet --editable '.[timm,tune,cluster,export,serve,report,dev]'
 	touch $(STAMP)
 
 # The suite on the versions that the project promises as lower bounds; about 3 GB to download.
 OLDEST := torch==2.4.1 torchvision==0.19.0 torchmetrics==1.4.1 wandb==0.17.9 numpy==1.26.4 matplotlib==3.9.2 scikit-learn==1.5.2
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --editable '.[timm,tune,cluster,dev]' $(OLDEST)
+	.venv-oldest/bin/pip install --quiet --editable '.[timm,tune,cluster,serve,report,dev]' $(OLDEST)
 	.venv-oldest/bin/python -m pytest
 
 clean:

@@ -24,8 +24,10 @@ ARROWS = {
     # Of the rooms `config` may see the configs alone, which the test below holds.
     "config": {*ROOMS, "training"},
     "inference": {*ROOMS, "training", "config", "rundir"},
-    "parts": {*ROOMS, "training", "config", "rundir", "inference"},
-    "experiment": {*ROOMS, "training", "config", "rundir", "inference", "parts"},
+    "weights": {"data", "nets", "training", "config", "rundir", "inference"},
+    "features": {"data", "rundir"},
+    "parts": {*ROOMS, "training", "config", "rundir", "inference", "weights", "features"},
+    "experiment": {*ROOMS, "training", "config", "rundir", "inference", "weights", "features", "parts"},
 }
 
 
@@ -76,7 +78,7 @@ def test_config_sees_of_the_rooms_only_their_configs() -> None:
 
 
 def test_nothing_below_the_experiment_sees_runconfig() -> None:
-    above = {"config", "parts", "experiment", "inference", "display", "runs", "verbs", "evidence", "__init__"}
+    above = set("config weights parts experiment inference display runs report verbs evidence __init__".split())
     users = {unit(name) for name, path in modules() if "RunConfig" in path.read_text(encoding="utf-8")}
     assert users <= above
 

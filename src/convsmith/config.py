@@ -22,7 +22,7 @@ from convsmith.contracts import Section
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
-from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
+from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig, TransferConfig, UnfreezeConfig
 from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
 
@@ -38,6 +38,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     regularize: RegularizeConfig = RegularizeConfig()
     augment: AugmentConfig = AugmentConfig()
+    transfer: TransferConfig = TransferConfig()
     train: TrainConfig = TrainConfig()
     track: TrackConfig = TrackConfig()
 
@@ -59,11 +60,10 @@ class RunConfig(Section):
         return self
 
     def with_values(self, **sections: Mapping[str, Any]) -> RunConfig:
-        """A copy in which the named keys of the named sections have other values."""
-        layer = self.model_dump(mode="json")
-        for name, values in sections.items():
-            layer[name].update(values)
-        return validate(layer)
+        """A copy in which the named keys of the named sections have other values; what nobody set stays unset."""
+        return validate(
+            merge(self.model_dump(mode="json", exclude_unset=True), *({k: dict(v)} for k, v in sections.items()))
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -105,6 +105,12 @@ def choices(info: FieldInfo) -> tuple[Any, ...]:
     """The values of a Literal field, else nothing."""
     annotation = core_type(info)
     return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+
+
+def is_section(info: FieldInfo) -> bool:
+    """Whether the value has keys of its own."""
+    kind = core_type(info)
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -183,7 +189,7 @@ def flag_layer(flags: Mapping[str, str]) -> Layer:
         value: Any = text
         if allows_none(info) and text.lower() in ("none", "null"):
             value = None
-        elif typing.get_origin(core_type(info)) is tuple:
+        elif typing.get_origin(core_type(info)) is tuple or is_section(info):
             value = parse_yaml(text, f"--{key}")
         layer.setdefault(section, {})[name] = value
     return layer
@@ -237,9 +243,10 @@ def _unknown(path: list[str]) -> str:
         return f"unknown section '{key}'.{nearest(key, sections)} Sections: {', '.join(sections)}"
     known = [name for name, _ in fields()]
     siblings = [name.split(".")[1] for name in known if name.startswith(f"{path[0]}.")]
-    if len(path) > 2:  # inside a block
-        siblings = list(BlockConfig.model_fields)
-        return f"unknown key '{key}'.{nearest(path[-1], siblings)} Keys of a block: {', '.join(siblings)}"
+    if len(path) > 2:  # inside a block, or in transfer.unfreeze
+        inner, what = (UnfreezeConfig, "transfer.unfreeze") if path[0] == "transfer" else (BlockConfig, "a block")
+        siblings = list(inner.model_fields)
+        return f"unknown key '{key}'.{nearest(path[-1], siblings)} Keys of {what}: {', '.join(siblings)}"
     elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
     hint = nearest(path[-1], siblings) or (f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(key, known))
     return f"unknown key '{key}'.{hint} Keys of {path[0]}: {', '.join(siblings)}"

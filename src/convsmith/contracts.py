@@ -23,13 +23,34 @@ class Batch:
     """A batch as the net sees it: `images` float [B, C, S, S], `labels` int64 [B].
 
     Under mixup and cutmix each image is `weight` (a scalar tensor, at least 1/2) of its label and the rest of
-    its entry in `others`; without them `others` is None.
+    its entry in `others`; without them `others` is None. Where `features` is true, `images` holds what
+    `Classifier.features` gave for them, float [B, F], and the head alone is left to run.
     """
 
     images: Tensor
     labels: Tensor
     others: Tensor | None = None
     weight: Tensor | None = None
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The images that given weights were trained on; what the data section leaves open is taken from here.
+
+    `mean` and `std` are per channel, of pixel values scaled to [0, 1]. `crop` is the side of the centre square that
+    is kept, as a share, where `resize` is crop. Images smaller than the net's are enlarged to `smallest` at least.
+    """
+
+    size: int
+    smallest: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str
+    crop: float
+    interpolation: str
+    background: str | None = None
 
 
 @runtime_checkable

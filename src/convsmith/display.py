@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convsmith.config import RunConfig
-from convsmith.experiment import EpochEnd, Event, Finished, Interrupted, epochs
+from convsmith.experiment import EpochEnd, Event, Featuring, Finished, Interrupted, Thawed, epochs
 from convsmith.insight.metrics import wilson_interval
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.parts import Experiment
@@ -88,11 +88,18 @@ class Display:
         estimate = f"about {needs.memory / 1e6:,.0f} MB for weights, optimiser and activations"
         if experiment.seconds_per_epoch:
             epoch = experiment.seconds_per_epoch
-            times = f"about {duration(epoch)} an epoch, {duration(epoch * train.epochs)} for {train.epochs}"
+            count = experiment.image_epochs
+            times = f"about {duration(epoch)} an epoch, {duration(epoch * count)} for {count}"
+            if count < train.epochs:
+                few = f"next to nothing for {train.epochs - count} epochs on features that are computed once"
+                times = f"{times} on images; {few}" if count else few
             estimate = f"{times}; {estimate}"
         self.line(f"needs   {estimate}")
-        if experiment.remark:
-            self.line(f"note    {experiment.remark}")
+        self.notes(experiment.notes)
+
+    def notes(self, notes: Sequence[str]) -> None:
+        for number, note in enumerate(notes):
+            self.line(f"{'' if number else 'note':8}{note}")
 
     def follow(self, experiment: Experiment) -> int:
         """Run the experiment to its end or to a signal; the exit code of the process."""
@@ -102,10 +109,15 @@ class Display:
                 self._follow_live(experiment, interrupts)
             else:
                 self.line(COLUMNS)
+                featuring = self.counting("features of")
                 for event in epochs(experiment, interrupts):
                     self.last = event
                     if isinstance(event, EpochEnd):
                         self.line(epoch_line(event, experiment.config))
+                    elif isinstance(event, Featuring):
+                        featuring(event.done, event.total)
+                    elif isinstance(event, Thawed):
+                        self.line(thaw_line(event))
         if isinstance(self.last, Finished):
             self.finished(experiment, self.last)
             return 0
@@ -139,6 +151,10 @@ class Display:
                     )
                 elif isinstance(event, EpochEnd):
                     self.console.print(epoch_line(event, experiment.config), style="" if event.best else "dim")
+                elif isinstance(event, Featuring):
+                    progress.update(bar, description=f"features of {event.done:,}/{event.total:,} images")
+                elif isinstance(event, Thawed):
+                    self.console.print(thaw_line(event))
 
     def finished(self, experiment: Experiment, end: Finished) -> None:
         run, summary, val = experiment.run, end.summary, end.evaluation
@@ -243,6 +259,12 @@ def epoch_line(end: EpochEnd, config: RunConfig) -> str:
         f"{row['epoch']:>4}/{config.train.epochs:<4}  {row['train_loss']:>10.4f} {row['train_accuracy']:>6.1%}  "
         f"{row['val_loss']:>8.4f} {row['val_accuracy']:>6.1%} {row['val_f1']:>6.3f}  {row['learning_rate']:>8.2g}  "
         f"{row['images_per_second']:>7,.0f} {duration(row['seconds']):>6}{'  best' if end.best else ''}"
+    )
+
+
+def thaw_line(event: Thawed) -> str:
+    return (
+        f"{'':9}  from epoch {event.epoch + 1} on {', '.join(event.stages)} train too: {event.parameters:,} parameters"
     )
 
 

@@ -19,10 +19,13 @@ from convsmith import rundir
 from convsmith.contracts import Batch, Tracker
 from convsmith.data.augment import Augment
 from convsmith.data.batches import batch_positions, epoch_order
+from convsmith.data.sources import cache_folder
 from convsmith.errors import RunFailed
+from convsmith.features import FeatureFiles, logits_of_features
 from convsmith.inference import batches_of, evaluate_split, load_model, logits_of, save_model
 from convsmith.insight.evaluation import evaluation
 from convsmith.insight.figures import confusion_figure, learning_curves, save
+from convsmith.optim.finetune import Phase
 from convsmith.optim.penalties import penalty_values
 from convsmith.parts import Experiment
 from convsmith.rundir import explain_os_errors
@@ -30,6 +33,7 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training.loop import EpochResult, Progress, fit
+from convsmith.weights import caches_features
 
 Row = dict[str, Any]
 
@@ -58,7 +62,24 @@ class Finished:
     tracked: str | None
 
 
-Event = Progress | EpochEnd | Interrupted | Finished
+@dataclass(frozen=True)
+class Featuring:
+    """The one pass over the images that a frozen backbone needs: how many are done, of how many."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Thawed:
+    """From the epoch after `epoch` on, `stages` train too; `parameters` are all that train then."""
+
+    epoch: int
+    stages: tuple[str, ...]
+    parameters: int
+
+
+Event = Progress | EpochEnd | Featuring | Thawed | Interrupted | Finished
 
 
 def epochs(experiment: Experiment, interrupts: Interrupts) -> Iterator[Event]:
@@ -80,12 +101,18 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Iterator[Event]:
 def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) -> Iterator[Event]:
     """The loop itself: what happens once an epoch is a line here."""
     run, config, state = experiment.run, experiment.config, experiment.state
+    if state.head_alone and caches_features(config) and not state.exhausted:
+        yield from _compute_features(experiment, interrupts)
+        if interrupts.received:
+            run.log(f"interrupted by {interrupts.received.name} before the features were whole")
+            yield Interrupted(interrupts.received)
+            return
     saved = time.monotonic()
     training = fit(
         state,
         experiment.recipe,
         train_batches(experiment),
-        epochs=0 if state.stopper.exhausted else config.train.epochs,
+        epochs=0 if state.exhausted else config.train.epochs,
         steps=experiment.steps,
         log_every=config.train.log_every,
         stop=lambda: bool(interrupts),
@@ -107,6 +134,7 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
                 state.schedule.epoch_ended(row["val_loss"])
                 best = state.stopper.watch(row[config.train.monitor], event.epoch)
                 state.close_epoch(row["seconds"])
+                phase = state.enter_phase()  # before the checkpoint: a resumed run starts with what is thawed by now
                 if best:
                     save_model(run.model, state.evaluated, experiment.card)
                 # The row goes first: a kill between the two leaves one too many, which a resume cuts, not one too few.
@@ -116,7 +144,9 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
                 tracker.log(row | {"confusion_matrix": _confusion(val)}, state.step)
                 run.log(f"epoch {event.epoch}: val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.4f}")
                 yield EpochEnd(row, best)
-                if state.stopper.exhausted or state.epoch == config.train.epochs:
+                if phase and state.epoch < config.train.epochs:
+                    yield _thawed(experiment, phase)
+                if state.exhausted or state.epoch == config.train.epochs:
                     break
             else:  # interrupted in validation: the epoch's training is kept, its validation comes again
                 experiment.save()
@@ -135,11 +165,41 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
     def batches(epoch: int, position: int) -> Iterator[Batch]:
         order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
         for positions in batch_positions(order, config.train.batch_size, position):
-            pixels = torch.from_numpy(train.gather(positions)).to(device)
             labels = torch.from_numpy(train.labels[positions]).to(device)
-            yield augment(pixels, labels, experiment.state.generator)
+            if experiment.features:
+                yield Batch(experiment.features.view(epoch)[positions].to(device), labels, features=True)
+            else:
+                pixels = torch.from_numpy(train.gather(positions)).to(device)
+                yield augment(pixels, labels, experiment.state.generator)
 
     return batches
+
+
+def _compute_features(experiment: Experiment, interrupts: Interrupts) -> Iterator[Featuring]:
+    """Set `experiment.features`, which trains the head until more is thawed; the pass is time of the present epoch."""
+    config, began = experiment.config, time.perf_counter()
+    files = FeatureFiles(
+        experiment.state.model,
+        experiment.dataset,
+        experiment.to_input,
+        config.augment,
+        config.transfer.feature_views,
+        cache_folder(config.data) / "features",
+    )
+    for done, total in files.compute(lambda: bool(interrupts)):
+        yield Featuring(done, total)
+    if not interrupts:
+        experiment.features = files.load()
+        experiment.state.seconds += time.perf_counter() - began
+
+
+def _thawed(experiment: Experiment, phase: Phase) -> Thawed:
+    state = experiment.state
+    if not phase.head_alone:
+        experiment.features = None
+    count = sum(parameter.numel() for parameter in state.model.parameters() if parameter.requires_grad)
+    experiment.run.log(f"from epoch {state.epoch + 1} on {', '.join(phase.thawed)} train too: {count:,} parameters")
+    return Thawed(state.epoch, phase.thawed, count)
 
 
 def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
@@ -180,8 +240,12 @@ def _validate(experiment: Experiment, interrupts: Interrupts) -> dict[str, Any] 
     """The evaluation record of the val split, with its seconds; None where a signal came."""
     began = time.perf_counter()
     val, state = experiment.dataset.val, experiment.state
-    logits = logits_of(
-        state.evaluated, batches_of(val), experiment.to_input, experiment.device, stop=lambda: bool(interrupts)
+    logits = (
+        logits_of_features(state.evaluated, experiment.features.val, experiment.device)
+        if experiment.features
+        else logits_of(
+            state.evaluated, batches_of(val), experiment.to_input, experiment.device, stop=lambda: bool(interrupts)
+        )
     )
     if logits is None:
         return None

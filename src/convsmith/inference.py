@@ -21,18 +21,20 @@ from convsmith.config import read_layer, validate
 from convsmith.contracts import Section
 from convsmith.data.batches import ToInput
 from convsmith.data.config import Preprocessing
-from convsmith.data.dataset import Subset, open_dataset, unseal_test
+from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError, DecodeRules, decode, from_array
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.insight.evaluation import evaluation, prediction_rows
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
+from convsmith.nets.exported import open_exported
 from convsmith.rundir import RunDir, read_json, write_bytes, write_json, write_text
 from convsmith.runtime import select_device, set_threads
 from convsmith.training.state import load_strictly
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+EXPORTED = (".onnx", ".pt2")
 BATCH = 256  # images a forward pass; small enough for 224 x 224, large enough for 32 x 32
 
 
@@ -56,14 +58,18 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     write_json(folder / CARD, card.model_dump(mode="json"))
 
 
-def load_model(folder: Path, device: torch.device, module: nn.Module | None = None) -> tuple[nn.Module, ModelCard]:
-    """The model in eval mode on `device`. A module of the user's own must be handed in as `module`."""
+def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """What `save_model` wrote."""
     try:
-        card = ModelCard.model_validate(read_json(folder / CARD))
-        tensors = load_file(folder / WEIGHTS)
+        return ModelCard.model_validate(read_json(folder / CARD)), load_file(folder / WEIGHTS)
     except (SafetensorError, json.JSONDecodeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the model in '{folder}' is damaged ({reason}): train again, or resume the run") from None
+
+
+def load_model(folder: Path, device: torch.device, module: nn.Module | None = None) -> tuple[nn.Module, ModelCard]:
+    """The model in eval mode on `device`. A module of the user's own must be handed in as `module`."""
+    card, tensors = read_model(folder)
     if card.architecture is not None:
         size = card.preprocessing.image_size
         module = build(card.architecture, card.preprocessing.channels, size, len(card.classes))
@@ -78,7 +84,7 @@ def load_model(folder: Path, device: torch.device, module: nn.Module | None = No
 def logits_of(
     model: nn.Module,
     batches: Iterable[NDArray[np.uint8]],
-    to_input: ToInput,
+    to_input: Callable[[Tensor], Tensor],
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32] | None:
@@ -151,22 +157,28 @@ def evaluate(
     UserError where the run has no such split, or its data has changed or cannot be had again.
     """
     config = validate(read_layer(run.config))
-    splits = read_json(run.splits)
-    if split not in splits["splits"]:
-        there = ", ".join(name for name in splits["splits"] if name != "train")
+    splits = read_json(run.splits)["splits"]
+    if split not in splits:
+        there = ", ".join(name for name in splits if name != "train")
         raise UserError(f"the data of run '{run.path}' has no {split} split. Splits to evaluate: {there}")
     set_threads(config.train.threads)
-    dataset = open_dataset(config.data, config.train.seed, source=source)
-    if dataset.hash != splits["hash"]:
-        raise UserError(
-            f"the data of run '{run.path}' has changed since it was trained: its splits are no longer the same"
-        )
-    dataset = dataset.with_splits(splits["splits"])
+    dataset = run_dataset(run, source)
     model, card = load_model(run.model, where := select_device(device), module)
     if split == "test":
         run.record_test_access(command)
     subset = unseal_test(dataset) if split == "test" else dataset.val
     return evaluate_split(model, card, subset, where, run, split)[0]
+
+
+def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
+    """The data of a run, divided as it was in training; UserError where it has changed or cannot be had again."""
+    config, splits = validate(read_layer(run.config)), read_json(run.splits)
+    dataset = open_dataset(config.data, config.train.seed, source=source)
+    if dataset.hash != splits["hash"]:
+        raise UserError(
+            f"the data of run '{run.path}' has changed since it was trained: its splits are no longer the same"
+        )
+    return dataset.with_splits(splits["splits"])
 
 
 def write_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
@@ -191,11 +203,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model with its preprocessing, on a device."""
+    """A trained model with its preprocessing, on a device; `takes_pixels` where the model does the rest itself."""
 
     model: nn.Module
     card: ModelCard
     device: torch.device
+    takes_pixels: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -211,11 +224,16 @@ class Predictor:
             return decode(Path(image), rules)
         return from_array(_as_array(image), rules)
 
+    def to_input(self) -> Callable[[Tensor], Tensor]:
+        """From uint8 [B, W, W, C], as `pixels` gives them, to what the model takes."""
+        if self.takes_pixels:
+            return lambda pixels: pixels
+        return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
+
     def rows(self, ids: Sequence[str], images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Rows as in predictions-<split>.csv, without labels."""
-        to_input = ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
         pixels = (self.pixels(image) for image in images)
-        logits = logits_of(self.model, _stacks(pixels), to_input, self.device)
+        logits = logits_of(self.model, _stacks(pixels), self.to_input(), self.device)
         assert logits is not None
         return prediction_rows(ids, logits, self.classes)
 
@@ -282,8 +300,10 @@ def _as_array(image: Any) -> NDArray[np.uint8]:
 
 
 def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | None = None) -> Predictor:
-    """The model of a run directory, or of its `model/` folder."""
+    """The model of a run directory, of its `model/` folder, or in a file that `convsmith export` wrote."""
     path = Path(run)
+    if path.suffix in EXPORTED and path.is_file():
+        return _exported_predictor(path, device)
     folder = path if (path / CARD).exists() else RunDir(path).model
     if not (folder / CARD).exists():
         from convsmith.rundir import open_run
@@ -291,3 +311,12 @@ def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | No
         open_run(path, f"model/{CARD}")
     model, card = load_model(folder, where := select_device(device), module)
     return Predictor(model, card, where)
+
+
+def _exported_predictor(path: Path, device: str) -> Predictor:
+    if device not in ("auto", "cpu"):
+        raise UserError(f"'{path}' computes on the CPU: leave --device {device} out, or predict with the run itself")
+    module, facts = open_exported(path)
+    settings = {"classes": facts["classes"], "preprocessing": facts["preprocessing"]}
+    card = ModelCard.model_validate({"architecture": None, "layout": "contiguous", **settings})
+    return Predictor(module, card, torch.device("cpu"), takes_pixels=facts["input"]["kind"] == "pixels")

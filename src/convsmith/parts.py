@@ -12,19 +12,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from convsmith import rundir
+from convsmith import rundir, weights
 from convsmith.config import RunConfig, read_layer, validate
-from convsmith.contracts import Batch
+from convsmith.contracts import Batch, InputSpec
 from convsmith.data.batches import ToInput, steps_per_epoch
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.sources import SOURCES, Source, cache_folder
 from convsmith.errors import UserError
+from convsmith.features import FrozenFeatures
 from convsmith.inference import ModelCard, memory_format
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, trace
+from convsmith.optim.finetune import Finetuning, plan
 from convsmith.optim.optimizers import Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
 from convsmith.rundir import RunDir
@@ -40,6 +42,7 @@ OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
 OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 WHITENED_IMAGES = 500
+MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
 
 
@@ -67,8 +70,14 @@ class Experiment:
     recipe: Recipe
     card: ModelCard
     layers: list[LayerRow]
-    seconds_per_epoch: float | None = None  # expected for training; None where it was not measured
-    remark: str | None = None
+    seconds_per_epoch: float | None = None  # expected for training on images; None where it was not measured
+    notes: tuple[str, ...] = ()  # what a person should know before the first step
+    features: FrozenFeatures | None = None  # while the head alone trains on them
+
+    @property
+    def image_epochs(self) -> int:
+        """How many epochs train on images, the others on features that were computed once."""
+        return image_epochs(self.config, self.state.finetuning)
 
     @property
     def to_input(self) -> ToInput:
@@ -102,7 +111,9 @@ class Prepared:
     dataset: Dataset
     device: torch.device
     model: nn.Module
+    finetuning: Finetuning | None
     seconds_per_epoch: float | None  # expected for training; None where it was not measured
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -112,22 +123,35 @@ def prepare(
     splits: Mapping[str, Iterable[str]] | None = None,
     measured: bool = False,
 ) -> Prepared:
-    """Open the data, build the network, choose the memory layout; writes no run directory.
+    """Open the data, build the network, load its weights, choose the memory layout; writes no run directory.
 
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
     replaces the division that the config asks for. A config that is `measured` holds its layout already.
     """
-    config, dataset, device = _open(config, parts, progress)
+    config, given = weights.locate(config, parts.module is not None)
+    config, dataset, device = _open(config, parts, progress, given.spec if given else None)
     if splits is not None:
         dataset = dataset.with_splits(splits)
+    config = weights.sized(config, len(dataset.train))
     model = _model(config, dataset, parts)
-    if config.model.whiten and isinstance(model, ConvNet):
+    if config.model.whiten and isinstance(model, ConvNet) and not given:
         whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
+    notes = tuple(weights.load(given, model, dataset) if given else weights.adapted(model))
+    finetuning = plan(model, config.transfer, config.train.epochs)
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"
-        return Prepared(config, dataset, device, model, None)
-    layout, seconds = _measure(config, dataset, model, device)
-    return Prepared(config.with_values(train={"layout": layout}), dataset, device, model, seconds)
+        return Prepared(config, dataset, device, model, finetuning, None, notes)
+    layout, seconds = _measure(config, dataset, model, device, finetuning)
+    config = config.with_values(train={"layout": layout})
+    return Prepared(config, dataset, device, model, finetuning, seconds, notes)
+
+
+def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:
+    """How many epochs of a run cost what training on images costs."""
+    if finetuning is None or not weights.caches_features(config):
+        return config.train.epochs
+    first = finetuning.image_epoch
+    return 0 if first is None else config.train.epochs - first
 
 
 def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Parts = NO_PARTS) -> Experiment:
@@ -135,8 +159,8 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
     config, dataset = prepared.config, prepared.dataset
     rundir.refuse_taken(runs_dir, name)
     with rundir.draft(runs_dir) as run:
-        experiment = _assemble(run, config, dataset, prepared.device, prepared.model, parts)
-        experiment.seconds_per_epoch = prepared.seconds_per_epoch
+        experiment = _assemble(run, config, dataset, prepared.device, prepared.model, prepared.finetuning, parts)
+        experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
         rundir.write_json(run.environment, record)
         rundir.write_json(run.splits, dataset.splits_record())
@@ -144,6 +168,8 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
             rundir.write_json(run.skipped, [failure._asdict() for failure in dataset.failures])
         rundir.write_text(run.config, config.to_yaml())
         run.log(f"started: {len(dataset.train)} train images, {len(dataset.val)} val images")
+        for note in prepared.notes:
+            run.log(note)
         experiment.save()
         experiment.run = rundir.publish(run, name, stem(config))
     return experiment
@@ -157,16 +183,21 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
         raise UserError(f"the data of run '{run.path}' has changed since it was started: train anew")
     dataset = dataset.with_splits(splits["splits"])
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
-    experiment = _assemble(run, config, dataset, device, _model(config, dataset, parts), parts)
+    model = _model(config, dataset, parts)
+    finetuning = plan(model, config.transfer, config.train.epochs)
+    experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
     experiment.state.load(tensors, facts)
-    experiment.remark = remark
+    experiment.notes = (remark,) if remark else ()
     csv.cut_back(run.metrics, experiment.state.epoch)
     run.log(f"resumed at step {experiment.state.step}" + (f": {remark}" if remark else ""))
     return experiment
 
 
 def _open(
-    config: RunConfig, parts: Parts, progress: Callable[[int, int], None] | None = None
+    config: RunConfig,
+    parts: Parts,
+    progress: Callable[[int, int], None] | None = None,
+    spec: InputSpec | None = None,
 ) -> tuple[RunConfig, Dataset, torch.device]:
     """Data and machine, and the config with what they decided."""
     device = select_device(config.train.device)
@@ -176,7 +207,7 @@ def _open(
     if parts.module is not None:
         config = config.with_values(model={"name": OWN + type(parts.module).__name__})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
-    dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom)
+    dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom, spec)
     config = config.with_values(
         data=dataset.config.model_dump(mode="json"),
         optim={"lr": default_lr(config.optim)},
@@ -197,13 +228,19 @@ def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
 
 
 def _assemble(
-    run: RunDir, config: RunConfig, dataset: Dataset, device: torch.device, model: nn.Module, parts: Parts
+    run: RunDir,
+    config: RunConfig,
+    dataset: Dataset,
+    device: torch.device,
+    model: nn.Module,
+    finetuning: Finetuning | None,
+    parts: Parts,
 ) -> Experiment:
     """Model, loss, optimiser and schedule from a resolved config, before the first step."""
     preprocessing = dataset.preprocessing()
     layers = trace(model, preprocessing.channels, preprocessing.image_size)
     model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
-    groups = parameter_groups(model)
+    groups = finetuning.groups(model) if finetuning else parameter_groups(model)
     if parts.optimizer:
         optimizer = parts.optimizer(groups)
     else:
@@ -215,7 +252,7 @@ def _assemble(
         config=config,
         dataset=dataset,
         device=device,
-        state=new_state(model, keep_base_rates(optimizer), schedule, config.train, device),
+        state=new_state(model, keep_base_rates(optimizer), schedule, config.train, device, finetuning),
         recipe=_recipe(config, dataset, device),
         card=ModelCard(
             architecture=None if parts.module is not None else config.model,
@@ -240,8 +277,10 @@ def _recipe(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe
     return Recipe(build_loss(config.train, config.regularize.label_smoothing, weights), config.regularize)
 
 
-def _measure(config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> tuple[str, float]:
-    """The faster memory layout, and the seconds that an epoch of training will take with it.
+def _measure(
+    config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, finetuning: Finetuning | None
+) -> tuple[str, float]:
+    """The faster memory layout, and the seconds that an epoch of training on images will take with it at most.
 
     A layout once chosen on this machine for the same net, sizes and threads is chosen again, so that a
     command repeated gives the same numbers although times vary.
@@ -254,19 +293,23 @@ def _measure(config: RunConfig, dataset: Dataset, model: nn.Module, device: torc
         layouts = ["contiguous"]
     question = [config.model.model_dump(mode="json"), repr(model), config.train.batch_size, config.train.threads]
     question += [device.type, torch.__version__, config.data.image_size, config.data.channels]
+    if finetuning:
+        finetuning.apply(model, len(finetuning.phases) - 1)  # what is frozen to the end has no backward pass
+        question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
     remembered = (
         cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
     )
     if len(layouts) > 1 and remembered.exists():
         layouts = [remembered.read_text(encoding="utf-8")]
-    images = _first_images(dataset, config.train.batch_size, device)
+    count = min(config.train.batch_size, max(1, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
+    images = _first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = _recipe(config, dataset, device)
     times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device)
     layout = min(times, key=lambda name: times[name])
     if len(layouts) > 1:
         rundir.write_text(remembered, layout)
-    return layout, times[layout] * steps_per_epoch(len(dataset.train), config.train.batch_size)
+    return layout, times[layout] / len(images) * len(dataset.train)
 
 
 def stem(config: RunConfig) -> str:

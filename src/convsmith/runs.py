@@ -60,6 +60,12 @@ class Run:
         command = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
         return evaluate(self.files, split, command, source=self._source, module=self._module)
 
+    def report(self) -> Path:
+        """Write report.html again, and return where it is."""
+        from convsmith.report.write import write_report
+
+        return write_report(self.directory, self._source, self._module)
+
     def curves(self) -> Any:
         """The learning curves as a matplotlib Figure."""
         from convsmith.insight.figures import learning_curves
@@ -125,7 +131,11 @@ def _follow(display: Display, started: Experiment, module: nn.Module | None, arr
     with started.run.lock():
         if display.follow(started):
             raise KeyboardInterrupt
-    return Run(started.run.path, module, arrays)
+        from convsmith.report.write import after_training
+
+        finished = Run(started.run.path, module, arrays)
+        after_training(finished.files, display.line, finished._source, module)
+    return finished
 
 
 def _parts(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from convsmith.contracts import Section
 
 Resize = Literal["stretch", "pad", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
+Deviation = Annotated[float, Field(gt=0)]
 
 
 class DataConfig(Section):
@@ -27,7 +28,12 @@ class DataConfig(Section):
     resize: Resize = Field(
         "stretch", description="stretch (all pixels, aspect lost), pad (all pixels, bars) or crop (centre square)"
     )
+    crop: float = Field(1.0, gt=0, le=1, description="resize crop: side of the square that is kept, as a share")
     interpolation: Interpolation = Field("bilinear", description="antialiased filter for resizing")
+    mean: tuple[float, ...] | None = Field(
+        None, description="of each channel, of values in [0, 1]; none: that of the weights, else of the train images"
+    )
+    std: tuple[Deviation, ...] | None = Field(None, description="deviation of each channel, as mean")
     background: str = Field("white", description="colour behind transparent pixels and in bars: a name or #rrggbb")
     val_fraction: float | None = Field(
         None, gt=0, lt=1, description="validation share where the data has none; none: 0.15 (named sets 0.1)"
@@ -52,6 +58,16 @@ class DataConfig(Section):
             raise ValueError(f"working_size {self.working_size} is smaller than image_size {self.image_size}")
         if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("val_fraction and test_fraction together leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DataConfig:
+        if self.crop < 1 and self.resize != "crop":
+            raise ValueError(f"crop {self.crop:g} needs resize crop: resize is {self.resize}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one for each channel")
         return self
 
 
@@ -96,6 +112,7 @@ class Preprocessing(Section):
     working_size: int
     channels: Literal[1, 3]
     resize: Resize
+    crop: float = 1.0
     interpolation: Interpolation
     background: str
     mean: tuple[float, ...]

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convsmith.contracts import InputSpec
 from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
 from convsmith.data.config import DataConfig, Preprocessing
 from convsmith.data.decode import DecodeRules, Pixels
+from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
 from convsmith.data.records import SPLITS, Labels, Source
@@ -21,8 +23,7 @@ from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
 from convsmith.errors import UserError
 
-LARGEST_NATIVE = 96  # larger squares are photographs: by default the net sees DEFAULT_SIZE of them
-DEFAULT_SIZE = 64
+DEFAULT_SIZE = 64  # of photographs
 HELD_OUT = "held-out"  # the split of a fold that its training never sees
 
 
@@ -112,10 +113,18 @@ class Dataset:
         """The group of each image of `pool()`, in its order, as an int64 number; None without `data.groups`."""
         return None if self._groups is None else self._groups.numbers[self._pool_rows()]
 
+    def but_test(self) -> Subset:
+        """Train, val and, in a fold, what is held out, joined in the source's order: all that is not sealed."""
+        rows = [self._splits[split] for split in self._splits if split != "test"]
+        return self._subset(np.sort(np.concatenate(rows)))
+
     def preprocessing(self) -> Preprocessing:
-        """The way from a file to the net's input; mean and std are those of train alone."""
-        mean, std = channel_statistics(self.train)
+        """The way from a file to the net's input; mean and std are those of train alone, where none is given."""
         config = self.config
+        if config.mean is None or config.std is None:
+            mean, std = channel_statistics(self.train)
+        else:
+            mean, std = config.mean, config.std
         return Preprocessing.model_validate(
             {name: getattr(config, name) for name in Preprocessing.model_fields if name not in ("mean", "std")}
             | {"mean": mean, "std": std}
@@ -161,17 +170,22 @@ def open_dataset(
     progress: Progress | None = None,
     source: Source | None = None,
     headroom: float = 1.0,
+    spec: InputSpec | None = None,
 ) -> Dataset:
     """Open `source`, or else what `config.source` names: decode it unless the cache has it, and split it.
 
     `headroom` is working_size / image_size where the config leaves working_size open (random resized
-    crops need some). `progress(done, total)` is called while images are decoded. Raises UserError.
+    crops need some). `progress(done, total)` is called while images are decoded. What the config leaves open
+    is taken from `spec` where there is one. Raises UserError.
     """
     source = source or open_source(config)
     cache = cache_folder(config)
     config, groups = _with_groups(config, source)
     if config.image_size is None or config.channels is None:
-        config = _sized(config, native_shape(source, cache))
+        native = native_shape(source, cache)
+        config = _sized(as_expected(config, spec, native.size), native)
+    config = as_expected(config, spec, None)
+    _fitting_statistics(config)
     if config.working_size is None:
         assert config.image_size is not None
         config = config.model_copy(update={"working_size": math.ceil(config.image_size * headroom)})
@@ -190,15 +204,17 @@ def open_dataset(
     return Dataset(config, source.classes, seed, images, labels, ids, splits, groups)
 
 
-def input_shape(config: DataConfig) -> tuple[int, int, int]:
+def input_shape(config: DataConfig, spec: InputSpec | None = None) -> tuple[int, int, int]:
     """Channels and image size that the net will see, and the number of classes; decodes and downloads nothing."""
     known = known_shape(config.source)
     if known is None:
         source = open_source(config)
-        config = _sized(config, native_shape(source, cache_folder(config)))
+        native = native_shape(source, cache_folder(config))
+        config = _sized(as_expected(config, spec, native.size), native)
         count = len(source.classes)
     else:
         channels, size, count = known
+        config = as_expected(config, spec, (size, size))
         config = config.model_copy(
             update={"image_size": config.image_size or size, "channels": config.channels or channels}
         )
@@ -232,11 +248,17 @@ def channel_statistics(subset: Subset) -> tuple[tuple[float, ...], tuple[float, 
 def _sized(config: DataConfig, native: Native) -> DataConfig:
     size = config.image_size
     if size is None:
-        height, width = native.size or (0, 0)
-        size = height if height == width and 4 <= height <= LARGEST_NATIVE else DEFAULT_SIZE
+        size = side(native.size) or DEFAULT_SIZE
         if config.working_size is not None and config.working_size < size:
             raise UserError(f"data.working_size {config.working_size} is smaller than data.image_size {size}: set both")
     return config.model_copy(update={"image_size": size, "channels": config.channels or native.channels})
+
+
+def _fitting_statistics(config: DataConfig) -> None:
+    if config.mean is not None and len(config.mean) != config.channels:
+        raise UserError(
+            f"data.mean and data.std have {len(config.mean)} values, but data.channels is {config.channels}"
+        )
 
 
 def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups | None]:

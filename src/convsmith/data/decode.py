@@ -82,6 +82,7 @@ class DecodeRules(Section):
     size: int | None = None
     channels: Literal[1, 3] = 3
     resize: Resize = "stretch"
+    crop: float = 1.0
     interpolation: Interpolation = "bilinear"
     background: str = "white"
 
@@ -94,6 +95,7 @@ class DecodeRules(Section):
             size=settings.working_size,
             channels=settings.channels,
             resize=settings.resize,
+            crop=settings.crop,
             interpolation=settings.interpolation,
             background=settings.background,
         )
@@ -154,21 +156,27 @@ def read_header(data: bytes | Path) -> Header:
 
 
 def resize_square(
-    pixels: Pixels, size: int, resize: Resize, interpolation: Interpolation, background: str = "white"
+    pixels: Pixels,
+    size: int,
+    resize: Resize,
+    interpolation: Interpolation,
+    background: str = "white",
+    crop: float = 1.0,
 ) -> Pixels:
     """Resize uint8 [H, W] or [H, W, 3] to [size, size] or [size, size, 3].
 
     `stretch` keeps all pixels and loses the aspect; `pad` keeps both and fills bars with `background`;
-    `crop` takes the centre square. Downscaling is antialiased (Pillow's convolution resampling).
+    `crop` takes the centre square, or of its side the share `crop`. Downscaling is antialiased (Pillow's convolution
+    resampling).
     """
     height, width = pixels.shape[:2]
-    if (height, width) == (size, size):
+    if (height, width) == (size, size) and crop == 1:
         return pixels
     image = Image.fromarray(pixels)
     if resize == "stretch":
         return np.asarray(image.resize((size, size), _FILTERS[interpolation]))
     if resize == "crop":
-        side = min(width, height)
+        side = max(1, round(crop * min(width, height)))
         left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side)
         return np.asarray(image.resize((size, size), _FILTERS[interpolation], box=box))
@@ -296,7 +304,7 @@ def _finish(pixels: Pixels, rules: DecodeRules) -> Pixels:
         pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
     if rules.size is not None:
         pixels = resize_square(
-            np.ascontiguousarray(pixels), rules.size, rules.resize, rules.interpolation, rules.background
+            np.ascontiguousarray(pixels), rules.size, rules.resize, rules.interpolation, rules.background, rules.crop
         )
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], rules.channels, axis=2)

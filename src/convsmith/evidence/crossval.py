@@ -158,8 +158,9 @@ def _opening(run: RunDir, prepared: parts.Prepared, divisions: Sequence[Fold], a
     display.line(f"model   {config.model.name}; {config.train.epochs} epochs, {config.train.threads} threads a fold")
     assert prepared.seconds_per_epoch is not None
     epoch = prepared.seconds_per_epoch * len(first.train) / len(dataset.train)
-    whole = epoch * config.train.epochs * len(divisions) / at_once
+    whole = epoch * max(parts.image_epochs(config, prepared.finetuning), 1) * len(divisions) / at_once
     display.line(f"needs   about {duration(whole)}, {at_once} at once")
+    display.notes(prepared.notes)
 
 
 def _table(run: RunDir, result: Mapping[str, Any], display: Display) -> None:

@@ -141,7 +141,7 @@ def range_test(
     The smoothed loss is an exponential mean corrected for its start (as Adam's, Kingma and Ba 2015). A group whose
     base rate is a multiple of `lr`, the run's own rate, keeps that multiple.
     """
-    state.model.train()
+    state.training_mode()
     state.schedule = Schedule(ScheduleConfig(name="constant"), steps_per_epoch=1, epochs=1)
     multiples = [group["base_lr"] / lr for group in state.optimizer.param_groups]
     mean, lowest = 0.0, math.inf

@@ -59,9 +59,7 @@ def torchvision_backbone(name: str, channels: int, image_size: int, classes: int
     """torchvision's classification network `name`, untrained. Its stem is as it was, but for the input channels."""
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if name not in names:
-        raise choose("torchvision architecture", name, names)
+    refuse_unknown_torchvision(name)
     net = models.get_model(name, weights=None, num_classes=classes, **_TORCHVISION_OPTIONS.get(name, {}))
     changes = () if channels == 3 else (_adapt_stem(net, channels),)
     linears = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
@@ -70,6 +68,27 @@ def torchvision_backbone(name: str, channels: int, image_size: int, classes: int
 
 def timm_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
     """timm's network `name`, untrained, with the input channels adapted by timm. Needs the extra `timm`."""
+    refuse_unknown_timm(name)
+    import timm
+
+    try:
+        net = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes)
+    except TypeError as error:
+        raise UserError(f"model 'timm/{name}' cannot be adapted to {channels} channels, {classes} classes") from error
+    head = net.get_classifier()  # type: ignore[operator]
+    path = next((path for path, module in net.named_modules() if module is head), None)
+    return _adapted(f"timm/{name}", net, path, (), channels, image_size)
+
+
+def refuse_unknown_torchvision(name: str) -> None:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise choose("torchvision architecture", name, names)
+
+
+def refuse_unknown_timm(name: str) -> None:
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -78,13 +97,6 @@ def timm_backbone(name: str, channels: int, image_size: int, classes: int) -> Ba
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"nearest: {', '.join(close)}" if close else "timm.list_models() has all names"
         raise UserError(f"timm architecture '{name}' does not exist; {hint}")
-    try:
-        net = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes)
-    except TypeError as error:
-        raise UserError(f"model 'timm/{name}' cannot be adapted to {channels} channels, {classes} classes") from error
-    head = net.get_classifier()  # type: ignore[operator]
-    path = next((path for path, module in net.named_modules() if module is head), None)
-    return _adapted(f"timm/{name}", net, path, (), channels, image_size)
 
 
 def _adapted(
@@ -114,9 +126,14 @@ def _adapted(
     return Backbone(name, net, head_name, changes)
 
 
+def first_convolution(net: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The convolution that sees the image, under its name."""
+    return next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
+
+
 def _adapt_stem(net: nn.Module, channels: int) -> str:
     """Replace the first convolution by one for `channels` input channels; says what it did."""
-    path, old = next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    path, old = first_convolution(net)
     assert old.groups == 1
     new = nn.Conv2d(
         channels,

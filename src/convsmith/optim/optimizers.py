@@ -27,21 +27,28 @@ def parameter_groups(model: nn.Module) -> list[Group]:
 
 
 def keep_base_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Note each group's learning rate as its `base_lr`, which schedules multiply."""
+    """Note each group's learning rate as its `base_lr`, which schedules multiply.
+
+    A group's `lr_factor` (lower rates for pretrained stages) is applied here, to the user's own optimisers too.
+    """
     for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
+        group["lr"] = group["base_lr"] = group["lr"] * group.get("lr_factor", 1.0)
     return optimizer
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[tuple[float, list[torch.Tensor]]]:
-    """The penalised parameters with their present learning rates."""
-    return [(group["lr"], group["params"]) for group in optimizer.param_groups if group["name"] == "weights"]
+    """The penalised parameters that train at present, with their present learning rates."""
+    return [
+        (group["lr"], [parameter for parameter in group["params"] if parameter.requires_grad])
+        for group in optimizer.param_groups
+        if group["name"] == "weights"
+    ]
 
 
 def build_optimizer(
     groups: list[Group], config: OptimConfig, regularize: RegularizeConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimiser that `config.name` names; L2 goes to the group `weights` alone.
+    """The optimiser that `config.name` names; L2 goes to groups named `weights` alone.
 
     Coupled L2 is torch's `weight_decay` (added to the gradient). Decoupled L2 is AdamW's own for adam and
     adamw; for the others `penalties.shrink` applies it.

@@ -57,7 +57,7 @@ def fit(
     caller validates and calls ``state.close_epoch()``. The time between two yields alone counts as training.
     """
     while state.epoch < epochs:
-        state.model.train()
+        state.training_mode()
         began = time.perf_counter()
         for batch in batches(state.epoch, state.position):
             step(state, batch, recipe)

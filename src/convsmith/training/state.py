@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convsmith.contracts import Batch
 from convsmith.errors import UserError
+from convsmith.optim.finetune import Finetuning, Phase, rest
 from convsmith.optim.schedules import Schedule
 from convsmith.training.config import TrainConfig
 
@@ -99,7 +101,11 @@ class Counts:
 
 @dataclass
 class TrainState:
-    """`epoch` counts finished epochs, `position` the batches done in the present one, `step` all updates."""
+    """`epoch` counts finished epochs, `position` the batches done in the present one, `step` all updates.
+
+    `phase` is the place in the phases of `finetuning` (0 where there is none): what it names trains, all else is
+    frozen.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -108,6 +114,8 @@ class TrainState:
     generator: torch.Generator
     device: torch.device
     average: Average | None = None
+    finetuning: Finetuning | None = None
+    phase: int = 0
     epoch: int = 0
     position: int = 0
     step: int = 0
@@ -117,6 +125,41 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self.counts = Counts(self.device)
+
+    def training_mode(self) -> None:
+        """Training mode, but for what is frozen: its batch norm's statistics must not drift, its dropout not drop."""
+        self.model.train()
+        if self.finetuning:
+            rest(self.model)
+
+    def enter_phase(self) -> Phase | None:
+        """Thaw what trains from the present epoch on; the phase where a new one begins."""
+        if self.finetuning is None or (number := self.finetuning.number_at(self.epoch)) == self.phase:
+            return None
+        self.phase = number
+        self.stopper.bad_epochs = 0  # a new phase has the full patience
+        return self._freeze()
+
+    def _freeze(self) -> Phase | None:
+        return self.finetuning.apply(self.model, self.phase) if self.finetuning else None
+
+    @property
+    def head_alone(self) -> bool:
+        """Whether nothing but the head trains at present, so that features are constants."""
+        return self.finetuning is not None and self.finetuning.phases[self.phase].head_alone
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether to stop early; not while stages are still to be thawed."""
+        last = self.finetuning is None or self.phase == len(self.finetuning.phases) - 1
+        return last and self.stopper.exhausted
+
+    def logits(self, batch: Batch) -> Tensor:
+        """float [B, K], from images or from the features that the head takes."""
+        network = self.model.head if batch.features else self.model
+        assert isinstance(network, nn.Module)
+        logits: Tensor = network(batch.images)
+        return logits
 
     @property
     def evaluated(self) -> nn.Module:
@@ -163,7 +206,8 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds,
             "total_seconds": self.total_seconds,
-            "rates": {group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            "rates": [group["lr"] for group in self.optimizer.param_groups],
+            "phase": self.phase,
             "schedule": self.schedule.state(),
             "stopper": asdict(self.stopper),
         }
@@ -178,12 +222,13 @@ class TrainState:
             self.counts.tensors()[name].copy_(value)
         self.generator.set_state(tensors["rng.augment"])
         _set_global_rng(_below(tensors, "rng."), self.device)
-        for name in ("epoch", "position", "step", "seconds", "total_seconds"):
+        for name in ("epoch", "position", "step", "seconds", "total_seconds", "phase"):
             setattr(self, name, facts[name])
         self.schedule.load_state(facts["schedule"])
         self.stopper = Stopper(**facts["stopper"])
+        self._freeze()
 
-    def _load_optimizer(self, tensors: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+    def _load_optimizer(self, tensors: Mapping[str, Tensor], rates: Sequence[float]) -> None:
         parameters = dict(self.model.named_parameters())
         self.optimizer.state.clear()
         for name, value in tensors.items():
@@ -195,14 +240,21 @@ class TrainState:
             elif self.optimizer.defaults.get("fused"):
                 value = value.to(parameter.device)
             self.optimizer.state[parameter][key] = value
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def new_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, config: TrainConfig, device: torch.device
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    config: TrainConfig,
+    device: torch.device,
+    finetuning: Finetuning | None = None,
 ) -> TrainState:
     """The state before step 1. The augmentation's generator has the run's seed."""
+    if finetuning:
+        finetuning.apply(model, 0)
     return TrainState(
         model=model,
         optimizer=optimizer,
@@ -211,6 +263,7 @@ def new_state(
         generator=torch.Generator(device).manual_seed(config.seed),
         device=device,
         average=Average(model, config.ema) if config.ema else None,
+        finetuning=finetuning,
     )
 
 

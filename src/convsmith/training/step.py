@@ -27,7 +27,7 @@ def step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
-    logits = state.model(batch.images)
+    logits = state.logits(batch)
     loss = recipe.loss(logits, batch)
 
     state.optimizer.zero_grad(set_to_none=True)

@@ -37,5 +37,11 @@ def run(args: argparse.Namespace) -> int:
     from convsmith import parts
     from convsmith.display import Display
 
+    display = Display()
     with directory.lock():
-        return Display().follow(parts.resume(directory))
+        code = display.follow(parts.resume(directory))
+        if code == 0:
+            from convsmith.report.write import after_training
+
+            after_training(directory, display.line)
+        return code

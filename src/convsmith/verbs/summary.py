@@ -20,12 +20,14 @@ def run(args: argparse.Namespace) -> int:
         args.config = str(open_run(given).config)
     config = read_config(args)
 
+    from convsmith import weights
     from convsmith.data.dataset import input_shape
     from convsmith.display import Display
     from convsmith.nets.build import build
     from convsmith.nets.shapes import trace
 
-    channels, size, classes = input_shape(config.data)
+    config, spec = weights.expected(config)
+    channels, size, classes = input_shape(config.data, spec)
     rows = trace(build(config.model, channels, size, classes), channels, size)
     Display().layers(rows, f"{config.model.name} on {size} x {size} x {channels}, {classes} classes")
     return 0

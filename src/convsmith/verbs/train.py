@@ -28,4 +28,9 @@ def run(args: argparse.Namespace) -> int:
     prepared = parts.prepare(config, progress=display.counting("decoding"))
     started = parts.start(prepared, runs_dir, args.name)
     with started.run.lock():
-        return display.follow(started)
+        code = display.follow(started)
+        if code == 0:
+            from convsmith.report.write import after_training
+
+            after_training(started.run, display.line)
+        return code

@@ -1,0 +1,195 @@
+"""A run's model as one file for other programs, kept only where it computes what PyTorch does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convsmith.data.batches import ToInput
+from convsmith.data.config import Preprocessing
+from convsmith.errors import RunFailed, UserError, missing_extra
+from convsmith.inference import ModelCard, load_predictor, logits_of, run_dataset
+from convsmith.nets.exported import ARCHIVED
+from convsmith.rundir import RunDir, explain_os_errors
+
+Format = Literal["onnx", "torch"]
+Place = Literal["graph", "metadata"]
+
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
+OPSET = 18  # of ONNX 1.13 (2022): what PyTorch's exporter emits, and any runtime since can run
+TOLERANCE = 1e-4  # of the largest logit
+IMAGES = 64  # compared after each export, spread over the validation split
+
+
+@dataclass(frozen=True)
+class Export:
+    """A written file, and how its logits differ from PyTorch's on real validation images."""
+
+    path: Path
+    takes: str
+    images: int
+    difference: float
+    scale: float
+
+
+class FromPixels(nn.Module):
+    """Preprocessing and network in one graph: uint8 [N, W, W, C], W the working size -> logits [N, K].
+
+    Antialiased resizing from one fixed size to another is linear in each direction, so it is a matrix
+    product: any runtime computes it alike, which their own resize operators do not.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    matrix: Tensor
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        to_input = ToInput(preprocessing, torch.device("cpu"))
+        self.register_buffer("scale", to_input.scale)
+        self.register_buffer("shift", to_input.shift)
+        size, working = preprocessing.image_size, preprocessing.working_size
+        self.resizes = size != working
+        if self.resizes:
+            eye = torch.eye(working)[None, None]
+            mode = preprocessing.interpolation
+            matrix = nn.functional.interpolate(eye, (size, working), mode=mode, antialias=True)[0, 0]
+            self.register_buffer("matrix", matrix)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        if self.resizes:
+            images = (self.matrix @ images @ self.matrix.T).clamp(0, 255)
+        logits: Tensor = self.model(self.shift + images * self.scale)
+        return logits
+
+
+def facts(card: ModelCard, place: Place) -> dict[str, str]:
+    """What the file says of itself, each as JSON: classes, preprocessing, and what its input is."""
+    settings = card.preprocessing
+    side, channels = settings.working_size, settings.channels
+    order = "gray" if channels == 1 else "RGB"
+    pixels = f"uint8 [N, {side}, {side}, {channels}], {order}"
+    resize = settings.resize if settings.crop == 1 else f"{settings.resize} {settings.crop:g}"
+    how = f"the upright image as a square of {side} pixels (resize: {resize}, {settings.interpolation})"
+    if place == "graph":
+        says = {"kind": "pixels", "input": pixels, "how": how}
+    else:
+        floats = f"float32 [N, {channels}, {settings.image_size}, {settings.image_size}], {order}"
+        if settings.image_size != side:
+            how += f", resized to {settings.image_size} with antialiasing ({settings.interpolation})"
+        says = {"kind": "normalised", "input": floats, "how": f"{how}; then (pixels / 255 - mean) / std by channel"}
+    values = {"classes": card.classes, "preprocessing": settings.model_dump(mode="json"), "input": says}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "graph") -> Export:
+    """Write the model of `run` to `out` (none: ``export/model.onnx`` or ``.pt2`` in the run) and compare it.
+
+    A file whose logits differ from PyTorch's by more than TOLERANCE is removed, and RunFailed says so; what
+    `out` was before stays then. Raises UserError where the validation images cannot be had.
+    """
+    path = out or run.path / "export" / f"model{SUFFIXES[form]}"
+    if torch.__version__ < "2.9":  # earlier archives are pickles; PyTorch compares versions, not texts
+        raise UserError(f"export needs PyTorch 2.9 or newer, not {torch.__version__}: pip install 'convsmith[export]'")
+    if path.suffix != SUFFIXES[form]:
+        raise UserError(f"--out '{path}' must end in {SUFFIXES[form]} for --format {form}")
+    predictor = load_predictor(run.path, "cpu")
+    val = run_dataset(run).val
+    positions = np.unique(np.linspace(0, len(val) - 1, IMAGES).round().astype(np.int64))
+    pixels = val.gather(positions)
+    expected = logits_of(predictor.model, [pixels], predictor.to_input(), predictor.device)
+    assert expected is not None
+
+    model = predictor.model.to(memory_format=torch.contiguous_format)
+    network = FromPixels(model, predictor.card.preprocessing).eval() if place == "graph" else model
+    sample = torch.from_numpy(pixels[:2])
+    sample = sample if place == "graph" else ToInput(predictor.card.preprocessing, predictor.device)(sample)
+    with explain_os_errors(f"'{path}'"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{os.getpid()}-{path.name}")
+        try:
+            _WRITERS[form](network, sample, says := facts(predictor.card, place), draft)
+            difference, scale = _compared(draft, path, pixels, expected)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    takes = json.loads(says["input"])
+    return Export(path, f"{takes['input']}: {takes['how']}", len(pixels), difference, scale)
+
+
+def _compared(file: Path, path: Path, pixels: NDArray[np.uint8], expected: NDArray[np.float32]) -> tuple[float, float]:
+    """The largest difference of the logits of `file` from `expected` [N, K], and the largest logit.
+
+    In batches of one and of many. RunFailed where the difference is too large.
+    """
+    exported = load_predictor(file)
+    batches = [pixels[:1], pixels[1:]] if len(pixels) > 1 else [pixels]
+    found = logits_of(exported.model, batches, exported.to_input(), exported.device)
+    assert found is not None
+    difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    if not difference <= TOLERANCE * scale:  # so written, NaN is refused too
+        raise RunFailed(
+            f"the exported model disagrees with PyTorch by {difference:.2g} on {len(pixels)} validation images (logits "
+            f"up to {scale:.3g}, tolerance {TOLERANCE:.0e} of that): '{path}' was not written; try the other --format"
+        )
+    return difference, scale
+
+
+def _program(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
+    """The network as a graph for batches of any size."""
+    try:
+        shapes = ({0: torch.export.Dim("batch")},)
+        return torch.export.export(network, (sample,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # what a graph cannot hold is reported in many ways
+        raise _cannot(error) from error
+
+
+def _cannot(error: Exception) -> RunFailed:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return RunFailed(f"this network cannot be exported by PyTorch {torch.__version__}: {reason}")
+
+
+def _write_onnx(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError:
+            raise missing_extra(package, "export") from None
+    program = _program(network, sample)
+    try:
+        made = torch.onnx.export(
+            program,
+            input_names=["pixels" if sample.dtype == torch.uint8 else "images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:
+        raise _cannot(error) from error
+    assert made is not None
+    made.model.metadata_props.update(says)
+    made.save(path, external_data=False)
+
+
+def _write_torch(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> None:
+    program = _program(network, sample)
+    program.example_inputs = None  # they would be pickled into the file
+    torch.export.save(program, path, extra_files={ARCHIVED: json.dumps(says, ensure_ascii=False)})
+
+
+_WRITERS: dict[Format, Callable[[nn.Module, Tensor, dict[str, str], Path], Any]] = {
+    "onnx": _write_onnx,
+    "torch": _write_torch,
+}

@@ -1,0 +1,167 @@
+"""Where did the net look? Grad-CAM, for any stage that returns feature maps.
+
+Source: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization"
+(ICCV 2017, arXiv:1610.02391). With A_k the maps of a stage, y the logit of a class and Z the positions of a map::
+
+    w_k = 1/Z sum_ij dy / dA_k[i, j]          map = ReLU(sum_k w_k A_k)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convsmith.contracts import Classifier
+from convsmith.errors import UserError, choose
+
+BATCH = 32  # images at a time: their maps and gradients are held at once
+OPACITY = 0.6  # of the colour where a map is 1; where it is 0 the image alone is seen
+HEAT = "plasma"  # rises evenly in lightness, so it reads in gray and with any colour vision
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def stages_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Names -> the modules whose output is that of a stage; of a net without stages, its convolutions.
+
+    Of a stage that is a list of modules, which is never called itself, it is the last one.
+    """
+    if not isinstance(model, Classifier):
+        return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    stages: Mapping[str, nn.Module] = model.stages
+    return {name: _last(stage) for name, stage in stages.items()}
+
+
+def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What the stages return for `images` [N, C, S, S], by name and in order: each [N, K, h, h].
+
+    Stages without maps (fully connected ones, tokens of a transformer) are left out.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            # Images are squares, hence so are maps: [N, h, w, K] of a transformer is none.
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
+                found[name] = output.clone()  # a layer that works in place may follow
+
+        return hook
+
+    stages = stages_of(model)
+    handles = [module.register_forward_hook(keep(name)) for name, module in stages.items()]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[name] for name in stages if name in found}
+
+
+def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) -> str:
+    """The stage called `name`, or else the last one with feature maps. `image` is any input [1, C, S, S].
+
+    UserError where the net has no convolutions, or the stage does not exist or has no maps.
+    """
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        raise UserError("this model has no convolutions, and Grad-CAM needs their feature maps: choose another model")
+    stages = stages_of(model)
+    if name is not None and name not in stages:
+        raise choose("stage", name, stages)
+    shapes = {stage: maps.shape[-1] for stage, maps in feature_maps(model, image).items()}
+    if not shapes:
+        raise UserError("no stage of this model returns feature maps, which Grad-CAM needs: choose a convolutional one")
+    if name is None:
+        # A single position says nothing about where, so larger maps go before a last one of 1 x 1.
+        return [stage for stage, size in shapes.items() if size > 1 or max(shapes.values()) == 1][-1]
+    if name not in shapes:
+        raise UserError(f"stage '{name}' has no feature maps. Stages that have: {', '.join(shapes)}")
+    return name
+
+
+def grad_cam(model: nn.Module, module: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM of the output [N, K, h, w] of `module` for one class index an image: float [N, h, w], at least 0.
+
+    `images` float [N, C, H, W] as the net takes them, `classes` int64 [N]. Runs the model in eval mode, and leaves
+    its mode and gradients as they were.
+    """
+    kept: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1].clone()  # a layer that works in place may follow
+
+    handle = module.register_forward_hook(hook)
+    try:
+        with torch.enable_grad(), evaluating(model):
+            logits = model(images)
+            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
+    finally:
+        handle.remove()
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    return (weights * kept[0].detach()).sum(dim=1).relu()
+
+
+def enlarge(maps: Tensor, size: int) -> Tensor:
+    """Maps [N, h, w] -> [N, size, size], bilinear, each divided by its maximum: in [0, 1]; all zero stays so."""
+    enlarged = nn.functional.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    return enlarged / enlarged.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def heat_maps(
+    model: nn.Module,
+    to_input: Callable[[Tensor], Tensor],
+    pixels: NDArray[np.uint8],
+    classes: Sequence[int] | NDArray[np.int64],
+    stage: str | None = None,
+) -> NDArray[np.float32]:
+    """Grad-CAM of `pixels` uint8 [N, W, W, C] for one class index each: float32 [N, W, W] in [0, 1].
+
+    `to_input` makes the net's input of them, on the model's device. `stage` as in `stage_with_maps`.
+    """
+    device = next(model.parameters()).device
+    found: list[NDArray[np.float32]] = []
+    for start in range(0, len(pixels), BATCH):
+        images = to_input(torch.from_numpy(pixels[start : start + BATCH]).to(device))
+        stage = stage_with_maps(model, images[:1], stage) if start == 0 else stage
+        assert stage is not None
+        chosen = torch.as_tensor(np.asarray(classes[start : start + BATCH]), dtype=torch.int64, device=device)
+        maps = grad_cam(model, stages_of(model)[stage], images, chosen)
+        found.append(enlarge(maps.float(), pixels.shape[1]).cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(pixels.shape[:3], np.float32)
+
+
+def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image uint8 [W, W, 1 or 3] under its map, float [W, W] in [0, 1]: uint8 RGB [W, W, 3].
+
+    The image turns gray, so that colour means heat alone; the hotter, the more colour covers it.
+    """
+    from matplotlib import colormaps
+
+    gray = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114] if pixels.shape[-1] == 3 else [1.0])
+    colour = colormaps[HEAT](np.clip(heat, 0, 1))[..., :3] * 255
+    opacity = OPACITY * np.clip(heat, 0, 1)[..., None]
+    result: NDArray[np.uint8] = np.rint((1 - opacity) * gray[..., None] + opacity * colour).astype(np.uint8)
+    return result
+
+
+@contextmanager
+def evaluating(model: Module) -> Any:
+    """The model in eval mode, and every part of it in its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _last(stage: nn.Module) -> nn.Module:
+    return _last(stage[-1]) if isinstance(stage, nn.ModuleList) else stage

@@ -1,0 +1,198 @@
+"""Weights that others trained: what images they expect, where they are, and which of our parameters they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from convsmith.contracts import InputSpec
+from convsmith.errors import UserError
+from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
+
+Tensors = dict[str, Tensor]
+
+SMALLEST = 96  # pixels to which small images are enlarged for nets that were trained on photographs
+HEAD, NET = "head.", "net."
+WRAPPERS = ("state_dict", "model")  # under which training scripts keep the weights among other things
+
+# Heads of their own for training alone, which our networks are built without.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# torchvision trained these with 0.5 as mean and deviation; its `transform_input` undoes its usual ones.
+_HALVED = ("googlenet", "inception_v3")
+
+
+def expected_input(model: str) -> InputSpec | None:
+    """What the library's weights of ``torchvision/<name>`` or ``timm/<name>`` expect; None where nothing is known."""
+    library, slash, name = model.partition("/")
+    if not slash or library not in _LIBRARIES:
+        return None
+    return _LIBRARIES[library].expects(name)
+
+
+def hub_weights(model: str) -> tuple[Tensors, str]:
+    """The library's own weights of an architecture, under its names, and what they are called.
+
+    UserError for networks that have none, and where they cannot be downloaded.
+    """
+    library, slash, name = model.partition("/")
+    if not slash or library not in _LIBRARIES:
+        raise UserError(
+            f"transfer.weights=default: '{model}' has no pretrained weights; choose a --model that has, such as "
+            "torchvision/resnet18 or timm/tf_efficientnet_lite0, or give --transfer.weights a file or a run"
+        )
+    return _LIBRARIES[library].download(name)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """A .safetensors file, or a .pth or .pt file through torch's loader of weights alone: no code in it is run."""
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise UserError(f"transfer.weights '{path}' is not a file of weights: give a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(f"transfer.weights '{path}' cannot be read ({_line(error)}): is it whole?") from None
+    except Exception as error:  # the unpickler's own errors, which differ by version
+        raise UserError(
+            f"transfer.weights '{path}' holds more than weights, which is not loaded for safety ({_line(error)}): save "
+            "its state_dict() as .safetensors"
+        ) from None
+    for name in WRAPPERS:
+        if isinstance(stored, dict) and isinstance(stored.get(name), dict):
+            stored = stored[name]
+    if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise UserError(f"transfer.weights '{path}' holds no tensors by name: save a state_dict()")
+    return {str(name): value for name, value in stored.items()}
+
+
+def as_ours(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """`tensors` under the names of `model`, its own head in place of theirs; and in words what was changed.
+
+    Names are ours (of a run) or the library's of a Backbone. What is missing or too much stays so, for a strict
+    loader to list.
+    """
+    own = model.state_dict()
+    said: list[str] = []
+    theirs = HEAD
+    if isinstance(model, Backbone) and not any(name.startswith(NET) for name in tensors):
+        theirs = f"{NET}{model.head_name}."
+        if left := sorted({name.split(".")[0] for name in tensors if name.startswith(_AUXILIARY)}):
+            said.append(f"{', '.join(left)}: auxiliary heads for training, left out")
+        tensors = {NET + name: value for name, value in tensors.items() if not name.startswith(_AUXILIARY)}
+    result = {name: value for name, value in tensors.items() if not name.startswith(theirs)}
+    path, stem = first_convolution(model)
+    weight = result.get(f"{path}.weight")
+    if weight is not None and weight.dim() == 4 and weight.shape[1] != stem.in_channels and stem.groups == 1:
+        result[f"{path}.weight"] = _other_channels(weight, stem.in_channels)
+        said.append(f"{path}: its weights for {weight.shape[1]} channels are summed to {stem.in_channels}")
+    for name, value in own.items():
+        # Counters of batch norm that older files lack decide nothing.
+        if name.startswith(HEAD) or (name.endswith("num_batches_tracked") and name not in result):
+            result[name] = value
+    return result, said
+
+
+def _other_channels(weight: Tensor, channels: int) -> Tensor:
+    """[O, C, K, K] -> [O, channels, K, K] that answers to equal channels as `weight` does to equal ones."""
+    return weight.sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) / channels
+
+
+@dataclass(frozen=True)
+class _Library:
+    expects: Callable[[str], InputSpec | None]
+    download: Callable[[str], tuple[Tensors, str]]
+
+
+def _torchvision_expects(name: str) -> InputSpec | None:
+    refuse_unknown_torchvision(name)
+    from torchvision import models
+
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    size = int(transforms.crop_size[0])
+    halved = name in _HALVED
+    return InputSpec(
+        size=size,
+        smallest=min(size, SMALLEST),
+        channels=3,
+        mean=(0.5,) * 3 if halved else tuple(transforms.mean),
+        std=(0.5,) * 3 if halved else tuple(transforms.std),
+        resize="crop",
+        crop=min(size / transforms.resize_size[0], 1.0),
+        interpolation=_interpolation(transforms.interpolation.value),
+    )
+
+
+def _torchvision_download(name: str) -> tuple[Tensors, str]:
+    refuse_unknown_torchvision(name)
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        tensors: Tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_network(f"torchvision/{name}", weights.url, error) from None
+    return tensors, f"torchvision's {weights}"
+
+
+def _timm_expects(name: str) -> InputSpec | None:
+    refuse_unknown_timm(name)
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return None
+    channels, size, _ = config.input_size
+    return InputSpec(
+        size=size,
+        smallest=size if config.fixed_input_size else min(size, SMALLEST),
+        channels=channels,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        resize="crop",
+        crop=config.crop_pct,
+        interpolation=_interpolation(config.interpolation),
+    )
+
+
+def _timm_download(name: str) -> tuple[Tensors, str]:
+    refuse_unknown_timm(name)
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise UserError(f"transfer.weights=default: timm has no weights of '{name}'; give a file or a run instead")
+    try:
+        # timm reads safetensors, or archives through torch's loader of weights alone.
+        net = timm.create_model(name, pretrained=True)
+    except Exception as error:  # hubs and their clients raise errors of their own
+        raise _no_network(f"timm/{name}", str(config.hf_hub_id or config.url), error) from None
+    return net.state_dict(), f"timm's {name}.{config.tag}" if config.tag else f"timm's {name}"
+
+
+_LIBRARIES = {
+    "torchvision": _Library(_torchvision_expects, _torchvision_download),
+    "timm": _Library(_timm_expects, _timm_download),
+}
+
+
+def _interpolation(name: str) -> str:
+    return name if name in ("bilinear", "bicubic") else "bicubic"
+
+
+def _no_network(model: str, address: str, error: Exception) -> UserError:
+    return UserError(
+        f"the weights of '{model}' cannot be downloaded from {address} ({_line(error)}): fetch them where there is a "
+        "network and give the file, --transfer.weights FILE.safetensors (or .pth)"
+    )
+
+
+def _line(error: Any) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,171 @@
+"""Finetuning: which parameters train in which epochs, and at which share of the learning rate.
+
+Frozen parameters get neither gradient nor optimiser state, and frozen modules stay in eval mode. Stages are thawed
+from the head towards the stem (gradual unfreezing, Howard and Ruder 2018, who also lower the rate from layer to layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from convsmith.contracts import Classifier
+from convsmith.errors import UserError, nearest
+from convsmith.optim.config import ALL_BUT_HEAD, TransferConfig
+from convsmith.optim.optimizers import Group, parameter_groups
+
+HEAD = "head"
+LIBRARY = "net."  # before a library's own names in a backbone: patterns may leave it out
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What trains from `epoch` (counted from 0) on: parameters by name; `thawed` are the stages that came with it."""
+
+    epoch: int
+    trains: frozenset[str]
+    thawed: tuple[str, ...]
+    head_alone: bool
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """The phases of a run, in order, each training more than the one before; and each stage's share of the rate."""
+
+    phases: tuple[Phase, ...]
+    factors: Mapping[str, float]
+
+    def number_at(self, epoch: int) -> int:
+        return sum(phase.epoch <= epoch for phase in self.phases) - 1
+
+    @property
+    def image_epoch(self) -> int | None:
+        """The first epoch in which more than the head trains; None where there is none."""
+        return next((phase.epoch for phase in self.phases if not phase.head_alone), None)
+
+    def apply(self, model: nn.Module, number: int) -> Phase:
+        """Let the parameters of a phase train, and no others."""
+        phase = self.phases[number]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in phase.trains)
+        return phase
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """The groups of `parameter_groups`, a pair for each stage where stages have rates of their own.
+
+        They hold what trains in the last phase. An optimiser leaves a parameter without gradient alone, so one that
+        is still frozen has no state in it, and a fresh one from its thaw on.
+        """
+        self.apply(model, len(self.phases) - 1)
+        groups = parameter_groups(model)
+        if len(set(self.factors.values())) > 1:
+            assert isinstance(model, Classifier)
+            stage_of = {id(p): stage for stage, module in _stages_and_head(model) for p in module.parameters()}
+            groups = [
+                {"name": group["name"], "stage": stage, "params": members, "lr_factor": factor}
+                for stage, factor in self.factors.items()
+                for group in groups
+                if (members := [p for p in group["params"] if stage_of[id(p)] == stage])
+            ]
+        self.apply(model, 0)
+        return groups
+
+
+def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | None:
+    """The finetuning that `config` asks for; None where all parameters are alike and train from the start.
+
+    UserError for a network that cannot be taken apart, stages and patterns that match nothing, nothing left to
+    train, and thaws that come after the last epoch.
+    """
+    if not config.finetunes:
+        return None
+    if not isinstance(model, Classifier):
+        raise UserError(
+            f"transfer: a {type(model).__name__} cannot be taken apart: it needs stages, head and features "
+            "(convsmith.contracts.Classifier)"
+        )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    members = {stage: {names[id(p)] for p in module.parameters()} for stage, module in _stages_and_head(model)}
+    if loose := set(names.values()) - set().union(*members.values()):
+        raise UserError(f"transfer: in no stage and not in the head, so neither frozen nor trained: {_listed(loose)}")
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = _frozen(config, members) & trainable
+    if trainable == frozen:
+        raise UserError(f"transfer.freeze {_listed(config.freeze)}: nothing is left to train; leave the head free")
+    phases = list(_phases(config, members, trainable, frozen))
+    if phases[-1].epoch >= epochs:
+        last = phases[-1]
+        raise UserError(
+            f"transfer.unfreeze is longer than the run: {_listed(last.thawed)} would be thawed after {last.epoch} "
+            f"epochs, but train.epochs is {epochs}: train for {last.epoch + 1} at least, or thaw sooner or less "
+            "(after, every, stages, most)"
+        )
+    stages = [stage for stage in members if stage != HEAD]
+    factors = {
+        stage: config.backbone_lr * config.lr_decay ** (len(stages) - place) for place, stage in enumerate(stages)
+    }
+    return Finetuning(tuple(phases), {HEAD: 1.0, **dict(reversed(factors.items()))})
+
+
+def rest(module: nn.Module) -> None:
+    """Put every module whose parameters are all frozen into eval mode, with all that is inside it."""
+    parameters = list(module.parameters())
+    if not parameters:
+        return
+    if not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        rest(child)
+
+
+def _stages_and_head(model: Classifier) -> Iterator[tuple[str, nn.Module]]:
+    """From stem to head. What a library calls its head, layers before the last one included, is a stage to us."""
+    yield from ((LIBRARY + stage if stage == HEAD else stage, module) for stage, module in model.stages.items())
+    yield HEAD, model.head
+
+
+def _frozen(config: TransferConfig, members: Mapping[str, set[str]]) -> set[str]:
+    """The names of the parameters that `config.freeze` names."""
+    every = set().union(*members.values())
+    frozen: set[str] = set()
+    for word in config.freeze:
+        if word == ALL_BUT_HEAD:
+            matched = every - members[HEAD]
+        elif word in members:
+            matched = members[word]
+        else:
+            matched = {n for n in every if fnmatchcase(n, word) or fnmatchcase(n.removeprefix(LIBRARY), word)}
+        if not matched:
+            raise UserError(
+                f"transfer.freeze: '{word}' matches no stage and no parameter."
+                f"{nearest(word, [*members, ALL_BUT_HEAD])} Stages: {', '.join(members)}; "
+                f"parameters such as {min(every)}"
+            )
+        frozen |= matched
+    return frozen
+
+
+def _phases(
+    config: TransferConfig, members: Mapping[str, set[str]], trainable: set[str], frozen: set[str]
+) -> Iterator[Phase]:
+    def phase(epoch: int, thawed: tuple[str, ...]) -> Phase:
+        trains = frozenset(trainable - frozen)
+        return Phase(epoch, trains, thawed, trains <= members[HEAD])
+
+    yield phase(0, ())
+    if config.unfreeze is None:
+        return
+    waiting = [stage for stage in reversed(list(members)) if members[stage] & frozen][: config.unfreeze.most]
+    for number, start in enumerate(range(0, len(waiting), config.unfreeze.stages)):
+        thawed = tuple(waiting[start : start + config.unfreeze.stages])
+        frozen = frozen - set().union(*(members[stage] for stage in thawed))
+        yield phase(config.unfreeze.after + number * config.unfreeze.every, thawed)
+
+
+def _listed(names: object) -> str:
+    assert isinstance(names, tuple | set)
+    return ", ".join(sorted(names) if isinstance(names, set) else names)

@@ -1,0 +1,143 @@
+"""Line charts as inline SVG: drawn from the page's own colours, so that they follow light and dark, screen and print.
+
+The classes `line0`, `line1`, ... of the stylesheet give each line a colour and a dash of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 440, 270
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 42
+MOST_DOTS = 60  # points up to which each has a dot
+MARK_ROWS = 5  # words of marks stand in so many rows, so that neighbours do not overlap
+KINDS = 8
+
+Point = tuple[float, float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) from left to right; a y of None is a gap. `kind` is the number of its colour and dash."""
+
+    name: str
+    kind: int
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at `x` with a word for it."""
+
+    x: float
+    word: str
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is drawn along x and y, each with its unit, and how numbers are written."""
+
+    x: str
+    y: str
+    percent: bool = False
+    logarithmic: bool = False
+    whole_x: bool = True
+    y_range: tuple[float, float] | None = None
+
+
+def line_chart(title: str, description: str, axes: Axes, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Markup:
+    """An SVG with the lines, axes and marks; `title` and `description` are what a screen reader reads."""
+    xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
+    ys = [y for line in lines for _, y in _drawn(line, axes)] or [0.0, 1.0]
+    x_ticks = _ticks(min(xs), max(xs), 6, whole=axes.whole_x)
+    y_ticks = _decades(min(ys), max(ys)) if axes.logarithmic else _ticks(*(axes.y_range or (min(ys), max(ys))), 5)
+    low, high = min([*y_ticks, *ys]), max([*y_ticks, *ys])
+    to_x = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    rising = _scale(math.log(low), math.log(high), HEIGHT - BOTTOM, TOP) if axes.logarithmic else None
+    plain = _scale(low, high, HEIGHT - BOTTOM, TOP)
+
+    def to_y(value: float) -> float:
+        return rising(math.log(value)) if rising else plain(value)
+
+    parts = [
+        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img"><title>{}</title><desc>{}</desc>').format(
+            WIDTH, HEIGHT, title, description
+        )
+    ]
+    for tick in y_ticks:
+        height = f"{to_y(tick):.1f}"
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, height, height)
+        )
+        word = f"{100 * tick:g}" if axes.percent else f"{tick:g}"
+        parts.append(Markup('<text class="y" x="{}" y="{}" dy="0.35em">{}</text>').format(LEFT - 7, height, word))
+    for tick in x_ticks:
+        if min(xs) <= tick <= max(xs):
+            parts.append(_text("x", to_x(tick), HEIGHT - BOTTOM + 18, f"{tick:g}"))
+    parts.append(_text("x label", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, axes.x))
+    for place, mark in enumerate(marks):
+        parts += _mark(mark, to_x(mark.x), TOP - 6 + 13 * (place % MARK_ROWS))
+    for line in lines:
+        parts += _line(line, to_x, to_y, axes)
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def _line(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], float], axes: Axes) -> Iterator[Markup]:
+    known = _drawn(line, axes)
+    path, pen_down = [], False
+    for x, y in line.points:
+        if y is None or (axes.logarithmic and y <= 0):
+            pen_down = False
+            continue
+        path.append(f"{'L' if pen_down else 'M'}{to_x(x):.1f} {to_y(y):.1f}")
+        pen_down = True
+    yield Markup('<path class="line line{}" d="{}"/>').format(line.kind, "".join(path))
+    if len(known) <= MOST_DOTS:
+        for x, y in known:
+            value = f"{100 * y:.2f}%" if axes.percent else f"{y:.4g}"
+            yield Markup('<circle class="dot line{}" cx="{}" cy="{}" r="2.6"><title>{}</title></circle>').format(
+                line.kind, f"{to_x(x):.1f}", f"{to_y(y):.1f}", f"{line.name}, {axes.x.split(' (')[0]} {x:g}: {value}"
+            )
+
+
+def _drawn(line: Line, axes: Axes) -> list[tuple[float, float]]:
+    """The points that have a place: a logarithm needs a y above 0."""
+    return [(x, y) for x, y in line.points if y is not None and (y > 0 or not axes.logarithmic)]
+
+
+def _mark(mark: Mark, x: float, y: float) -> Iterator[Markup]:
+    yield Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(f"{x:.1f}", TOP, HEIGHT - BOTTOM)
+    right = x > (LEFT + WIDTH - RIGHT) / 2
+    yield _text("mark end" if right else "mark", x - 4 if right else x + 4, y, mark.word)
+
+
+def _text(kind: str, x: float, y: float, words: str) -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(kind, f"{x:.1f}", f"{y:.1f}", words)
+
+
+def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
+    """From [low, high] to [first, last]; all to the middle where low is high."""
+    if high == low:
+        return lambda value: (first + last) / 2
+    return lambda value: first + (value - low) / (high - low) * (last - first)
+
+
+def _ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `most` of them."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / most
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * 0.999)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    return [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]

@@ -1,0 +1,202 @@
+"""Several runs side by side: results, what differs in their configs, curves overlaid, paired predictions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convsmith.errors import UserError
+from convsmith.evidence.statistics import holm
+from convsmith.insight.metrics import wilson_interval
+from convsmith.report.charts import KINDS, Axes, Line, line_chart
+from convsmith.report.material import Material, Predictions, read_material
+from convsmith.report.page import render
+from convsmith.report.paired import Pairing, pair
+from convsmith.report.pictures import Gallery
+from convsmith.rundir import explain_os_errors, write_text
+
+EACH_WAY = 18  # images shown that one model alone gets right
+LONGEST_NAME = 120  # characters of the page's file name
+ALPHA = 0.05
+ABSENT = "-"  # of a key that one config does not have, such as that of a further block
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A run against the first one. Without a `pairing` they saw different images, and `unpaired` says so."""
+
+    name: str
+    pairing: Pairing | None
+    unpaired: str
+    interval: tuple[float, float] | None
+    p: float | None  # corrected for the number of comparisons (Holm)
+
+    def words(self, first: str) -> str:
+        """What the comparison found, in one or two sentences."""
+        if self.pairing is None or self.interval is None or self.p is None:
+            return f"{self.name} and {first} cannot be paired: {self.unpaired}."
+        wins, losses = len(self.pairing.only_second), len(self.pairing.only_first)
+        low, high = (100 * end for end in self.interval)
+        chance = f"p = {self.p:.4f}" if self.p >= 0.0001 else "p < 0.0001"
+        verdict = "no difference shown" if self.p >= ALPHA else "better" if wins > losses else "worse"
+        return (
+            f"{self.name} is right on {wins:,} images on which {first} is wrong, and wrong on {losses:,} on which "
+            f"{first} is right: {100 * self.pairing.difference:+.2f} points of accuracy (95% interval {low:+.2f} to "
+            f"{high:+.2f}), {chance}: {verdict}."
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs by the name that tells them apart, the first being what the others are compared with."""
+
+    runs: dict[str, Material]
+    differences: list[tuple[str, list[Any]]]  # key, its value in each run
+    versus: list[Versus]
+
+
+def compare(paths: Sequence[Path]) -> Compared:
+    """Read the runs and pair each with the first. UserError for fewer than two, for one twice, or one unfinished."""
+    if len(paths) < 2:
+        raise UserError(f"compare needs at least two runs: convsmith compare {paths[0]} OTHER_RUN")
+    if twice := [path for at, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:at]}]:
+        raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
+    alike = len({path.resolve().name for path in paths}) < len(paths)
+    runs = {str(path) if alike else path.resolve().name: read_material(path) for path in paths}
+    first, *others = runs.values()
+    pairings = [pair(first.predictions, other.predictions) for other in others]
+    adjusted = iter(holm([pairing.p for pairing in pairings if isinstance(pairing, Pairing)]))
+    versus = []
+    for name, pairing in zip(list(runs)[1:], pairings, strict=True):
+        if isinstance(pairing, str):
+            versus.append(Versus(name, None, pairing, None, None))
+        else:
+            interval = pairing.interval(np.random.default_rng(0))
+            versus.append(Versus(name, pairing, "", interval, next(adjusted)))
+    return Compared(runs, _differences(list(runs.values())), versus)
+
+
+def _differences(runs: Sequence[Material]) -> list[tuple[str, list[Any]]]:
+    flat = [dict(_flat(run.config.model_dump(mode="json"))) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [(key, [config.get(key, ABSENT) for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"model": {"blocks": [{"norm": "none"}]}}`` -> ``("model.blocks[0].norm", "none")``."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{above}.{name}" if above else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for place, inner in enumerate(value):
+            yield from _flat(inner, f"{above}[{place}]")
+    else:
+        yield above, value
+
+
+def results(compared: Compared) -> list[dict[str, Any]]:
+    """A row a run: the val split's scores, and what they cost."""
+    rows = []
+    for name, material in compared.runs.items():
+        record, summary = material.evaluation, material.summary
+        rows.append(
+            {
+                "name": name,
+                "accuracy": record["accuracy"],
+                "interval": wilson_interval(round(record["accuracy"] * record["n"]), record["n"]),
+                "f1": record["f1"]["macro"],
+                "loss": record["loss"],
+                "ece": record["ece"],
+                "n": record["n"],
+                "best_epoch": summary["best_epoch"],
+                "epochs": summary["epochs"],
+                "parameters": summary["parameters"],
+                "seconds": summary["seconds"],
+            }
+        )
+    return rows
+
+
+def default_path(paths: Sequence[Path]) -> Path:
+    """Beside the first run: ``compare-<first>-<second>....html``."""
+    stem = "-".join(["compare", *(path.resolve().name for path in paths)])
+    folder = paths[0].parent if paths[0].name else paths[0].resolve().parent
+    return folder / f"{stem[:LONGEST_NAME]}.html"
+
+
+def write_page(compared: Compared, path: Path) -> None:
+    """The comparison as one self-contained HTML file."""
+    if path.is_dir():
+        raise UserError(f"--out '{path}' is a folder: name a file in it, such as {path / 'compare.html'}")
+    first = next(iter(compared.runs.values()))
+    gallery = Gallery(first.dataset.val if first.dataset else None, first.predictions.ids)
+    values = {
+        "names": list(compared.runs),
+        "results": results(compared),
+        "differences": compared.differences,
+        "charts": [_chart(compared, *chart) for chart in CHARTS],
+        "legend": [(at % KINDS, name) for at, name in enumerate(compared.runs)],
+        "versus": [_shown(compared, one, gallery) for one in compared.versus],
+        "absent": first.absent,
+        "command": shlex.join(["convsmith", "compare", *(str(run.run.path) for run in compared.runs.values())]),
+    }
+    with explain_os_errors(f"'{path}'"):
+        write_text(path, render("compare.html", values))
+
+
+CHARTS = (
+    ("val_accuracy", "validation accuracy (%)", True),
+    ("val_loss", "validation loss (nats)", False),
+    ("train_loss", "training loss (nats)", False),
+)
+
+
+def _chart(compared: Compared, key: str, label: str, percent: bool) -> tuple[str, Any]:
+    lines = [
+        Line(name, at % KINDS, [(row["epoch"], row[key]) for row in material.rows])
+        for at, (name, material) in enumerate(compared.runs.items())
+    ]
+    words = "; ".join(f"{name} ends at {material.rows[-1][key]:.4g}" for name, material in compared.runs.items())
+    return label, line_chart(label, f"By epoch: {words}.", Axes("epoch", label, percent=percent), lines)
+
+
+def _shown(compared: Compared, versus: Versus, gallery: Gallery) -> dict[str, Any]:
+    """The words of a comparison, and the images that either model alone gets right."""
+    first_name, first = next(iter(compared.runs.items()))
+    shown: dict[str, Any] = {"name": versus.name, "words": versus.words(first_name), "ways": []}
+    if versus.pairing is None:
+        return shown
+    second = compared.runs[versus.name].predictions
+    ours, theirs = first.predictions, _ordered(second, versus.pairing)
+    for winner, loser, positions, wrong in (
+        (versus.name, first_name, versus.pairing.only_second, ours),
+        (first_name, versus.name, versus.pairing.only_first, theirs),
+    ):
+        confidence = wrong.probabilities[positions].max(axis=1) if len(positions) else positions
+        chosen = [int(at) for at in positions[np.argsort(-confidence, kind="stable")][:EACH_WAY]]
+        gallery.add(chosen)
+        shots = [
+            {
+                "id": ours.ids[at],
+                "uri": gallery.uris.get(at),
+                "true": ours.classes[ours.labels[at]],
+                "wrong": wrong.classes[wrong.predicted[at]],
+                "confidence": float(wrong.probabilities[at].max()),
+            }
+            for at in chosen
+        ]
+        shown["ways"].append({"winner": winner, "loser": loser, "count": len(positions), "shots": shots})
+    return shown
+
+
+def _ordered(predictions: Predictions, pairing: Pairing) -> Predictions:
+    """The second model's predictions in the first one's order."""
+    order = pairing.partner
+    ids = tuple(predictions.ids[at] for at in order)
+    return Predictions(ids, predictions.labels[order], predictions.probabilities[order], predictions.classes)

@@ -1,0 +1,213 @@
+"""The sections of a report that show numbers, curves and words, each as plain values for the template."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convsmith.data.sources import ARRAYS
+from convsmith.insight.metrics import wilson_interval
+from convsmith.nets.shapes import totals, trace
+from convsmith.optim.finetune import plan
+from convsmith.parts import OWN
+from convsmith.report.advice import proposals, results
+from convsmith.report.calibrated import scaling
+from convsmith.report.charts import Axes, Line, Mark, line_chart
+from convsmith.report.classes import class_scores
+from convsmith.report.diagnosis import RULES, diagnose
+from convsmith.report.material import Material
+
+Section = dict[str, Any]
+DECADES = 1e-4  # of the highest learning rate: a curve that goes lower is not drawn on a logarithmic axis
+CUT = 0.6  # a learning rate that falls below this share of the epoch before was cut, not annealed
+
+
+def result(material: Material) -> Section:
+    """The val split's scores, and those of the test split where it was opened."""
+    return {"val": _scores(material.evaluation), "test": _scores(material.test) if material.test else None}
+
+
+def _scores(record: Mapping[str, Any]) -> Section:
+    low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
+    return {
+        "n": record["n"],
+        "accuracy": record["accuracy"],
+        "interval": (low, high),
+        "precision": record["precision"]["macro"],
+        "recall": record["recall"]["macro"],
+        "f1": record["f1"]["macro"],
+        "loss": record["loss"],
+        "ece": record["ece"],
+    }
+
+
+def diagnosis(material: Material) -> Section:
+    """Findings with their rules, and the next experiments."""
+    monitor, stopped = material.config.train.monitor, material.summary["stopped_because"] == "early stopping"
+    findings = diagnose(material.rows, len(material.card.classes), material.evaluation["n"], monitor, stopped)
+    own = material.config.data.source == ARRAYS or material.config.model.name.startswith(OWN)
+    return {
+        "findings": [asdict(finding) | {"rule": RULES.get(finding.name)} for finding in findings],
+        "rules": RULES,
+        "own": own,
+        "proposals": proposals(findings, material.config, material.run.config, results()),
+    }
+
+
+def curves(material: Material) -> Section:
+    """Loss, accuracy and learning rate by epoch; the best epoch, cuts of the learning rate and thaws are marked."""
+    rows, best = material.rows, material.summary["best_epoch"]
+    marks = [Mark(best, f"best: {best}"), *rate_cuts(rows), *thaws(material)]
+    charts = []
+    for metric, title, unit, percent in (
+        ("loss", "Loss", "loss (cross-entropy, nats)", False),
+        ("accuracy", "Accuracy", "accuracy (%)", True),
+    ):
+        lines = [_line(rows, f"train_{metric}", "training", 0), _line(rows, f"val_{metric}", "validation", 1)]
+        first, last = rows[0][f"val_{metric}"], rows[-1][f"val_{metric}"]
+        words = f"{title} by epoch. Validation goes from {first:.4g} to {last:.4g}; the best epoch is {best}."
+        charts.append((unit, line_chart(title, words, Axes("epoch", unit, percent=percent), lines, marks)))
+    rates = [row["learning_rate"] for row in rows]
+    # A cosine ends near zero: eight decades for its last epoch would hide all the others.
+    wide = DECADES * max(rates) < min(rates) < max(rates) / 30
+    words = f"Learning rate by epoch, from {rates[0]:.3g} to {rates[-1]:.3g}."
+    axes = Axes("epoch", "learning rate", logarithmic=wide)
+    charts.append(
+        ("learning rate", line_chart("Learning rate", words, axes, [_line(rows, "learning_rate", "rate", 2)], marks))
+    )
+    return {"charts": charts, "names": [(0, "training"), (1, "validation"), (2, "learning rate")], "rows": rows}
+
+
+def rate_cuts(rows: Sequence[Mapping[str, Any]]) -> list[Mark]:
+    """A mark at each epoch whose learning rate was cut at once, by more than `CUT`; a steady fall has none."""
+    cuts = [
+        after
+        for before, after in itertools.pairwise(rows)
+        if before["learning_rate"] and after["learning_rate"] < CUT * before["learning_rate"]
+    ]
+    # An exponential fall or the end of a cosine is a cut every epoch, and its curve says it better.
+    if any(after["epoch"] - before["epoch"] == 1 for before, after in itertools.pairwise(cuts)):
+        return []
+    return [Mark(row["epoch"], f"rate {row['learning_rate']:.2g}") for row in cuts if row["learning_rate"]]
+
+
+def thaws(material: Material) -> list[Mark]:
+    """A mark at the first epoch of each phase of finetuning, with the stages that train from then on."""
+    if material.model is None or not material.config.transfer.freeze:
+        return []
+    finetuning = plan(material.model, material.config.transfer, material.config.train.epochs)
+    phases = finetuning.phases[1:] if finetuning else ()
+    return [
+        Mark(phase.epoch + 1, f"+ {', '.join(phase.thawed)}") for phase in phases if phase.epoch < len(material.rows)
+    ]
+
+
+def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, kind: int) -> Line:
+    return Line(name, kind, [(row["epoch"], row[key]) for row in rows])
+
+
+def per_class(material: Material) -> list[Section]:
+    counts = np.asarray(material.evaluation["confusion_matrix"]["counts"], dtype=np.int64)
+    return [asdict(scores) for scores in class_scores(counts, material.card.classes, np.random.default_rng(0))]
+
+
+def calibration(material: Material) -> Section | None:
+    """The reliability diagram as trained and after temperature scaling; None for too few images."""
+    found = scaling(material.predictions, np.random.default_rng(0))
+    if found is None:
+        return None
+    lines = [Line("perfect", 3, [(0.0, 0.0), (1.0, 1.0)])]
+    for name, kind, bins in (("as trained", 1, found.before), ("after temperature scaling", 0, found.after)):
+        points = [
+            (float(confidence), float(accuracy))
+            for confidence, accuracy, count in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
+            if count
+        ]
+        lines.append(Line(name, kind, points))
+    words = (
+        f"Accuracy by confidence. The expected calibration error is {100 * found.before.error:.2f}% as trained and "
+        f"{100 * found.after.error:.2f}% after temperature scaling."
+    )
+    axes = Axes("confidence", "accuracy (%)", percent=True, whole_x=False, y_range=(0.0, 1.0))
+    filled = [
+        {
+            "low": float(found.before.edges[at]),
+            "high": float(found.before.edges[at + 1]),
+            "count": int(found.before.count[at]),
+            "confidence": float(found.before.confidence[at]),
+            "accuracy": float(found.before.accuracy[at]),
+        }
+        for at in np.flatnonzero(found.before.count)
+    ]
+    return {
+        "chart": line_chart("Reliability diagram", words, axes, lines),
+        "names": [(line.kind, line.name) for line in lines],
+        "bins": filled,
+        "temperature": found.temperature,
+        "ece": (found.before.error, found.after.error),
+        "loss": (found.loss_before, found.loss_after),
+    }
+
+
+def layers(material: Material) -> Section | None:
+    """The network layer by layer; None where the module is the user's own and was not handed in."""
+    if material.model is None:
+        return None
+    preprocessing = material.card.preprocessing
+    rows = trace(material.model, preprocessing.channels, preprocessing.image_size)
+    total = totals(rows)
+    return {"rows": rows, "parameters": total.parameters, "multiply_adds": total.multiply_adds}
+
+
+def data(material: Material) -> Section:
+    """How many images of which class are in which split; of test the number alone."""
+    dataset, config, card = material.dataset, material.config.data, material.card
+    sizes = {split: len(ids) for split, ids in material.splits["splits"].items()}
+    classes: list[Section] = []
+    if dataset is not None:
+        train, val = (np.bincount(part.labels, minlength=len(card.classes)) for part in (dataset.train, dataset.val))
+        most = max(int(train.max()), 1)
+        classes = [
+            {"name": name, "train": int(train[at]), "val": int(val[at]), "width": 100 * int(train[at]) / most}
+            for at, name in enumerate(card.classes)
+        ]
+    return {
+        "source": config.source,
+        "name": Path(config.source).name or config.source,
+        "sizes": sizes,
+        "classes": classes,
+        "hash": material.splits["hash"],
+        "skipped": material.summary.get("skipped_files", 0),
+        "preprocessing": card.preprocessing,
+        "absent": material.absent,
+        "augment": {
+            key: value for key, value in material.config.augment.model_dump().items() if value and key != "shift_fill"
+        },
+    }
+
+
+def reproduction(material: Material) -> Section:
+    """Config, environment and the commands that repeat the run and go on from it."""
+    run = material.run.path
+    commands = [
+        ("train it again", f"convsmith train {shlex.quote(str(material.run.config))}"),
+        ("make this page again", f"convsmith report {shlex.quote(str(run))}"),
+        ("classify images", f"convsmith predict {shlex.quote(str(run))} IMAGE..."),
+        ("compare it with another run", f"convsmith compare {shlex.quote(str(run))} OTHER_RUN"),
+    ]
+    if "test" in material.splits["splits"] and material.test is None:
+        commands.insert(1, ("open the test split, once", f"convsmith evaluate {shlex.quote(str(run))} --split test"))
+    environment = {key: value for key, value in material.environment.items() if key != "versions"}
+    return {
+        "commands": commands,
+        "config": material.config.to_yaml(),
+        "environment": environment,
+        "versions": material.environment.get("versions", {}),
+        "openings": material.openings,
+    }

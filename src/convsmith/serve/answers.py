@@ -1,0 +1,86 @@
+"""From the bytes of an image to what the page and programs are told."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convsmith.data.decode import DecodeError, DecodeRules, decode, read_header
+from convsmith.errors import UserError
+from convsmith.inference import Predictor
+from convsmith.insight.gradcam import heat_maps, overlay
+from convsmith.serve.neighbours import Neighbours
+from convsmith.serve.upload import Refused
+
+MAX_PIXELS = 25_000_000  # while one is decoded they need 60 bytes each, where there is transparency
+NEIGHBOURS = 6
+
+
+class Answers:
+    """A model that answers; without `neighbours` it tells of no training images. Not safe in threads."""
+
+    def __init__(self, predictor: Predictor, neighbours: Neighbours | None) -> None:
+        self._predictor, self._neighbours = predictor, neighbours
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._predictor.classes
+
+    def predict(self, content: bytes) -> dict[str, Any]:
+        """`label`, `confidence`, and `probabilities` by class, the most probable first."""
+        return self._prediction(self._pixels(content))
+
+    def explain(self, content: bytes) -> dict[str, Any]:
+        """The same, with pictures as data URLs: the image as the net sees it, its heat map, the nearest images."""
+        return self.explain_pixels(self._pixels(content))
+
+    def explain_pixels(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        answer = self._prediction(pixels)
+        winner = self.classes.index(answer["label"])
+        answer["seen"] = data_url(pixels)
+        try:
+            heat = heat_maps(self._predictor.model, self._predictor.to_input(), pixels[None], [winner])[0]
+            answer["heat_map"] = data_url(overlay(pixels, heat))
+        except UserError as error:
+            answer["heat_map"], answer["heat_map_missing"] = None, str(error)
+        near = self._neighbours.nearest(pixels, NEIGHBOURS) if self._neighbours else []
+        answer["nearest"] = [
+            {
+                "id": one.id,
+                "label": self.classes[one.label],
+                "similarity": one.similarity,
+                "image": data_url(one.pixels),
+            }
+            for one in near
+        ]
+        return answer
+
+    def _pixels(self, content: bytes) -> NDArray[np.uint8]:
+        """Uint8 [W, W, C]; Refused where the image is broken or too large."""
+        try:
+            header = read_header(content)
+            if header.width * header.height > MAX_PIXELS:
+                size = f"{header.width} x {header.height}"
+                raise Refused(413, f"the image is too large: {size} pixels, at most {MAX_PIXELS // 10**6} million")
+            return decode(content, DecodeRules.of(self._predictor.card.preprocessing))
+        except DecodeError as error:
+            status = 413 if error.kind == "bomb" else 422
+            raise Refused(status, f"the image cannot be read ({error}): send another one") from None
+        except MemoryError:
+            raise Refused(413, "the image needs more memory than there is: send a smaller one") from None
+
+    def _prediction(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        found = self._predictor.predict(pixels)[0]
+        return {"label": found.label, "confidence": found.confidence, "probabilities": found.probabilities}
+
+
+def data_url(pixels: NDArray[np.uint8]) -> str:
+    """An image uint8 [W, W, 1 or 3] as a PNG in a data URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,61 @@
+"""convsmith compare RUN RUN... [--out FILE]."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convsmith.display import Display
+    from convsmith.report.compare import Compared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directories", nargs="+", metavar="RUN", help="finished runs; the first is the reference")
+    parser.add_argument("--out", metavar="FILE", help="the page to write [compare-<runs>.html beside the first run]")
+
+
+def run(args: argparse.Namespace) -> int:
+    from convsmith.display import Display
+    from convsmith.report.compare import compare, default_path, write_page
+
+    paths = [Path(directory) for directory in args.directories]
+    compared = compare(paths)
+    out = Path(args.out) if args.out else default_path(paths)
+    write_page(compared, out)
+    _print(compared, Display())
+    print(f"\nwritten: {out}")
+    print("next: convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
+    return 0
+
+
+def _print(compared: Compared, display: Display) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from convsmith.display import duration
+    from convsmith.report.compare import results
+
+    table = Table("run", "val accuracy", "95% interval", "F1", "loss", "ECE", "parameters", "time", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in results(compared):
+        low, high = row["interval"]
+        cells = [f"{row['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", f"{row['f1']:.4f}", f"{row['loss']:.4f}"]
+        cells += [f"{row['ece']:.4f}", f"{row['parameters']:,}", duration(row["seconds"])]
+        table.add_row(Text(row["name"]), *cells)
+    display.console.print(table)
+    if compared.differences:
+        keys = Table("differs", *(escape(name) for name in compared.runs), box=None)
+        for key, values in compared.differences:
+            keys.add_row(Text(key), *(Text("none" if value is None else str(value)) for value in values))
+        display.line("")
+        display.console.print(keys)
+    else:
+        display.line("\ntheir configs are the same")
+    display.line("")
+    first = next(iter(compared.runs))
+    for one in compared.versus:
+        display.line(one.words(first))

@@ -1,0 +1,38 @@
+"""convsmith export RUN --format onnx|torch [--out FILE] [--preprocessing graph|metadata]."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument("--format", choices=["onnx", "torch"], required=True, help="an ONNX file, or torch.export's")
+    parser.add_argument("--out", metavar="FILE", help="the file to write [RUN/export/model.onnx or model.pt2]")
+    parser.add_argument(
+        "--preprocessing",
+        choices=["graph", "metadata"],
+        default="graph",
+        help="graph: the file takes uint8 pixels; metadata: it takes normalised floats, and says how to make them",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from convsmith.rundir import open_run
+
+    directory = open_run(args.directory, "model/model.json", "splits.json")
+    from convsmith.display import Display
+    from convsmith.export import OPSET, export
+
+    made = export(directory, args.format, Path(args.out) if args.out else None, args.preprocessing)
+    show = Display().line
+    kind = f"ONNX opset {OPSET}" if args.format == "onnx" else "torch.export"
+    show(f"written  {made.path}: {kind}, {made.path.stat().st_size / 1e6:.1f} MB, batches of any size")
+    show(f"takes    {made.takes}")
+    show(
+        f"checked  {made.images} validation images: the logits, up to {made.scale:.3g}, differ from PyTorch's "
+        f"by at most {made.difference:.1e}"
+    )
+    show(f"next: convsmith predict {made.path} IMAGE")
+    return 0

@@ -1,0 +1,35 @@
+"""convsmith serve RUN [--host HOST] [--port PORT]."""
+
+from __future__ import annotations
+
+import argparse
+
+from convsmith.errors import UserError, missing_extra
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1, this machine]"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0: any free one [8000]")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 0 <= args.port <= 65535:
+        raise UserError(f"--port must be from 0 to 65535, but got {args.port}")
+    from convsmith.rundir import open_run
+
+    directory = open_run(args.directory, "model/model.json", "splits.json")
+    try:
+        from convsmith.serve.server import listen, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "python_multipart"):
+            raise
+        raise missing_extra(str(error.name), "serve") from None
+    from convsmith.display import Display
+
+    with listen(args.host, args.port) as listener:
+        serve(directory, listener, args.host, args.device, Display())
+    return 0

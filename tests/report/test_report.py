@@ -1,0 +1,290 @@
+"""report.html and the page of compare, from real runs: whole, self-contained, escaped, open about what is missing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convsmith
+from convsmith.cli import main
+from convsmith.insight.metrics import wilson_interval
+from convsmith.report import write
+from convsmith.report.calibrated import scaling
+from convsmith.report.charts import Axes, Line, Mark, line_chart
+from convsmith.report.classes import class_scores, confused_order
+from convsmith.report.labels import likely_label_errors
+from convsmith.report.material import Predictions, read_material
+
+EVIL = "<script>alert(1)</script>&\"'"
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Checked(HTMLParser):
+    """Counts tags, and fails where one is closed that is not open."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.attributes = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with runs/one (by the command line), runs/two and runs/evil (from Python)."""
+    folder = tmp_path_factory.mktemp("räume")
+    line = "train --name one --epochs 2 --train.threads 1 --track.wandb off --data.limit 600"
+    command = [sys.executable, "-m", "convsmith.cli", *line.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report  runs/one/report.html" in done.stdout
+    quick = {"runs_dir": folder / "runs", "track": {"wandb": "off"}, "train": {"threads": 1}}
+    convsmith.train("digits", "simple-cnn", epochs=1, name="two", lr=0.01, **quick)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (90, 12, 12, 3), dtype=np.uint8)
+    names = np.array([EVIL, "größe", "日本"])[np.arange(90) % 3]
+    convsmith.train((images, names), "simple-cnn", epochs=1, name="evil", **quick)
+    return folder
+
+
+@pytest.fixture
+def inside(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+def text_of(path):
+    return Path(path).read_text(encoding="utf-8")
+
+
+def shown(text):
+    return json.loads(re.search(r'<script type="application/json" id="shown">(.*?)</script>', text, re.S)[1])
+
+
+@pytest.mark.parametrize("run", ["one", "two", "evil"])
+def test_a_training_ends_with_a_page_that_is_whole_and_asks_for_nothing(inside, run):
+    text = text_of(f"runs/{run}/report.html")
+    page = Checked(text)
+    assert len(text) < 2_000_000
+    assert not re.search(r"https?:|//[a-z]", re.sub(r"data:image/[a-z]+;base64,[\w+/=]+", "", text))
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), f"{tag} has a handler"
+        assert name != "style", f"{tag} has a style of its own, which the policy forbids"
+        if name in ("src", "href"):
+            assert value.startswith(("data:", "#")), value
+    policy = next(value for tag, name, value in page.attributes if name == "content" and "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert next(tag for tag in page.seen if re.fullmatch("h[1-6]", tag)) == "h1"
+    assert page.seen.count("h1") == 1
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for _, name, value in page.attributes if name == "href" and value.startswith("#")]
+    assert set(targets) <= set(ids)
+    assert all(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
+
+
+def test_names_are_escaped_and_shown_as_they_are(inside):
+    text = text_of("runs/evil/report.html")
+    assert "<script>alert(1)" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "größe" in text
+    assert "日本" in text
+    assert text.count("<script") == 2, "the images' data and our own script"
+
+
+def test_the_numbers_are_those_of_the_evaluation(inside):
+    text, record = text_of("runs/one/report.html"), json.loads(text_of("runs/one/evaluation-val.json"))
+    low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
+    assert f"{100 * record['accuracy']:.2f}%" in text
+    assert f"{100 * low:.2f} to {100 * high:.2f}%" in text
+    assert "Sealed: 359 images" in text
+    counts = dict.fromkeys(shown(text)["cells"], 0)
+    for row, line in enumerate(record["confusion_matrix"]["counts"]):
+        for column, count in enumerate(line):
+            if count:
+                counts.pop(f"{row}-{column}")
+                assert re.search(rf'data-cell="{row}-{column}"[^>]*><span class="count">{count}<', text)
+    assert counts == {}, "cells that nothing fell into"
+
+
+def test_each_cell_opens_images_of_its_own(inside):
+    material, cells = read_material(Path("runs/one")), shown(text_of("runs/one/report.html"))
+    for key, shots in cells["cells"].items():
+        row, column = map(int, key.split("-"))
+        for shot in shots:
+            at = int(shot["image"])
+            assert (material.predictions.labels[at], material.predictions.predicted[at]) == (row, column)
+            assert cells["images"][shot["image"]].startswith("data:image/png;base64,")
+
+
+def test_the_test_split_is_not_opened_and_is_shown_where_evaluate_opened_it(inside, capsys):
+    shutil.copytree("runs/one", "runs/opened")
+    assert main(["report", "runs/opened"]) == 0
+    assert not Path("runs/opened/test-access.jsonl").exists()
+    assert main(["evaluate", "runs/opened", "--split", "test"]) == 0
+    capsys.readouterr()
+    assert main(["report", "runs/opened"]) == 0
+    out, text = capsys.readouterr().out, text_of("runs/opened/report.html")
+    assert "written: runs/opened/report.html" in out
+    assert "Opened 1 time:" in text
+    assert f"{100 * json.loads(text_of('runs/opened/evaluation-test.json'))['accuracy']:.2f}%" in text
+    assert len(text_of("runs/opened/test-access.jsonl").splitlines()) == 1
+
+
+def test_without_its_data_the_report_has_no_images_and_says_why(inside, capsys):
+    assert main(["report", "runs/evil"]) == 0, "the arrays are gone with the process that had them"
+    text = text_of("runs/evil/report.html")
+    Checked(text)
+    assert "No images:" in text
+    assert "hand them in again" in text
+    assert shown(text)["images"] == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("report runs/nothing", "run 'runs/nothing' does not exist. Runs in 'runs': "),
+        ("report runs/unfinished", "has no summary.json yet: convsmith resume runs/unfinished makes it"),
+        ("report runs/study", "is a study: a report shows a single run"),
+        ("compare runs/one", "compare needs at least two runs"),
+        ("compare runs/one runs/one", "run 'runs/one' is given twice"),
+        ("compare runs/one runs/two --out runs", "--out 'runs' is a folder"),
+    ],
+)
+def test_mistakes_are_one_line(inside, capsys, command, message):
+    for name, file in (("unfinished", "config.yaml"), ("study", "study.yaml")):
+        Path("runs", name).mkdir(exist_ok=True)
+        shutil.copy("runs/one/config.yaml", f"runs/{name}/config.yaml")
+        Path("runs", name, file).touch()
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_report_that_fails_is_a_warning(inside, capsys, monkeypatch):
+    monkeypatch.setattr(write, "write_report", lambda *_: 1 / 0)
+    material = read_material(Path("runs/two"))
+    write.after_training(material.run, print)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "warning: the report could not be written (division by zero); try: convsmith report runs/two\n"
+
+
+def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys):
+    shutil.copytree("runs/two", "runs/three")
+    assert main(["compare", "runs/two", "runs/three", "runs/one", "--out", "c.html"]) == 0
+    out, text = capsys.readouterr().out, text_of("c.html")
+    Checked(text)
+    assert not re.search(r"https?:", text)
+    assert "three is right on 0 images on which two is wrong" in out
+    assert "p = 1.0000: no difference shown" in out
+    assert "one and two cannot be paired: their val splits hold different images" in out
+    for shown_in in (out, text):
+        assert "optim.lr" in shown_in
+        assert "data.limit" in shown_in
+        assert "model.name" not in shown_in
+    assert main(["compare", "runs/two", "runs/three"]) == 0
+    assert "their configs are the same" in capsys.readouterr().out
+    assert Path("runs/compare-two-three.html").exists()
+
+
+def test_a_report_of_many_classes_lists_pairs(inside, monkeypatch):
+    from convsmith.report import looks
+
+    monkeypatch.setattr(looks, "TABLE_CLASSES", 5)
+    text = write.page(read_material(Path("runs/one")))
+    Checked(text)
+    assert "10 classes are too many for a table" in text
+
+
+def test_scores_of_classes_and_their_intervals():
+    confusion = np.array([[40, 10, 0], [5, 45, 0], [0, 0, 0]])
+    first, second, absent = class_scores(confusion, ["a", "b", "c"], np.random.default_rng(0))
+    assert (first.precision, first.recall) == (40 / 45, 0.8)
+    assert first.recall_interval == wilson_interval(40, 50)
+    assert first.f1 == pytest.approx(2 * 40 / 95)
+    assert first.f1_interval[0] < first.f1 < first.f1_interval[1]
+    assert second.f1_interval[1] - second.f1_interval[0] < 0.3
+    assert (absent.precision_interval, absent.recall_interval, absent.f1_interval) == (None, None, None)
+
+
+def test_confused_classes_stand_together():
+    confusion = np.diag([50] * 6)
+    for one, other in ((0, 3), (1, 4), (2, 5)):
+        confusion[one, other] = confusion[other, one] = 20
+    order = confused_order(confusion).tolist()
+    assert sorted(order) == list(range(6))
+    for one, other in ((0, 3), (1, 4), (2, 5)):
+        assert abs(order.index(one) - order.index(other)) == 1
+    assert confused_order(np.diag([3, 3, 3])).tolist() == [0, 1, 2]
+
+
+def held_out(n=400, k=4, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    logits = rng.normal(0, 1, (n, k))
+    logits[np.arange(n), labels] += 4
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return Predictions(tuple(map(str, range(n))), labels, chances, tuple("abcd"[:k]))
+
+
+def test_cleanlab_finds_labels_that_were_swapped():
+    pytest.importorskip("cleanlab", reason="needs cleanlab: pip install 'convsmith[report]'")
+    sound = held_out()
+    labels = sound.labels.copy()
+    swapped = np.flatnonzero(sound.right)[:10]
+    labels[swapped] = (labels[swapped] + 1) % 4
+    found = likely_label_errors(Predictions(sound.ids, labels, sound.probabilities, sound.classes))
+    assert len(found) >= 3
+    assert set(found.tolist()) <= set(swapped.tolist())
+
+
+def test_without_cleanlab_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'convsmith\[report\]'"):
+        likely_label_errors(held_out())
+
+
+def test_temperature_scaling_mends_an_overconfident_model_and_leaves_a_sound_one():
+    sound = held_out(4000)
+    sharpened = sound.probabilities**3
+    sure = Predictions(sound.ids, sound.labels, sharpened / sharpened.sum(1, keepdims=True), sound.classes)
+    found = scaling(sure, np.random.default_rng(0))
+    calm = scaling(sound, np.random.default_rng(0))
+    assert found.temperature == pytest.approx(3 * calm.temperature, rel=0.01)
+    assert found.after.error < found.before.error
+    assert found.loss_after < found.loss_before
+    assert scaling(held_out(10), np.random.default_rng(0)) is None
+
+
+def test_charts_keep_gaps_escape_names_and_survive_flat_lines():
+    points = [(1, 0.5), (2, None), (3, 0.7), (4, 0.8)]
+    chart = str(line_chart("t <b>", "d", Axes("epoch", "y"), [Line(EVIL, 1, points)], [Mark(3, "<best>")]))
+    assert EVIL not in chart
+    assert "<best>" not in chart
+    assert re.search(r'd="M[^ML]*M[^ML]*L', chart), "the gap lifts the pen"
+    assert chart.count("<circle") == 3
+    for axes in (Axes("epoch", "y"), Axes("epoch", "y", logarithmic=True)):
+        assert "nan" not in str(line_chart("t", "d", axes, [Line("one", 0, [(1, 0.3)])]))
+        assert "nan" not in str(line_chart("t", "d", axes, [Line("flat", 0, [(1, 0.3), (2, 0.3), (3, 0.0)])]))

@@ -1,0 +1,249 @@
+"""Exported files compute what the run does, say what they need, and hold nothing that opening would execute."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convsmith import export as exporting
+from convsmith.cli import main
+from convsmith.data.batches import ToInput
+from convsmith.errors import RunFailed, UserError
+from convsmith.export import FromPixels, export
+from convsmith.inference import Predictor, load_predictor
+from convsmith.rundir import RunDir
+from server import trained
+
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'convsmith[export]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'convsmith[export]'")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'convsmith[export]'")
+if torch.__version__ < "2.9":
+    pytest.skip("needs PyTorch 2.9", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Its working size, 10, is not its image size, 8: the graph has to resize."""
+    return RunDir(trained(tmp_path_factory.mktemp("export"), augment={"random_resized_crop": 0.5}))
+
+
+@pytest.fixture(scope="module")
+def files(run: RunDir) -> dict[str, Path]:
+    """One of each kind, by format and where the preprocessing is."""
+    folder = run.path / "export"
+    return {
+        f"{form} {place}": export(run, form, folder / f"{place}{exporting.SUFFIXES[form]}", place).path
+        for form in exporting.SUFFIXES
+        for place in ("graph", "metadata")
+    }
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(8, 8), (10, 10), (31, 17), (5, 40), (10, 10, 3)]):
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+KINDS = ["onnx graph", "onnx metadata", "torch graph", "torch metadata"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_of_a_file_are_those_of_the_run(
+    run: RunDir, files: dict[str, Path], images: list[Path], kind: str
+) -> None:
+    expected = load_predictor(run.path, "cpu").predict(images)
+    for batch in (images, images[:1], images * 3):
+        found = load_predictor(files[kind]).predict(batch)
+        assert len(found) == len(batch)
+        for one, other in zip(found, expected, strict=False):
+            assert one.id == other.id
+            assert one.label == other.label
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_predict_takes_files_on_the_command_line(
+    run: RunDir, files: dict[str, Path], images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = []
+    for source in (run.path, files["onnx graph"], files["torch graph"]):
+        assert main(["predict", str(source), str(images[0].parent), "--device", "cpu"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert main(["predict", str(files["onnx graph"]), str(images[0]), "--device", "mps"]) == 2
+    assert "computes on the CPU" in capsys.readouterr().err
+
+
+def test_an_onnx_file_is_all_that_onnxruntime_needs(run: RunDir, files: dict[str, Path]) -> None:
+    """The use that docs/guide.md shows: Pillow, NumPy and onnxruntime, nothing of ours."""
+    session = onnxruntime.InferenceSession(files["onnx graph"], providers=["CPUExecutionProvider"])
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (10, 10), np.uint8))
+    (logits,) = session.run(None, {"pixels": np.asarray(image)[None, :, :, None]})
+    expected = load_predictor(run.path, "cpu").predict(image)[0]
+    assert classes[int(logits[0].argmax())] == expected.label
+    chances = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    assert dict(zip(classes, chances.tolist(), strict=True)) == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype", "shape"),
+    [
+        ("onnx graph", "pixels", "tensor(uint8)", [10, 10, 1]),
+        ("onnx metadata", "images", "tensor(float)", [1, 8, 8]),
+    ],
+)
+def test_an_onnx_file_states_its_input_and_opset(
+    run: RunDir, files: dict[str, Path], kind: str, name: str, dtype: str, shape: list[int]
+) -> None:
+    model = onnx.load(files[kind])
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.version for entry in model.opset_import if entry.domain == ""} == {exporting.OPSET}
+    session = onnxruntime.InferenceSession(files[kind], providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape[1:]) == (name, dtype, shape)
+    assert isinstance(given.shape[0], str), "any number of images"
+    facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    card = json.loads((run.model / "model.json").read_text())
+    assert facts["classes"] == card["classes"]
+    assert facts["preprocessing"] == card["preprocessing"]
+    assert str(shape)[1:-1] in facts["input"]["input"]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "working"), [(8, 8), (8, 10), (7, 20), (20, 7)])
+def test_pixels_in_the_graph_are_prepared_as_in_training(
+    run: RunDir, interpolation: Any, size: int, working: int
+) -> None:
+    update = {"image_size": size, "working_size": working, "interpolation": interpolation}
+    settings = load_predictor(run.path, "cpu").card.preprocessing.model_copy(update=update)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, working, working, 1), np.uint8))
+    expected = ToInput(settings, torch.device("cpu"))(pixels)
+    torch.testing.assert_close(FromPixels(torch.nn.Identity(), settings)(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_prints_the_difference_it_measured(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.path), "--format", "torch"]) == 0
+    said = capsys.readouterr().out
+    assert "checked  64 validation images" in said
+    assert "uint8 [N, 10, 10, 1], gray" in said
+    assert (run.path / "export" / "model.pt2").exists()
+
+
+def test_a_file_that_disagrees_is_refused_and_removed(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = exporting._WRITERS["torch"]
+
+    class Off(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.network(pixels) * 1.001
+
+    monkeypatch.setitem(exporting._WRITERS, "torch", lambda network, *rest: write(Off(network).eval(), *rest))
+    out = tmp_path / "model.pt2"
+    out.write_text("an earlier one")
+    with pytest.raises(RunFailed, match="disagrees with PyTorch by"):
+        export(run, "torch", out)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert out.read_text() == "an earlier one"
+
+
+def test_without_the_validation_images_nothing_is_exported(run: RunDir, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("export", "checkpoints"))
+    splits = json.loads((copy / "splits.json").read_text())
+    (copy / "splits.json").write_text(json.dumps(splits | {"hash": "another"}))
+    with pytest.raises(UserError, match="has changed since it was trained"):
+        export(RunDir(copy), "torch")
+    assert not (copy / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--format", "onnx", "--out", "model.pt2"], "must end in .onnx"),
+        (["--format", "keras"], "invalid choice: 'keras'"),
+        ([], "--format"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    run: RunDir, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run.path), *arguments]) == 2
+    line = capsys.readouterr().err
+    assert says in line
+    assert line.count("\n") == 1
+
+
+def opened(path: Path) -> Predictor:
+    return load_predictor(path)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_files_that_are_damaged_are_refused(files: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    whole = next(path for path in files.values() if path.suffix == suffix).read_bytes()
+    for content in (b"", b"no model at all", whole[: len(whole) // 2]):
+        (path := tmp_path / f"model{suffix}").write_bytes(content)
+        with pytest.raises(UserError, match="model"):
+            opened(path)
+
+
+def test_an_onnx_file_of_other_origin_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load(files["onnx graph"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match="only files of convsmith export do"):
+        opened(tmp_path / "other.onnx")
+
+
+def rewritten(archive: Path, to: Path, change: Any) -> Path:
+    """A copy of a zip file whose members are what `change(name, content)` returns."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name.partition("/")[2], old.read(name)))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("member", "before", "after"),
+    [
+        ("data/weights/model_weights_config.json", b'"use_pickle": false', b'"use_pickle": true'),
+        ("models/model.json", b"torch.ops.aten.linear.default", b"torch.os.system"),
+        ("models/model.json", b"Symbol(", b"__import__('os').system('false') or Symbol("),
+        ("data/sample_inputs/model.pt", b"", b"a pickle"),
+    ],
+)
+def test_an_archive_that_would_execute_something_is_not_opened(
+    files: dict[str, Path], tmp_path: Path, member: str, before: bytes, after: bytes
+) -> None:
+    def change(name: str, content: bytes) -> bytes:
+        if name != member:
+            return content
+        assert before in content
+        return content.replace(before, after, 1)
+
+    path = rewritten(files["torch graph"], tmp_path / "bad.pt2", change)
+    with pytest.raises(UserError, match="never writes"):
+        opened(path)
+
+
+def test_an_archive_with_more_members_is_not_opened(files: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(files["torch graph"], path := tmp_path / "more.pt2")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/data/constants/opaque_obj_0", b"a pickle")
+    with pytest.raises(UserError, match=r"opaque_obj_0.*not opened"):
+        opened(path)
