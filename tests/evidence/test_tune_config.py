@@ -116,7 +116,9 @@ def test_the_metric_is_what_the_runs_watch() -> None:
     assert study.minimize
     base = base_of(study, {"train": {"epochs": 3}})
     assert (base.train.monitor, base.train.epochs, base.schedule.name) == ("val_loss", 3, "cosine")
-    with pytest.raises(UserError, match="train.monitor is 'val_f1' and the metric 'val_loss': leave train.monitor out"):
+    with pytest.raises(
+        UserError, match="train.monitor is 'val_f1' and the study's metric 'val_loss': leave train.monitor out"
+    ):
         base_of(study, {"train": {"monitor": "val_f1"}})
 
 
