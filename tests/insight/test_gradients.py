@@ -32,5 +32,4 @@ def test_gradients_vanish_with_sigmoid_and_not_with_relu() -> None:
         model = nn.Sequential(*layers, nn.Linear(32, 3))
         found = list(gradient_rms(model, torch.randn(64, 32), torch.randint(3, (64,))).values())
         shares[activation] = found[0] / found[-1]
-    assert shares[nn.Sigmoid] < 1e-2
-    assert shares[nn.ReLU] > 0.1
+    assert shares[nn.Sigmoid] < shares[nn.ReLU] / 20

@@ -66,7 +66,8 @@ def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
 def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
     """A trial that nobody works on, and its lock; None where there is none and enough have been begun."""
     optuna = storage.imported()
-    running = (optuna.trial.TrialState.RUNNING,)
+    state = optuna.trial.TrialState
+    running = (state.RUNNING,)
     search.trials.mkdir(exist_ok=True)
     with FileLock(search.lock("ask")):
         for left in study.get_trials(deepcopy=False, states=running):
@@ -82,7 +83,8 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
                 suggest(trial, search.space)
                 return trial, lock
             lock.release()
-        if len(study.get_trials(deepcopy=False)) >= search.asked.trials:
+        begun = sum(trial.state != state.WAITING for trial in study.get_trials(deepcopy=False))
+        if begun >= search.asked.trials:
             return None
         trial = study.ask()
         lock = FileLock(search.lock(trial.number), timeout=0)

@@ -175,7 +175,7 @@ def _await_savers(search: Search, known: Any) -> None:
     """Workers of a call that was killed a moment ago may still be saving their trials: give them time."""
     until = time.monotonic() + LOCK_WAIT
     for trial in known.get_trials(deepcopy=False):
-        if not trial.state.is_finished() and search.trials.exists():
+        if trial.state.name == "RUNNING" and search.trials.exists():
             try:
                 with FileLock(search.lock(trial.number), timeout=max(0.0, until - time.monotonic())):
                     pass
