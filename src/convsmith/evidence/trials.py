@@ -143,11 +143,10 @@ def _experiment(search: Search, number: int, values: dict[str, Any]) -> parts.Ex
     directory = search.directory(number)
     if directory.exists():
         return parts.resume(RunDir(directory))
-    base = search.base
     try:
         prepared = parts.prepare(_config(search, values))
     except UserError as error:
-        open_dataset(base.data, base.train.seed)  # raises where the data is at fault and not the trial
+        open_dataset(search.data, search.base.train.seed)  # raises where the data is at fault and not the trial
         raise RunFailed(str(error)) from None
     return parts.start(prepared, search.trials, str(number))
 
