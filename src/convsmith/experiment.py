@@ -291,8 +291,10 @@ def _tracker(experiment: Experiment) -> Tracker:
     run = experiment.run
     known = run.path / "wandb" / "run-id"
     before = known.read_text(encoding="utf-8") if known.exists() else None
+    parts, group = run.path.parts, experiment.config.track.group
+    name = " ".join(parts[parts.index(group) :]) if group in parts else run.name  # "study folds 3"
     tracker = open_tracker(
-        experiment.config.track, run.path, run.name, experiment.config.model_dump(mode="json"), before, run.warn
+        experiment.config.track, run.path, name, experiment.config.model_dump(mode="json"), before, run.warn
     )
     if tracker.run_id and tracker.run_id != before:
         rundir.write_text(known, tracker.run_id)

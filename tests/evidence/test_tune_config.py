@@ -107,7 +107,7 @@ def test_mistakes_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_study_that_does_not_exist_is_told_with_those_that_come_along() -> None:
-    with pytest.raises(UserError, match="study 'tune-simple-cn' does not exist. Did you mean 'tune-simple-cnn'"):
+    with pytest.raises(UserError, match=r"study 'tune-simple-cn' does not exist\. Did you mean 'tune-simple-cnn'"):
         read_tuning("tune-simple-cn")
 
 
@@ -116,7 +116,7 @@ def test_the_metric_is_what_the_runs_watch() -> None:
     assert study.minimize
     base = base_of(study, {"train": {"epochs": 3}})
     assert (base.train.monitor, base.train.epochs, base.schedule.name) == ("val_loss", 3, "cosine")
-    with pytest.raises(UserError, match="train.monitor is 'val_f1' and the metric 'val_loss': leave train.monitor out"):
+    with pytest.raises(UserError, match=r"train\.monitor is 'val_f1' and the study's metric 'val_loss': leave"):
         base_of(study, {"train": {"monitor": "val_f1"}})
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from convsmith.config import RunConfig, read_layer, validate
+from convsmith.data.config import DataConfig
 from convsmith.evidence import storage, study
 from convsmith.evidence.tune_config import Axis, Bounds, Choices, Space, TuneConfig, checked, space_of
 from convsmith.rundir import RunDir, read_json
 
-OPTUNA = "optuna.json"  # the database's URL (none: DATABASE), the study's name in it, the hash of the data
+OPTUNA = "optuna.json"  # the database's URL (none: DATABASE), the study's name in it, the base's data and its hash
 DATABASE = "study.db"
 STATES = {"FAIL": "failed"}  # Optuna's words are ours in small letters, but for this one
 STARTUP_TRIALS = 5  # no trial is given up before so many are complete
@@ -28,6 +29,7 @@ class Search:
     space: Space
     url: str
     name: str  # Optuna's for the study: unique in a database that many studies share
+    data: DataConfig  # the base's, resolved
     data_hash: str
 
     @property
@@ -68,7 +70,8 @@ def read_search(run: RunDir) -> Search:
     base = validate(read_layer(run.config))
     known = read_json(run.path / OPTUNA)
     url = known["storage"] or f"sqlite:///{(run.path / DATABASE).resolve()}"
-    return Search(run, asked, base, space_of(asked, base), url, known["study"], known["hash"])
+    data = DataConfig.model_validate(known["data"])
+    return Search(run, asked, base, space_of(asked, base), url, known["study"], data, known["hash"])
 
 
 def asked_of(asked: TuneConfig, base: RunConfig, space: Space) -> dict[str, Any]:

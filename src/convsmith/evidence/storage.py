@@ -23,30 +23,39 @@ def shown(url: str) -> str:
 
 
 @contextmanager
-def opened(url: str, name: str, minimize: bool, pruner: optuna.pruners.BasePruner | None = None) -> Iterator[Any]:
-    """The Optuna study `name` (made where it is new) in the database at `url`, within ``with``.
+def connected(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """The database at `url`, within ``with``.
 
     UserErrors name the URL without its password: a database that does not answer, then or later, a driver that
     is not installed, a URL that is none.
     """
-    optuna = imported()
+    imported().logging.set_verbosity(imported().logging.WARNING)
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     options = {"connect_args": {"timeout": SQLITE_WAIT}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         storage = _storage(url, options)
         try:
-            direction = "minimize" if minimize else "maximize"
-            yield optuna.create_study(
-                storage=storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True
-            )
+            yield storage
         finally:
             storage.remove_session()
             storage.engine.dispose()
     except (SQLAlchemyError, StorageInternalError) as error:
         raise UserError(f"storage '{shown(url)}' cannot be used ({_reason(error)})") from None
+
+
+@contextmanager
+def opened(url: str, name: str, minimize: bool, pruner: optuna.pruners.BasePruner) -> Iterator[optuna.Study]:
+    """The Optuna study `name` (made where it is new) in the database at `url`, as `connected`."""
+    with connected(url) as storage:
+        yield imported().create_study(
+            storage=storage,
+            study_name=name,
+            direction="minimize" if minimize else "maximize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
 
 
 def imported() -> Any:

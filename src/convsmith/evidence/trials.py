@@ -66,7 +66,8 @@ def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
 def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
     """A trial that nobody works on, and its lock; None where there is none and enough have been begun."""
     optuna = storage.imported()
-    running = (optuna.trial.TrialState.RUNNING,)
+    state = optuna.trial.TrialState
+    running = (state.RUNNING,)
     search.trials.mkdir(exist_ok=True)
     with FileLock(search.lock("ask")):
         for left in study.get_trials(deepcopy=False, states=running):
@@ -82,7 +83,8 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
                 suggest(trial, search.space)
                 return trial, lock
             lock.release()
-        if len(study.get_trials(deepcopy=False)) >= search.asked.trials:
+        begun = sum(trial.state != state.WAITING for trial in study.get_trials(deepcopy=False))
+        if begun >= search.asked.trials:
             return None
         trial = study.ask()
         lock = FileLock(search.lock(trial.number), timeout=0)
@@ -141,11 +143,10 @@ def _experiment(search: Search, number: int, values: dict[str, Any]) -> parts.Ex
     directory = search.directory(number)
     if directory.exists():
         return parts.resume(RunDir(directory))
-    base = search.base
     try:
         prepared = parts.prepare(_config(search, values))
     except UserError as error:
-        open_dataset(base.data, base.train.seed)  # raises where the data is at fault and not the trial
+        open_dataset(search.data, search.base.train.seed)  # raises where the data is at fault and not the trial
         raise RunFailed(str(error)) from None
     return parts.start(prepared, search.trials, str(number))
 

@@ -129,9 +129,7 @@ def space_of(study: TuneConfig, base: RunConfig) -> Space:
             raise UserError(f"space: unknown key '{key}'.{nearest(key, known)}")
         section, name = key.split(".")
         if section == "data" and name in DIVISION:
-            raise UserError(
-                f"space: {key} decides which images there are, and trials must see the same; set it in base"
-            )
+            raise UserError(f"space: {key} decides which images trials see, and they must be the same: set it in base")
         if section == "track" or key in NOT_SEARCHED:
             raise UserError(f"space: {key} cannot be searched: {NOT_SEARCHED.get(key, 'it changes no result')}")
         if isinstance(given, list):

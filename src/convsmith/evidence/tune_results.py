@@ -79,7 +79,7 @@ def show(search: Search, found: Found, display: Display) -> None:
     asked, path = search.asked, search.run.path
     states = [record["state"] for record in found.records]
     counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(("complete", *states)) if state in states]
-    display.line(f"\n{len(states)} trials: {', '.join(counted)}")
+    display.line(f"\ntrials: {', '.join(counted) or 'none'}")
     if not found.ranked:
         display.line(f"\nwritten: {path / TRIALS}, trials/")
         return

@@ -48,7 +48,7 @@ def begin(
 
     optuna_name = f"{name or parts.stem(base)}-{uuid.uuid4().hex[:8]}"
     if config.storage:
-        with storage.opened(config.storage, optuna_name, config.minimize):
+        with storage.connected(config.storage):
             pass  # a database that does not answer is told of before anything is written
     study.backend(backend)
     prepared = parts.prepare(study.threads_for(base, at_once), progress=display.counting("decoding"))
@@ -57,8 +57,9 @@ def begin(
     config_file = base.with_values(
         data={"source": data.source, "groups": data.groups}, train={"device": train.device, "threads": train.threads}
     )
-    files = {OPTUNA: {"study": optuna_name, "storage": config.storage, "hash": prepared.dataset.hash}}
-    run = study.create(runs_dir, name, f"{parts.stem(prepared.config)}-tuning", asked, config_file, files)
+    known = {"study": optuna_name, "storage": config.storage}
+    known |= {"data": data.model_dump(mode="json"), "hash": prepared.dataset.hash}
+    run = study.create(runs_dir, name, f"{parts.stem(prepared.config)}-tuning", asked, config_file, {OPTUNA: known})
     (run.path / OPTUNA).chmod(PRIVATE)
     _opening(read_search(run), prepared, at_once, display)
     return go_on(run, at_once, backend, display)
@@ -67,7 +68,7 @@ def begin(
 def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     """Run the trials that are not done yet, and write what all of them found."""
     search = read_search(run)
-    if open_dataset(search.base.data, search.base.train.seed).hash != search.data_hash:
+    if open_dataset(search.data, search.base.train.seed).hash != search.data_hash:
         raise UserError(f"the data '{search.base.data.source}' has changed since '{run.path}' was begun: start anew")
     with search.opened() as known:
         _await_savers(search, known)
@@ -82,8 +83,8 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
         show(search, found, display)
         left = search.asked.trials - len(_finished(search, known))
     if left:
-        reason = f": {ran.failed}" if ran.failed else ", in the hands of another process"
-        display.line(f"{left} trials are not done{reason}")
+        reason = ran.failed or "another process has them in hand"
+        display.line(f"not done: {left} of {search.asked.trials} trials: {reason}")
         display.line(f"next: convsmith resume {run.path}")
     return 0 if found.ranked and not left else 1
 
@@ -175,7 +176,7 @@ def _await_savers(search: Search, known: Any) -> None:
     """Workers of a call that was killed a moment ago may still be saving their trials: give them time."""
     until = time.monotonic() + LOCK_WAIT
     for trial in known.get_trials(deepcopy=False):
-        if not trial.state.is_finished() and search.trials.exists():
+        if trial.state.name == "RUNNING" and search.trials.exists():
             try:
                 with FileLock(search.lock(trial.number), timeout=max(0.0, until - time.monotonic())):
                     pass

@@ -33,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{directory.path} is finished: there is nothing to resume.")
         print(f"next: convsmith evaluate {directory.path} --split test")
         return 0
+    if (directory.path / "lr_find.csv").exists():
+        print(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
+        return 0
     open_run(args.directory, "checkpoints")
     from convsmith import parts
     from convsmith.display import Display
