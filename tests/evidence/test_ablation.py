@@ -66,7 +66,7 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
         ]
         assert ids[0] == ids[1] == ids[2]
     with (study / "ablation.csv").open(encoding="utf-8") as file:
-        assert [row["arm"] for row in csv.DictReader(file)][0] == "base"
+        assert next(csv.DictReader(file))["arm"] == "base"
     assert r"\toprule" in (study / "ablation.tex").read_text(encoding="utf-8")
     assert "Nadeau and Bengio" in (study / "conclusion.md").read_text(encoding="utf-8")
     assert (study / "figures/forest.png").stat().st_size > 5000

@@ -70,7 +70,7 @@ def test_errors_name_what_is_wrong(study: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_study_gets_the_nearest_that_there_is() -> None:
-    with pytest.raises(UserError, match="study 'poolin'.*Did you mean 'pooling'"):
+    with pytest.raises(UserError, match=r"study 'poolin'.*Did you mean 'pooling'"):
         read_study("poolin")
 
 

@@ -1,5 +1,6 @@
 """Blocks and poolings against slow twins and torch's own layers."""
 
+import copy
 from itertools import permutations
 from typing import get_args
 
@@ -167,3 +168,20 @@ def test_convolutions_unsafe_in_channels_last_are_named():
         nn.Conv2d(4, 8, 3, stride=2),
     )
     assert unsafe_channels_last(model) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "order", [("conv", "norm", "activation", "pool", "dropout"), ("conv", "activation", "pool", "norm", "dropout")]
+)
+def test_pooling_before_relu_in_training_changes_no_bit(order):
+    torch.manual_seed(0)
+    block = ConvBlock(3, BlockConfig(channels=8, order=order), ModelConfig())
+    plain = copy.deepcopy(block)
+    plain._training_order = [part for part in order if part in dict(plain.named_children())]
+    assert block._training_order != plain._training_order
+    images = torch.randn(4, 3, 8, 8)
+    for one in (block, plain):
+        one.train()(images).square().sum().backward()
+    assert torch.equal(block(images), plain(images))
+    for ours, theirs in zip(block.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from convsmith.errors import UserError
 from convsmith.nets import config as names
 from convsmith.nets.blocks import ACTIVATIONS
 from convsmith.nets.build import build
 from convsmith.nets.config import BlockConfig, ModelConfig
-from convsmith.errors import UserError
 from convsmith.nets.init import GAINS, SCHEMES, initialise, whiten
 
 FAN_IN = 64 * 3 * 3

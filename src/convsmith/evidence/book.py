@@ -23,8 +23,8 @@ numbers on this page are made from the result files in `src/convsmith/evidence/r
 benchmarks/evidence_book.py page`); a test fails where page and results differ.
 
 **Read it with care.** The studies are small, so that the whole book fits a laptop: {images} images of CIFAR-10, {folds}
-folds, {epochs} epochs, {base}. They say what a technique does in *short trainings on few images*; with all of CIFAR-10 and
-many epochs it may be otherwise. The corrected resampled t-test that judges them is cautious: with {folds} folds of
+folds, {epochs} epochs, {base}. They say what a technique does in *short trainings on few images*; with all of CIFAR-10
+and many epochs it may be otherwise. The corrected resampled t-test that judges them is cautious: with {folds} folds of
 {held_out} held-out images, only differences of some points can be told from none. "No difference shown" is not "no
 difference". Rerun a study on your own data: `--data YOUR_FOLDER`.
 
@@ -44,7 +44,7 @@ def results() -> dict[str, dict[str, Any]]:
         for item in folder.iterdir()
         if item.name.endswith(".json")
     }
-    return {name: found[name] for name in sorted(found, key=lambda name: (ORDER + [name]).index(name))}
+    return {name: found[name] for name in sorted(found, key=lambda name: [*ORDER, name].index(name))}
 
 
 def page() -> str:
@@ -123,8 +123,8 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
         )
         lines += [
             f"For every arm and fold {', '.join(f'`{knob}`' for knob in knobs)} was chosen anew among "
-            f"{len(record['choices'])} values, by trainings of {record['choice_epochs']} epochs on the inner validation "
-            "part (their time counts).",
+            f"{len(record['choices'])} values, by trainings of {record['choice_epochs']} epoch(s) on the inner "
+            "validation part (their time counts).",
             "",
         ]
     if surprises(record):
@@ -145,9 +145,9 @@ def _gradients(record: Mapping[str, Any]) -> str:
         "",
         f"    {record['command']}",
         "",
-        "The root mean square of the loss's gradient with respect to each convolution's weights, before the first step, "
-        f"in a net of {len(record['layers'])} 3 x 3 convolutions without batch norm, on {record['images']} images of "
-        "CIFAR-10:",
+        "The root mean square of the loss's gradient with respect to each convolution's weights, before the first "
+        f"step, in a net of {len(record['layers'])} 3 x 3 convolutions without batch norm, on {record['images']} "
+        "images of CIFAR-10:",
         "",
         "| net | first convolution | last convolution | first / last |",
         "|---|---|---|---|",

@@ -120,7 +120,9 @@ class ConvBlock(nn.Module):
         for part in order:
             self.add_module(part, make[part]())
         self._pools = "pool" in order
-        self._training_order = _pool_first(order) if (config.activation or defaults.activation, pool) == RELU_MAX else order
+        self._training_order = (
+            _pool_first(order) if (config.activation or defaults.activation, pool) == RELU_MAX else order
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, config.channels, H', W']."""
