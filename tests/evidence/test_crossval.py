@@ -142,7 +142,7 @@ def test_the_labels_held_out_cannot_influence_the_training(tmp_path: Path) -> No
         own = parts.Parts(source=source)
         config = validate(
             {
-                "data": {"source": "arrays", "val_fraction": 0.2},
+                "data": {"source": "arrays", "val_fraction": 0.2, "test_fraction": 0.0},
                 "schedule": {"name": "plateau", "patience": 0},
                 "train": {"epochs": 3, "threads": 1, "layout": "contiguous", "patience": 1},
                 "track": {"wandb": "off"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,33 @@ def connect() -> Any:
         raise missing_extra("ray", "cluster") from None
     address = os.environ.get("RAY_ADDRESS", "auto")
     if not ray.is_initialized():
+        _refuse_silent(address)
         variables = {name: os.environ[name] for name in ("CONVSMITH_CACHE",) if name in os.environ}
         try:
             ray.init(
                 address=address, log_to_driver=False, runtime_env={"env_vars": variables}, logging_level=logging.ERROR
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or set "
-                "RAY_ADDRESS to host:port of the one that you mean"
-            ) from None
+            raise _nobody(address, str(error).strip().splitlines()[0]) from None
     return ray
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray itself would try an address where nobody listens for minutes, and print about it."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise _nobody(address, str(error)) from None
+
+
+def _nobody(address: str, reason: str) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or set RAY_ADDRESS to "
+        "host:port of the one that you mean"
+    )
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
