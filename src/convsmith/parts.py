@@ -25,7 +25,7 @@ from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
-from convsmith.nets.shapes import Estimate, LayerRow, estimate, trace
+from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
 from convsmith.optim.finetune import Finetuning, plan
 from convsmith.optim.optimizers import Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
@@ -42,6 +42,7 @@ OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
 OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 WHITENED_IMAGES = 500
+SMALL_STEP = 100_000_000  # multiply-adds of a batch: some milliseconds on one core
 MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
 
@@ -128,6 +129,7 @@ def prepare(
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
     replaces the division that the config asks for. A config that is `measured` holds its layout already.
     """
+    asked = config.train.threads
     config, given = weights.locate(config, parts.module is not None)
     config, dataset, device = _open(config, parts, progress, given.spec if given else None)
     if splits is not None:
@@ -141,9 +143,21 @@ def prepare(
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"
         return Prepared(config, dataset, device, model, finetuning, None, notes)
+    if asked is None and device.type == "cpu" and _is_small(model, dataset, config.train.batch_size):
+        config = config.with_values(train={"threads": set_threads(1)})
     layout, seconds = _measure(config, dataset, model, device, finetuning)
     config = config.with_values(train={"layout": layout})
     return Prepared(config, dataset, device, model, finetuning, seconds, notes)
+
+
+def _is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
+    """Whether a step is so little work that threads would wait for each other longer than they work.
+
+    Beside another busy process such a step takes 20 times as long on two threads as on one.
+    """
+    seen = dataset.preprocessing()
+    work = totals(trace(model, seen.channels, seen.image_size)).multiply_adds * batch_size
+    return work < SMALL_STEP
 
 
 def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:

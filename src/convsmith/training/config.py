@@ -16,7 +16,9 @@ class TrainConfig(Section):
     batch_size: int = Field(128, ge=1, le=65_536)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; none: one a physical core")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of torch; none: one a physical core, or one for tiny nets"
+    )
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
         "auto", description="memory format of images and weights; auto: measured, then kept"
     )
