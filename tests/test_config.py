@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from convsmith.config import RunConfig, compose, fields, flag_layer, merge, presets, read_layer, validate
 from convsmith.errors import UserError
+from convsmith.nets.config import ModelConfig
 
 
 def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
@@ -125,3 +126,11 @@ def test_any_flag_text_gives_a_config_or_a_one_line_error(flags: dict[str, str])
 
 def test_every_key_of_the_config_is_described_or_speaks_for_itself() -> None:
     assert len(dict(fields())) == sum(len(field.annotation.model_fields) for field in RunConfig.model_fields.values())  # type: ignore[union-attr]
+
+
+def test_a_presets_model_settings_do_not_reach_another_model() -> None:
+    assert compose("digits", None, {}).model.hidden_dropout == 0.5
+    assert compose("digits", None, {"model.name": "simple-cnn"}).model.hidden_dropout == 0.5
+    other = compose("digits", None, {"model.name": "small-resnet"})
+    assert other.model == ModelConfig(name="small-resnet")
+    assert other.optim.lr == 0.002

@@ -204,6 +204,18 @@ def merge(*layers: Layer) -> Layer:
     return result
 
 
+def over_preset(preset: str | None, *layers: Layer) -> Layer:
+    """The layers merged over a preset. A preset's settings of its model do not reach another model that is named."""
+    above = merge(*layers)
+    if preset is None:
+        return above
+    below = preset_layer(preset)
+    own = below.get("model", {}).get("name")
+    if above.get("model", {}).get("name", own) != own:
+        below = {**below, "model": {}}
+    return merge(below, above)
+
+
 def validate(layer: Layer) -> RunConfig:
     """A RunConfig, or a UserError that names each wrong key, what it may be and the nearest match."""
     try:
@@ -216,7 +228,7 @@ def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> 
     """Defaults < preset < file < flags. Without a preset and a file, the preset `baseline`."""
     if preset is None and file is None:
         preset = "baseline"
-    return validate(merge(preset_layer(preset) if preset else {}, read_layer(file) if file else {}, flag_layer(flags)))
+    return validate(over_preset(preset, read_layer(file) if file else {}, flag_layer(flags)))
 
 
 def _explain(error: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from convsmith import parts
-from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, preset_layer, read_layer, validate
+from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_layer, validate
 from convsmith.data.sources import ARRAYS, Source, from_arrays
 from convsmith.display import Display
 from convsmith.errors import UserError, nearest
@@ -106,8 +106,7 @@ def train(
     module = model if isinstance(model, nn.Module) else None
     if model is not None and not isinstance(model, str | nn.Module):
         raise UserError(f"model must be a name or a torch module, not {type(model).__name__}")
-    layers = [preset_layer(preset or "baseline") if config is None or preset else {}]
-    layers += [read_layer(Path(config))] if config else []
+    layers = [read_layer(Path(config))] if config else []
     layers.append(_settings_layer(settings))
     layers.append({"data": {"source": ARRAYS if arrays else str(data)}})
     if isinstance(model, str):
@@ -115,7 +114,8 @@ def train(
     own = _parts(arrays, module, optimizer)
     display = Display()
     refuse_taken(runs_dir, name)
-    prepared = parts.prepare(validate(merge(*layers)), own, display.counting("decoding"))
+    whole = validate(over_preset(preset or (None if config else "baseline"), *layers))
+    prepared = parts.prepare(whole, own, display.counting("decoding"))
     started = parts.start(prepared, runs_dir, name, own)
     return _follow(display, started, module, arrays)
 

@@ -61,7 +61,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(study.BACKENDS, "local", inline)
     for module in (experiment, tune_results):  # drawing takes longer than these trials
-        monkeypatch.setattr(module, "save", lambda figure, path: None)
+        for name in ("confusion_figure", "learning_curves", "history_figure", "save"):
+            monkeypatch.setattr(module, name, lambda *_: None, raising=False)
     (tmp_path / "study.yaml").write_text(STUDY)
 
     def run(*arguments: str, code: int | None = 0) -> str:

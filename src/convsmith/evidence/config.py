@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from convsmith.config import Layer, RunConfig, fields, merge, parse_yaml, preset_layer, validate
+from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
 from convsmith.contracts import Section
 from convsmith.errors import UserError, choose, nearest
 
@@ -82,7 +82,7 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
 
     UserError for unknown keys, for arms that change nothing or change which images there are, and for arms alike.
     """
-    below = merge(preset_layer(study.preset) if study.preset else {}, _sections(study.base, BASE), flags)
+    below = over_preset(study.preset, _sections(study.base, BASE), flags)
     base = validate(below)
     configs = {BASE: base}
     named = {name: as_layer(changes, name) for name, changes in study.arms.items()} or _combinations(study.grid)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from convsmith.config import Layer, RunConfig, fields, merge, parse_yaml, preset_layer, validate
+from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
 from convsmith.contracts import Section
 from convsmith.errors import UserError, choose, nearest
 from convsmith.evidence.config import DIVISION, studies
@@ -111,7 +111,7 @@ def checked(kind: type[SectionType], values: Mapping[str, Any], what: str) -> Se
 def base_of(study: TuneConfig, flags: Layer) -> RunConfig:
     """The config that trials start from: preset < base < flags, watched by the study's metric."""
     sections = {section: values or {} for section, values in study.base.items()}
-    layer = merge(preset_layer(study.preset) if study.preset else {}, sections, flags)
+    layer = over_preset(study.preset, sections, flags)
     monitor = layer.get("train", {}).get("monitor", study.metric)
     if monitor != study.metric:
         raise UserError(
