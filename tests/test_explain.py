@@ -248,4 +248,5 @@ def test_what_can_be_read_is_explained_before_the_rest_is_refused(
 def test_a_run_without_a_model_says_what_makes_one(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree("runs/digits", "runs/early", dirs_exist_ok=True)
     shutil.rmtree("runs/early/model")
+    Path("runs/early/summary.json").unlink()
     assert "has no model/model.json yet: convsmith resume runs/early makes it" in call(capsys, "runs/early", code=2)

@@ -149,7 +149,8 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
         raise UserError(f"run '{path}' {reason}.{listed}")
     for need in needs:
         if not (run.path / need).exists():
-            raise UserError(f"run '{path}' has no {need} yet: convsmith resume {path} makes it")
+            mend = "any more: train again" if run.summary.exists() else f"yet: convsmith resume {path} makes it"
+            raise UserError(f"run '{path}' has no {need} {mend}")
     return run
 
 
@@ -162,7 +163,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({str(error).splitlines()[0]}): restore it, or run again") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -199,6 +203,8 @@ _DISK = {
     errno.EACCES: "permission denied: choose another folder",
     errno.EPERM: "permission denied: choose another folder",
     errno.ENOENT: "that folder cannot be made: choose another one",
+    errno.EEXIST: "a file of that name is in the way: choose another folder",
+    errno.EISDIR: "a folder of that name is in the way: choose another file",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
 }
 

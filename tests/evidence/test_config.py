@@ -41,7 +41,7 @@ def test_choices_are_every_combination_of_the_knobs() -> None:
         BASE | {"arms": {"a": {"model.pool": "average"}}, "choose": {"knobs": {"optim.lr": [0.1, 0.2]}, "epochs": 1}},
         "s.yaml",
     )
-    assert choices_of(study) == [{"optim": {"lr": 0.1}}, {"optim": {"lr": 0.2}}]
+    assert choices_of(study, {}) == [{"optim": {"lr": 0.1}}, {"optim": {"lr": 0.2}}]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,8 @@ def test_choices_are_every_combination_of_the_knobs() -> None:
         ({"arms": {"base": {"optim.lr": 1}}}, "arm 'base': this name is that of the base"),
         ({"arms": {"a/b": {"optim.lr": 1}}}, "arm 'a/b': its name must do as a folder's"),
         ({"arms": {"a": {"data.limit": 100}}}, "arm 'a' changes data.limit: arms must see the same images"),
+        ({"arms": {"a": {"train.seed": 3}}}, "arm 'a' changes train.seed: arms must have the same seeds"),
+        ({"arms": {"a": {"track.wandb": "auto"}}}, "arm 'a' changes track.wandb, which changes no result"),
         ({"arms": {"a": {"pool": "max"}}}, "arm 'a': 'pool' must be a key such as optim.lr"),
         ({"arm": {}}, "study 's.yaml': unknown key 'arm'. Did you mean 'arms'?"),
         ({}, "give either arms (name: changes) or a grid"),
@@ -82,3 +84,19 @@ def test_every_shipped_study_has_sound_arms(name: str) -> None:
 
 def test_a_section_in_a_layer_and_a_key_go_together() -> None:
     assert as_layer({"optim": {"lr": 1}, "optim.momentum": 0.5}, "a") == {"optim": {"lr": 1, "momentum": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"optim.lr": [0.1, -2]}, "choose: optim.lr: input should be greater than 0"),
+        ({"optim.lrr": [0.1]}, "choose: unknown key 'optim.lrr'. Did you mean 'optim.lr'?"),
+        ({"train.seed": [1]}, "choose: train.seed is no knob of training"),
+    ],
+)
+def test_choices_are_checked_before_anything_runs(knobs: dict[str, Any], message: str) -> None:
+    arms = {"a": {"model.pool": "average"}}
+    study = validate_study(BASE | {"arms": arms, "choose": {"knobs": knobs, "epochs": 1}}, "s.yaml")
+    with pytest.raises(UserError) as caught:
+        choices_of(study, {})
+    assert message in str(caught.value)

@@ -44,7 +44,7 @@ def begin(
         "expected": dict(config.expected),
         **{key: getattr(config, key) for key in ("folds", "repeats", "seeds", "metric", "margin")},
         "budget": budget,
-        "choices": choices_of(config),
+        "choices": choices_of(config, arms[BASE].model_dump(mode="json")),
         "choice_epochs": config.choose.epochs if config.choose else 0,
         "base": arms[BASE].model_dump(mode="json"),
         "arms": {arm: changes(arms[BASE], arms[arm]) for arm in arms if arm != BASE},

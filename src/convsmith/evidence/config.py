@@ -94,6 +94,10 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
             raise UserError(f"arm '{name}': {error}") from None
         if moved := [key for key in layer.get("data", {}) if key in DIVISION]:
             raise UserError(f"arm '{name}' changes data.{moved[0]}: arms must see the same images; set it in base")
+        if "seed" in layer.get("train", {}):
+            raise UserError(f"arm '{name}' changes train.seed: arms must have the same seeds; set it in base")
+        if layer.get("track"):
+            raise UserError(f"arm '{name}' changes track.{next(iter(layer['track']))}, which changes no result")
         if arm == base:
             if study.grid:
                 continue  # the combination that is the base itself
@@ -108,14 +112,22 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
     return configs
 
 
-def choices_of(study: StudyConfig) -> list[Layer]:
-    """The combinations of the knobs that `choose` names, each as a layer."""
+def choices_of(study: StudyConfig, below: Layer) -> list[Layer]:
+    """The combinations of the knobs that `choose` names, each a layer; UserError where one does not fit `below`."""
     if study.choose is None:
         return []
-    layers = list(_combinations(study.choose.knobs).values())
+    known = {key for key, _ in fields()}
     for key in study.choose.knobs:
-        if key.startswith("data.") and key.removeprefix("data.") in DIVISION:
-            raise UserError(f"choose: {key} changes the images; choose among knobs of training")
+        if key not in known:
+            raise UserError(f"choose: unknown key '{key}'.{nearest(key, known)}")
+        if key.startswith(("data.", "track.")) or key == "train.seed":
+            raise UserError(f"choose: {key} is no knob of training; choose among model, optim, schedule, regularize...")
+    layers = list(_combinations(study.choose.knobs).values())
+    for layer in layers:
+        try:
+            validate(merge(below, layer))
+        except UserError as error:
+            raise UserError(f"choose: {error}") from None
     return layers
 
 

@@ -18,6 +18,7 @@ from convsmith.evidence.jobs import Answer, Job
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, environment, set_threads
 
+KINDS = ("crossval", "ablate", "tune")
 ASKED = "study.yaml"  # what the user asked for: kind, config, arms...; compared when the study is called again
 FOLDS = "folds.json"
 
@@ -41,11 +42,13 @@ def threads_for(config: RunConfig, at_once: int) -> RunConfig:
 
 def existing(runs_dir: Path, name: str | None, asked: Mapping[str, Any]) -> RunDir | None:
     """The study `name` where it was begun before; a UserError where something else was asked of it then."""
-    if name is None or not (runs_dir / name).exists():
+    if not name or not (runs_dir / name).exists():
         rundir.refuse_taken(runs_dir, name)
         return None
     run = RunDir(runs_dir / name)
     before = read_asked(run)
+    if before["kind"] != asked["kind"]:
+        raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
     if differences := [
         f"{key} was {then}, now {now}" for key, then, now in _differences(before, dict(asked)) if then != now
     ]:
@@ -61,7 +64,10 @@ def read_asked(run: RunDir) -> dict[str, Any]:
     path = run.path / ASKED
     if not path.exists():
         raise UserError(f"'{run.path}' exists and is not a study (it has no {ASKED}): choose another --name")
-    return dict(parse_yaml(path.read_text(encoding="utf-8"), f"'{path}'"))
+    asked = parse_yaml(path.read_text(encoding="utf-8"), f"'{path}'")
+    if not isinstance(asked, dict) or asked.get("kind") not in KINDS:
+        raise UserError(f"'{path}' is damaged (it names no kind of study): restore it, or start a new study")
+    return asked
 
 
 def create(

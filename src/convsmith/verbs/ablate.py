@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from convsmith.errors import UserError
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         at_least(2, "--folds", args.folds)
         config = config.model_copy(update={"folds": args.folds})
     at_least(1, "--jobs", args.jobs)
-    if args.budget is not None and args.budget <= 0:
+    if args.budget is not None and not 0 < args.budget < math.inf:
         raise UserError(f"--budget {args.budget:g}: must be minutes above 0")
     from convsmith.display import Display
     from convsmith.evidence import ablation
