@@ -26,6 +26,7 @@ types: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[timm,tune,cluster,export,serve,report,dev]'
+	$(BIN)/pip install --quiet --no-deps captum  # the oracle of Grad-CAM; it asks for numpy below 2 without need
 	touch $(STAMP)
 
 # The suite on the versions that the project promises as lower bounds; about 3 GB to download.
@@ -33,7 +34,7 @@ OLDEST := torch==2.4.1 torchvision==0.19.1 torchmetrics==1.4.1 wandb==0.17.9 num
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --editable '.[timm,tune,cluster,serve,report,dev]' $(OLDEST)
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
 
 clean:
 	rm -rf .venv .venv-oldest
