@@ -141,7 +141,8 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
                 csv.MetricsCsv(run.metrics).append(row)
                 experiment.save(best)
                 saved = time.monotonic()
-                tracker.log(row | {"confusion_matrix": _confusion(val)}, state.step)
+                drawn = {} if config.track.wandb == "off" else {"confusion_matrix": _confusion(val)}
+                tracker.log(row | drawn, state.step)
                 run.log(f"epoch {event.epoch}: val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.4f}")
                 yield EpochEnd(row, best)
                 if phase and state.epoch < config.train.epochs:

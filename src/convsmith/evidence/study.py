@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -13,10 +13,12 @@ from convsmith.config import RunConfig, parse_yaml
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.errors import UserError, choose
 from convsmith.evidence import cluster, jobs
-from convsmith.evidence.folds import Fold
 from convsmith.evidence.jobs import Answer, Job
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, environment, set_threads
+
+if TYPE_CHECKING:
+    from convsmith.evidence.folds import Fold  # brings scikit-learn, which only folds need
 
 KINDS = ("crossval", "ablate", "tune")
 ASKED = "study.yaml"  # what the user asked for: kind, config, arms...; compared when the study is called again
