@@ -14,6 +14,8 @@ import pytest
 from evidence.small_study import CROSSVAL, found, wait_for
 
 pytest.importorskip("ray", reason="needs the extra [cluster]")
+# No token: it would lie in the user's home, where another cluster of this machine may have put its own.
+ALONE = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_USAGE_STATS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 PORT = 20_000 + os.getpid() % 10_000
 
 
@@ -21,7 +23,7 @@ PORT = 20_000 + os.getpid() % 10_000
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ray = Path(sys.executable).with_name("ray")
     folder = tmp_path_factory.mktemp("ray")
-    environment = os.environ | {"RAY_DISABLE_USAGE_STATS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    environment = os.environ | ALONE
     start = [ray, "start", "--head", "--num-cpus=2", f"--port={PORT}", "--include-dashboard=false"]
     start += ["--object-store-memory=100000000", f"--temp-dir=/tmp/ray-{os.getpid()}"]
     subprocess.run([*map(str, start)], check=True, capture_output=True, env=environment, cwd=folder)
@@ -40,7 +42,9 @@ def test_a_cluster_finds_the_same_and_a_killed_worker_loses_nothing(
 ) -> None:
     study = tmp_path / "runs/cv"
     command = [*CROSSVAL, "--name", "cv", "--backend", "ray", "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"RAY_ADDRESS": cluster}, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | ALONE | {"RAY_ADDRESS": cluster}, stdout=subprocess.PIPE
+    )
     wait_for(lambda: (study / "folds/1/metrics.csv").exists())
     os.kill(task_workers()[0], signal.SIGKILL)
     out, _ = process.communicate(timeout=240)
@@ -53,7 +57,7 @@ def test_a_cluster_finds_the_same_and_a_killed_worker_loses_nothing(
 
 def test_no_cluster_at_the_address_is_one_line(tmp_path: Path) -> None:
     command = [*CROSSVAL, "--name", "cv", "--backend", "ray"]
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    environment = os.environ | ALONE | {"RAY_ADDRESS": "127.0.0.1:1"}
     refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2
     assert "no Ray cluster answers at '127.0.0.1:1'" in refused.stderr
