@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Thawed:
 Event = Progress | EpochEnd | Featuring | Thawed | Interrupted | Finished
 
 
-def epochs(experiment: Experiment, interrupts: Interrupts) -> Iterator[Event]:
+def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
     """The run from where it stands to its end, saved on the way; ends with Finished or Interrupted."""
     tracker = _tracker(experiment)
     summary: dict[str, Any] = {"stopped_because": "interrupted"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from convsmith.data.augment import Augment
 from convsmith.data.batches import ToInput
 from convsmith.data.config import AugmentConfig
 from convsmith.data.dataset import Dataset, Subset
-from convsmith.rundir import explain_os_errors, sync_folder
+from convsmith.rundir import explain_os_errors, written_whole
 
 VERSION = 1  # raise it whenever views or features change, so that no old ones are found again
 BATCH = 32  # images of a forward pass; part of the key, since the last bits may depend on it
@@ -83,7 +82,8 @@ class FeatureFiles:
                             yield done + sum(map(len, rows)), total
                             if stop():
                                 return
-                        _write(path, np.concatenate(rows))
+                        with written_whole(path) as file:
+                            np.save(file, np.concatenate(rows))
             done += len(subset)
 
     def load(self) -> FrozenFeatures:
@@ -152,18 +152,3 @@ def _read(path: Path) -> np.ndarray | None:
         values: np.ndarray = np.load(path, allow_pickle=False)
         return values
     return None
-
-
-def _write(path: Path, values: np.ndarray) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, values)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)

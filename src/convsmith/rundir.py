@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -38,6 +38,8 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
         self.log_file = path / "log.txt"
+        self.study = path / "study.yaml"  # of a study: what the user asked for
+        self.lr_find = path / "lr_find.csv"  # of a learning-rate range test
 
     def evaluation(self, split: str) -> Path:
         return self.path / f"evaluation-{split}.json"
@@ -170,12 +172,18 @@ def read_json(path: Path) -> Any:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write all or nothing: a temporary file, fsync, rename, fsync of the folder."""
+    with written_whole(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file whose content becomes `path`, all or nothing: a temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

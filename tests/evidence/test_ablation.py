@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def test_the_learning_rate_is_chosen_for_each_arm_on_inner_splits(convsmith: Any
     splits = json.loads((tmp_path / "runs/ab/arms/sgd/1-choice-1/splits.json").read_text(encoding="utf-8"))["splits"]
     predicted = rows(tmp_path / "runs/ab/arms/sgd/1/predictions-held-out.csv")
     assert not {row["id"] for row in predicted} & {*splits["train"], *splits["val"]}
+
+
+def test_a_fold_whose_choices_were_done_before_it_was_stopped_goes_on(convsmith: Any, tmp_path: Path) -> None:
+    choose = {"knobs": {"optim.lr": [1e-3, 5e-3]}, "epochs": 1}
+    path = write(tmp_path, arms={"average": {"model.pool": "average"}}, choose=choose, folds=2)
+    convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    before = record(tmp_path / "runs/ab")
+    shutil.rmtree(tmp_path / "runs/ab/arms/average/2")  # as a kill right after the choices leaves it
+    again = convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    assert "3 of 4 were done before" in again.stdout
+    values = [[one["value"] for one in of["arms"][0]["per_fold"]] for of in (before, record(tmp_path / "runs/ab"))]
+    assert values[0] == values[1]
 
 
 def test_a_budget_gives_the_worse_arms_up_and_says_so(convsmith: Any, tmp_path: Path) -> None:

@@ -50,8 +50,11 @@ def studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_study(name: str) -> StudyConfig:
-    """A study file, or the shipped study of this name; a UserError names each wrong key."""
+def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
+    """What a study's file holds, or the shipped study of this name; a UserError where it is none, or no mapping.
+
+    `kind` has the keys that the file may have; `example` names some of them.
+    """
     path = Path(name)
     known = studies()
     if not path.exists():
@@ -62,12 +65,18 @@ def read_study(name: str) -> StudyConfig:
         text = path.read_text(encoding="utf-8")
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"study file '{path}' is not a YAML file") from None
-    return validate_study(parse_yaml(text, f"'{path}'"), name)
-
-
-def validate_study(values: Any, name: str) -> StudyConfig:
+    values = parse_yaml(text, f"'{path}'")
     if not isinstance(values, dict):
-        raise UserError(f"study '{name}' must hold keys such as base and arms: {', '.join(StudyConfig.model_fields)}")
+        raise UserError(f"study '{name}' must hold keys such as {example}: {', '.join(kind.model_fields)}")
+    return values
+
+
+def read_study(name: str) -> StudyConfig:
+    """An ablation study's file, or the shipped one of this name; a UserError names each wrong key."""
+    return validate_study(read_values(name, StudyConfig, "base and arms"), name)
+
+
+def validate_study(values: Mapping[str, Any], name: str) -> StudyConfig:
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:

@@ -18,7 +18,7 @@ from convsmith.display import EXIT_CODES, Display, duration
 from convsmith.evidence import study
 from convsmith.evidence.fold_job import FoldJob
 from convsmith.evidence.folds import Fold, make_folds
-from convsmith.evidence.follow import Ran, follow
+from convsmith.evidence.follow import follow
 from convsmith.evidence.statistics import mean_interval
 from convsmith.inference import write_rows
 from convsmith.insight.figures import confusion_figure, save
@@ -71,11 +71,12 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     asked = study.read_asked(run)
     with run.lock():
         config = validate(read_layer(run.config))
-        ran = follow(run, fold_jobs(run, config), at_once, backend, display)
+        jobs = fold_jobs(run, config)
+        ran = follow(run, jobs, at_once, backend, display)
         if ran.stopped:
             display.line(f"\nstopped, all saved; go on with: convsmith resume {run.path}")
             return EXIT_CODES[ran.stopped]
-        result = summarise(run, asked, ran)
+        result = summarise(run, asked, [job for job in jobs if job.done], ran.failed)
         _table(run, result, display)
     return 1 if ran.failed else 0
 
@@ -98,22 +99,23 @@ def fold_jobs(run: RunDir, config: RunConfig) -> list[FoldJob]:
     ]
 
 
-def summarise(run: RunDir, asked: Mapping[str, Any], ran: Ran) -> dict[str, Any]:
+def summarise(
+    run: RunDir, asked: Mapping[str, Any], done: Sequence[FoldJob], failed: Mapping[str, str]
+) -> dict[str, Any]:
     """Write crossval.json, predictions-oof.csv and figures/confusion.png from the folds that are done."""
-    folds = [entry for entry in sorted((run.path / "folds").iterdir()) if (entry / "fold.json").exists()]
-    folds.sort(key=lambda entry: int(entry.name))
-    per_fold = [read_json(entry / "fold.json") for entry in folds]
+    folds = [RunDir(Path(job.directory)) for job in done]
+    per_fold = [job.record() for job in done]
     intervals = {}
     if len(per_fold) >= 2:
         for metric in METRICS:
             mean, std, low, high = mean_interval([record[metric] for record in per_fold], 1 / asked["folds"])
             # A metric lies in [0, 1] (a loss above 0), whatever few folds make of the t distribution.
             intervals[metric] = (mean, std, max(low, 0.0), high if metric == "loss" else min(high, 1.0))
-    evaluations = [read_json(RunDir(entry).evaluation(HELD_OUT)) for entry in folds]
+    evaluations = [read_json(fold.evaluation(HELD_OUT)) for fold in folds]
     result: dict[str, Any] = {
         "folds": asked["folds"],
         "repeats": asked["repeats"],
-        "missing": dict(ran.failed),
+        "missing": dict(failed),
         "per_fold": per_fold,
         "mean": {metric: float(np.mean([record[metric] for record in per_fold])) for metric in METRICS}
         if per_fold
@@ -129,16 +131,16 @@ def summarise(run: RunDir, asked: Mapping[str, Any], ran: Ran) -> dict[str, Any]
         save(confusion_figure(counts, classes), run.figures / "confusion.png")
         _write_out_of_fold(run, folds, per_fold)
     write_json(run.path / RESULT, result)
-    run.log(f"{len(per_fold)} folds done, {len(ran.failed)} failed")
+    run.log(f"{len(per_fold)} folds done, {len(failed)} failed")
     return result
 
 
-def _write_out_of_fold(run: RunDir, folds: Sequence[Path], per_fold: Sequence[Mapping[str, Any]]) -> None:
+def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[Mapping[str, Any]]) -> None:
     """Every image with the prediction of the net that did not train on it, in the pool's order, repeat by repeat."""
     order = {name: at for at, name in enumerate(read_json(run.path / study.FOLDS)["pool"])}
     rows = []
-    for entry, record in zip(folds, per_fold, strict=True):
-        with RunDir(entry).predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
+    for fold, record in zip(folds, per_fold, strict=True):
+        with fold.predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
             rows += [row | {"repeat": record["repeat"], "fold": record["fold"]} for row in csv.DictReader(file)]
     rows.sort(key=lambda row: (row["repeat"], order[str(row["id"])]))
     text = io.StringIO()

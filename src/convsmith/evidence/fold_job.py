@@ -80,13 +80,14 @@ def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
         for number, layer in enumerate(job.choices, start=1):
             short = config.with_values(**layer).with_values(train={"epochs": job.choice_epochs})
             tried = directory.with_name(f"{directory.name}-choice-{number}")
-            outcome = _train(tried, short, splits, job.data_hash, interrupts, report)
-            if outcome is None:
+            if not RunDir(tried).summary.exists() and not _train(
+                tried, short, splits, job.data_hash, interrupts, report
+            ):
                 return None
-            _, end = outcome
-            spent += end.summary["seconds"]
             _drop_checkpoints(tried)
-            score = end.summary["val"]["accuracy"]
+            summary = read_json(RunDir(tried).summary)
+            spent += summary["seconds"]
+            score = summary["val"]["accuracy"]
             if score > best:
                 best, chosen = score, layer
         outcome = _train(directory, config.with_values(**chosen), splits, job.data_hash, interrupts, report)

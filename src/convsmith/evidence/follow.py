@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,31 +20,24 @@ from convsmith.runtime import Interrupts
 
 @dataclass
 class Ran:
-    """How the jobs of a study ended, by the job's name."""
+    """What kept jobs of a study from being done; the others have left their records in their directories."""
 
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # the job's name -> why
     stopped: signal.Signals | None = None
 
 
 def follow(
     run: RunDir, jobs: Sequence[FoldJob], at_once: int, backend: str, display: Display, ran: Ran | None = None
 ) -> Ran:
-    """Run the jobs that are not done, and return what all of them found; what was done before is only read.
-
-    `ran` is what jobs before these found, to be added to.
-    """
+    """Run the jobs that are not done. `ran` is how jobs before these ended, to be added to."""
     ran = ran or Ran()
-    for job in jobs:
-        if job.done:
-            ran.records[job.name] = job.record()
     waiting = [job for job in jobs if not job.done]
     if len(waiting) < len(jobs):
         display.line(f"{len(jobs) - len(waiting)} of {len(jobs)} were done before")
     if not waiting:
         return ran
     runner = study.backend(backend)
-    with Interrupts() as interrupts, _bar(display, waiting) as advance:
+    with Interrupts() as interrupts, progress_bar(display, len(waiting), "runs") as advance:
         for answer in runner(waiting, at_once, run.path / "workers.log", interrupts):
             job = waiting[answer.index]
             if answer.progress:
@@ -52,7 +45,6 @@ def follow(
                 continue
             advance(answer.index, 1.0)
             if answer.record:
-                ran.records[job.name] = answer.record
                 display.line(_line(job.name, answer.record))
                 run.log(_line(job.name, answer.record))
             else:
@@ -75,22 +67,21 @@ def _line(name: str, record: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _bar(display: Display, jobs: Sequence[FoldJob]) -> Iterator[Any]:
-    """A function of (job's place, share done) that moves the bar, where there is a terminal."""
-    shares = [0.0] * len(jobs)
+def progress_bar(display: Display, total: int, what: str) -> Iterator[Callable[[int, float], None]]:
+    """A function of (job's place, share done) that moves the bar of `total` jobs, where there is a terminal."""
+    shares = [0.0] * total
     if not display.live:
         yield shares.__setitem__
         return
-    text = TextColumn("{task.fields[done]} of {task.fields[all]} runs, {task.fields[left]}")
+    text = TextColumn(f"{{task.fields[done]}} of {{task.total}} {what}, {{task.fields[left]}}")
     began = time.monotonic()
     with Progress(BarColumn(bar_width=40), text, console=display.console, transient=True) as progress:
-        bar = progress.add_task("", total=len(jobs), done=0, all=len(jobs), left="")
+        bar = progress.add_task("", total=total, done=0, left="")
 
         def advance(at: int, share: float) -> None:
             shares[at] = share
-            total = sum(shares)
-            left = (time.monotonic() - began) * (len(jobs) - total) / total if total else 0.0
-            done = sum(share == 1.0 for share in shares)
-            progress.update(bar, completed=total, done=done, left=f"about {duration(left)} left")
+            whole = sum(shares)
+            left = (time.monotonic() - began) * (total - whole) / whole if whole else 0.0
+            progress.update(bar, completed=whole, done=shares.count(1.0), left=f"about {duration(left)} left")
 
         yield advance

@@ -123,7 +123,7 @@ def find(
             )
         ended = _ended(taken, sweep)
         advice = advise(points, sweep)
-        rundir.write_text(run.path / "lr_find.csv", _table(points))
+        rundir.write_text(run.lr_find, _table(points))
         run.figures.mkdir()
         figure = lr_curve([p.learning_rate for p in points], [p.smoothed for p in points], advice.rate)
         for ending in ("svg", "png"):

@@ -20,8 +20,8 @@ from convsmith.runtime import Interrupts, environment, set_threads
 if TYPE_CHECKING:
     from convsmith.evidence.folds import Fold  # brings scikit-learn, which only folds need
 
-KINDS = ("crossval", "ablate", "tune")
-ASKED = "study.yaml"  # what the user asked for: kind, config, arms...; compared when the study is called again
+#: kind of a study -> the module with its `go_on`
+KINDS = {"crossval": "crossval", "ablate": "ablation", "tune": "tuning"}
 FOLDS = "folds.json"
 
 Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
@@ -63,9 +63,9 @@ def existing(runs_dir: Path, name: str | None, asked: Mapping[str, Any]) -> RunD
 
 def read_asked(run: RunDir) -> dict[str, Any]:
     """What study.yaml holds; a UserError where the directory is no study."""
-    path = run.path / ASKED
+    path = run.study
     if not path.exists():
-        raise UserError(f"'{run.path}' exists and is not a study (it has no {ASKED}): choose another --name")
+        raise UserError(f"'{run.path}' exists and is not a study (it has no {path.name}): choose another --name")
     asked = parse_yaml(path.read_text(encoding="utf-8"), f"'{path}'")
     if not isinstance(asked, dict) or asked.get("kind") not in KINDS:
         raise UserError(f"'{path}' is damaged (it names no kind of study): restore it, or start a new study")
@@ -77,7 +77,7 @@ def create(
 ) -> RunDir:
     """A new study directory, whole or not at all: study.yaml, resolved config.yaml, environment.json, JSON `files`."""
     with rundir.draft(runs_dir) as run:
-        rundir.write_text(run.path / ASKED, yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True))
+        rundir.write_text(run.study, yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True))
         rundir.write_text(run.config, config.to_yaml())
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
         rundir.write_json(run.environment, record)

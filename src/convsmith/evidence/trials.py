@@ -179,7 +179,7 @@ def _train(
     # A process that was killed may have saved an epoch without having told of it.
     rows = [dict(row) for row in csv.read(run.metrics)] if run.metrics.exists() else []
     given_up = [hopeless(row) for row in rows][-1:] == [True]
-    with closing(epochs(experiment, interrupts)) as events:  # type: ignore[type-var]
+    with closing(epochs(experiment, interrupts)) as events:
         while not given_up:
             event = next(events, None)
             if event is None:

@@ -6,15 +6,14 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
+from convsmith.config import Layer, RunConfig, fields, merge, over_preset, validate
 from convsmith.contracts import Section
-from convsmith.errors import UserError, choose, nearest
-from convsmith.evidence.config import DIVISION, studies
+from convsmith.errors import UserError, nearest
+from convsmith.evidence.config import DIVISION, read_values
 from convsmith.training.config import Monitor
 
 #: why a key cannot be searched; the keys of DIVISION come on top
@@ -78,18 +77,7 @@ Space = dict[str, Axis]
 
 def read_tuning(name: str) -> TuneConfig:
     """A tuning study's file, or the shipped one of this name; a UserError names each wrong key."""
-    path, known = Path(name), studies()
-    if not path.exists():
-        if name not in known:
-            raise choose("study", name, known)
-        path = known[name]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise UserError(f"study file '{path}' is not a YAML file") from None
-    values = parse_yaml(text, f"'{path}'")
-    if not isinstance(values, dict):
-        raise UserError(f"study '{name}' must hold keys such as base and space: {', '.join(TuneConfig.model_fields)}")
+    values = read_values(name, TuneConfig, "base and space")
     return checked(TuneConfig, values, f"study '{name}'")
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from rich.progress import BarColumn, Progress, TextColumn
 
 from convsmith import parts, rundir
 from convsmith.config import Layer
@@ -21,6 +18,7 @@ from convsmith.data.dataset import open_dataset
 from convsmith.display import EXIT_CODES, Display, duration
 from convsmith.errors import UserError
 from convsmith.evidence import storage, study
+from convsmith.evidence.follow import progress_bar
 from convsmith.evidence.search import OPTUNA, Search, asked_of, read_search, record_of
 from convsmith.evidence.trials import LOCK_WAIT, TrialJob
 from convsmith.evidence.tune_config import TuneConfig, base_of, space_of
@@ -106,7 +104,7 @@ def _follow(search: Search, before: list[dict[str, Any]], at_once: int, backend:
         return ran
     done = list(before)
     runner = study.backend(backend)
-    with Interrupts() as interrupts, _bar(display, len(jobs)) as advance:
+    with Interrupts() as interrupts, progress_bar(display, len(jobs), "trials") as advance:
         for answer in runner(jobs, at_once, search.run.path / "workers.log", interrupts):
             if answer.progress:
                 advance(answer.index, answer.progress["epoch"] / answer.progress["epochs"])
@@ -135,36 +133,15 @@ def _line(search: Search, record: dict[str, Any], done: list[dict[str, Any]]) ->
     return f"trial {record['number']:<3} {search.asked.metric} {record['value']:.4f}  {tried}  {spent}{ended}{so_far}"
 
 
-@contextlib.contextmanager
-def _bar(display: Display, total: int) -> Iterator[Any]:
-    """A function of (job's place, share done) that moves the bar, where there is a terminal."""
-    shares = [0.0] * total
-    if not display.live:
-        yield shares.__setitem__
-        return
-    text = TextColumn("{task.fields[done]} of {task.total} trials, {task.fields[left]}")
-    began = time.monotonic()
-    with Progress(BarColumn(bar_width=40), text, console=display.console, transient=True) as progress:
-        bar = progress.add_task("", total=total, done=0, left="")
-
-        def advance(at: int, share: float) -> None:
-            shares[at] = share
-            whole = sum(shares)
-            left = (time.monotonic() - began) * (total - whole) / whole
-            progress.update(bar, completed=whole, done=shares.count(1.0), left=f"about {duration(left)} left")
-
-        yield advance
-
-
 def _existing(runs_dir: Path, name: str | None, asked: dict[str, Any]) -> RunDir | None:
     """The study of this name where it was begun before; more trials may be asked of it than at first."""
-    if name is None or not (runs_dir / name / study.ASKED).exists():
+    if name is None or not RunDir(runs_dir / name).study.exists():
         return study.existing(runs_dir, name, asked)
     before = study.read_asked(RunDir(runs_dir / name)).get("trials", asked["trials"])
     more = asked["trials"] > before
     run = study.existing(runs_dir, name, asked | {"trials": before} if more else asked)
     if more and run is not None:
-        rundir.write_text(run.path / study.ASKED, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+        rundir.write_text(run.study, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
     return run
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from convsmith.insight.gradcam import evaluating
+from convsmith.insight.gradcam import run_hooked
 
 
 def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
@@ -40,12 +39,7 @@ def record(model: nn.Module, images: Tensor, names: Collection[str]) -> dict[str
     for name in names:
         module = model.get_submodule(name)
         handles += [module.register_forward_pre_hook(note(name)), module.register_forward_hook(keep(name))]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, images, handles)
     return found
 
 

@@ -37,7 +37,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = 
 
     `best_epoch` is marked: by default the first with the highest validation accuracy.
     """
-    figure = _figure(9, 5.6)
+    figure = new_figure(9, 5.6)
     grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], wspace=0.06)
     epochs = [row["epoch"] for row in rows]
     if best_epoch is None:
@@ -59,7 +59,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = 
         axes.plot([best_epoch], [value], "*", color=GREEN, markersize=13, markeredgecolor="white", zorder=3)
         axes.plot([], [], "*", color=GREEN, label=f"best: epoch {best_epoch}, {shown.format(value)}")
         axes.legend(fontsize=8)
-        _label(axes, label, "Epoch", label)
+        label_axes(axes, label, "Epoch", label)
         axes.set_title(label.split(" (")[0])
         _epoch_axis(axes, epochs)
 
@@ -69,7 +69,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = 
     axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
     if min(rates) > 0 and max(rates) > 30 * min(rates):
         axes.set_yscale("log")
-    _label(axes, "Learning rate", "Epoch", "Learning rate")
+    label_axes(axes, "Learning rate", "Epoch", "Learning rate")
     _epoch_axis(axes, epochs)
     return figure
 
@@ -83,13 +83,13 @@ def confusion_figure(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
     assert counts.shape == (size, size), f"{counts.shape} counts of {size} classes"
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = float(np.clip(2.5 + 0.45 * size, 4.5, 13))
-    figure = _figure(side + 1, side, layout="compressed")
+    figure = new_figure(side + 1, side, layout="compressed")
     axes = figure.add_subplot()
     # Where there is no room for counts, the square root keeps rare confusions in sight.
     norm, scale = (PowerNorm(1, 0, 1), "") if size <= COUNTED else (PowerNorm(0.5, 0, 1), " (square-root scale)")
     image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label=f"Share of the true class{scale}")
-    _label(axes, f"Confusion matrix ({counts.sum():,} samples)", "Predicted class", "True class", grid=False)
+    label_axes(axes, f"Confusion matrix ({counts.sum():,} samples)", "Predicted class", "True class", grid=False)
     if size <= NAMED:
         font = 9 if size <= COUNTED else max(4.5, 10 - size / 18)
         # Class names are data: a dollar sign in them is no formula.
@@ -113,7 +113,7 @@ def reliability_figure(confidences: ArrayLike, correct: ArrayLike, bins: int = 1
     `confidences` float [N] of the predicted classes, `correct` bool [N].
     """
     found = reliability(confidences, correct, bins)
-    figure = _figure(5.5, 6)
+    figure = new_figure(5.5, 6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     width = np.diff(found.edges)
     top.bar(
@@ -130,22 +130,22 @@ def reliability_figure(confidences: ArrayLike, correct: ArrayLike, bins: int = 1
     top.plot([0, 1], [0, 1], "--", color=GREY, label="perfect calibration")
     top.set(xlim=(0, 1), ylim=(0, 1))
     top.legend(fontsize=8, loc="upper left")
-    _label(top, f"Reliability (expected calibration error {100 * found.error:.1f} %)", "", "Accuracy")
+    label_axes(top, f"Reliability (expected calibration error {100 * found.error:.1f} %)", "", "Accuracy")
     bottom.bar(found.edges[:-1], found.count / found.count.sum(), width, align="edge", color=GREY, edgecolor="white")
-    _label(bottom, "", "Confidence (probability of the predicted class)", "Share of\npredictions")
+    label_axes(bottom, "", "Confidence (probability of the predicted class)", "Share of\npredictions")
     return figure
 
 
 def lr_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None = None) -> Figure:
     """Training loss (smoothed by the caller) by learning rate, of a learning-rate range test (Smith 2017)."""
-    figure = _figure(6.5, 4.2)
+    figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     axes.plot(rates, losses, color=BLUE)
     axes.set_xscale("log")
     if suggestion is not None:
         axes.axvline(suggestion, color=VERMILLION, linestyle="--", label=f"suggested: {suggestion:.2g}")
         axes.legend()
-    _label(axes, "Learning-rate range test", "Learning rate", "Training loss (cross-entropy, nats)")
+    label_axes(axes, "Learning-rate range test", "Learning rate", "Training loss (cross-entropy, nats)")
     return figure
 
 
@@ -159,7 +159,7 @@ def forest_plot(
     is a band around zero. A verdict is told by colour, marker and word; one that is not in `VERDICTS` is grey.
     """
     assert rows, "no arms"
-    figure = _figure(8.5, 1.5 + 0.38 * len(rows))
+    figure = new_figure(8.5, 1.5 + 0.38 * len(rows))
     axes = figure.add_subplot()
     if margin is not None:
         axes.axvspan(-margin, margin, color=BLUE, alpha=0.12, linewidth=0)
@@ -171,7 +171,7 @@ def forest_plot(
         edge = colour if marker == "x" else "white"
         axes.plot([difference], [place], marker, color=colour, markersize=8, markeredgecolor=edge)
     band = "" if margin is None else f" (band: margin of equivalence, ±{margin:g})"
-    _label(axes, f"Difference to the base{band}", f"Difference in {metric_label}", "")
+    label_axes(axes, f"Difference to the base{band}", f"Difference in {metric_label}", "")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     names = [name if len(name) <= 40 else f"{name[:39]}…" for name, *_ in rows]
     axes.set_yticks(range(len(rows)), names, parse_math=False)
@@ -189,7 +189,7 @@ def history_figure(trials: Sequence[tuple[int, float, bool]], metric: str, minim
     `trials` are (number, value of `metric`, pruned), by number. The value of a pruned one is that of its last epoch.
     """
     assert trials, "no trials"
-    figure = _figure(6.5, 4.2)
+    figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     for pruned, marker, colour, name in [(False, "o", BLUE, "complete"), (True, "x", GREY, "pruned")]:
         points = [(number, value) for number, value, given_up in trials if given_up is pruned]
@@ -201,7 +201,7 @@ def history_figure(trials: Sequence[tuple[int, float, bool]], metric: str, minim
         numbers = [number for number, _ in complete]
         axes.step([*numbers, trials[-1][0]], [*best, best[-1]], where="post", color=VERMILLION, label="best so far")
     axes.legend(fontsize=8)
-    _label(axes, "Tuning: trial by trial", "Trial", metric)
+    label_axes(axes, "Tuning: trial by trial", "Trial", metric)
     _epoch_axis(axes, [number for number, *_ in trials])
     return figure
 
@@ -209,7 +209,7 @@ def history_figure(trials: Sequence[tuple[int, float, bool]], metric: str, minim
 def importance_figure(importances: Mapping[str, float], metric: str) -> Figure:
     """Bars of the share (0 to 1) of the variance of `metric` that each parameter explains, in the order given."""
     assert importances, "no parameters"
-    figure = _figure(6.5, 1.5 + 0.38 * len(importances))
+    figure = new_figure(6.5, 1.5 + 0.38 * len(importances))
     axes = figure.add_subplot()
     shares = [100 * share for share in importances.values()]
     bars = axes.barh(range(len(shares)), shares, color=BLUE)
@@ -217,7 +217,7 @@ def importance_figure(importances: Mapping[str, float], metric: str) -> Figure:
     axes.set_yticks(range(len(shares)), list(importances), parse_math=False)
     axes.set_ylim(len(shares) - 0.5, -0.5)
     axes.set_xlim(0, 1.12 * max(shares))
-    _label(axes, "Importance of what was tuned", f"Share of the variance of {metric} (%)", "")
+    label_axes(axes, "Importance of what was tuned", f"Share of the variance of {metric} (%)", "")
     return figure
 
 
@@ -228,7 +228,7 @@ def samples_figure(
     assert len(images) == len(labels) == len(predictions) == len(confidences) > 0
     columns = min(len(images), 8)
     rows = -(-len(images) // columns)
-    figure = _figure(1.55 * columns, 1.85 * rows + 0.3)
+    figure = new_figure(1.55 * columns, 1.85 * rows + 0.3)
     wrong = sum(label != prediction for label, prediction in zip(labels, predictions, strict=True))
     figure.suptitle(f"Predictions: {len(images) - wrong} right, {wrong} wrong (framed)", fontsize=11)
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -248,13 +248,13 @@ def samples_figure(
 
 def gradient_figure(series: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Root mean square of the weights' gradients by layer (from the first), a line a net, on a logarithmic axis."""
-    figure = _figure(7.0, 4.0)
+    figure = new_figure(7.0, 4.0)
     axes = figure.add_subplot()
     marks = zip(series.items(), (BLUE, VERMILLION, GREEN, GREY, "#CC79A7", "#E69F00"), "osD^vP", strict=False)
     for (name, values), colour, marker in marks:
         axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
     axes.set_yscale("log")
-    _label(axes, title, "layer, counted from the image", "gradient (root mean square)")
+    label_axes(axes, title, "layer, counted from the image", "gradient (root mean square)")
     axes.legend(frameon=False)
     return figure
 
@@ -268,7 +268,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150, metadata=dateless.get(path.suffix))
 
 
-def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -277,7 +277,7 @@ def _figure(width: float, height: float, layout: Literal["constrained", "compres
     return figure
 
 
-def _label(axes: Axes, title: str, x: str, y: str, grid: bool = True) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str, grid: bool = True) -> None:
     axes.set(title=title, xlabel=x, ylabel=y)
     if grid:
         axes.grid(alpha=0.3)

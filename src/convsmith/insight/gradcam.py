@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from convsmith.contracts import Classifier
 from convsmith.errors import UserError, choose
@@ -55,13 +56,18 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     stages = stages_of(model)
     handles = [module.register_forward_hook(keep(name)) for name, module in stages.items()]
+    run_hooked(model, images, handles)
+    return {name: found[name] for name in stages if name in found}
+
+
+def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
+    """A forward pass in eval mode without gradients, for what the hooks see of it; they are removed after it."""
     try:
         with torch.no_grad(), evaluating(model):
             model(images)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found[name] for name in stages if name in found}
 
 
 def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from convsmith.insight.figures import GREY, VERMILLION, _figure, _label
+from convsmith.insight.figures import GREY, VERMILLION, label_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,7 @@ def landscape_figure(surfaces: Sequence[Surface], note: str) -> Figure:
     """The surfaces side by side as contours of the loss on a logarithmic scale, with path and solution."""
     from matplotlib.colors import LogNorm
 
-    figure = _figure(6.2 * len(surfaces), 5.6)
+    figure = new_figure(6.2 * len(surfaces), 5.6)
     figure.suptitle(f"Loss landscape: {note}", fontsize=11, parse_math=False)
     for axes, surface in zip(figure.subplots(1, len(surfaces), squeeze=False)[0], surfaces, strict=True):
         low = max(float(surface.loss.min()), 1e-6)
@@ -158,7 +158,7 @@ def landscape_figure(surfaces: Sequence[Surface], note: str) -> Figure:
         bar.minorticks_off()
         _path(axes, surface)
         axes.set_aspect("equal")
-        _label(axes, surface.title, surface.unit, surface.unit, grid=False)
+        label_axes(axes, surface.title, surface.unit, surface.unit, grid=False)
     return figure
 
 

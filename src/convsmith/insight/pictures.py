@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convsmith.insight.activity import strongest
 from convsmith.insight.attribution import area
-from convsmith.insight.figures import BLUE, GREEN, GREY, VERMILLION, _figure, _label
+from convsmith.insight.figures import BLUE, GREEN, GREY, VERMILLION, label_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def feature_maps_figure(pixels: NDArray[np.uint8], maps: Mapping[str, Tensor]) -
 def pooling_figure(pixels: NDArray[np.uint8], values: Tensor, name: str, window: int = 2) -> Figure:
     """Max and average pooling, and their difference, of an image uint8 [S, S, C] and of a map [h, w] called `name`."""
     gray = torch.from_numpy(pixels.astype(np.float32)).mean(dim=2)
-    figure = _figure(10.5, 5.6)
+    figure = new_figure(10.5, 5.6)
     figure.suptitle(f"Pooling: {window} x {window} windows, stride {window}", fontsize=12)
     grid = figure.subplots(2, 4)
     for row, (what, before, colours) in enumerate([("image", gray, "gray"), (name, values.detach().cpu(), HEIGHT)]):
@@ -103,7 +103,7 @@ def activations_figure(
 
     The functions named in `used` are drawn heavier.
     """
-    figure = _figure(11, 4 if not inputs else 7)
+    figure = new_figure(11, 4 if not inputs else 7)
     grid = figure.add_gridspec(2 if inputs else 1, 2)
     values, gradients = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     for (name, function), (colour, style) in zip(functions.items(), LINES, strict=False):
@@ -115,8 +115,8 @@ def activations_figure(
             axes.plot(x.detach(), curve.detach(), color=colour, linestyle=style, linewidth=width, label=label)
     values.set_ylim(-1.6, 4)
     gradients.set_ylim(-0.3, 1.3)
-    _label(values, "Activation functions", "input", "output")
-    _label(gradients, "Their gradients", "input", "slope")
+    label_axes(values, "Activation functions", "input", "output")
+    label_axes(gradients, "Their gradients", "input", "slope")
     values.legend(fontsize=8, loc="upper left")
     if inputs:
         axes = figure.add_subplot(grid[1, :])
@@ -129,13 +129,13 @@ def activations_figure(
             axes.plot(middle, density, color=colour, linestyle=style, label=f"{name}: {below:.0%} below 0")
         axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
         axes.legend(fontsize=8)
-        _label(axes, "What the activations of this model get, on validation images", "input", "density")
+        label_axes(axes, "What the activations of this model get, on validation images", "input", "density")
     return figure
 
 
 def batch_norm_figure(name: str, before: Tensor, after: Tensor) -> Figure:
     """Values float [N, K, h, w] of each channel going into the batch norm `name` and coming out of it."""
-    figure = _figure(11, 4.4)
+    figure = new_figure(11, 4.4)
     figure.suptitle(f"Batch norm {name}, on {len(before)} validation images", fontsize=12)
     shares = [5, 25, 50, 75, 95]
     order: NDArray[Any] | None = None
@@ -159,7 +159,7 @@ def batch_norm_figure(name: str, before: Tensor, after: Tensor) -> Figure:
         axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
         means, spreads = channels.mean(axis=1), channels.std(axis=1)
         spans = [f"{low:.2g} to {high:.2g}" for low, high in ((v.min(), v.max()) for v in (means, spreads))]
-        _label(axes, f"{what}\nmeans {spans[0]}, deviations {spans[1]}", "channel, in the order before", "value")
+        label_axes(axes, f"{what}\nmeans {spans[0]}, deviations {spans[1]}", "channel, in the order before", "value")
         axes.title.set_fontsize(10)
         axes.legend(fontsize=8)
     return figure
@@ -178,7 +178,7 @@ def explanation_figure(
 
     `drop` is the most that a covering square cost; `curves` are (of the map, by chance) by name, each [steps + 1].
     """
-    figure = _figure(12.5, 3.5)
+    figure = new_figure(12.5, 3.5)
     figure.suptitle(title, fontsize=11, parse_math=False)
     first, second, third, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.35])
     _picture(first, pixels)
@@ -194,7 +194,7 @@ def explanation_figure(
         last.plot(at, found, color=colour, marker=marker, markersize=3, label=f"{name} {areas[0]:.2f}")
         last.plot(at, chance, color=colour, linestyle=":", label=f"by chance {areas[1]:.2f}")
     last.set(ylim=(-0.03, 1.03), xlim=(0, 100))
-    _label(last, "Does the map name what counts?", "pixels moved, hottest first (%)", "probability of the class")
+    label_axes(last, "Does the map name what counts?", "pixels moved, hottest first (%)", "probability of the class")
     last.title.set_fontsize(10)
     last.legend(fontsize=7)
     return figure
@@ -204,7 +204,7 @@ def _rows(count: int, title: str) -> tuple[Figure, list[list[Axes]]]:
     """A page of `count` rows of `COLUMNS` empty axes, each row with room for its title."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = _figure(1.15 * COLUMNS, 1.42 * count + 0.5)
+    figure = new_figure(1.15 * COLUMNS, 1.42 * count + 0.5)
     figure.suptitle(title, fontsize=12)
     figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.12, hspace=0.06))
     grid = [list(row) for row in figure.subplots(count, COLUMNS, squeeze=False)]

@@ -133,7 +133,7 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
 def open_finished(path: Path) -> RunDir:
     """A run with all that a report needs; a UserError says which command makes what is missing."""
     run = open_run(path)
-    if (run.path / "study.yaml").exists():
+    if run.study.exists():
         folds = sorted(str(file.parent) for file in run.path.glob("*/**/fold.json"))
         example = f": convsmith report {folds[0]}" if folds else ""
         raise UserError(f"'{run.path}' is a study: a report shows a single run, such as one of its folds{example}")

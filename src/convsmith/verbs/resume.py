@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 
 from convsmith.verbs.flags import add_jobs_arguments, at_least
-
-#: kind of a study -> the module with its `go_on`
-STUDIES = {"crossval": "crossval", "ablate": "ablation", "tune": "tuning"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +17,19 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.rundir import open_run
 
     directory = open_run(args.directory)
-    if (Path(args.directory) / "study.yaml").exists():
+    if directory.study.exists():
         at_least(1, "--jobs", args.jobs)
         from convsmith.display import Display
         from convsmith.evidence import study
 
-        module = importlib.import_module(f"convsmith.evidence.{STUDIES[study.read_asked(directory)['kind']]}")
+        module = importlib.import_module(f"convsmith.evidence.{study.KINDS[study.read_asked(directory)['kind']]}")
         code: int = module.go_on(directory, args.jobs, args.backend, Display())
         return code
     if directory.summary.exists():
         print(f"{directory.path} is finished: there is nothing to resume.")
         print(f"next: convsmith evaluate {directory.path} --split test")
         return 0
-    if (directory.path / "lr_find.csv").exists():
+    if directory.lr_find.exists():
         print(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
         return 0
     open_run(args.directory, "checkpoints")
