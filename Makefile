@@ -11,8 +11,11 @@ train: $(STAMP)
 	$(BIN)/convsmith train --preset digits
 	$(BIN)/convsmith evaluate "$$(ls -td runs/*/ | head -n 1)" --split test
 
+# Files of tests run beside each other, a process a core.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 check: test lint types
 
@@ -34,7 +37,7 @@ OLDEST := torch==2.4.1 torchvision==0.19.1 torchmetrics==1.4.1 wandb==0.17.9 num
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --editable '.[timm,tune,cluster,serve,report,dev]' $(OLDEST)
-	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+	.venv-oldest/bin/python $(PYTEST) -W ignore::DeprecationWarning
 
 clean:
 	rm -rf .venv .venv-oldest
