@@ -33,7 +33,8 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 # The suite on the versions that the project promises as lower bounds; about 3 GB to download.
-OLDEST := torch==2.4.1 torchvision==0.19.1 torchmetrics==1.4.1 wandb==0.17.9 numpy==1.26.4 matplotlib==3.9.2 scikit-learn==1.5.2
+OLDEST := torch==2.4.1 torchvision==0.19.1 torchmetrics==1.4.1 wandb==0.17.9 numpy==1.26.4 matplotlib==3.9.2 scikit-learn==1.5.2 \
+	pyarrow==16.0.0
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --editable '.[timm,tune,cluster,serve,report,dev]' $(OLDEST)
