@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -19,7 +20,10 @@ from convsmith.config import validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.data.sources import from_arrays
 from convsmith.display import Display
+from convsmith.errors import UserError
 from convsmith.evidence.statistics import mean_interval
+from convsmith.evidence.study import read_asked
+from convsmith.rundir import RunDir
 from evidence.small_study import CROSSVAL, FLAGS, found, wait_for, workers_of
 
 
@@ -86,6 +90,28 @@ def test_another_config_under_the_same_name_is_refused_with_the_difference(refer
     assert other.returncode == 2
     assert "config.optim.lr was 0.002, now 0.1" in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "message"),
+    [
+        ("study.yaml", "folds: 3", "folds: 2", "study.yaml' was changed after the study had begun (folds was 3, is 2)"),
+        ("config.yaml", "lr: 0.002", "lr: 0.1", "config.yaml' was changed after the study had begun (optim.lr was 0.002"),
+        ("study.yaml", "kind: crossval", "kind: ablate", "kind was crossval, is ablate"),
+    ],
+)
+def test_a_study_that_is_edited_afterwards_is_refused_with_the_difference(
+    reference: Path, tmp_path: Path, file: str, before: str, after: str, message: str
+) -> None:
+    for kept in ("study.yaml", "config.yaml", "begun.json"):
+        shutil.copy(reference / kept, tmp_path)
+    assert read_asked(RunDir(tmp_path))["folds"] == 3
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert before in text
+    (tmp_path / file).write_text(text.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        read_asked(RunDir(tmp_path))
+    assert message in str(refused.value)
 
 
 def test_two_at_once_give_bit_for_bit_what_one_at_a_time_gives(reference: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 import uuid
@@ -75,7 +76,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
             display.line(f"{len(before)} of {search.asked.trials} trials were done before")
         ran = _follow(search, before, at_once, backend, display)
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {run.path}")
+            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
             return EXIT_CODES[ran.stopped]
         found = summarise(search, known)
         show(search, found, display)
@@ -83,7 +84,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     if left:
         reason = ran.failed or "another process has them in hand"
         display.line(f"not done: {left} of {search.asked.trials} trials: {reason}")
-        display.line(f"next: convsmith resume {run.path}")
+        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}")
     return 0 if found.ranked and not left else 1
 
 
