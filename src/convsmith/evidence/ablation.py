@@ -122,9 +122,10 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
 def _given_up(plan: Plan, alive: Sequence[str], done: int, at_once: int) -> list[str]:
     """Successive halving: the worse half of the arms, where all of them would go over the budget.
 
-    Decided from what the runs recorded alone, so that a study that is resumed decides the same.
+    Decided from what the first `done` runs of each arm recorded alone: a study that is resumed decides the same.
     """
-    scores = plan.scores()
+    recorded = plan.scores()
+    scores = {arm: {place: records[place] for place in records if place < done} for arm, records in recorded.items()}
     spent = sum(record["seconds"] for records in scores.values() for record in records.values())
     rate = {arm: mean_of(scores[arm], "seconds") for arm in alive if scores[arm]}
     left = sum(rate.values()) * (plan.runs - done)
