@@ -39,6 +39,7 @@ def begin(
     `flags` change the base. With a `budget` in minutes, arms that look worst are given up early.
     """
     arms = arms_of(config, flags)
+    at_once = min(at_once, len(arms) * config.folds * config.repeats * config.seeds)
     asked = {
         "kind": "ablate",
         "question": config.question,

@@ -42,6 +42,7 @@ def begin(
 ) -> int:
     """Start the study, or go on with the one of this name; the exit code of the process."""
     asked = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
+    at_once = min(at_once, folds * repeats)
     run = study.existing(runs_dir, name, asked)
     if run is None:
         study.backend(backend)

@@ -35,6 +35,7 @@ def begin(
 ) -> int:
     """Start the study, or go on with the one of this name; the exit code of the process. `flags` change the base."""
     storage.imported()
+    at_once = min(at_once, config.trials)
     base = base_of(config, flags)
     space = space_of(config, base)
     asked = asked_of(config, base, space)
