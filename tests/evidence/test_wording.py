@@ -161,6 +161,7 @@ def test_the_conclusion_says_what_could_have_been_detected_where_that_is_known()
     ("found", "said"),
     [
         (SAME | {"ci95": [0.0005, 0.0015], "p_holm": 0.01}, "a difference is there, and it is smaller than that."),
+        (SAME | {"ci95": [-0.001, 0.0052]}, "Two one-sided tests at 0.05 ask that the 90% interval lie within it."),
         (UNSURE | {"ci95": [0.001, 0.02], "p_holm": 0.08}, "Taken alone the interval leaves out zero; among 2 compar"),
         (HELPS | {"bootstrap95": [-0.001, 0.05]}, "The bootstrap over images does not bear it out: -0.10 to +5.00."),
         (

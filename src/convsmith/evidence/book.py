@@ -33,9 +33,9 @@ gives one difference between an arm and the base.
 - **95% interval**: how far off that mean may be. From -1 to +3 says: between one point worse and three better.
 - **p (Holm)**: how often chance alone would show so large a difference, if the arm changed nothing. It is corrected
   for the number of arms, since of twenty arms that change nothing one would otherwise be "significant".
-- **verdict**: *helps* or *hurts* where p is below 0.05. *Equivalent*: within {margin} of the base, with the same
-  small risk of error. *No difference shown*: all else. It does **not** mean that there is no difference: under
-  each table stands how large one must be to be found.
+- **verdict**: *helps* or *hurts* where p is below 0.05. *Equivalent*: within {margin} of the base, by two one-sided
+  tests with the same small risk of error (the 90% interval lies within). *No difference shown*: all else. It does
+  **not** mean that there is no difference: under each table stands how large one must be to be found.
 - **cost**: the time of one training relative to the base's.
 
 **How far it goes.** The studies are small, so that the whole book fits a laptop: {sizes}.
