@@ -150,7 +150,7 @@ def _opening(plan: Plan, held_out: int, at_once: int, display: Display) -> None:
     for known in plan.arms.values():
         epochs = known["config"]["train"]["epochs"] + len(asked["choices"]) * asked["choice_epochs"]
         seconds += known["seconds_per_epoch"] * epochs * plan.runs
-    display.line(f"needs   about {duration(seconds / at_once)}, {at_once} at once")
+    display.line(f"needs   about {duration(seconds / at_once)} of training, {at_once} at once")
     if asked["metric"] == "accuracy":
         pairs = asked["folds"] * asked["repeats"]
         arms = len(plan.arms) - 1

@@ -163,7 +163,7 @@ def _opening(run: RunDir, prepared: parts.Prepared, divisions: Sequence[Fold], a
     assert prepared.seconds_per_epoch is not None
     epoch = prepared.seconds_per_epoch * len(first.train) / len(dataset.train)
     whole = epoch * max(parts.image_epochs(config, prepared.finetuning), 1) * len(divisions) / at_once
-    display.line(f"needs   about {duration(whole)}, {at_once} at once")
+    display.line(f"needs   about {duration(whole)} of training, {at_once} at once")
     display.notes(prepared.notes)
 
 

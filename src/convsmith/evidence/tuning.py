@@ -178,4 +178,4 @@ def _opening(search: Search, prepared: parts.Prepared, at_once: int, display: Di
         display.line(f"storage {asked.storage}, study '{search.name}'")
     assert prepared.seconds_per_epoch is not None
     seconds = prepared.seconds_per_epoch * train.epochs * asked.trials / at_once
-    display.line(f"needs   about {duration(seconds)}, if the base is like most trials")
+    display.line(f"needs   about {duration(seconds)} of training, if the base is like most trials")
