@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from convsmith.evidence import ablation
+from convsmith.evidence.plan import Plan
 from convsmith.evidence.statistics import holm, paired_comparison
+from convsmith.rundir import RunDir
 
 STUDY = {
     "question": "What matters on the digits?",
@@ -149,6 +152,18 @@ def test_a_budget_gives_the_worse_arms_up_and_says_so(convsmith: Any, tmp_path: 
     assert len(kept["per_fold"]) == 3
     assert "given up after 1 of 3 runs" in done.stdout
     assert "looking early favours lucky arms" in done.stdout
+
+
+def test_a_resumed_study_gives_up_what_it_gave_up_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        arm: {place: {"seconds": 10.0, "accuracy": accuracy} for place in range(4)}
+        for arm, accuracy in [("base", 0.5), ("good", 0.6), ("bad", 0.4)]
+    }
+    monkeypatch.setattr(Plan, "scores", lambda plan: known)
+    folds = {"divisions": [{}] * 4}
+    for minutes, given_up in [(2.1, []), (1.9, ["bad"])]:  # all of it takes two minutes
+        plan = Plan(RunDir(tmp_path), {"seeds": 1, "budget": minutes, "metric": "accuracy"}, {}, folds)
+        assert ablation._given_up(plan, list(known), 1, at_once=1) == given_up
 
 
 def test_seeds_of_a_fold_are_averaged_before_the_test(convsmith: Any, tmp_path: Path) -> None:

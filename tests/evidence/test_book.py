@@ -43,7 +43,7 @@ def test_a_result_is_that_of_the_study_as_it_is_now(name: str) -> None:
         assert len(arm["per_fold"]) == study.folds * study.repeats * study.seeds
 
 
-def test_surprises_are_verdicts_that_nobody_expected() -> None:
+def test_what_nobody_expected_is_told_from_what_was_not_shown() -> None:
     arms = [
         {"name": "a", "verdict": "hurts"},
         {"name": "b", "verdict": "helps"},
@@ -52,8 +52,8 @@ def test_surprises_are_verdicts_that_nobody_expected() -> None:
         {"name": "e", "verdict": "hurts"},
     ]
     record = {"arms": arms, "expected": {"a": "helps", "b": "helps", "c": "helps", "d": "hurts"}}
-    assert book.surprises(record) == [
-        "common wisdom says that a helps; here it hurts",
-        "common wisdom says that c helps; here no difference was shown",
-        "common wisdom says that d hurts; here it is equivalent to the base",
+    assert book.contradicted(record) == [
+        "common wisdom says that 'a' helps; here it hurts",
+        "common wisdom says that 'd' hurts; here it is equivalent to the base",
     ]
+    assert book.unconfirmed(record) == ["'c' helps"]

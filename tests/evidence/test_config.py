@@ -76,6 +76,11 @@ def test_an_unknown_study_gets_the_nearest_that_there_is() -> None:
         read_study("poolin")
 
 
+def test_a_study_of_tuning_is_told_where_it_belongs() -> None:
+    with pytest.raises(UserError, match="is one of tuning, since it has a space: convsmith tune tune-simple-cnn"):
+        read_study("tune-simple-cnn")
+
+
 @pytest.mark.parametrize("name", [name for name in studies() if not name.startswith("tune-")])
 def test_every_shipped_study_has_sound_arms(name: str) -> None:
     assert len(arms_of(read_study(name), {})) >= 2

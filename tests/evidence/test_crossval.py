@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -19,7 +20,10 @@ from convsmith.config import validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.data.sources import from_arrays
 from convsmith.display import Display
+from convsmith.errors import UserError
 from convsmith.evidence.statistics import mean_interval
+from convsmith.evidence.study import read_asked
+from convsmith.rundir import RunDir
 from evidence.small_study import CROSSVAL, FLAGS, found, wait_for, workers_of
 
 
@@ -88,15 +92,44 @@ def test_another_config_under_the_same_name_is_refused_with_the_difference(refer
     assert len(other.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "before", "after", "message"),
+    [
+        ("study.yaml", "folds: 3", "folds: 2", "study.yaml' was changed after the study had begun (folds was 3, is 2)"),
+        (
+            "config.yaml",
+            "lr: 0.002",
+            "lr: 0.1",
+            "config.yaml' was changed after the study had begun (optim.lr was 0.002",
+        ),
+        ("study.yaml", "kind: crossval", "kind: ablate", "kind was crossval, is ablate"),
+    ],
+)
+def test_a_study_that_is_edited_afterwards_is_refused_with_the_difference(
+    reference: Path, tmp_path: Path, file: str, before: str, after: str, message: str
+) -> None:
+    for kept in ("study.yaml", "config.yaml", "begun.json"):
+        shutil.copy(reference / kept, tmp_path)
+    assert read_asked(RunDir(tmp_path))["folds"] == 3
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert before in text
+    (tmp_path / file).write_text(text.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        read_asked(RunDir(tmp_path))
+    assert message in str(refused.value)
+
+
 def test_two_at_once_give_bit_for_bit_what_one_at_a_time_gives(reference: Path, tmp_path: Path) -> None:
     subprocess.run([*CROSSVAL, "--name", "cv", "--jobs", "2"], cwd=tmp_path, check=True, capture_output=True)
     assert found(tmp_path / "runs/cv") == found(reference)
     for fold in "123":
         weights = f"folds/{fold}/model/model.safetensors"
         assert (tmp_path / "runs/cv" / weights).read_bytes() == (reference / weights).read_bytes()
+    # The third fold was begun first and ended last, so that no worker had to wait for it.
+    assert "interrupted by SIGTERM" in (tmp_path / "runs/cv/folds/3/log.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("how", ["kill everything", "kill a worker", "terminate"])
+@pytest.mark.parametrize("how", ["kill everything", "kill a worker", "terminate a worker", "terminate"])
 def test_a_study_that_is_stopped_goes_on_without_losing_anything(reference: Path, tmp_path: Path, how: str) -> None:
     study = tmp_path / "runs/cv"
     process = subprocess.Popen([*CROSSVAL, "--name", "cv"], cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -104,8 +137,8 @@ def test_a_study_that_is_stopped_goes_on_without_losing_anything(reference: Path
     first = (study / "folds/1/fold.json").stat().st_mtime_ns
     workers = workers_of(process)
     assert len(workers) == 1
-    if how == "kill a worker":
-        os.kill(workers[0], signal.SIGKILL)
+    if how.endswith("a worker"):
+        os.kill(workers[0], signal.SIGKILL if how == "kill a worker" else signal.SIGTERM)
         assert process.wait(timeout=120) == 0
     else:
         process.send_signal(signal.SIGKILL if how == "kill everything" else signal.SIGTERM)

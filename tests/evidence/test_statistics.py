@@ -169,6 +169,14 @@ def test_verdicts(differences, p_holm, margin, higher, expected):
     assert verdict(paired_comparison(list(differences), zeros, 0.2), p_holm, margin, higher) == expected
 
 
+def test_folds_that_tie_by_chance_are_not_called_equivalent():
+    tied = paired_comparison([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], 1 / 3, 0.01)
+    assert verdict(tied, 1.0, 0.01) == "equivalent"
+    assert verdict(tied, 1.0, 0.01, images=[0.0, 0.0]) == "equivalent"  # the same prediction of every image
+    assert verdict(tied, 1.0, 0.01, images=[-0.009, 0.008]) == "equivalent"
+    assert verdict(tied, 1.0, 0.01, images=[-0.04, 0.05]) == "no difference shown"
+
+
 # Holm
 
 

@@ -90,6 +90,7 @@ def test_what_no_run_could_have_is_refused_in_one_line(key: str, axis: Any, mess
     [
         ("space: {optim.lr: [0.1, 0.2]}\ntrails: 3", "unknown key 'trails'. Did you mean 'trials'?"),
         ("trials: 3", "study 'file.yaml': space: field required"),
+        ("arms: {a: {optim.lr: 0.1}}", "is an ablation, since it has arms: convsmith ablate file.yaml"),
         ("space: {}", "space: dictionary should have at least 1 item"),
         ("space: {optim.lr: [0.1, 0.2]}\nmetric: accuracy", "metric: input should be 'val_accuracy', 'val_loss'"),
         ("space: {optim.lr: [0.1, 0.2]}\npruner: hyperband", "pruner: input should be 'median' or 'none'"),

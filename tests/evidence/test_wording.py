@@ -132,11 +132,12 @@ def test_the_conclusion_says_what_helps_and_hurts_and_by_how_much():
     lines = wording.conclusion(ALL).splitlines()
     assert lines[0] == "The base reaches a mean accuracy of 70.00 % (standard deviation 1.10 between folds)."
     assert lines[1:5] == [
-        "batch norm helps: +3.12 percentage points (95% interval +2.00 to +4.20; p < 0.0001 after Holm's correction).",
-        "average hurts: -2.00 percentage points (95% interval -3.00 to -1.00; p = 0.0123 after Holm's correction).",
-        "gelu is equivalent to the base: +0.10 percentage points (95% interval -0.10 to +0.30; p = 0.5000 after Holm's "
-        "correction). The margin is 0.50 percentage points either way.",
-        "No difference was shown for dropout: +0.20 percentage points (95% interval -2.00 to +2.40; p = 0.8000 after "
+        "'batch norm' helps: +3.12 percentage points (95% interval +2.00 to +4.20; p < 0.0001 after Holm's "
+        "correction).",
+        "'average' hurts: -2.00 percentage points (95% interval -3.00 to -1.00; p = 0.0123 after Holm's correction).",
+        "'gelu' is equivalent to the base: +0.10 percentage points (95% interval -0.10 to +0.30; p = 0.5000 after "
+        "Holm's correction). The margin is 0.50 percentage points either way.",
+        "No difference was shown for 'dropout': +0.20 percentage points (95% interval -2.00 to +2.40; p = 0.8000 after "
         "Holm's correction).",
     ]
     assert lines[-1].startswith("This holds for 10,000 images of cifar10, this base and its budget of training;")
@@ -160,8 +161,13 @@ def test_the_conclusion_says_what_could_have_been_detected_where_that_is_known()
     ("found", "said"),
     [
         (SAME | {"ci95": [0.0005, 0.0015], "p_holm": 0.01}, "a difference is there, and it is smaller than that."),
+        (SAME | {"ci95": [-0.001, 0.0052]}, "Two one-sided tests at 0.05 ask that the 90% interval lie within it."),
         (UNSURE | {"ci95": [0.001, 0.02], "p_holm": 0.08}, "Taken alone the interval leaves out zero; among 2 compar"),
         (HELPS | {"bootstrap95": [-0.001, 0.05]}, "The bootstrap over images does not bear it out: -0.10 to +5.00."),
+        (
+            arm("plateau", 0.0, [0, 0], 1.0, "equivalent"),
+            "+0.00 percentage points on every fold: see whether 'plateau' takes effect at all.",
+        ),
         (UNSURE | {"ci95": None, "p_holm": None}, "it is the same on every fold, so that no test can tell it from"),
     ],
 )
@@ -174,9 +180,9 @@ def test_missing_folds_are_named():
     late = arm("late", 0.01, [-0.1, 0.1], 0.9, "no difference shown", folds=(1, 2, 4))
     broken = arm("broken", None, None, None, "not computed", folds=())
     for text in (wording.conclusion(record(late, broken)), wording.methods(record(late, broken))):
-        assert "Of late 2 trainings are missing or without a partner in the base (folds 3, 5)" in text
-        assert "Of broken 5 trainings are missing" in text
-    assert "broken could not be compared" in wording.conclusion(record(late, broken))
+        assert "Of 'late' 2 trainings are missing or without a partner in the base (folds 3, 5)" in text
+        assert "Of 'broken' 5 trainings are missing" in text
+    assert "'broken' could not be compared" in wording.conclusion(record(late, broken))
     assert "missing" not in wording.conclusion(ALL)
 
 
@@ -186,7 +192,7 @@ def test_missing_folds_are_named_with_their_repeat_and_seeds_are_counted():
     places.remove((3, 2, 1))
     late["per_fold"] = [{"fold": fold, "repeat": repeat, "seed": seed, "chosen": {}} for fold, repeat, seed in places]
     study = record(late, repeats=2, seeds=2)
-    assert "Of late 1 training is missing or without a partner in the base (fold 3 of repeat 2)" in wording.methods(
+    assert "Of 'late' 1 training is missing or without a partner in the base (fold 3 of repeat 2)" in wording.methods(
         study
     )
 
@@ -201,11 +207,11 @@ def test_a_base_without_a_finished_fold_is_said():
 def test_arms_that_were_given_up_are_named_and_not_counted_as_tests():
     study = record(HELPS, HURTS | {"verdict": "given up", "p_holm": None}, dropped={"average": 2})
     for text in (wording.conclusion(study), wording.methods(study)):
-        assert "Given up early by successive halving, and not compared: average." in text
+        assert "Given up early by successive halving, and not compared: 'average'." in text
         assert "p-values may be too small" in text
     assert "We compared 2 variants" in wording.methods(study)
     assert "adjusted for 1 comparison by" in wording.methods(study)
-    assert "average hurts" not in wording.conclusion(study)
+    assert "'average' hurts" not in wording.conclusion(study)
     assert "could not be compared" not in wording.conclusion(study)
 
 
@@ -219,7 +225,7 @@ def test_methods_of_a_plain_study():
         "inner validation part of the training folds",
         "the test split was not used",
         "corrected resampled t-test (Nadeau and Bengio, 2003)",
-        "1/4, to the factor 1/n",
+        "1/4 (the inner validation part counts as training), to the factor 1/n of the variance of the mean, and",
         "adjusted for 4 comparisons by Holm's method (Holm, 1979) at a level of 0.05",
         "Equivalence within 0.50 percentage points either way",
         "percentile bootstrap intervals over images",
@@ -234,7 +240,17 @@ def test_methods_of_a_plain_study():
 
 def test_methods_leave_out_what_was_not_done():
     text = wording.methods(record(UNSURE | {"bootstrap95": None}, margin=None))
-    for word in ("Schuirmann", "Equivalence", "bootstrap", "Efron", "repeated", "averaged", "chosen", "missing"):
+    for word in (
+        "Bouckaert",
+        "Schuirmann",
+        "Equivalence",
+        "bootstrap",
+        "Efron",
+        "repeated",
+        "averaged",
+        "chosen",
+        "missing",
+    ):
         assert word not in text
     assert "1 variant with" in text
 
@@ -243,5 +259,7 @@ def test_methods_name_repeats_seeds_and_what_was_chosen():
     adam = arm("adam", 0.0, [0, 0], 1.0, "no difference shown", chosen=[{"optim": {"lr": 0.1}}] * 5)
     text = wording.methods(record(adam, repeats=3, seeds=2))
     assert "5-fold cross-validation, repeated 3 times with new folds, on" in text
+    assert "of the variance of the mean, with n = 15 (Bouckaert and Frank, 2004), and" in text
+    assert "\nBouckaert, R. R. and Frank" in text
     assert "trained with 2 seeds, whose scores were averaged" in text
     assert "For each configuration and fold optim.lr was chosen anew" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def begin(
     `flags` change the base. With a `budget` in minutes, arms that look worst are given up early.
     """
     arms = arms_of(config, flags)
+    at_once = min(at_once, len(arms) * config.folds * config.repeats * config.seeds)
     asked = {
         "kind": "ablate",
         "question": config.question,
@@ -111,7 +113,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
                     dropped[arm] = place + 1
                     display.line(f"{arm}: given up after {place + 1} of {plan.runs} runs, to keep the budget")
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {run.path}")
+            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
             return EXIT_CODES[ran.stopped]
         record = summarise(plan, ran.failed, dropped)
         _show(run, record, display)
@@ -121,9 +123,10 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
 def _given_up(plan: Plan, alive: Sequence[str], done: int, at_once: int) -> list[str]:
     """Successive halving: the worse half of the arms, where all of them would go over the budget.
 
-    Decided from what the runs recorded alone, so that a study that is resumed decides the same.
+    Decided from what the first `done` runs of each arm recorded alone: a study that is resumed decides the same.
     """
-    scores = plan.scores()
+    recorded = plan.scores()
+    scores = {arm: {place: records[place] for place in records if place < done} for arm, records in recorded.items()}
     spent = sum(record["seconds"] for records in scores.values() for record in records.values())
     rate = {arm: mean_of(scores[arm], "seconds") for arm in alive if scores[arm]}
     left = sum(rate.values()) * (plan.runs - done)
@@ -147,7 +150,7 @@ def _opening(plan: Plan, held_out: int, at_once: int, display: Display) -> None:
     for known in plan.arms.values():
         epochs = known["config"]["train"]["epochs"] + len(asked["choices"]) * asked["choice_epochs"]
         seconds += known["seconds_per_epoch"] * epochs * plan.runs
-    display.line(f"needs   about {duration(seconds / at_once)}, {at_once} at once")
+    display.line(f"needs   about {duration(seconds / at_once)} of training, {at_once} at once")
     if asked["metric"] == "accuracy":
         pairs = asked["folds"] * asked["repeats"]
         arms = len(plan.arms) - 1
@@ -180,8 +183,8 @@ def _show(run: RunDir, record: Mapping[str, Any], display: Display) -> None:
         f"\nwritten: {run.path / RESULT}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
     )
     if record["failed"]:
-        display.line(f"next: convsmith resume {run.path}   (tries what failed again)")
+        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}   (tries what failed again)")
     else:
         best = max(record["arms"], key=lambda arm: (arm["verdict"] == "helps", arm["difference"] or 0.0))
         name = best["name"] if best["verdict"] == "helps" else BASE
-        display.line(f"next: convsmith train {run.path / 'arms' / name / 'config.yaml'}")
+        display.line(f"next: convsmith train {shlex.quote(str(run.path / 'arms' / name / 'config.yaml'))}")

@@ -22,15 +22,28 @@ What each technique was worth when we measured it: one study a technique, anyone
 numbers on this page are made from the result files in `src/convsmith/evidence/results/` (`python
 benchmarks/evidence_book.py page`); a test fails where page and results differ.
 
-**Read it with care.** The studies are small, so that the whole book fits a laptop: {images} images of CIFAR-10, {folds}
-folds, {epochs} epochs, {base}. They say what a technique does in *short trainings on few images*; with all of CIFAR-10
-and many epochs it may be otherwise. The corrected resampled t-test that judges them is cautious: with {folds} folds of
-{held_out} held-out images, only differences of some points can be told from none. "No difference shown" is not "no
-difference". Rerun a study on your own data: `--data YOUR_FOLDER`.
+## How to read it
 
-Differences are in percentage points of accuracy against the study's base, with the 95% interval; p is corrected for the
-number of arms (Holm). Cost is the time of one training relative to the base's. "Equivalent" means: surely within
-{margin} point(s).
+A study trains a *base* and some *arms*, each of which changes a thing or two. All are trained on the same parts of
+the images and scored on the same held-out ones ([how](guide.md#what-helps-ablation-studies)), so that each part
+gives one difference between an arm and the base.
+
+- **difference**: the mean of these, in percentage points of accuracy. +1.00 is one more image in a hundred
+  classified rightly.
+- **95% interval**: how far off that mean may be. From -1 to +3 says: between one point worse and three better.
+- **p (Holm)**: how often chance alone would show so large a difference, if the arm changed nothing. It is corrected
+  for the number of arms, since of twenty arms that change nothing one would otherwise be "significant".
+- **verdict**: *helps* or *hurts* where p is below 0.05. *Equivalent*: within {margin} of the base, by two one-sided
+  tests with the same small risk of error (the 90% interval lies within). *No difference shown*: all else. It does
+  **not** mean that there is no difference: under each table stands how large one must be to be found.
+- **seconds**, **cost**: the time of one training, and relative to the base's: rough figures, since the machine had other
+  work too.
+
+**How far it goes.** The studies are small, so that the whole book fits a laptop: {sizes}.
+They say what a technique does in *short trainings of a small net on few images*. What needs long trainings to pay
+(dropout, augmentation, penalties) can hardly show its worth here; with all of CIFAR-10 and many epochs much may be
+otherwise. What each base is stands in its file in `src/convsmith/studies/`. Rerun a study on your own data:
+`convsmith ablate dropout --data YOUR_FOLDER --jobs 2`.
 
 The whole book took {hours:.1f} hours of training time ({runs} trainings, two at once on 2 cores).
 """
@@ -51,18 +64,13 @@ def page() -> str:
     """The text of docs/evidence.md."""
     found = results()
     ablations = {name: record for name, record in found.items() if name != GRADIENTS}
-    first = next(iter(ablations.values()))
     runs = [
         one for record in ablations.values() for arm in (record["base"], *record["arms"]) for one in arm["per_fold"]
     ]
     parts = [
         HEAD.format(
-            images=f"{first['n_images']:,}",
-            folds=first["folds"],
-            epochs=first["epochs"],
-            base="simple-cnn with Adam at a constant learning rate where nothing else is said",
-            held_out=first["n_images"] // first["folds"],
-            margin=f"{100 * first['margin']:g}",
+            sizes=" or ".join(dict.fromkeys(_size(record) for record in ablations.values())),
+            margin=" or ".join(dict.fromkeys(f"{100 * record['margin']:g} point" for record in ablations.values())),
             hours=sum(one["seconds"] for one in runs) / 3600,
             runs=len(runs),
         ),
@@ -74,17 +82,30 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def surprises(record: Mapping[str, Any]) -> list[str]:
-    """Where the result is not what common wisdom expects, in words."""
-    said = []
-    for arm in record["arms"]:
-        expected = record["expected"].get(arm["name"])
-        if expected and arm["verdict"] in ("helps", "hurts", "equivalent") and arm["verdict"] != expected:
-            found = "is equivalent to the base" if arm["verdict"] == "equivalent" else arm["verdict"]
-            said.append(f"common wisdom says that {arm['name']} {expected}; here it {found}")
-        elif expected and arm["verdict"] == "no difference shown":
-            said.append(f"common wisdom says that {arm['name']} {expected}; here no difference was shown")
-    return said
+def contradicted(record: Mapping[str, Any]) -> list[str]:
+    """Where the result says otherwise than common wisdom, in words."""
+    return [
+        f"common wisdom says that '{arm['name']}' {expected}; here it "
+        + ("is equivalent to the base" if arm["verdict"] == "equivalent" else arm["verdict"])
+        for arm in record["arms"]
+        if (expected := record["expected"].get(arm["name"]))
+        and arm["verdict"] in ("helps", "hurts", "equivalent")
+        and arm["verdict"] != expected
+    ]
+
+
+def unconfirmed(record: Mapping[str, Any]) -> list[str]:
+    """What common wisdom says and the study could neither confirm nor contradict, in words."""
+    return [
+        f"'{arm['name']}' {expected}"
+        for arm in record["arms"]
+        if (expected := record["expected"].get(arm["name"])) and arm["verdict"] == "no difference shown"
+    ]
+
+
+def _size(record: Mapping[str, Any]) -> str:
+    repeats = f", drawn {record['repeats']} times" if record["repeats"] > 1 else ""
+    return f"{record['n_images']:,} images of CIFAR-10, {record['folds']} folds{repeats}, {record['epochs']} epochs"
 
 
 def _glance(ablations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -101,6 +122,8 @@ def _glance(ablations: Mapping[str, Mapping[str, Any]]) -> str:
             shown = wording.unit(record["metric"])
             cells.append(", ".join(f"{arm['name']} ({shown.difference(arm['difference'])})" for arm in arms))
         lines.append(f"| [{name}](#{name}) | " + " | ".join(cells) + " |")
+    said = [f"- [{name}](#{name}): {one}." for name, record in ablations.items() for one in contradicted(record)]
+    lines += ["", "Where the results contradict common wisdom:", "", *(said or ["nowhere."])]
     return "\n".join(lines) + "\n"
 
 
@@ -110,6 +133,8 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
         f"## {name}",
         "",
         f"*{record['question']}*",
+        "",
+        f"{_size(record)[0].upper()}{_size(record)[1:]}. To run it again:",
         "",
         f"    convsmith ablate {name} --data <CIFAR-10> --jobs 2",
         "",
@@ -127,13 +152,15 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
             "validation part (their time counts).",
             "",
         ]
-    if surprises(record):
-        lines += ["Against expectation: " + "; ".join(surprises(record)) + ".", ""]
+    if said := contradicted(record):
+        lines += ["**Against expectation:** " + "; ".join(said) + ".", ""]
+    if said := unconfirmed(record):
+        lines += ["Neither confirmed nor contradicted here: " + "; ".join(said) + ".", ""]
     if record["detectable"]:
         shown = wording.unit(record["metric"])
         lines += [
-            f"This study would have found a difference of {shown.value(record['detectable'])} {shown.of_differences} "
-            "in 8 of 10 repetitions.",
+            f"A true difference of {shown.value(record['detectable'])} {shown.of_differences} (the median over the "
+            "arms) would be found by 8 of 10 such studies; smaller ones more rarely.",
             "",
         ]
     return "\n".join(lines)
@@ -147,7 +174,7 @@ def _gradients(record: Mapping[str, Any]) -> str:
         "",
         "The root mean square of the loss's gradient with respect to each convolution's weights, before the first "
         f"step, in a net of {len(record['layers'])} 3 x 3 convolutions without batch norm, on {record['images']} "
-        "images of CIFAR-10:",
+        "images of CIFAR-10. Where first / last is far below 1, the first layers hardly learn:",
         "",
         "| net | first convolution | last convolution | first / last |",
         "|---|---|---|---|",

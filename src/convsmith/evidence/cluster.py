@@ -83,7 +83,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupt
                     answer = ray.get(task)
                 except ray.exceptions.RayError as error:
                     answer = {"failed": f"on the cluster: {str(error).strip().splitlines()[0]}"}
-                if "interrupted" not in answer:
+                if "interrupted" in answer:  # by somebody who ended its process
+                    waiting.append((index, jobs[index]))
+                else:
                     yield Answer(index, record=answer.get("done"), failed=answer.get("failed"))
     finally:
         ray.shutdown()

@@ -52,11 +52,12 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
     arms = []
     for arm, result in compared.items():
         records, both = scores[arm], sorted(scores[arm].keys() & base.keys())
+        images = _bootstrap(plan, arm, both) if metric == "accuracy" and both else None
         said = "not computed"
         if arm in dropped:
             said = "given up"
         elif result is not None:
-            said = verdict(result, adjusted[arm], asked["margin"], metric != "loss")
+            said = verdict(result, adjusted[arm], asked["margin"], metric != "loss", images=images)
         arms.append(
             {
                 "name": arm,
@@ -74,14 +75,15 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
                 "detectable": smallest_detectable(result.std, result.n, 1 / asked["folds"], strictest)
                 if result and result.std
                 else None,
-                "bootstrap95": _bootstrap(plan, arm, both) if metric == "accuracy" and both else None,
+                "bootstrap95": images,
                 "verdict": said,
                 "seconds": mean_of(records, "seconds") if records else None,
                 "missing": plan.runs - len(both) if arm not in dropped else 0,
             }
         )
-    detectable = [arm["detectable"] for arm in arms if arm["detectable"]]
+    detectable = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
     base_config = plan.arms[BASE]["config"]
+    changed = dict.fromkeys(key for changes in asked["arms"].values() for key in changes)
     record = {
         "question": asked["question"],
         "expected": asked["expected"],
@@ -93,6 +95,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         "epochs": base_config["train"]["epochs"],
         "base": {
             "name": BASE,
+            "changes": {key: base_config[section][name] for key in changed for section, name in [key.split(".")]},
             "mean": mean_of(base, metric) if base else None,
             "std": float(np.std([one[metric] for one in base.values()], ddof=1)) if len(base) > 1 else None,
             "seconds": mean_of(base, "seconds") if base else None,

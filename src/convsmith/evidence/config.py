@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -73,7 +74,10 @@ def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
 
 def read_study(name: str) -> StudyConfig:
     """An ablation study's file, or the shipped one of this name; a UserError names each wrong key."""
-    return validate_study(read_values(name, StudyConfig, "base and arms"), name)
+    values = read_values(name, StudyConfig, "base and arms")
+    if "space" in values:
+        raise UserError(f"study '{name}' is one of tuning, since it has a space: convsmith tune {shlex.quote(name)}")
+    return validate_study(values, name)
 
 
 def validate_study(values: Mapping[str, Any], name: str) -> StudyConfig:

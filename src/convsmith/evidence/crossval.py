@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def begin(
 ) -> int:
     """Start the study, or go on with the one of this name; the exit code of the process."""
     asked = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
+    at_once = min(at_once, folds * repeats)
     run = study.existing(runs_dir, name, asked)
     if run is None:
         study.backend(backend)
@@ -74,7 +76,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
         jobs = fold_jobs(run, config)
         ran = follow(run, jobs, at_once, backend, display)
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {run.path}")
+            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
             return EXIT_CODES[ran.stopped]
         result = summarise(run, asked, [job for job in jobs if job.done], ran.failed)
         _table(run, result, display)
@@ -161,7 +163,7 @@ def _opening(run: RunDir, prepared: parts.Prepared, divisions: Sequence[Fold], a
     assert prepared.seconds_per_epoch is not None
     epoch = prepared.seconds_per_epoch * len(first.train) / len(dataset.train)
     whole = epoch * max(parts.image_epochs(config, prepared.finetuning), 1) * len(divisions) / at_once
-    display.line(f"needs   about {duration(whole)}, {at_once} at once")
+    display.line(f"needs   about {duration(whole)} of training, {at_once} at once")
     display.notes(prepared.notes)
 
 
@@ -187,6 +189,6 @@ def _table(run: RunDir, result: Mapping[str, Any], display: Display) -> None:
     written = f"{run.path / RESULT}, {run.predictions('oof').name}, figures/confusion.png, folds/"
     display.line(f"\nwritten: {written if result['per_fold'] else run.path / RESULT}")
     if result["missing"]:
-        display.line(f"next: convsmith resume {run.path}   (tries what failed again)")
+        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}   (tries what failed again)")
     else:
-        display.line(f"next: convsmith train {run.config}   (one net from all of train)")
+        display.line(f"next: convsmith train {shlex.quote(str(run.config))}   (one net from all of train)")

@@ -50,6 +50,10 @@ class FoldJob:
         return int(self.config["train"]["threads"])
 
     @property
+    def divisible(self) -> bool:
+        return True
+
+    @property
     def done(self) -> bool:
         return (Path(self.directory) / RECORD).exists()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, Protocol
@@ -26,6 +28,10 @@ class Job(Protocol):
     @property
     def threads(self) -> int: ...
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the job itself, stopped on its way and given again, goes on where it stood."""
+
     def message(self) -> dict[str, Any]:
         """The job as JSON, with its `kind` (see `worker.KINDS`)."""
 
@@ -41,52 +47,77 @@ class Answer:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
-    """Run `jobs` in order, `at_once` at a time, each in a worker process; ends early, all saved, on a signal.
+    """Run `jobs`, `at_once` at a time, each in a worker process; ends early, all saved, on a signal.
 
-    What workers print goes to `log`. A job whose worker dies goes on in a new one, from its last checkpoint.
+    What workers print goes to `log`. A job whose worker dies goes on in a new one, from its last checkpoint. Jobs are
+    taken in order, but for those of `shares_first`.
     """
-    waiting = deque(enumerate(jobs))
+    first = shares_first(len(jobs), at_once) if all(job.divisible for job in jobs) else {}
+    waiting = deque(sorted(enumerate(jobs), key=lambda numbered: numbered[0] not in first))
     attempts = [0] * len(jobs)
     heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
     workers = [_Worker(heard, log) for _ in range(min(at_once, len(jobs)))]
     stopping = False
     try:
-        for worker in workers:
-            worker.give(waiting.popleft())
-        while any(worker.job is not None for worker in workers):
+        while True:
             if interrupts and not stopping:
                 stopping = True
                 for worker in workers:
                     worker.stop()
+            for place, worker in enumerate(workers):
+                if waiting and worker.job is None and not stopping:
+                    if worker.dead:
+                        worker.close()
+                        workers[place] = worker = _Worker(heard, log)
+                    worker.give(waiting.popleft())
+            if all(worker.job is None for worker in workers):
+                return
             try:
                 worker, message = heard.get(timeout=0.2)
             except Empty:
                 continue
+            worker.dead = message is None
             if worker.job is None:  # it has answered already and now ended
                 continue
             index, job = worker.job
             if message is not None and "progress" in message:
                 yield Answer(index, progress=message["progress"])
+                done, of = (message["progress"][key] for key in ("epoch", "epochs"))
+                if waiting and first.get(index, 1.0) * of <= done < of:
+                    del first[index]
+                    worker.stop()
                 continue
             worker.job = None
-            if message is None:  # the worker is dead
+            if message is None:
                 attempts[index] += 1
-                if stopping:
-                    continue
                 if attempts[index] < ATTEMPTS:
                     waiting.appendleft((index, job))
-                else:
+                elif not stopping:
                     yield Answer(index, failed=f"its worker died {ATTEMPTS} times; {log} has what it said")
-                workers[workers.index(worker)] = worker = _Worker(heard, log)
             elif "done" in message:
                 yield Answer(index, record=message["done"])
             elif "failed" in message:
                 yield Answer(index, failed=message["failed"])
-            if waiting and not stopping:
-                worker.give(waiting.popleft())
+            else:  # stopped on its way: by us, or by somebody who ended its process
+                waiting.append((index, job))
     finally:
         for worker in workers:
             worker.close()
+
+
+def shares_first(jobs: int, at_once: int) -> dict[int, float]:
+    """Which of `jobs` jobs of about equal length (by place) to stop when what share of them is done, and end last.
+
+    Where the jobs are no multiple of `at_once`, workers would have nothing to do while the last jobs run: 5 jobs, two
+    at a time, would take as long as 6. If one is begun first, stopped half-way and ended last, they take 2.5 times the
+    time of one: the wrap-around rule (McNaughton 1959, "Scheduling with deadlines and loss functions", Management
+    Science 6). The last jobs are those that are divided.
+    """
+    if jobs <= at_once:
+        return {}
+    ends = [Fraction(jobs * worker, at_once) for worker in range(1, at_once)]
+    shares = [float(math.ceil(end) - end) for end in ends if end.denominator > 1]
+    return {jobs - 1 - place: share for place, share in enumerate(shares)}
 
 
 class _Worker:
@@ -94,6 +125,7 @@ class _Worker:
 
     def __init__(self, heard: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path) -> None:
         self.job: tuple[int, Job] | None = None
+        self.dead = False
         with log.open("ab") as errors:
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which stops its workers.
             self._process = subprocess.Popen(

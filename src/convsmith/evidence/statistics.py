@@ -223,19 +223,22 @@ def verdict(
     margin: float | None,
     higher_is_better: bool = True,
     alpha: float = 0.05,
+    images: Sequence[float] | None = None,
 ) -> Verdict:
     """One word for a comparison, of `p_holm` (adjusted over the study's arms) and the margin below which all is equal.
 
     - "equivalent": a margin is given and both one-sided tests (Schuirmann 1987) pass at `alpha`, that is, the whole
       interval at 1 - 2 alpha lies within the margin. This comes first: a difference may be surely there and surely
       smaller than what the user calls a difference, and then "helps" would claim too much. It is asked for each arm on
-      its own, not adjusted over arms.
+      its own, not adjusted over arms. Where no fold differs there is no variance, and few coarse folds may tie by
+      chance: then the ends of the bootstrap interval over `images`, where given, must lie within the margin too.
     - "helps", "hurts": p_holm < alpha, and the sign of the difference, reversed where lower is better.
     - "no difference shown": all else, which is not to say that there is none.
     """
     if margin is not None:
         p = _p_equivalent(comparison.mean_difference, comparison.standard_error, comparison.degrees, margin)
-        if p is not None and p < alpha:
+        by_chance = comparison.standard_error == 0 and images is not None and max(map(abs, images)) >= margin
+        if p is not None and p < alpha and not by_chance:
             return "equivalent"
     if p_holm is None or p_holm >= alpha:
         return "no difference shown"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from convsmith import rundir
-from convsmith.config import RunConfig, parse_yaml
+from convsmith.config import RunConfig, parse_yaml, read_layer
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.errors import UserError, choose
 from convsmith.evidence import cluster, jobs
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: kind of a study -> the module with its `go_on`
 KINDS = {"crossval": "crossval", "ablate": "ablation", "tune": "tuning"}
 FOLDS = "folds.json"
+BEGUN = "begun.json"  # what study.yaml and config.yaml said when the study was begun
 
 Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
 BACKENDS: dict[str, Backend] = {"local": jobs.run_jobs, "ray": cluster.run_jobs}
@@ -51,9 +52,7 @@ def existing(runs_dir: Path, name: str | None, asked: Mapping[str, Any]) -> RunD
     before = read_asked(run)
     if before["kind"] != asked["kind"]:
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
-    if differences := [
-        f"{key} was {then}, now {now}" for key, then, now in _differences(before, dict(asked)) if then != now
-    ]:
+    if differences := [f"{key} was {then}, now {now}" for key, then, now in _differences(before, asked)]:
         raise UserError(
             f"study '{run.path}' was begun with something else ({'; '.join(differences)}): "
             "choose another --name, or ask the same again to go on with it"
@@ -62,14 +61,30 @@ def existing(runs_dir: Path, name: str | None, asked: Mapping[str, Any]) -> RunD
 
 
 def read_asked(run: RunDir) -> dict[str, Any]:
-    """What study.yaml holds; a UserError where the directory is no study."""
+    """What study.yaml holds; a UserError where the directory is no study, or says something else than what was begun.
+
+    What ran is what the files said then: a study that is changed afterwards would put other words to its numbers.
+    """
     path = run.study
     if not path.exists():
         raise UserError(f"'{run.path}' exists and is not a study (it has no {path.name}): choose another --name")
     asked = parse_yaml(path.read_text(encoding="utf-8"), f"'{path}'")
     if not isinstance(asked, dict) or asked.get("kind") not in KINDS:
         raise UserError(f"'{path}' is damaged (it names no kind of study): restore it, or start a new study")
+    if (begun := run.path / BEGUN).exists():
+        before = rundir.read_json(begun)
+        _refuse_changed(path, before["study"], asked)
+        _refuse_changed(run.config, before["config"], read_layer(run.config))
     return asked
+
+
+def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    # Optuna's studies take more trials at any time.
+    if said := [f"{key} was {then}, is {value}" for key, then, value in _differences(before, now) if key != "trials"]:
+        raise UserError(
+            f"'{path}' was changed after the study had begun ({'; '.join(said)}): its results are those of what it "
+            "said then. Undo the change, or start a new study"
+        )
 
 
 def create(
@@ -79,6 +94,8 @@ def create(
     with rundir.draft(runs_dir) as run:
         rundir.write_text(run.study, yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True))
         rundir.write_text(run.config, config.to_yaml())
+        begun = {"study": parse_yaml(run.study.read_text(encoding="utf-8"), ""), "config": read_layer(run.config)}
+        rundir.write_json(run.path / BEGUN, begun)
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
         rundir.write_json(run.environment, record)
         for file, content in files.items():
@@ -107,9 +124,10 @@ def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of what differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
             inner = f"{key}.{name}" if key else str(name)
             yield from _differences(before.get(name, "absent"), now.get(name, "absent"), inner)
-    else:
+    elif before != now:
         yield key, before, now

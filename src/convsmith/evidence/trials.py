@@ -40,6 +40,10 @@ class TrialJob:
     threads: int
     call: str
 
+    @property
+    def divisible(self) -> bool:
+        return False  # a trial that was stopped is gone on with by whoever asks for the next one
+
     def message(self) -> dict[str, Any]:
         return {"kind": "trials", **asdict(self)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ Space = dict[str, Axis]
 def read_tuning(name: str) -> TuneConfig:
     """A tuning study's file, or the shipped one of this name; a UserError names each wrong key."""
     values = read_values(name, TuneConfig, "base and space")
+    if "arms" in values or "grid" in values:
+        raise UserError(f"study '{name}' is an ablation, since it has arms: convsmith ablate {shlex.quote(name)}")
     return checked(TuneConfig, values, f"study '{name}'")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,9 @@ def show(search: Search, found: Found, display: Display) -> None:
     )
     figures = "figures/history.png" + (", figures/importance.png" if found.importance else "")
     display.line(f"\nwritten: {path / BEST}, {TRIALS}, {figures}, trials/")
-    display.line(f"next: convsmith crossval {path / BEST}")
-    display.line(f"      convsmith train {path / BEST}")
+    best = shlex.quote(str(path / BEST))
+    display.line(f"next: convsmith crossval {best}")
+    display.line(f"      convsmith train {best}")
 
 
 def _row(record: Mapping[str, Any], search: Search) -> dict[str, Any]:

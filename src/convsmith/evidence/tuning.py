@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 import uuid
@@ -34,6 +35,7 @@ def begin(
 ) -> int:
     """Start the study, or go on with the one of this name; the exit code of the process. `flags` change the base."""
     storage.imported()
+    at_once = min(at_once, config.trials)
     base = base_of(config, flags)
     space = space_of(config, base)
     asked = asked_of(config, base, space)
@@ -75,7 +77,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
             display.line(f"{len(before)} of {search.asked.trials} trials were done before")
         ran = _follow(search, before, at_once, backend, display)
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {run.path}")
+            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
             return EXIT_CODES[ran.stopped]
         found = summarise(search, known)
         show(search, found, display)
@@ -83,7 +85,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     if left:
         reason = ran.failed or "another process has them in hand"
         display.line(f"not done: {left} of {search.asked.trials} trials: {reason}")
-        display.line(f"next: convsmith resume {run.path}")
+        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}")
     return 0 if found.ranked and not left else 1
 
 
@@ -176,4 +178,4 @@ def _opening(search: Search, prepared: parts.Prepared, at_once: int, display: Di
         display.line(f"storage {asked.storage}, study '{search.name}'")
     assert prepared.seconds_per_epoch is not None
     seconds = prepared.seconds_per_epoch * train.epochs * asked.trials / at_once
-    display.line(f"needs   about {duration(seconds)}, if the base is like most trials")
+    display.line(f"needs   about {duration(seconds)} of training, if the base is like most trials")

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -38,13 +38,15 @@ LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 WORDS = {
-    "helps": "{} helps",
-    "hurts": "{} hurts",
-    "equivalent": "{} is equivalent to the base",
-    "no difference shown": "No difference was shown for {}",
+    "helps": "'{}' helps",
+    "hurts": "'{}' hurts",
+    "equivalent": "'{}' is equivalent to the base",
+    "no difference shown": "No difference was shown for '{}'",
 }
 CITED = {
     "Nadeau": "Nadeau, C. and Bengio, Y. (2003). Inference for the generalization error. Machine Learning 52, 239-281.",
+    "Bouckaert": "Bouckaert, R. R. and Frank, E. (2004). Evaluating the replicability of significance tests for "
+    "comparing learning algorithms. Advances in Knowledge Discovery and Data Mining (PAKDD), 3-12.",
     "Holm": "Holm, S. (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of "
     "Statistics 6, 65-70.",
     "Schuirmann": "Schuirmann, D. J. (1987). A comparison of the two one-sided tests procedure and the power approach "
@@ -85,6 +87,7 @@ def unit(metric: str) -> Unit:
 def table(record: Record) -> list[dict[str, str]]:
     """The base's row, then one an arm, the best difference first; all have the same columns, with units in their heads.
 
+    The base's `changes` are its own values of what arms change.
     Cost is the seconds of one training relative to the base's. A column of trainings is there where some are missing.
     """
     shown, base = unit(record["metric"]), record["base"]
@@ -127,7 +130,8 @@ def as_latex(rows: Rows, caption: str) -> str:
     head, *lines = (" & ".join(map(_latex, cells)) + r" \\" for cells in (rows[0], *(row.values() for row in rows)))
     alignment = "".join("l" if name in TEXT_COLUMNS else "r" for name in rows[0])
     body = "\n    ".join([r"\toprule", head, r"\midrule", *lines, r"\bottomrule"])
-    return rf"""\begin{{table}}
+    return rf"""% for a document with \usepackage{{booktabs}}
+\begin{{table}}
   \centering
   \caption{{{_latex(caption)}}}
   \begin{{tabular}}{{{alignment}}}
@@ -154,14 +158,16 @@ def methods(record: Record) -> str:
     if chosen := sorted({key for arm in arms for key in _chosen(arm)}):
         text += f"For each configuration and fold {' and '.join(chosen)} {'was' if len(chosen) == 1 else 'were'} "
         text += "chosen anew on the inner validation part, with the same small budget for all. "
+    of_repeats = f", with n = {folds * repeats} (Bouckaert and Frank, 2004)" if repeats > 1 else ""
     text += (
         f"Differences in {record['metric']} were tested with the two-sided corrected resampled t-test (Nadeau and "
         f"Bengio, 2003), which allows for the overlap of the training sets by adding the ratio of test to training "
-        f"images, 1/{folds - 1}, to the factor 1/n of the variance of the mean, and the p-values were adjusted for "
+        f"images, 1/{folds - 1} (the inner validation part counts as training), to the factor 1/n of the variance of "
+        f"the mean{of_repeats}, and the p-values were adjusted for "
         f"{_count(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a level of {alpha}. The "
         f"{_percent(record['level'])} confidence intervals use the same variance and are not adjusted. "
     )
-    cited = ["Nadeau", "Holm"]
+    cited = ["Nadeau", *(["Bouckaert"] if repeats > 1 else []), "Holm"]
     if record["margin"] is not None:
         cited.append("Schuirmann")
         text += (
@@ -200,7 +206,7 @@ def conclusion(record: Record) -> str:
             line += f"{shown.value(detectable)} {shown.written_out}."
         lines.append(line)
     untested = [arm for arm in record["arms"] if arm["verdict"] not in WORDS and arm["name"] not in record["dropped"]]
-    lines += [f"{arm['name']} could not be compared: too few of its folds have finished." for arm in untested]
+    lines += [f"'{arm['name']}' could not be compared: too few of its folds have finished." for arm in untested]
     lines += [*_missing(record), *_dropped(record)]
     lines.append(
         f"This holds for {record['n_images']:,} images of {record['data']}, this base and its budget of training; "
@@ -215,12 +221,16 @@ def _finding(record: Record, arm: Record) -> str:
     text = f"{shown.difference(arm['difference'])} {shown.written_out}"
     if arm["ci95"] is None:
         return text + "; it is the same on every fold, so that no test can tell it from chance."
+    if not any(entry["difference"] for entry in arm["per_fold"]):
+        return text + f" on every fold: see whether '{arm['name']}' takes effect at all."
     low, high = arm["ci95"]
     text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
     text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
     if arm["verdict"] == "equivalent":
         text += f" The margin is {shown.value(record['margin'])} {shown.written_out} either way"
         text += ": a difference is there, and it is smaller than that." if arm["p_holm"] < alpha else "."
+        if max(-low, high) >= record["margin"]:
+            text += f" Two one-sided tests at {alpha:.2g} ask that the {_percent(1 - 2 * alpha)} interval lie within it."
     elif arm["verdict"] == "no difference shown" and (low > 0 or high < 0):
         number = _count(_tested(record), "comparison")
         text += f" Taken alone the interval leaves out zero; among {number} that is not enough."
@@ -241,13 +251,13 @@ def _missing(record: Record) -> Iterator[str]:
         names = ", ".join(f"{fold}{of_repeat.format(repeat)}" for repeat, fold in lacking)
         verb, folds = "is" if arm["missing"] == 1 else "are", "fold" if len(lacking) == 1 else "folds"
         number = f"{_count(arm['missing'], 'training')} {verb}"
-        yield f"Of {arm['name']} {number} missing or without a partner in the base ({folds} {names}), and left out."
+        yield f"Of '{arm['name']}' {number} missing or without a partner in the base ({folds} {names}), and left out."
 
 
 def _dropped(record: Record) -> Iterator[str]:
     if names := record["dropped"]:
         yield (
-            f"Given up early by successive halving, and not compared: {', '.join(names)}. Those that were kept were "
+            f"Given up early by successive halving, and not compared: {_names(names)}. Those that were kept were "
             f"chosen on images that their tests use again, so that their differences may lean to the better side and "
             f"their p-values may be too small."
         )
@@ -289,6 +299,11 @@ def _latex(text: str) -> str:
 
 def _p(p: float | None) -> str:
     return "" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _names(names: Iterable[str]) -> str:
+    """In quotes: an arm may be called 'no dropout'."""
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _percent(share: float) -> str:

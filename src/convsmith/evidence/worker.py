@@ -1,8 +1,8 @@
 """A process that runs jobs one after the other: ``python -m convsmith.evidence.worker``.
 
 Reads a job a line (JSON) from stdin and writes what happens (JSON lines) to stdout: ``{"progress": {...}}``, then
-one of ``{"done": record}``, ``{"failed": message}``, ``{"interrupted": true}``. When stdin ends, so does the worker:
-a job that is running is saved first, as on SIGTERM. So no worker outlives the process that feeds it.
+one of ``{"done": record}``, ``{"failed": message}``, ``{"interrupted": true}``. SIGTERM stops the job that is running,
+which is saved first. When stdin ends, so does the worker, in the same way: none outlives the process that feeds it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,7 @@ def main() -> None:
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     while line := lines.get():
-        answer = perform(json.loads(line), lambda progress: say({"progress": progress}))
-        say(answer)
-        if "interrupted" in answer:
-            sys.exit(143)
+        say(perform(json.loads(line), lambda progress: say({"progress": progress})))
 
 
 def _listen(lines: SimpleQueue[str]) -> None:
