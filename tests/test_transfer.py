@@ -265,7 +265,7 @@ def test_keys_that_do_not_match_are_listed_in_full_on_both_sides(here: Path) -> 
 def test_the_length_of_a_finetuning_follows_the_number_of_images_unless_it_is_set(here: Path) -> None:
     free = [word for word in FINETUNE if word not in ("--epochs", "5", "--batch-size", "64")]
     few = parts.prepare(config_of(command=free)).config.train
-    assert (few.batch_size, few.epochs) == (16, 14)
+    assert (few.batch_size, few.epochs) == (16, 12)
     set_by_hand = parts.prepare(config_of()).config.train
     assert (set_by_hand.batch_size, set_by_hand.epochs) == (64, 5)
 

@@ -23,7 +23,7 @@ from convsmith.training.state import load_strictly
 NONE, DEFAULT = "none", "default"
 
 #: (train images up to, batch size, epochs) where nobody set them: about as many steps for few images as for many
-SIZES = ((1_000, 16, 14), (10_000, 32, 10), (None, 64, 6))
+SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def locate(config: RunConfig, own_module: bool) -> tuple[RunConfig, Weights | No
     """
     name = config.transfer.weights
     if name == NONE:
+        if config.transfer.freeze_statistics and not own_module:
+            raise UserError(
+                "transfer.freeze_statistics: random weights have no statistics to keep: set transfer.weights, or "
+                "--transfer.freeze_statistics false"
+            )
         return config, None
     if own_module:
         raise UserError("transfer.weights: the network is a module of your own: load its weights before you hand it in")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
-from convsmith.optim.finetune import Finetuning, Phase, rest
+from convsmith.optim.finetune import Finetuning, Phase
 from convsmith.optim.schedules import Schedule
 from convsmith.training.config import TrainConfig
 
@@ -130,7 +130,7 @@ class TrainState:
         """Training mode, but for what is frozen: its batch norm's statistics must not drift, its dropout not drop."""
         self.model.train()
         if self.finetuning:
-            rest(self.model)
+            self.finetuning.rest(self.model)
 
     def enter_phase(self) -> Phase | None:
         """Thaw what trains from the present epoch on; the phase where a new one begins."""
