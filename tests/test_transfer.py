@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from convsmith import parts
 from convsmith.cli import verb_parser
 from convsmith.config import RunConfig, compose, validate
 from convsmith.contracts import InputSpec
+from convsmith.data.batches import ToInput
 from convsmith.data.config import DataConfig
 from convsmith.data.expected import as_expected, differences
 from convsmith.errors import UserError
 from convsmith.experiment import Event, Featuring, Finished, Thawed, epochs
+from convsmith.features import FeatureFiles
 from convsmith.parts import Experiment
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
@@ -126,6 +129,20 @@ def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> 
     )
 
 
+def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(here: Path, tmp_path: Path) -> None:
+    prepared = parts.prepare(config_of("--transfer.feature_views", "2"))
+    dataset, to_input = prepared.dataset, ToInput(prepared.dataset.preprocessing(), torch.device("cpu"))
+    files = FeatureFiles(prepared.model, dataset, to_input, prepared.config.augment, 2, tmp_path)
+    assert len(list(files.compute(lambda: True))) == 1, "it stops where it is told to"
+    (lock,) = tmp_path.glob("*.lock")
+    assert not list(tmp_path.glob("*.npy"))
+    with FileLock(lock):  # as another process would
+        list(files.compute(lambda: len(list(tmp_path.glob("*.npy"))) == 2))
+    assert len(list(tmp_path.glob("*.npy"))) == 2, "the other view and val, in the meantime"
+    assert list(files.compute(lambda: False))[-1] == (len(dataset.train), len(dataset.train)), "what was left"
+    assert files.load().train.shape == (2, len(dataset.train), prepared.model.head.in_features)
+
+
 def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
     flags = "--transfer.unfreeze none --augment.shift 0 --train.ema 0 --train.patience none --epochs 4".split()
     heads, accuracies = [], []
@@ -225,6 +242,10 @@ MISTAKES = [
     (["--transfer.freeze", "[stage9]"], "'stage9' matches no stage and no parameter. Did you mean 'stage"),
     (["--epochs", "3"], "longer than the run: stage1, stem would be thawed after 3 epochs, but train.epochs is 3"),
     (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
+    (
+        ["--transfer.weights", "none", "--model", "small-resnet"],
+        "random weights have no statistics to keep: set transfer.weights",
+    ),
     (["--transfer.freeze", "none"], "unfreeze has nothing to thaw: set transfer.freeze, such as all-but-head"),
     (["--transfer.unfreeze", "{aftr: 1}"], "unknown key 'transfer.unfreeze.aftr'. Did you mean 'after'?"),
     (
