@@ -24,6 +24,7 @@ from convsmith.data.expected import as_expected, differences
 from convsmith.errors import UserError
 from convsmith.experiment import Event, Featuring, Finished, Thawed, epochs
 from convsmith.features import FeatureFiles
+from convsmith.inference import ModelCard, save_model
 from convsmith.parts import Experiment
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
@@ -236,6 +237,7 @@ def test_gray_asked_for_gets_the_mean_of_the_means() -> None:
 
 MISTAKES = [
     (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist: give none, default"),
+    (["--model", "resnet18", "--transfer.weights", "default"], "model 'resnet18' does not exist. Did you mean"),
     (["--transfer.weights", "default"], "'simple-cnn' has no pretrained weights; choose a --model that has"),
     (["--model", "convnet"], "is a small-resnet, but model.name is convnet: leave model.name out"),
     (["--transfer.weights", "."], "run '.' is not a run directory"),
@@ -267,6 +269,19 @@ def test_mistakes_are_one_line_that_says_what_to_do(here: Path, flags: list[str]
         parts.prepare(config_of(*flags))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_network_that_flattens_says_which_size_its_weights_are_for(here: Path, tmp_path: Path) -> None:
+    small = parts.prepare(config_of(command=["train", *SMALL]))
+    card = ModelCard(
+        architecture=small.config.model,
+        classes=small.dataset.classes,
+        preprocessing=small.dataset.preprocessing(),
+        layout="contiguous",
+    )
+    save_model(tmp_path, small.model, card)
+    with pytest.raises(UserError, match=r"hidden.0.weight .*; they are for 8 x 8 images and get 16 x 16"):
+        parts.prepare(config_of("--transfer.weights", str(tmp_path), "--data.image_size", "16"))
 
 
 def test_keys_that_do_not_match_are_listed_in_full_on_both_sides(here: Path) -> None:

@@ -79,7 +79,14 @@ def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
 def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     """Put the weights into all of `model` but its head; in words, what was loaded and what was adapted."""
     tensors, adapted = as_ours(model, weights.tensors)
-    load_strictly(model, tensors, f"transfer.weights: {weights.what}")
+    try:
+        load_strictly(model, tensors, f"transfer.weights: {weights.what}")
+    except UserError as error:
+        seen = dataset.config.image_size
+        if weights.spec is None or weights.spec.size == seen or tensors.keys() != model.state_dict().keys():
+            raise
+        trained = weights.spec.size
+        raise UserError(f"{error}; they are for {trained} x {trained} images and get {seen} x {seen}") from None
     assert isinstance(model.head, nn.Linear)
     # A library's own start for it may be far too large: timm's EfficientNets draw up to 0.7 for two classes.
     model.head.reset_parameters()
@@ -89,7 +96,7 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     if weights.spec:
         spec = weights.spec
         said.append(
-            f"they expect {spec.size} x {spec.size} pixels, {fitting(spec.resize, spec.crop)}, {spec.interpolation}, "
+            f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, {spec.interpolation}, "
             f"mean {shown(spec.mean)}, deviation {shown(spec.std)}"
         )
         changed = differences(dataset.config, spec)
@@ -115,6 +122,10 @@ def sized(config: RunConfig, images: int) -> RunConfig:
     wanted: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs}
     given = config.train.model_fields_set
     return config.with_values(train={key: value for key, value in wanted.items() if key not in given})
+
+
+def _colours(spec: InputSpec) -> str:
+    return "gray" if spec.channels == 1 else "RGB"
 
 
 def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:
