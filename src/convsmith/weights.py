@@ -96,8 +96,8 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     if weights.spec:
         spec = weights.spec
         said.append(
-            f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, {spec.interpolation}, "
-            f"mean {shown(spec.mean)}, deviation {shown(spec.std)}"
+            f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
+            f"{spec.interpolation}, mean {shown(spec.mean)}, deviation {shown(spec.std)}"
         )
         changed = differences(dataset.config, spec)
         said += changed or ["the images are prepared just so"]
