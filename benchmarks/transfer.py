@@ -2,18 +2,17 @@
 
     python benchmarks/transfer.py FOLDER WEIGHTS.safetensors [--model tf_efficientnet_lite0] [--folds 5] [--epochs 10]
 
-Fold by fold, all in this process and with the same threads, each contestant starts from the same weights, chooses its
-best epoch on the fold's inner validation part and is scored on the images held out. convsmith runs the presets
-`finetune` and `linear-probe` as `crossval` runs them, with an empty cache. The plain loop is in the manner of PyTorch's
+Fold by fold, all in this process and with the same threads, each contestant starts from the same weights, trains on the
+same images, chooses its best epoch by the loss on the same inner validation images and is scored on the images held
+out. convsmith runs its presets `finetune` and `linear-probe`. The plain loop is in the manner of PyTorch's
 transfer-learning tutorial: all layers, SGD 0.001 with momentum 0.9, batches of 4, a tenth of the rate after 7 epochs,
 random resized crops and mirroring. fastai (`pip install fastai`) runs `vision_learner` and `fine_tune` with its own
 augmentation; where it is not installed it is left out, which is noted. Peers see images resized as the weights expect.
 
-Time: of convsmith the whole run with the pass over a frozen backbone, decoding and preparation apart (they come once).
-Of a peer its training and validation (loading is part of them) up to the first epoch whose mean held-out accuracy over
-the folds is what the peer delivers in the end, or what ours does where that is less: a look at the answers that only
-the peers get. `cache` compares the epochs of a linear probe with and without kept features. Writes
-docs/results/transfer.json.
+Everybody's time runs from the files on: decoding, convsmith's choice of a layout and its pass over the frozen backbone
+(its cache is empty in each fold), the peers' loaders, training, validation. Looking at the held-out images is nobody's
+time. The time to an accuracy is the mean time of the first epoch whose mean held-out accuracy over the folds is that.
+`cache` compares the epochs of a linear probe with and without kept features. Writes docs/results/transfer.json.
 """
 
 from __future__ import annotations
@@ -37,21 +36,33 @@ from torch import nn
 
 from convsmith import parts
 from convsmith.config import RunConfig, compose
-from convsmith.evidence import study
+from convsmith.data.dataset import unseal_test
 from convsmith.evidence.crossval import divide
-from convsmith.evidence.fold_job import FoldJob, perform
-from convsmith.experiment import epochs
-from convsmith.rundir import write_json
+from convsmith.experiment import EpochEnd, epochs
+from convsmith.inference import batches_of, logits_of
 from convsmith.runtime import Interrupts
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "transfer.json"
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE, RESIZED = 224, 256
-OURS = ("finetune", "linear-probe")
-PARTS = ("train", "val", "held-out")
+PRESETS = ("finetune", "linear-probe")
 
-Fold = dict[str, list[str]]
-Curve = list[dict[str, float]]  # an entry an epoch: seconds so far, accuracy on val and on held-out
+Fold = dict[str, list[str]]  # ids of train, val and test, which here is what the fold holds out
+Curve = list[dict[str, float]]  # an entry an epoch
+
+
+class Watch:
+    """Seconds, validation loss and held-out accuracy after each epoch."""
+
+    def __init__(self) -> None:
+        self.curve: Curve = []
+        self.began = time.perf_counter()
+
+    def epoch(self, val_loss: float, held_out: Callable[[], float]) -> None:
+        stopped = time.perf_counter()
+        entry = {"seconds": stopped - self.began, "val_loss": val_loss, "accuracy": held_out()}
+        self.curve.append(entry)
+        self.began += time.perf_counter() - stopped
 
 
 class Images(torch.utils.data.Dataset):
@@ -79,45 +90,54 @@ def loaders(folder: Path, fold: Fold, batch: int) -> dict[str, Any]:
     classes = sorted({Path(name).parent.name for names in fold.values() for name in names})
     return {
         part: torch.utils.data.DataLoader(
-            Images(folder, fold[part], classes, part == "train"),
+            Images(folder, ids, classes, part == "train"),
             batch_size=batch,
             shuffle=part == "train",
             num_workers=os.cpu_count() or 1,
         )
-        for part in PARTS
+        for part, ids in fold.items()
     }
 
 
 @torch.inference_mode()
-def accuracy(net: nn.Module, batches: Any) -> float:
+def evaluate(net: nn.Module, batches: Any) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
     net.eval()
-    hits = [(net(images).argmax(1) == labels) for images, labels in batches]
-    return float(torch.cat(hits).float().mean())
+    answers = [(net(images), labels) for images, labels in batches]
+    logits, labels = torch.cat([logits for logits, _ in answers]), torch.cat([labels for _, labels in answers])
+    return float(nn.functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
 
 
-class Watch:
-    """Accuracies after each epoch; looking at the held-out part is nobody's time."""
+def ours(args: argparse.Namespace, preset: str, number: int, fold: Fold) -> Curve:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CONVSMITH_CACHE"] = f"{folder}/cache"
+        watch = Watch()
+        config = config_of(args, preset, **{"train.seed": str(number)})
+        experiment = parts.start(parts.prepare(config, splits=fold), Path(folder))
+        test = unseal_test(experiment.dataset)
 
-    def __init__(self) -> None:
-        self.curve: Curve = []
-        self.began = time.perf_counter()
+        def held_out() -> float:
+            with torch.inference_mode():
+                logits = logits_of(experiment.state.evaluated, batches_of(test), experiment.to_input, experiment.device)
+            assert logits is not None
+            return float((logits.argmax(1) == test.labels).mean())
 
-    def epoch(self, net: nn.Module, val: Any, held_out: Any) -> None:
-        entry = {"val": accuracy(net, val), "seconds": time.perf_counter() - self.began}
-        stopped = time.perf_counter()
-        self.curve.append(entry | {"held_out": accuracy(net, held_out)})
-        self.began += time.perf_counter() - stopped
+        for event in epochs(experiment, Interrupts()):
+            if isinstance(event, EpochEnd):
+                watch.epoch(event.row["val_loss"], held_out)
+    return watch.curve
 
 
-def plain(args: argparse.Namespace, fold: Fold) -> Curve:
+def plain(args: argparse.Namespace, number: int, fold: Fold) -> Curve:
     import timm
 
+    watch = Watch()
+    torch.manual_seed(number)
     net, data = timm.create_model(args.model, pretrained=False), loaders(args.folder, fold, 4)
     net.load_state_dict(load_file(args.weights))
-    net.classifier = nn.Linear(net.num_features, args.classes)
+    net.classifier = nn.Linear(net.num_features, len({Path(name).parent.name for name in fold["train"]}))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
-    watch = Watch()
     for _ in range(args.epochs):
         net.train()
         for images, labels in data["train"]:
@@ -125,13 +145,15 @@ def plain(args: argparse.Namespace, fold: Fold) -> Curve:
             nn.functional.cross_entropy(net(images), labels).backward()
             optimizer.step()
         schedule.step()
-        watch.epoch(net, data["val"], data["held-out"])
+        watch.epoch(evaluate(net, data["val"])[0], lambda: evaluate(net, data["test"])[1])
     return watch.curve
 
 
-def fastai(args: argparse.Namespace, fold: Fold) -> Curve:
+def fastai(args: argparse.Namespace, number: int, fold: Fold) -> Curve:
     from fastai.vision import all as vision
 
+    watch = Watch()
+    torch.manual_seed(number)
     items = [args.folder / name for name in [*fold["train"], *fold["val"]]]
     block = vision.DataBlock(
         blocks=(vision.ImageBlock, vision.CategoryBlock),
@@ -143,21 +165,21 @@ def fastai(args: argparse.Namespace, fold: Fold) -> Curve:
     data = block.dataloaders(items, bs=16)
     learner = vision.vision_learner(data, args.model, pretrained=False, normalize=False)
     body = learner.model[0].model
-    own, given = body.state_dict(), load_file(args.weights)
-    body.load_state_dict({name: given[name] for name in own})  # all but ImageNet's classifier
-    held_out = data.test_dl([args.folder / name for name in fold["held-out"]], with_labels=True)
-    watch = Watch()
+    given = load_file(args.weights)
+    body.load_state_dict({name: given[name] for name in body.state_dict()})  # all but ImageNet's classifier
+    held_out = data.test_dl([args.folder / name for name in fold["test"]], with_labels=True)
 
     class Watching(vision.Callback):
         def after_epoch(self) -> None:
-            watch.epoch(learner.model, data.valid, held_out)
+            val_loss = float(learner.recorder.values[-1][1])
+            watch.epoch(val_loss, lambda: evaluate(learner.model, held_out)[1])
 
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(args.epochs, cbs=Watching())
     return watch.curve
 
 
-def contestants() -> tuple[dict[str, Callable[..., Curve]], str]:
+def peers() -> tuple[dict[str, Callable[..., Curve]], str]:
     """The peers that are here, and in words which they are."""
     if importlib.util.find_spec("fastai"):
         return {"plain": plain, "fastai fine_tune": fastai}, "fastai took part"
@@ -169,58 +191,39 @@ def config_of(args: argparse.Namespace, preset: str, **flags: str) -> RunConfig:
     return compose(preset, None, {"data.source": str(args.folder), "track.wandb": "off", **model, **flags})
 
 
-class Ours:
-    """A preset of convsmith, prepared once; then a fold at a time, as the workers of `crossval` run it."""
-
-    def __init__(self, args: argparse.Namespace, preset: str, runs: Path) -> None:
-        began = time.perf_counter()
-        prepared = parts.prepare(config_of(args, preset))
-        divisions = divide(prepared.dataset, prepared.config, args.folds, 1)
-        self.runs, self.config, self.hash = runs / preset, prepared.config, prepared.dataset.hash
-        self.record = study.folds_record(prepared.dataset, divisions)
-        self.runs.mkdir()
-        write_json(self.runs / study.FOLDS, self.record)
-        self.preparation = time.perf_counter() - began
-
-    def folds(self) -> list[Fold]:
-        pool = self.record["pool"]
-        return [{part: [pool[at] for at in fold[part]] for part in PARTS} for fold in self.record["divisions"]]
-
-    def run(self, number: int) -> dict[str, float]:
-        config = self.config.with_values(train={"seed": number}).model_dump(mode="json")
-        place = str(self.runs / str(number))
-        job = FoldJob(f"fold {number}", place, str(self.runs / study.FOLDS), number, config, self.hash)
-        record = perform(job.message(), lambda _: None)
-        assert record is not None, "interrupted"
-        return {key: record[key] for key in ("accuracy", "seconds", "epochs")}
+def divided(args: argparse.Namespace) -> list[Fold]:
+    """The folds that `crossval` makes of the data's train and val images."""
+    prepared = parts.prepare(config_of(args, "linear-probe"))
+    ids = prepared.dataset.pool().ids
+    return [
+        {part: [ids[at] for at in rows] for part, rows in (("train", f.train), ("val", f.val), ("test", f.held_out))}
+        for f in divide(prepared.dataset, prepared.config, args.folds, 1)
+    ]
 
 
-def delivered(curve: Curve) -> dict[str, float]:
-    """The epoch that its inner validation chooses; the earlier of equals."""
-    return max(curve, key=lambda epoch: epoch["val"])
+def chosen(curve: Curve) -> dict[str, float]:
+    """The epoch with the least validation loss."""
+    return min(curve, key=lambda epoch: epoch["val_loss"])
 
 
-def reached(curves: list[Curve], target: float) -> float | None:
-    """Mean seconds up to the first epoch whose mean held-out accuracy is `target`; None where there is none."""
-    for number in range(len(curves[0])):
-        if statistics.mean(curve[number]["held_out"] for curve in curves) >= target:
+def reached(curves: list[Curve], accuracy: float) -> float | None:
+    """Mean seconds to the first epoch whose mean held-out accuracy is `accuracy` at least; None where none is."""
+    for number in range(min(map(len, curves))):
+        if statistics.mean(curve[number]["accuracy"] for curve in curves) >= accuracy:
             return statistics.mean(curve[number]["seconds"] for curve in curves)
     return None
 
 
-def compared(ours: dict[str, list[dict[str, float]]], peers: dict[str, list[Curve]]) -> dict[str, Any]:
-    means = {
-        name: {key: statistics.mean(fold[key] for fold in folds) for key in folds[0]} for name, folds in ours.items()
-    }
-    for name, curves in peers.items():
-        chosen = [delivered(curve) for curve in curves]
-        mine = statistics.mean(epoch["held_out"] for epoch in chosen)
-        means[name] = {"accuracy": mine, "seconds": statistics.mean(curve[-1]["seconds"] for curve in curves)}
-        for preset in ours:
-            target = min(mine, means[preset]["accuracy"])
-            seconds = reached(curves, target)
-            if seconds is not None:
-                means[name][f"times the time of {preset}"] = seconds / means[preset]["seconds"]
+def compared(curves: dict[str, list[Curve]]) -> dict[str, Any]:
+    """Of each contestant: accuracy, seconds of the whole run, and everybody's seconds to that accuracy."""
+    means: dict[str, Any] = {}
+    for name, own in curves.items():
+        accuracy = statistics.mean(chosen(curve)["accuracy"] for curve in own)
+        means[name] = {
+            "accuracy": accuracy,
+            "seconds": statistics.mean(curve[-1]["seconds"] for curve in own),
+            "seconds to this accuracy": {other: reached(theirs, accuracy) for other, theirs in curves.items()},
+        }
     return means
 
 
@@ -244,38 +247,34 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--model", default="tf_efficientnet_lite0")
-    parser.add_argument("--classes", type=int, default=2)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--only", type=int, help="so many of the folds")
     parser.add_argument("--epochs", type=int, default=10, help="of the peers")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     args.folder, args.weights = args.folder.resolve(), args.weights.resolve()
-    peers, said = contestants()
-    scores: dict[str, list[dict[str, float]]] = {}
-    curves: dict[str, list[Curve]] = {}
+    others, said = peers()
+    curves: dict[str, list[Curve]] = {name: [] for name in (*PRESETS, *others)}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONVSMITH_CACHE"] = f"{folder}/cache"
-        ours = {preset: Ours(args, preset, Path(folder)) for preset in OURS}
-        for number, fold in enumerate(ours["finetune"].folds()):
-            for preset, contestant in ours.items():
-                scores.setdefault(preset, []).append(contestant.run(number))
-                print(f"fold {number + 1}  {preset:20} {scores[preset][-1]}", flush=True)
-            for name, peer in peers.items():
-                torch.manual_seed(number)
-                curves.setdefault(name, []).append(peer(args, fold))
-                print(f"fold {number + 1}  {name:20} {delivered(curves[name][-1])}", flush=True)
-        result = {
-            "mean": compared(scores, curves),
-            "preparation": {preset: contestant.preparation for preset, contestant in ours.items()},
-            "cache": cache(args, Path(folder)),
-            "per_fold": scores | curves,
-            "peers": said,
-            "epochs": args.epochs,
-            "folds": args.folds,
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        }
-    print(json.dumps({key: value for key, value in result.items() if key != "per_fold"}, indent=2))
+        kept = cache(args, Path(folder))
+        print(json.dumps(kept), flush=True)
+        folds = divided(args)[: args.only]
+    for number, fold in enumerate(folds):
+        for name, own in curves.items():
+            own.append(others[name](args, number, fold) if name in others else ours(args, name, number, fold))
+            print(f"fold {number + 1}  {name:20} {own[-1][-1]['seconds']:.1f} s  {chosen(own[-1])}", flush=True)
+    result = {
+        "mean": compared(curves),
+        "cache": kept,
+        "curves": curves,
+        "peers": said,
+        "epochs": args.epochs,
+        "folds": f"{len(folds)} of {args.folds}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps({key: value for key, value in result.items() if key != "curves"}, indent=2))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 
