@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,8 +89,10 @@ class FeatureFiles:
                                 yield done + sum(map(len, rows)), total
                                 if stop():
                                     return
+                            content = io.BytesIO()  # numpy's own writing to a file hides why it fails
+                            np.save(content, np.concatenate(rows))
                             with written_whole(path) as file:
-                                np.save(file, np.concatenate(rows))
+                                file.write(content.getbuffer())
                     done += len(subset)
                 except Timeout:
                     missing.append((subset, view))

@@ -101,6 +101,8 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
         )
         changed = differences(dataset.config, spec)
         said += changed or ["the images are prepared just so"]
+    else:
+        said.append("what images they expect is not known: the data and data.* decide (a run directory would know)")
     return said
 
 
