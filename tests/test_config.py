@@ -104,6 +104,12 @@ def test_words_that_older_yaml_takes_for_booleans_are_words(tmp_path: Path) -> N
     assert (config.track.wandb, config.augment.hflip, config.model.pool) == ("off", True, "none")
 
 
+def test_flags_for_choices_that_are_numbers() -> None:
+    assert compose("baseline", None, {"data.channels": "3"}).data.channels == 3
+    with pytest.raises(UserError, match=r"data.channels: '2' is not a choice"):
+        compose("baseline", None, {"data.channels": "2"})
+
+
 def test_flags_for_lists_and_for_nothing() -> None:
     layer = flag_layer({"model.blocks": "[{channels: 8, kernel: 5}, {channels: 16}]", "train.patience": "none"})
     config = validate(merge({"model": {"name": "convnet"}, "train": {"patience": 3}}, layer))

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from convsmith import parts
 from convsmith.cli import verb_parser
 from convsmith.config import RunConfig, compose, validate
 from convsmith.contracts import InputSpec
+from convsmith.data.batches import ToInput
 from convsmith.data.config import DataConfig
 from convsmith.data.expected import as_expected, differences
 from convsmith.errors import UserError
 from convsmith.experiment import Event, Featuring, Finished, Thawed, epochs
+from convsmith.features import FeatureFiles
+from convsmith.inference import ModelCard, save_model
 from convsmith.parts import Experiment
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
@@ -126,6 +130,20 @@ def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> 
     )
 
 
+def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(here: Path, tmp_path: Path) -> None:
+    prepared = parts.prepare(config_of("--transfer.feature_views", "2"))
+    dataset, to_input = prepared.dataset, ToInput(prepared.dataset.preprocessing(), torch.device("cpu"))
+    files = FeatureFiles(prepared.model, dataset, to_input, prepared.config.augment, 2, tmp_path)
+    assert len(list(files.compute(lambda: True))) == 1, "it stops where it is told to"
+    (lock,) = tmp_path.glob("*.lock")
+    assert not list(tmp_path.glob("*.npy"))
+    with FileLock(lock):  # as another process would
+        list(files.compute(lambda: len(list(tmp_path.glob("*.npy"))) == 2))
+    assert len(list(tmp_path.glob("*.npy"))) == 2, "the other view and val, in the meantime"
+    assert list(files.compute(lambda: False))[-1] == (len(dataset.train), len(dataset.train)), "what was left"
+    assert files.load().train.shape == (2, len(dataset.train), prepared.model.head.in_features)
+
+
 def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
     flags = "--transfer.unfreeze none --augment.shift 0 --train.ema 0 --train.patience none --epochs 4".split()
     heads, accuracies = [], []
@@ -219,12 +237,17 @@ def test_gray_asked_for_gets_the_mean_of_the_means() -> None:
 
 MISTAKES = [
     (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist: give none, default"),
+    (["--model", "resnet18", "--transfer.weights", "default"], "model 'resnet18' does not exist. Did you mean"),
     (["--transfer.weights", "default"], "'simple-cnn' has no pretrained weights; choose a --model that has"),
     (["--model", "convnet"], "is a small-resnet, but model.name is convnet: leave model.name out"),
     (["--transfer.weights", "."], "run '.' is not a run directory"),
     (["--transfer.freeze", "[stage9]"], "'stage9' matches no stage and no parameter. Did you mean 'stage"),
     (["--epochs", "3"], "longer than the run: stage1, stem would be thawed after 3 epochs, but train.epochs is 3"),
     (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
+    (
+        ["--transfer.weights", "none", "--model", "small-resnet"],
+        "random weights have no statistics to keep: set transfer.weights",
+    ),
     (["--transfer.freeze", "none"], "unfreeze has nothing to thaw: set transfer.freeze, such as all-but-head"),
     (["--transfer.unfreeze", "{aftr: 1}"], "unknown key 'transfer.unfreeze.aftr'. Did you mean 'after'?"),
     (
@@ -248,6 +271,19 @@ def test_mistakes_are_one_line_that_says_what_to_do(here: Path, flags: list[str]
     assert "\n" not in str(error.value)
 
 
+def test_a_network_that_flattens_says_which_size_its_weights_are_for(here: Path, tmp_path: Path) -> None:
+    small = parts.prepare(config_of(command=["train", *SMALL]))
+    card = ModelCard(
+        architecture=small.config.model,
+        classes=small.dataset.classes,
+        preprocessing=small.dataset.preprocessing(),
+        layout="contiguous",
+    )
+    save_model(tmp_path, small.model, card)
+    with pytest.raises(UserError, match=r"hidden.0.weight .*; they are for 8 x 8 images and get 16 x 16"):
+        parts.prepare(config_of("--transfer.weights", str(tmp_path), "--data.image_size", "16"))
+
+
 def test_keys_that_do_not_match_are_listed_in_full_on_both_sides(here: Path) -> None:
     from safetensors.torch import save_file
 
@@ -265,7 +301,7 @@ def test_keys_that_do_not_match_are_listed_in_full_on_both_sides(here: Path) -> 
 def test_the_length_of_a_finetuning_follows_the_number_of_images_unless_it_is_set(here: Path) -> None:
     free = [word for word in FINETUNE if word not in ("--epochs", "5", "--batch-size", "64")]
     few = parts.prepare(config_of(command=free)).config.train
-    assert (few.batch_size, few.epochs) == (16, 14)
+    assert (few.batch_size, few.epochs) == (16, 12)
     set_by_hand = parts.prepare(config_of()).config.train
     assert (set_by_hand.batch_size, set_by_hand.epochs) == (64, 5)
 

@@ -191,6 +191,8 @@ def flag_layer(flags: Mapping[str, str]) -> Layer:
             value = None
         elif typing.get_origin(core_type(info)) is tuple or is_section(info):
             value = parse_yaml(text, f"--{key}")
+        elif named := [choice for choice in choices(info) if str(choice) == text]:
+            value = named[0]  # which need not be a string: data.channels is 1 or 3
         layer.setdefault(section, {})[name] = value
     return layer
 

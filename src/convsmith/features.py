@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from convsmith.contracts import Classifier
@@ -27,6 +28,7 @@ from convsmith.data.dataset import Dataset, Subset
 from convsmith.rundir import explain_os_errors, written_whole
 
 VERSION = 1  # raise it whenever views or features change, so that no old ones are found again
+POLL = 0.1  # seconds to wait for a file that another process is at, before another file's turn
 BATCH = 32  # images of a forward pass; part of the key, since the last bits may depend on it
 
 
@@ -67,24 +69,35 @@ class FeatureFiles:
         self._backbone = _hash_of_backbone(model)
 
     def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
-        """Write the files that are missing; yields images done and in all. Ends early where `stop()` turns true."""
+        """Write the files that are missing; yields images done and in all. Ends early where `stop()` turns true.
+
+        Processes that need the same files share the work: what another one is at comes last.
+        """
         missing = [(subset, view) for subset, view in self._needed() if _read(self._path(subset, view)) is None]
         total, done = sum(len(subset) for subset, _ in missing), 0
-        for subset, view in missing:
+        while missing:
+            subset, view = missing.pop(0)
             path = self._path(subset, view)
             with explain_os_errors(f"the cache folder '{self._folder}'"):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(path.with_suffix(".lock")):
-                    if _read(path) is None:  # else another process has been faster
-                        rows = []
-                        for part in self._pass(subset, view):
-                            rows.append(part)
-                            yield done + sum(map(len, rows)), total
-                            if stop():
-                                return
-                        with written_whole(path) as file:
-                            np.save(file, np.concatenate(rows))
-            done += len(subset)
+                try:
+                    with FileLock(path.with_suffix(".lock"), timeout=POLL):
+                        if _read(path) is None:  # else another process has been faster
+                            rows = []
+                            for part in self._pass(subset, view):
+                                rows.append(part)
+                                yield done + sum(map(len, rows)), total
+                                if stop():
+                                    return
+                            content = io.BytesIO()  # numpy's own writing to a file hides why it fails
+                            np.save(content, np.concatenate(rows))
+                            with written_whole(path) as file:
+                                file.write(content.getbuffer())
+                    done += len(subset)
+                except Timeout:
+                    missing.append((subset, view))
+                    if stop():
+                        return
 
     def load(self) -> FrozenFeatures:
         """Of a run whose files are all there."""

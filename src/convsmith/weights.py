@@ -23,7 +23,7 @@ from convsmith.training.state import load_strictly
 NONE, DEFAULT = "none", "default"
 
 #: (train images up to, batch size, epochs) where nobody set them: about as many steps for few images as for many
-SIZES = ((1_000, 16, 14), (10_000, 32, 10), (None, 64, 6))
+SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def locate(config: RunConfig, own_module: bool) -> tuple[RunConfig, Weights | No
     """
     name = config.transfer.weights
     if name == NONE:
+        if config.transfer.freeze_statistics and not own_module:
+            raise UserError(
+                "transfer.freeze_statistics: random weights have no statistics to keep: set transfer.weights, or "
+                "--transfer.freeze_statistics false"
+            )
         return config, None
     if own_module:
         raise UserError("transfer.weights: the network is a module of your own: load its weights before you hand it in")
@@ -74,7 +79,14 @@ def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
 def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     """Put the weights into all of `model` but its head; in words, what was loaded and what was adapted."""
     tensors, adapted = as_ours(model, weights.tensors)
-    load_strictly(model, tensors, f"transfer.weights: {weights.what}")
+    try:
+        load_strictly(model, tensors, f"transfer.weights: {weights.what}")
+    except UserError as error:
+        seen = dataset.config.image_size
+        if weights.spec is None or weights.spec.size == seen or tensors.keys() != model.state_dict().keys():
+            raise
+        trained = weights.spec.size
+        raise UserError(f"{error}; they are for {trained} x {trained} images and get {seen} x {seen}") from None
     assert isinstance(model.head, nn.Linear)
     # A library's own start for it may be far too large: timm's EfficientNets draw up to 0.7 for two classes.
     model.head.reset_parameters()
@@ -84,11 +96,13 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     if weights.spec:
         spec = weights.spec
         said.append(
-            f"they expect {spec.size} x {spec.size} pixels, {fitting(spec.resize, spec.crop)}, {spec.interpolation}, "
-            f"mean {shown(spec.mean)}, deviation {shown(spec.std)}"
+            f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
+            f"{spec.interpolation}, mean {shown(spec.mean)}, deviation {shown(spec.std)}"
         )
         changed = differences(dataset.config, spec)
         said += changed or ["the images are prepared just so"]
+    else:
+        said.append("what images they expect is not known: the data and data.* decide (a run directory would know)")
     return said
 
 
@@ -110,6 +124,10 @@ def sized(config: RunConfig, images: int) -> RunConfig:
     wanted: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs}
     given = config.train.model_fields_set
     return config.with_values(train={key: value for key, value in wanted.items() if key not in given})
+
+
+def _colours(spec: InputSpec) -> str:
+    return "gray" if spec.channels == 1 else "RGB"
 
 
 def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:

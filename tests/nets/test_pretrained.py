@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
 from convsmith.nets.pretrained import as_ours, expected_input, hub_weights, read_tensors
+from convsmith.training.state import load_strictly
 
 LITE = "timm/tf_efficientnet_lite0"
 
@@ -41,6 +42,15 @@ def test_all_but_the_head_is_the_librarys_own() -> None:
     assert torch.equal(model.features(images), source(images))
     assert torch.equal(model.head.weight, head)
     assert model.head.out_features == 5
+
+
+def test_a_network_that_asks_for_the_version_of_its_names_is_filled() -> None:
+    from torchvision import models
+
+    source = models.mnasnet0_5(weights=None)
+    model = torchvision_backbone("mnasnet0_5", 3, 32, 5)
+    load_strictly(model, as_ours(model, source.state_dict())[0], "these")
+    assert torch.equal(model.state_dict()["net.layers.0.weight"], source.layers[0].weight)
 
 
 def test_names_of_a_run_are_ours_already() -> None:

@@ -236,3 +236,12 @@ def test_a_network_without_stages_is_refused_and_nothing_asked_is_nothing_done()
     assert plan(plain, TransferConfig(), 1) is None
     with pytest.raises(UserError, match="Sequential cannot be taken apart"):
         plan(plain, TransferConfig(freeze=("all-but-head",)), 1)
+
+
+def test_batch_norm_that_trains_can_keep_its_statistics() -> None:
+    state = state_of(TransferConfig(freeze=("stem",), freeze_statistics=True))
+    before = bits(state)
+    train(state, 2)
+    moved = changed(before, bits(state))
+    assert moved == {name for name, _ in state.model.named_parameters() if not name.startswith("stem.")}
+    assert state.model.training, "only batch norm and what is frozen is in eval mode"

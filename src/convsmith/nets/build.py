@@ -50,13 +50,19 @@ def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> 
     if slash and library in LIBRARIES:
         _refuse_unheeded(config, frozenset())
         return LIBRARIES[library](name, channels, image_size, classes)
-    if config.name not in MODELS:
-        raise choose("model", config.name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
+    refuse_unknown(config.name)
     architecture = MODELS[config.name]
     _refuse_unheeded(config, architecture.settings)
     model = architecture.build(config, channels, image_size, classes)
     initialise(model, config.init, config.activation)
     return model
+
+
+def refuse_unknown(name: str) -> None:
+    """UserError for what is neither a network of ours nor of a library, whose own names are its business."""
+    library, slash, _ = name.partition("/")
+    if name not in MODELS and not (slash and library in LIBRARIES):
+        raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
 
 
 def _refuse_unheeded(config: ModelConfig, settings: frozenset[str]) -> None:

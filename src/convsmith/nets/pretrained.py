@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from convsmith.contracts import InputSpec
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
+from convsmith.nets.build import refuse_unknown
 
 Tensors = dict[str, Tensor]
 
@@ -43,6 +45,7 @@ def hub_weights(model: str) -> tuple[Tensors, str]:
     """
     library, slash, name = model.partition("/")
     if not slash or library not in _LIBRARIES:
+        refuse_unknown(model)
         raise UserError(
             f"transfer.weights=default: '{model}' has no pretrained weights; choose a --model that has, such as "
             "torchvision/resnet18 or timm/tf_efficientnet_lite0, or give --transfer.weights a file or a run"
@@ -61,9 +64,10 @@ def read_tensors(path: Path) -> Tensors:
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"transfer.weights '{path}' cannot be read ({_line(error)}): is it whole?") from None
     except Exception as error:  # the unpickler's own errors, which differ by version
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"transfer.weights '{path}' holds more than weights, which is not loaded for safety ({_line(error)}): save "
-            "its state_dict() as .safetensors"
+            f"transfer.weights '{path}' holds more than weights ({found[1] if found else type(error).__name__}), which "
+            "is not loaded for safety: save its state_dict() as .safetensors"
         ) from None
     for name in WRAPPERS:
         if isinstance(stored, dict) and isinstance(stored.get(name), dict):

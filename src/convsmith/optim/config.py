@@ -79,6 +79,9 @@ class TransferConfig(Section):
     unfreeze: UnfreezeConfig | None = Field(
         None, description="thaw stages by and by: '{after: 2}' the head for 2 epochs, then one stage more each epoch"
     )
+    freeze_statistics: bool = Field(
+        False, description="batch norm keeps the statistics of the weights in stages that train, too"
+    )
     lr_decay: float = Field(
         1.0,
         gt=0,
@@ -109,4 +112,4 @@ class TransferConfig(Section):
     @property
     def finetunes(self) -> bool:
         """Whether some parameters are treated unlike others."""
-        return bool(self.freeze) or self.lr_decay < 1 or self.backbone_lr < 1
+        return bool(self.freeze) or self.freeze_statistics or self.lr_decay < 1 or self.backbone_lr < 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convsmith.contracts import Classifier
 from convsmith.errors import UserError, nearest
@@ -37,6 +38,7 @@ class Finetuning:
 
     phases: tuple[Phase, ...]
     factors: Mapping[str, float]
+    freeze_statistics: bool
 
     def number_at(self, epoch: int) -> int:
         return sum(phase.epoch <= epoch for phase in self.phases) - 1
@@ -52,6 +54,22 @@ class Finetuning:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in phase.trains)
         return phase
+
+    def rest(self, module: nn.Module) -> None:
+        """Put into eval mode what must not drift: modules whose parameters are all frozen, with all that is inside.
+
+        With `freeze_statistics` every batch norm as well: what it has of weights still trains.
+        """
+        parameters = list(module.parameters())
+        if not parameters:
+            return
+        if not any(parameter.requires_grad for parameter in parameters) or (
+            self.freeze_statistics and isinstance(module, _BatchNorm)
+        ):
+            module.eval()
+            return
+        for child in module.children():
+            self.rest(child)
 
     def groups(self, model: nn.Module) -> list[Group]:
         """The groups of `parameter_groups`, a pair for each stage where stages have rates of their own.
@@ -107,19 +125,7 @@ def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | 
     factors = {
         stage: config.backbone_lr * config.lr_decay ** (len(stages) - place) for place, stage in enumerate(stages)
     }
-    return Finetuning(tuple(phases), {HEAD: 1.0, **dict(reversed(factors.items()))})
-
-
-def rest(module: nn.Module) -> None:
-    """Put every module whose parameters are all frozen into eval mode, with all that is inside it."""
-    parameters = list(module.parameters())
-    if not parameters:
-        return
-    if not any(parameter.requires_grad for parameter in parameters):
-        module.eval()
-        return
-    for child in module.children():
-        rest(child)
+    return Finetuning(tuple(phases), {HEAD: 1.0, **dict(reversed(factors.items()))}, config.freeze_statistics)
 
 
 def _stages_and_head(model: Classifier) -> Iterator[tuple[str, nn.Module]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
-from convsmith.optim.finetune import Finetuning, Phase, rest
+from convsmith.optim.finetune import Finetuning, Phase
 from convsmith.optim.schedules import Schedule
 from convsmith.training.config import TrainConfig
 
@@ -130,7 +131,7 @@ class TrainState:
         """Training mode, but for what is frozen: its batch norm's statistics must not drift, its dropout not drop."""
         self.model.train()
         if self.finetuning:
-            rest(self.model)
+            self.finetuning.rest(self.model)
 
     def enter_phase(self) -> Phase | None:
         """Thaw what trains from the present epoch on; the phase where a new one begins."""
@@ -281,7 +282,10 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) ->
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
         listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names)
         raise UserError(f"{what} is of another architecture; {listed}")
-    model.load_state_dict(dict(tensors))
+    named = OrderedDict(tensors)
+    # Names that fit are those of the present version, which some modules ask for (torchvision's MNASNet).
+    named._metadata = expected._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(named)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
