@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from convsmith.errors import RunFailed, UserError, nearest
@@ -97,10 +101,32 @@ def dispatch(argv: Sequence[str]) -> int:
     return code
 
 
+class Terminated(BaseException):
+    """SIGTERM came outside of a training, which would save first: what is half made is cleared away on the way out."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM is an exception; handlers can be set in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 130, 143)."""
     try:
-        code = dispatch(sys.argv[1:] if argv is None else argv)
+        with _terminable():
+            code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -112,9 +138,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # the reader of a pipe went away: nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that no caller had in mind
+        from convsmith.rundir import disk_trouble
+
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        where = f"'{error.filename}': " if error.filename else ""
+        print(f"error: {where}{trouble}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

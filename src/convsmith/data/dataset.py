@@ -14,7 +14,7 @@ import numpy.typing as npt
 from convsmith.contracts import InputSpec
 from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
 from convsmith.data.config import DataConfig, Preprocessing
-from convsmith.data.decode import DecodeRules, Pixels
+from convsmith.data.decode import DecodeRules, Pixels, background_rgb
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
@@ -179,6 +179,7 @@ def open_dataset(
     is taken from `spec` where there is one. Raises UserError.
     """
     source = source or open_source(config)
+    background_rgb(config.background)  # a wrong colour would be found at the first transparent image only
     cache = cache_folder(config)
     config, groups = _with_groups(config, source)
     if config.image_size is None or config.channels is None:

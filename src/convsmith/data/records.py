@@ -51,9 +51,7 @@ class Source:
         if not self.ids:
             raise UserError(f"{self.name} holds no images")
         if len(self.classes) < 2:
-            raise UserError(
-                f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more class folders"
-            )
+            raise UserError(f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more")
 
     def __len__(self) -> int:
         return len(self.ids)
