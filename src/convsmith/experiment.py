@@ -289,7 +289,7 @@ def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> Non
 def _tracker(experiment: Experiment) -> Tracker:
     """The run's tracker; its W&B id is kept in the run directory, so that a resumed run goes on in the same one."""
     run = experiment.run
-    known = run.path / "wandb" / "run-id"
+    known = run.path / "wandb" / "id.txt"  # a name in run-* would be a run to W&B's viewer
     before = known.read_text(encoding="utf-8", errors="replace") if known.exists() else None
     parts, group = run.path.parts, experiment.config.track.group
     name = " ".join(parts[parts.index(group) :]) if group in parts else run.name  # "study folds 3"

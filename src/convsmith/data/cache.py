@@ -171,7 +171,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"the decoded images of {source.name} need {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free "
+            f"the decoded images of {source.name} need {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free "
             f"in '{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
         )
 
