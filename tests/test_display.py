@@ -7,9 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from convsmith.config import RunConfig
+from convsmith.config import RunConfig, compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
 from convsmith.experiment import EpochEnd
+from convsmith.nets.build import build
+from convsmith.nets.shapes import trace
 
 ROW = {
     "epoch": 100,
@@ -60,3 +62,16 @@ def test_a_bar_that_is_broken_off_gives_the_cursor_back() -> None:
     assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l")
     show(10, 10)  # a bar can be drawn again
     display.clear()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_number_and_no_equation_is_cut_off(width: int) -> None:
+    out = io.StringIO()
+    model = build(compose("study-example", None, {}).model, 3, 32, 10)
+    Display(Console(file=out, force_terminal=True, width=width)).layers(trace(model, 3, 32), "title")
+    if width < 80:  # too narrow for a column: its cells are folded
+        assert "…" not in out.getvalue()
+        return
+    for text in ("blocks.0.activation", "MaxPool2d", "(32 - 3 + 2*0)/1 + 1 = 30", "32 x 30 x 30", "1,440,000"):
+        assert text in out.getvalue()
+    assert "…" not in out.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -76,7 +77,21 @@ def top_parser(whole: bool = False) -> Parser:
         sub = verbs.add_parser(verb, help=line, add_help=False)
         if whole:
             importlib.import_module(f"convsmith.verbs.{module}").add_arguments(sub)
+            _complete(sub)
     return parser
+
+
+def _complete(parser: Parser) -> None:
+    """Tell shtab what a shell may offer for each value: the choices of a key, names of presets, else files."""
+    import shtab
+
+    from convsmith.config import choices, fields, presets
+
+    known = {key: [str(choice) for choice in choices(info)] for key, info in fields()} | {"preset": list(presets())}
+    for action in parser._actions:
+        action.choices = action.choices or known.get(action.dest) or None
+        if action.choices is None and action.nargs != 0:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -124,6 +139,9 @@ def _terminable() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 130, 143)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name or a sign that it cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _terminable():
             code = dispatch(sys.argv[1:] if argv is None else argv)

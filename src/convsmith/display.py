@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,13 @@ class Display:
         size = f"{data.image_size} x {data.image_size} x {data.channels}"
         if data.working_size != data.image_size:
             size += f" from {data.working_size} x {data.working_size} in the cache"
+        sealed = f"{dataset.test_size:,} test (sealed)" if dataset.test_size else "no test split"
         parameters = sum(parameter.numel() for parameter in experiment.state.model.parameters())
         self._told("run", str(experiment.run.path))
         self._told(
             "data",
-            f"{data.source}: {len(dataset.train):,} train, {len(dataset.val):,} val, "
-            f"{dataset.test_size:,} test (sealed); {len(dataset.classes)} classes; {size}, resize {data.resize}",
+            f"{data.source}: {len(dataset.train):,} train, {len(dataset.val):,} val, {sealed}; "
+            f"{len(dataset.classes)} classes; {size}, resize {data.resize}",
         )
         if failures := len(dataset.failures):
             files = "1 file that does not decode is" if failures == 1 else f"{failures} files that do not decode are"
@@ -234,32 +235,37 @@ class Display:
 
     def layers(self, rows: Sequence[LayerRow], title: str) -> None:
         """The network layer by layer, with the size equation of each axis that has one."""
-        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
-        for heading in ("layer", "kind", "K S P"):
-            table.add_column(heading)
-        table.add_column("size: (T - K + 2P)/S + 1", no_wrap=True)
-        for heading in ("output", "parameters", "multiply-adds", "field"):
-            table.add_column(heading, justify="right")
-        for row in rows:
-            window = " ".join(_square(pair) for pair in (row.kernel, row.stride, row.padding) if pair)
-            table.add_row(
-                Text(row.name),
-                row.kind,
-                window,
-                Text(row.equation),
-                " x ".join(map(str, row.output_shape)),
-                f"{row.parameters:,}" if row.parameters else "",
-                f"{row.multiply_adds:,}" if row.multiply_adds else "",
-                str(row.receptive_field or ""),
-            )
+        columns = {
+            "layer": [row.name for row in rows],
+            "kind": [row.kind for row in rows],
+            "K S P": [
+                " ".join(_square(pair) for pair in (row.kernel, row.stride, row.padding) if pair) for row in rows
+            ],
+            "size: (T - K + 2P)/S + 1": [row.equation for row in rows],
+            "output": [" x ".join(map(str, row.output_shape)) for row in rows],
+            "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in rows],
+            "multiply-adds": [f"{row.multiply_adds:,}" if row.multiply_adds else "" for row in rows],
+            "field": [str(row.receptive_field or "") for row in rows],
+        }
+        self.line(title)
+        table = _table(columns)
+        if self._natural_width(table) <= self.console.width:
+            self.console.print(table)
+        else:  # nothing is cut off in a narrow terminal: the columns go below each other
+            below = ("kind", "size: (T - K + 2P)/S + 1")
+            self.console.print(_table({name: cells for name, cells in columns.items() if name not in below}))
+            self.line("")
+            self.console.print(_table({name: columns[name] for name in ("layer", *below)}))
         whole = totals(rows)
-        self.console.print(table)
         self.line(f"\n{whole.parameters:,} parameters, {whole.multiply_adds:,} multiply-adds for one image")
         self.line("K kernel, S stride, P padding, T input size; field: receptive field in pixels")
         lost = [row for row in rows if row.discarded]
         for row in lost:
             pixels = "1 pixel" if row.discarded == 1 else f"{row.discarded} pixels"
             self.line(f"note: {row.name} discards {pixels} at the edge, where its stride does not divide")
+
+    def _natural_width(self, table: Table) -> int:
+        return self.console.measure(table, options=self.console.options.update(width=10_000)).maximum
 
     def _confusion(self, record: dict[str, Any]) -> None:
         names = record["classes"]
@@ -278,6 +284,17 @@ class Display:
         self.console.print(table)
         if out:
             self.line(f"\nwritten: {out}")
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> Table:
+    """Columns by heading; numbers and shapes stand to the right."""
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        right = heading in ("output", "parameters", "multiply-adds", "field")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def epoch_line(end: EpochEnd, config: RunConfig) -> str:

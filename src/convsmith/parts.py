@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from convsmith import rundir, weights
-from convsmith.config import RunConfig, read_run_config
+from convsmith.config import RunConfig, read_run_config, unheeded
 from convsmith.contracts import Batch, InputSpec
 from convsmith.data.batches import ToInput, steps_per_epoch
+from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.sources import SOURCES, Source, cache_folder
 from convsmith.errors import UserError
@@ -141,7 +142,9 @@ def prepare(
     model = _model(config, dataset, parts)
     if config.model.whiten and isinstance(model, ConvNet) and not given:
         whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
-    notes = tuple(weights.load(given, model, dataset) if given else weights.adapted(model))
+    notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
+    if parts.optimizer is None:
+        notes = (*notes, *unheeded(config))
     finetuning = plan(model, config.transfer, config.train.epochs)
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"
@@ -241,12 +244,25 @@ def _open(
         config = config.with_values(model={"name": OWN + type(parts.module).__name__})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
     dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom, spec)
+    _refuse_blank(config.augment, dataset.config)
     config = config.with_values(
         data=dataset.config.model_dump(mode="json"),
         optim={"lr": default_lr(config.optim)},
         train={"device": device.type, "threads": set_threads(config.train.threads)},
     )
     return config, dataset, device
+
+
+def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
+    """A UserError for an augmentation that would leave nothing of an image."""
+    assert data.image_size is not None
+    assert data.working_size is not None
+    for name, pixels, side in (
+        ("cutout", augment.cutout, data.image_size),
+        ("shift", augment.shift_pixels(data.working_size), data.working_size),
+    ):
+        if pixels >= side:
+            raise UserError(f"augment.{name} {pixels} leaves nothing of an image of {side} x {side} pixels: lower it")
 
 
 def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:

@@ -162,7 +162,12 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        name = text[max(error.start - 40, 0) : error.end].encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"cannot write '{path}': a name that is not UTF-8 ('{name}'): rename that folder") from None
+    write_bytes(path, content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -80,6 +80,11 @@ class Index(NamedTuple):
     given: Given
 
 
+def readable(path: str) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xfc``."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def walk(root: Path) -> Tree:
     """List what is below `root`, through symbolic links but never in a loop. Hidden folders are left out.
 

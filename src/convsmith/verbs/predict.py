@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else None
     if out and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
+    from convsmith.data.records import readable
     from convsmith.display import Display
     from convsmith.inference import find_images, load_predictor
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     listed += f"; and {len(broken) - 10} more" if len(broken) > 10 else ""
     if not sound:
         raise UserError(f"none of {len(files)} files could be read: {listed}")
-    rows = list(predictor.rows([str(file) for file in sound], sound))
+    rows = list(predictor.rows([readable(str(file)) for file in sound], sound))
     if out:
         _write(out, rows)
     display = Display()
