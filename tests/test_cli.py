@@ -220,7 +220,7 @@ def test_print_config_is_the_config(inside: Path, capsys: pytest.CaptureFixture[
 
 def test_version_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version").startswith("convsmith 0.")
-    assert "--optim.lr" in call(capsys, "--print-completion", "bash")
+    assert "--optim.lr" in call(capsys, "--print-completion", "zsh")
     for verb in VERBS:
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
@@ -317,6 +317,27 @@ def test_sigterm_outside_of_a_training_clears_up_and_ends_with_143(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tra", "train"),
+        ("train --optim.na", "--optim.name"),
+        ("train --optim.name ada", "adam adamw adagrad"),
+        ("train --preset dig", "digits"),
+        ("evaluate --split te", "test"),
+        ("train --data run", "runs"),
+    ],
+)
+def test_completion_in_bash(inside: Path, capsys: pytest.CaptureFixture[str], typed: str, offered: str) -> None:
+    words = ["convsmith", *typed.split()]
+    script = call(capsys, "--print-completion", "bash") + (
+        f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        f"_shtab_convsmith convsmith {words[-1]} {words[-2]}; echo ${{COMPREPLY[*]}}"
+    )
+    done = subprocess.run(["bash", "-c", script], cwd=inside, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == offered.split(), done.stderr
+
+
 MISTAKES = [
     ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
     ("train --optim.lrr 1", "unknown flag '--optim.lrr'. Did you mean '--optim.lr'?"),
@@ -341,6 +362,8 @@ MISTAKES = [
     ("evaluate runs", "is not a run directory"),
     ("evaluate runs/digits --split tset", "invalid choice: 'tset'"),
     ("predict runs/digits nofile.png", "no file matches 'nofile.png'"),
+    ("train --augment.cutout 8", "augment.cutout 8 leaves nothing of an image of 8 x 8 pixels"),
+    ("train --augment.shift 9", "augment.shift 9 leaves nothing of an image of 8 x 8 pixels"),
     ("predict runs/digits ''", "no file matches ''"),
     ("predict runs/digits **x", "no file matches '**x'"),
     ("predict runs/digits output.txt", "none of 1 files could be read: output.txt: not-an-image"),

@@ -7,8 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convsmith import config
 from convsmith.config import (
     RunConfig,
+    choices,
     compose,
     fields,
     flag_layer,
@@ -18,6 +20,7 @@ from convsmith.config import (
     read_layer,
     read_run_config,
     to_yaml,
+    unheeded,
     validate,
 )
 from convsmith.errors import UserError
@@ -210,6 +213,33 @@ def test_none_is_no_value_and_true_is_no_number() -> None:
     assert config.model.blocks[0].pool == "none"  # there, none is a choice
     with pytest.raises(UserError, match=r"train\.epochs: must be a number, but got 'True'"):
         validate({"train": {"epochs": True}})
+
+
+def test_settings_that_change_nothing_are_named() -> None:
+    assert unheeded(compose("strong", None, {})) == []
+    idle = {
+        "optim": {"name": "adam", "nesterov": True, "alpha": 0.5},
+        "schedule": {"gamma": 0.5},
+        "train": {"min_delta": 0.1},
+    }
+    assert unheeded(validate(idle)) == [
+        "optim.alpha changes nothing: optim.name is adam",
+        "optim.nesterov changes nothing: optim.name is adam",
+        "schedule.gamma changes nothing: schedule.name is constant",
+        "train.min_delta changes nothing without train.patience",
+    ]
+
+
+def test_every_choice_says_which_keys_it_heeds() -> None:
+    """A new optimiser or schedule needs its line, and keys that are not in the table are for all."""
+    known = dict(fields())
+    for (section, chooser), heeded in config._OF_CHOICE.items():
+        assert set(heeded) == set(choices(known[f"{section}.{chooser}"]))
+        assert {f"{section}.{key}" for keys in heeded.values() for key in keys} <= known.keys()
+    general = {"name", "lr", "bias_lr_factor", "warmup_epochs"}
+    for section in ("optim", "schedule"):
+        named = set().union(*config._OF_CHOICE[section, "name"].values())
+        assert named | general >= {key.split(".")[1] for key in known if key.startswith(f"{section}.")}
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
