@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -75,3 +78,13 @@ def test_no_number_and_no_equation_is_cut_off(width: int) -> None:
     for text in ("blocks.0.activation", "MaxPool2d", "(32 - 3 + 2*0)/1 + 1 = 30", "32 x 30 x 30", "1,440,000"):
         assert text in out.getvalue()
     assert "…" not in out.getvalue()
+
+
+def test_a_notebook_without_widgets_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There rich can draw no bar, and says so again at each step of it."""
+    display = Display(Console(force_jupyter=True))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert not display.live
+    monkeypatch.setitem(sys.modules, "ipywidgets", ModuleType("ipywidgets"))
+    sys.modules["ipywidgets"].__spec__ = ModuleSpec("ipywidgets", None)
+    assert display.live

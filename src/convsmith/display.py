@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import signal
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,8 @@ class Display:
 
     @property
     def live(self) -> bool:
-        return self.console.is_terminal or self.console.is_jupyter
+        widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        return self.console.is_terminal or widgets  # rich warns at each step of a bar in a notebook without widgets
 
     def line(self, text: str) -> None:
         self.console.print(Text(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -70,9 +71,10 @@ class Run:
         return write_report(self.directory, self._source, self._module)
 
     def curves(self) -> Any:
-        """The learning curves as a matplotlib Figure."""
+        """The learning curves as a matplotlib Figure, which a notebook shows."""
         from convsmith.insight.figures import learning_curves
 
+        _show_figures_in_notebooks()
         return learning_curves(self.metrics)
 
     def __repr__(self) -> str:
@@ -160,6 +162,14 @@ def _source(arrays: Arrays | None) -> Source | None:
     if arrays is not None and len(arrays) != 2:
         raise UserError(f"data must be (images, labels), not {len(arrays)} things")
     return None if arrays is None else from_arrays(*arrays)
+
+
+def _show_figures_in_notebooks() -> None:
+    """Let a notebook draw figures where it prints their names, as it does after `%matplotlib inline` alone."""
+    if (ipython := sys.modules.get("IPython")) is not None and (shell := ipython.get_ipython()) is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})
 
 
 def _kind(value: object) -> str:
