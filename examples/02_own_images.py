@@ -10,9 +10,8 @@ import convsmith
 
 folder = Path(sys.argv[1])
 run = convsmith.train(
-    data=folder,
+    data={"source": folder, "image_size": 48},
     epochs=8,
-    data_settings={"image_size": 48},
     augment={"hflip": True, "random_resized_crop": 0.4},
     train={"patience": 3},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import convsmith
+from convsmith.config import read_run_config
 from convsmith.errors import UserError
 from convsmith.inference import Prediction
 
@@ -48,6 +50,7 @@ def test_all_kinds_of_images_are_predicted_alike(run: convsmith.Run, tmp_path: P
         "strings": [str(file) for file in files],
         "PIL images": [Image.open(file) for file in files],
         "a batch": pixels[..., None],
+        "gray arrays in one": pixels,
         "arrays": list(pixels),
         "uint8 tensors": torch.from_numpy(pixels)[:, None],
         "float tensors": torch.from_numpy(pixels)[:, None].float() / 255,
@@ -61,9 +64,52 @@ def test_all_kinds_of_images_are_predicted_alike(run: convsmith.Run, tmp_path: P
     assert loaded.predict([]) == []
 
 
+def test_an_open_image_is_predicted_as_its_file(run: convsmith.Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    turned = Image.fromarray(rng.integers(0, 256, (30, 20), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[0x112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(rng.integers(0, 65536, (30, 20), dtype=np.uint16)).save(tmp_path / "16 bits.png")
+    Image.fromarray(rng.integers(0, 256, (30, 20, 4), dtype=np.uint8), "CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)).quantize(8).save(
+        tmp_path / "palette.png", transparency=3
+    )
+    for file in tmp_path.iterdir():
+        (wanted,), (opened,) = run.predict(file), run.predict(Image.open(file))
+        assert opened.probabilities == wanted.probabilities, file.name
+
+
+def test_a_file_that_cannot_be_read_is_named(run: convsmith.Run, tmp_path: Path) -> None:
+    (tmp_path / "words.png").write_text("no image")
+    with pytest.raises(UserError, match=r"cannot read image '.*words\.png': not-an-image"):
+        run.predict(tmp_path / "words.png")
+
+
+def test_only_val_and_test_are_evaluated(run: convsmith.Run) -> None:
+    with pytest.raises(UserError, match=r"has no train split to evaluate\. Splits: val, test"):
+        run.evaluate("train")
+    assert not (run.directory / "evaluation-train.json").exists()
+
+
+def test_a_damaged_model_is_refused(run: convsmith.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.directory, tmp_path / "run")
+    weights = tmp_path / "run/model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged \(model.safetensors is not what model.json says\)"):
+        convsmith.load(tmp_path / "run").predict(np.zeros((8, 8), np.uint8))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model.safetensors' cannot be read \(No such file"):
+        convsmith.load(tmp_path / "run").predict(np.zeros((8, 8), np.uint8))
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        (torch.full((1, 8, 8), float("nan")), "values in [0, 1]"),
+        (np.zeros((0, 8), np.uint8), "must be uint8"),
         (torch.full((1, 8, 8), 7.0), "values in [0, 1]"),
         (np.zeros((8, 8)), "must be uint8"),
         ({"no": "image"}, "cannot predict a dict"),
@@ -117,9 +163,38 @@ def test_wrong_settings_are_told_with_the_nearest(tmp_path: Path) -> None:
         convsmith.train(epoch=3, runs_dir=tmp_path)
     with pytest.raises(UserError, match=r"unknown key 'augment\.hflop'. Did you mean 'hflip'"):
         convsmith.train(augment={"hflop": True}, runs_dir=tmp_path)
-    with pytest.raises(UserError, match="model must be a name or a torch module, not int"):
+    for wrong, message in (
+        ({"augment": True}, "augment must be a dict of settings"),
+        ({"data": [1, 2]}, r"data must be a name, a path, \(images, labels\) or a dict of settings, not list"),
+        ({"data": (1, 2, 3)}, r"data must be \(images, labels\), not 3 things"),
+        ({"data": ([[1], [2, 3]], [0, 1])}, "all images of one size"),
+        ({"data": own_data(), "model": nn.Flatten()}, "model Flatten has no parameter to train"),
+        ({"data": own_data(), "model": nn.Linear(5, 2)}, r"model Linear fails on images \[2, 1, 6, 6\]"),
+        ({"data": own_data(), "model": nn.Conv2d(1, 2, 3)}, r"gives \[2, 2, 4, 4\] for 2 images of 2 classes"),
+        ({"data": own_data(), "optimizer": "sgd"}, "optimizer must be a function of parameter groups"),
+        ({"data": own_data(), "optimizer": lambda groups: None}, "must return a torch optimiser, not NoneType"),
+        ({"data": own_data(), "optimizer": lambda groups: torch.optim.SGD(groups[:1])}, "does not have the parameters"),
+        (
+            {"data": own_data(), "optimizer": lambda groups: torch.optim.SGD(groups[0]["params"])},
+            "have lost their names",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            convsmith.train(runs_dir=tmp_path, **{**QUICK, **wrong})
+    with pytest.raises(UserError, match="model must be a name, a torch module or a dict of settings, not int"):
         convsmith.train(model=3, runs_dir=tmp_path)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_and_model_may_be_dicts_and_a_config_keeps_its_data(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {source: nowhere}")
+    with pytest.raises(UserError, match=r"data\.source 'nowhere' does not exist"):
+        convsmith.train(config=file, runs_dir=tmp_path)
+    settings = {"runs_dir": tmp_path, "epochs": 1, **QUICK}
+    run = convsmith.train({"source": own_data(), "image_size": 8}, {"name": "simple-cnn", "hidden": [5]}, **settings)
+    config = read_run_config(run.files.config)
+    assert (config.data.image_size, config.model.hidden) == (8, (5,))
 
 
 def test_resume_of_a_finished_run_is_that_run(run: convsmith.Run) -> None:

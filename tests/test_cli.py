@@ -7,8 +7,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -218,12 +220,122 @@ def test_print_config_is_the_config(inside: Path, capsys: pytest.CaptureFixture[
 
 def test_version_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version").startswith("convsmith 0.")
-    assert "--optim.lr" in call(capsys, "--print-completion", "bash")
+    assert "--optim.lr" in call(capsys, "--print-completion", "zsh")
     for verb in VERBS:
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
         assert ended.value.code == 0
         assert f"convsmith {verb}" in capsys.readouterr().out
+
+
+def test_commands_to_paste_are_quoted(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(inside / "runs/digits", inside / "runs/my run")
+    assert "next: convsmith predict 'runs/my run' IMAGE..." in call(capsys, "evaluate", "runs/my run")
+    assert "convsmith resume 'runs/my run'" in call(capsys, "train", "--name", "my run", code=2)
+    assert "next: convsmith evaluate 'runs/my run' --split test" in call(capsys, "resume", "runs/my run")
+    call(capsys, "evaluate", "runs/my run", "--split", "test")
+    opened = json.loads((inside / "runs/my run/test-access.jsonl").read_text().splitlines()[-1])
+    assert opened["command"] == "convsmith evaluate 'runs/my run' --split test"
+    shutil.rmtree(inside / "runs/my run")
+
+
+def test_predict_looks_into_folders_that_a_pattern_matches(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("batch 1", "batch 2"):
+        (inside / folder).mkdir()
+        shutil.copy(inside / "bild-ä.png", inside / folder / "one.png")
+    out = call(capsys, "predict", "runs/digits", "batch*")
+    assert "batch 1/one.png" in out
+    assert "batch 2/one.png" in out
+    assert "next: convsmith explain runs/digits 'batch 1/one.png'" in out
+
+
+@pytest.fixture
+def unfinished(inside: Path) -> Iterator[Path]:
+    """A copy of the run that has all but its end, runs/unfinished."""
+    run = inside / "runs/unfinished"
+    shutil.copytree(inside / "runs/digits", run)
+    (run / "summary.json").unlink()
+    yield run
+    shutil.rmtree(run)
+
+
+DAMAGES: list[tuple[str, bytes | None, str]] = [  # file, its content (none: it is gone), what resume says
+    ("config.yaml", b"", "config.yaml' is damaged (no section data, model"),
+    ("splits.json", b"{}", "splits.json' is damaged (it should have hash and splits)"),
+    ("splits.json", b'{"hash": "x", "splits": []}', "splits.json' is damaged (no train and val)"),
+    ("splits.json", None, "splits.json' is missing"),
+    ("metrics.csv", b"\xff\0junk\n1,2\n3,4\n", "metrics.csv' is damaged (it is no table of numbers)"),
+    ("checkpoints", None, "has no checkpoints to go on from"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), DAMAGES, ids=[f"{d[0]} {d[1]!r}" for d in DAMAGES])
+def test_a_damaged_run_is_refused_in_one_line(
+    unfinished: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, message: str
+) -> None:
+    if content is None:
+        shutil.move(unfinished / name, unfinished.parent / "lost")
+    else:
+        (unfinished / name).write_bytes(content)
+    assert message in call(capsys, "resume", "runs/unfinished", code=2)
+    lost = unfinished.parent / "lost"
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink(missing_ok=True)
+
+
+def test_resume_says_what_was_changed_behind_its_back(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = unfinished / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 5"))
+    lines = (unfinished / "metrics.csv").read_text().splitlines(keepends=True)
+    (unfinished / "metrics.csv").write_text("".join(lines[:-1]))
+    out = call(capsys, "resume", "runs/unfinished")
+    assert "config.yaml was changed since (train.seed 0 -> 5)" in out
+    assert "metrics.csv has lost rows: 2 are left of 3 epochs" in out
+
+
+def test_a_run_that_cannot_be_locked_is_named(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (unfinished / ".lock").unlink(missing_ok=True)
+    (unfinished / ".lock").mkdir()
+    assert "cannot write run 'runs/unfinished'" in call(capsys, "resume", "runs/unfinished", code=2)
+
+
+def test_sigterm_outside_of_a_training_clears_up_and_ends_with_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleared = []
+
+    def work(args: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleared.append(True)
+        return 0
+
+    monkeypatch.setattr("convsmith.verbs.presets.run", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert call(capsys, "presets", code=143) == "terminated\n"
+    assert cleared
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tra", "train"),
+        ("train --optim.na", "--optim.name"),
+        ("train --optim.name ada", "adam adamw adagrad"),
+        ("train --preset dig", "digits"),
+        ("evaluate --split te", "test"),
+        ("train --data run", "runs"),
+    ],
+)
+def test_completion_in_bash(inside: Path, capsys: pytest.CaptureFixture[str], typed: str, offered: str) -> None:
+    words = ["convsmith", *typed.split()]
+    script = call(capsys, "--print-completion", "bash") + (
+        f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        f"_shtab_convsmith convsmith {words[-1]} {words[-2]}; echo ${{COMPREPLY[*]}}"
+    )
+    done = subprocess.run(["bash", "-c", script], cwd=inside, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == offered.split(), done.stderr
 
 
 MISTAKES = [
@@ -250,6 +362,15 @@ MISTAKES = [
     ("evaluate runs", "is not a run directory"),
     ("evaluate runs/digits --split tset", "invalid choice: 'tset'"),
     ("predict runs/digits nofile.png", "no file matches 'nofile.png'"),
+    ("train --augment.cutout 8", "augment.cutout 8 leaves nothing of an image of 8 x 8 pixels"),
+    ("train --augment.shift 9", "augment.shift 9 leaves nothing of an image of 8 x 8 pixels"),
+    ("predict runs/digits ''", "no file matches ''"),
+    ("predict runs/digits **x", "no file matches '**x'"),
+    ("predict runs/digits output.txt", "none of 1 files could be read: output.txt: not-an-image"),
+    ("train --data ''", "data.source: string should have at least 1 character"),
+    ("train --data.background nocolour", "data.background 'nocolour' is no colour"),
+    ("train --optim.betas 0.9", "optim.betas: must be a list, such as '[0.9, 0.99]'"),
+    ("train runs/digits", "the config of that run is runs/digits/config.yaml"),
     ("predict runs/digits bild-ä.png --top-k 0", "--top-k must be at least 1"),
     ("predict runs/digits bild-ä.png --out p.txt", "must end in .csv or .json"),
     ("predict runs/digits", "the following arguments are required: PATH"),
@@ -265,7 +386,7 @@ def test_mistakes_are_one_line_with_exit_code_2(
     inside: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
     runs = sorted(path.name for path in (inside / "runs").iterdir())
-    assert message in call(capsys, *command.split(), code=2)
+    assert message in call(capsys, *(word.replace("''", "") for word in command.split()), code=2)
     assert sorted(path.name for path in (inside / "runs").iterdir()) == runs, "a mistake left a run directory"
 
 

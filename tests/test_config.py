@@ -7,7 +7,22 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsmith.config import RunConfig, compose, fields, flag_layer, merge, presets, read_layer, validate
+from convsmith import config
+from convsmith.config import (
+    RunConfig,
+    choices,
+    compose,
+    fields,
+    flag_layer,
+    merge,
+    parse_yaml,
+    presets,
+    read_layer,
+    read_run_config,
+    to_yaml,
+    unheeded,
+    validate,
+)
 from convsmith.errors import UserError
 from convsmith.nets.config import ModelConfig
 
@@ -57,7 +72,7 @@ ERRORS = [
     ({"model": {"blocks": [{"channels": 3, "order": ["conv"]}]}}, "must name each of conv, norm, activation"),
     ({"model": {"hidden": [0]}}, "model.hidden: widths must be at least 1"),
     ({"data": {"val_fraction": 0.6, "test_fraction": 0.5}}, "together leave nothing to train on"),
-    ({"data": {"image_size": 64, "working_size": 32}}, "working_size 32 is smaller than image_size 64"),
+    ({"data": {"image_size": 64, "working_size": 32}}, "data.working_size 32 is smaller than data.image_size 64"),
     ({"train": {"loss": "focal"}, "regularize": {"label_smoothing": 0.1}}, "set one of them"),
     ({"train": {"class_weights": "balanced"}, "data": {"sampling": "balanced"}}, "choose one"),
     ({"train": {"epochs": 2}, "schedule": {"warmup_epochs": 2}}, "must be shorter than train.epochs (2)"),
@@ -140,3 +155,104 @@ def test_a_presets_model_settings_do_not_reach_another_model() -> None:
     other = compose("digits", None, {"model.name": "small-resnet"})
     assert other.model == ModelConfig(name="small-resnet")
     assert other.optim.lr == 0.002
+
+
+WORDS = [
+    "08",
+    "1e3",
+    "off",
+    "no",
+    "1:30",
+    "2024-05-01",
+    "010",
+    "0x1f",
+    "~",
+    "null",
+    "true",
+    "a: b",
+    "=",
+    "<<",
+    ".5",
+    "",
+    "ü",
+]
+
+
+@pytest.mark.parametrize("value", [*WORDS, 1e-05, 1.0, 7, -0.0, True, None, [1, 2.5], {"a": []}])
+def test_what_is_written_is_read_back_as_it_was(value: object) -> None:
+    read = parse_yaml(to_yaml({"key": value}), "text")["key"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("1e-3", 0.001), ("1:30", "1:30"), ("2024-05-01", "2024-05-01"), ("off", "off"), ("True", True)],
+)
+def test_plain_values_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    assert parse_yaml(f"key: {text}", "text") == {"key": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n\tepochs: 1", "line 2 is not valid YAML: found character '\\t' that cannot start any token (indent"),
+        ("{[a]: 1}", "line 1 is not valid YAML: a key must be a word"),
+        ("a: !!int b", "is not valid YAML: invalid literal"),
+        ("[" * 5000, "is not valid YAML: maximum recursion depth"),
+        ("a: !!python/object:os.system ls", "could not determine a constructor"),
+        ("a: 1\na: 2", "line 2 is not valid YAML: 'a' is given twice"),
+    ],
+)
+def test_what_is_no_yaml_is_told_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_yaml(text, "text")
+    assert message in str(error.value)
+
+
+def test_none_is_no_value_and_true_is_no_number() -> None:
+    config = validate(
+        {"train": {"patience": "none"}, "model": {"name": "convnet", "blocks": [{"channels": 3, "pool": "none"}]}}
+    )
+    assert config.train.patience is None
+    assert config.model.blocks is not None
+    assert config.model.blocks[0].pool == "none"  # there, none is a choice
+    with pytest.raises(UserError, match=r"train\.epochs: must be a number, but got 'True'"):
+        validate({"train": {"epochs": True}})
+
+
+def test_settings_that_change_nothing_are_named() -> None:
+    assert unheeded(compose("strong", None, {})) == []
+    idle = {
+        "optim": {"name": "adam", "nesterov": True, "alpha": 0.5},
+        "schedule": {"gamma": 0.5},
+        "train": {"min_delta": 0.1},
+    }
+    assert unheeded(validate(idle)) == [
+        "optim.alpha changes nothing: optim.name is adam",
+        "optim.nesterov changes nothing: optim.name is adam",
+        "schedule.gamma changes nothing: schedule.name is constant",
+        "train.min_delta changes nothing without train.patience",
+    ]
+
+
+def test_every_choice_says_which_keys_it_heeds() -> None:
+    """A new optimiser or schedule needs its line, and keys that are not in the table are for all."""
+    known = dict(fields())
+    for (section, chooser), heeded in config._OF_CHOICE.items():
+        assert set(heeded) == set(choices(known[f"{section}.{chooser}"]))
+        assert {f"{section}.{key}" for keys in heeded.values() for key in keys} <= known.keys()
+    general = {"name", "lr", "bias_lr_factor", "warmup_epochs"}
+    for section in ("optim", "schedule"):
+        named = set().union(*config._OF_CHOICE[section, "name"].values())
+        assert named | general >= {key.split(".")[1] for key in known if key.startswith(f"{section}.")}
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"is a folder: to train on its images: --data {tmp_path}"):
+        read_layer(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"the config of that run is .*config\.yaml"):
+        read_layer(tmp_path)
+    with pytest.raises(UserError, match=r"is damaged \(no section data, model"):
+        read_run_config(tmp_path / "config.yaml")

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ __all__ = ["Run", "load", "resume", "train"]
 
 
 def train(
-    data: str | Path | tuple[np.ndarray, Any] = "digits",
-    model: str | torch.nn.Module | None = None,
+    data: str | Path | tuple[np.ndarray, Any] | Mapping[str, Any] | None = None,
+    model: str | torch.nn.Module | Mapping[str, Any] | None = None,
     *,
     preset: str | None = None,
     config: str | Path | None = None,
@@ -35,7 +36,9 @@ def train(
     """Train a classifier into a new run directory and return it.
 
     `data`: a name, a path, or ``(images, labels)`` with images uint8 [N, H, W] or [N, H, W, C] and labels
-    integers or strings [N]. `model`: a name, or a module of your own from float [B, C, S, S] to logits [B, K].
+    integers or strings [N]; none: what `config` or `preset` say, else digits. `model`: a name, or a module of your
+    own from float [B, C, S, S] to logits [B, K]. Either may be a dict of its section's settings instead, such as
+    ``data={"source": "photos", "image_size": 64}``.
     `optimizer`: a function of parameter groups that returns a torch optimiser. `settings`: the short names
     (epochs, batch_size, lr, seed, device) and whole sections, such as ``augment={"hflip": True}``.
     Raises `convsmith.errors.UserError` for wrong settings or data, `RunFailed` for a loss that is no number.

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from convsmith.errors import RunFailed, UserError, nearest
@@ -72,7 +77,21 @@ def top_parser(whole: bool = False) -> Parser:
         sub = verbs.add_parser(verb, help=line, add_help=False)
         if whole:
             importlib.import_module(f"convsmith.verbs.{module}").add_arguments(sub)
+            _complete(sub)
     return parser
+
+
+def _complete(parser: Parser) -> None:
+    """Tell shtab what a shell may offer for each value: the choices of a key, names of presets, else files."""
+    import shtab
+
+    from convsmith.config import choices, fields, presets
+
+    known = {key: [str(choice) for choice in choices(info)] for key, info in fields()} | {"preset": list(presets())}
+    for action in parser._actions:
+        action.choices = action.choices or known.get(action.dest) or None
+        if action.choices is None and action.nargs != 0:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -97,10 +116,35 @@ def dispatch(argv: Sequence[str]) -> int:
     return code
 
 
+class Terminated(BaseException):
+    """SIGTERM came outside of a training, which would save first: what is half made is cleared away on the way out."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM is an exception; handlers can be set in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 130, 143)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name or a sign that it cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = dispatch(sys.argv[1:] if argv is None else argv)
+        with _terminable():
+            code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -112,9 +156,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # the reader of a pipe went away: nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that no caller had in mind
+        from convsmith.rundir import disk_trouble
+
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        where = f"'{error.filename}': " if error.filename else ""
+        print(f"error: {where}{trouble}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class RunConfig(Section):
         )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 SHORTHANDS = {
@@ -90,10 +90,6 @@ def fields() -> Iterator[tuple[str, FieldInfo]]:
             yield f"{section}.{key}", info
 
 
-def allows_none(info: FieldInfo) -> bool:
-    return type(None) in typing.get_args(info.annotation)
-
-
 def core_type(info: FieldInfo) -> Any:
     """The annotation without ``| None``."""
     if typing.get_origin(info.annotation) in (typing.Union, types.UnionType):
@@ -114,23 +110,49 @@ def is_section(info: FieldInfo) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the booleans of version 1.2 (`off` and `no` are words) and no key given twice."""
+    """YAML with the plain values of version 1.2 (its core schema, 10.3.2), and no key given twice.
+
+    `off` and `no` are words, 010 is ten, 1:30 and 2024-05-01 are words too, and 1e-3 is a number: PyYAML itself
+    reads them as false, eight, ninety, a date and a word.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+     list("-+.0123456789")),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts words in quotes that either version of YAML would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_Loader.yaml_implicit_resolvers.get(first, ())]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+
+
+def to_yaml(values: Any) -> str:
+    """Plain values as YAML that `parse_yaml` reads back as they were."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str, what: str) -> Any:
@@ -140,7 +162,11 @@ def parse_yaml(text: str, what: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{what}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = str(getattr(error, "problem", None) or error)
+        mend = " (indent with blanks)" if "'\\t'" in problem else ""
+        raise UserError(f"{what}{where} is not valid YAML: {problem}{mend}") from None
+    except (ValueError, RecursionError) as error:  # a tag such as !!int before a word; brackets in brackets in ...
+        raise UserError(f"{what} is not valid YAML: {error}") from None
 
 
 def read_layer(path: Path) -> Layer:
@@ -149,9 +175,23 @@ def read_layer(path: Path) -> Layer:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"config file '{path}' does not exist") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise UserError(f"config file '{path}' is not a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"config file '{path}' is not a YAML file (it is not UTF-8)") from None
+    except IsADirectoryError:
+        own = path / "config.yaml"
+        mend = f"the config of that run is {own}" if own.exists() else f"to train on its images: --data {path}"
+        raise UserError(f"config file '{path}' is a folder: {mend}") from None
+    except OSError as error:
+        raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None
     return _as_layer(parse_yaml(text, f"'{path}'"), f"'{path}'")
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The resolved config of a run. UserError where sections are missing: defaults would be another run."""
+    layer = read_layer(path)
+    if missing := [section for section in RunConfig.model_fields if section not in layer]:
+        raise UserError(f"'{path}' is damaged (no section {', '.join(missing)}): restore it, or run again")
+    return validate(layer)
 
 
 def _as_layer(values: Any, what: str) -> Layer:
@@ -180,16 +220,14 @@ def preset_layer(name: str) -> Layer:
 
 
 def flag_layer(flags: Mapping[str, str]) -> Layer:
-    """``{"optim.lr": "0.1"}`` -> ``{"optim": {"lr": "0.1"}}``; lists are YAML, `none` is no value."""
+    """``{"optim.lr": "0.1"}`` -> ``{"optim": {"lr": "0.1"}}``; lists are YAML."""
     known = dict(fields())
     layer: Layer = {}
     for key, text in flags.items():
         info = known[key]
         section, name = key.split(".")
         value: Any = text
-        if allows_none(info) and text.lower() in ("none", "null"):
-            value = None
-        elif typing.get_origin(core_type(info)) is tuple or is_section(info):
+        if typing.get_origin(core_type(info)) is tuple or is_section(info):
             value = parse_yaml(text, f"--{key}")
         elif named := [choice for choice in choices(info) if str(choice) == text]:
             value = named[0]  # which need not be a string: data.channels is 1 or 3
@@ -204,6 +242,46 @@ def merge(*layers: Layer) -> Layer:
         for section, values in layer.items():
             result[section] = {**result.get(section, {}), **values}
     return result
+
+
+_OF_CHOICE: dict[tuple[str, str], dict[str, set[str]]] = {  # keys that only some choices of another key heed
+    ("optim", "name"): {
+        "sgd": {"momentum", "nesterov", "dampening"},
+        "adam": {"betas", "eps"},
+        "adamw": {"betas", "eps"},
+        "rmsprop": {"momentum", "alpha", "eps"},
+        "adagrad": {"eps"},
+    },
+    ("schedule", "name"): {
+        "constant": set(),
+        "step": {"step_epochs", "gamma"},
+        "exponential": {"gamma"},
+        "plateau": {"patience", "factor", "threshold"},
+        "cosine": {"final"},
+        "one-cycle": {"start", "peak", "final", "anneal"},
+    },
+    ("train", "loss"): {"cross-entropy": set(), "focal": {"focal_gamma"}},
+}
+_NEEDS = [("train.min_delta", "train.patience"), ("augment.shift_fill", "augment.shift")]
+_NEEDS += [("regularize.l1_mode", "regularize.l1"), ("regularize.l2_mode", "regularize.l2")]
+
+
+def unheeded(config: RunConfig) -> list[str]:
+    """In words, the settings that differ from their defaults and yet change nothing in this run."""
+    defaults = RunConfig()
+
+    def is_set(section: str, key: str) -> bool:
+        return bool(getattr(getattr(config, section), key) != getattr(getattr(defaults, section), key))
+
+    said = []
+    for (section, chooser), heeded in _OF_CHOICE.items():
+        choice = getattr(getattr(config, section), chooser)
+        idle = [key for key in sorted(set().union(*heeded.values()) - heeded[choice]) if is_set(section, key)]
+        said += [f"{section}.{key} changes nothing: {section}.{chooser} is {choice}" for key in idle]
+    for key, needed in _NEEDS:
+        if is_set(*key.split(".")) and not is_set(*needed.split(".")):
+            said.append(f"{key} changes nothing without {needed}")
+    return said
 
 
 def over_preset(preset: str | None, *layers: Layer) -> Layer:
@@ -243,6 +321,10 @@ def _explain(error: Any) -> str:
         names = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         return f"{key}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        message = "must be a list, such as '[0.9, 0.99]' or '[64, 32]'"
+    elif error["type"] in ("model_type", "dict_type"):
+        message = "must have keys of its own, such as '{key: value}'"
     if error["type"] == "value_error" and not path[1:]:
         return message
     if isinstance(value, str | int | float):

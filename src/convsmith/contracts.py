@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +16,24 @@ class Section(BaseModel):
     """Base of every config section: frozen, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """The word none is no value where a field may be without one; true and false are no numbers."""
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = get_args(annotation) or (annotation,)
+        if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
+            raise ValueError("must be a number")
+        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in kinds:
+            return None if value.lower() not in _words(kinds) else value
+        return value
+
+
+def _words(kinds: tuple[Any, ...]) -> set[str]:
+    """The choices of the Literals among the kinds of a field: of some, `none` is one."""
+    return {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
 
 
 @dataclass(frozen=True)

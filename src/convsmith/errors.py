@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -15,6 +16,11 @@ class UserError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that could not go on (NaN loss, full disk): shown as one line, exit code 1."""
+
+
+def command(*words: object) -> str:
+    """A convsmith command that can be pasted into a shell, whatever blanks its words have."""
+    return shlex.join(["convsmith", *map(str, words)])
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -120,7 +120,7 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
     for event in training:
         _refuse_nonfinite(experiment, event.loss, event.bad_step)
         if not isinstance(event, EpochResult):
-            if interrupts or time.monotonic() - saved >= 60 * config.train.checkpoint_minutes:
+            if time.monotonic() - saved >= 60 * config.train.checkpoint_minutes:
                 experiment.save()
                 saved = time.monotonic()
             if config.track.every_steps:
@@ -149,9 +149,8 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
                     yield _thawed(experiment, phase)
                 if state.exhausted or state.epoch == config.train.epochs:
                     break
-            else:  # interrupted in validation: the epoch's training is kept, its validation comes again
-                experiment.save()
-        if interrupts.received:
+        if interrupts.received:  # in validation too: the epoch's training is kept, its validation comes again
+            experiment.save()
             run.log(f"interrupted by {interrupts.received.name} at step {state.step}")
             yield Interrupted(interrupts.received)
             return
@@ -290,8 +289,8 @@ def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> Non
 def _tracker(experiment: Experiment) -> Tracker:
     """The run's tracker; its W&B id is kept in the run directory, so that a resumed run goes on in the same one."""
     run = experiment.run
-    known = run.path / "wandb" / "run-id"
-    before = known.read_text(encoding="utf-8") if known.exists() else None
+    known = run.path / "wandb" / "id.txt"  # a name in run-* would be a run to W&B's viewer
+    before = known.read_text(encoding="utf-8", errors="replace") if known.exists() else None
     parts, group = run.path.parts, experiment.config.track.group
     name = " ".join(parts[parts.index(group) :]) if group in parts else run.name  # "study folds 3"
     tracker = open_tracker(

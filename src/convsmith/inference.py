@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from convsmith.config import read_layer, validate
+from convsmith.config import read_run_config
 from convsmith.contracts import Section
 from convsmith.data.batches import ToInput
 from convsmith.data.config import Preprocessing
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
-from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError, DecodeRules, decode, from_array
+from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError, DecodeRules, decode, from_array, from_image
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.insight.evaluation import evaluation, prediction_rows
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.exported import open_exported
-from convsmith.rundir import RunDir, read_json, write_bytes, write_json, write_text
+from convsmith.rundir import RunDir, explain_os_errors, read_json, read_splits, write_bytes, write_json, write_text
 from convsmith.runtime import select_device, set_threads
 from convsmith.training.state import load_strictly
 
@@ -45,6 +48,7 @@ class ModelCard(Section):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     layout: str
+    sha256: str | None = None  # of model.safetensors: neither file without the other
 
 
 def memory_format(layout: str) -> torch.memory_format:
@@ -54,17 +58,39 @@ def memory_format(layout: str) -> torch.memory_format:
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write model.safetensors and model.json, each whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
-    write_json(folder / CARD, card.model_dump(mode="json"))
+    content = save(tensors, {"format": "pt"})
+    write_bytes(folder / WEIGHTS, content)
+    write_json(folder / CARD, card.model_copy(update={"sha256": _sha256(content)}).model_dump(mode="json"))
+
+
+def read_card(folder: Path) -> ModelCard:
+    """model.json."""
+    try:
+        return ModelCard.model_validate(read_json(folder / CARD))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"'{folder / CARD}' is damaged ({where}): restore it, or train again") from None
 
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """What `save_model` wrote."""
+    """What `save_model` wrote; a UserError where it is not that any more."""
+    mend = "restore it, or train again"
+    card = read_card(folder)
     try:
-        return ModelCard.model_validate(read_json(folder / CARD)), load_file(folder / WEIGHTS)
-    except (SafetensorError, json.JSONDecodeError, ValueError) as error:
+        content = (folder / WEIGHTS).read_bytes()
+        tensors = load(content)
+    except OSError as error:
+        raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror}): {mend}") from None
+    except SafetensorError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the model in '{folder}' is damaged ({reason}): train again, or resume the run") from None
+        raise UserError(f"the model in '{folder}' is damaged ({reason}): {mend}") from None
+    if card.sha256 is not None and card.sha256 != _sha256(content):
+        raise UserError(f"the model in '{folder}' is damaged ({WEIGHTS} is not what {CARD} says): {mend}")
+    return card, tensors
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_model(folder: Path, device: torch.device, module: nn.Module | None = None) -> tuple[nn.Module, ModelCard]:
@@ -74,7 +100,7 @@ def load_model(folder: Path, device: torch.device, module: nn.Module | None = No
         size = card.preprocessing.image_size
         module = build(card.architecture, card.preprocessing.channels, size, len(card.classes))
     elif module is None:
-        raise UserError(f"the model in '{folder}' is a module of your own: hand it in, convsmith.load(run, module=...)")
+        raise UserError(f"the model in '{folder}' is a module of your own: hand it in, convsmith.load(run, model=...)")
     load_strictly(module, tensors, f"the model in '{folder}'")
     assert module is not None
     return module.to(device=device, memory_format=memory_format(card.layout)).eval(), card  # type: ignore[call-overload]
@@ -100,6 +126,7 @@ def logits_of(
             break
         parts.append(model(to_input(torch.from_numpy(pixels).to(device))))
     model.train(training)
+    assert parts or stop(), "no images"
     return None if stop() else torch.cat(parts).float().cpu().numpy()
 
 
@@ -109,23 +136,25 @@ def batches_of(subset: Subset, size: int = BATCH) -> Iterator[NDArray[np.uint8]]
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """Files, the images below folders (by suffix, sorted), and globs; a UserError where one matches nothing."""
+    """Files, the images below folders (by suffix, sorted), and patterns of either; a UserError where one finds none."""
     found: list[Path] = []
     for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise UserError(f"no images below '{text}': a folder, files or a pattern such as 'photos/*.jpg'")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            matches = sorted(Path().glob(text)) if not path.is_absolute() else sorted(Path("/").glob(text[1:]))
-            if not matches:
-                raise UserError(f"no file matches '{text}': give files, folders or a pattern such as 'photos/*.jpg'")
-            found += [match for match in matches if match.is_file()]
+        matches = (
+            [Path(text)]
+            if text and Path(text).exists()
+            else [Path(name) for name in sorted(glob(text, recursive=True))]
+        )
+        if not matches:
+            raise UserError(f"no file matches '{text}': give files, folders or a pattern such as 'photos/*.jpg'")
+        images = [image for match in matches for image in (_images_below(match) if match.is_dir() else [match])]
+        if not images:
+            raise UserError(f"no images below '{text}': give files, folders or a pattern such as 'photos/*.jpg'")
+        found += images
     return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def evaluate_split(
@@ -156,23 +185,23 @@ def evaluate(
 
     UserError where the run has no such split, or its data has changed or cannot be had again.
     """
-    config = validate(read_layer(run.config))
-    splits = read_json(run.splits)["splits"]
-    if split not in splits:
-        there = ", ".join(name for name in splits if name != "train")
-        raise UserError(f"the data of run '{run.path}' has no {split} split. Splits to evaluate: {there}")
+    config, splits = read_run_config(run.config), read_splits(run)["splits"]
+    there = [name for name in ("val", "test") if name in splits]
+    if split not in there:
+        raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(there)}")
     set_threads(config.train.threads)
     dataset = run_dataset(run, source)
     model, card = load_model(run.model, where := select_device(device), module)
-    if split == "test":
-        run.record_test_access(command)
-    subset = unseal_test(dataset) if split == "test" else dataset.val
-    return evaluate_split(model, card, subset, where, run, split)[0]
+    with explain_os_errors(f"run '{run.path}'"):
+        if split == "test":
+            run.record_test_access(command)
+        subset = unseal_test(dataset) if split == "test" else dataset.val
+        return evaluate_split(model, card, subset, where, run, split)[0]
 
 
 def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
     """The data of a run, divided as it was in training; UserError where it has changed or cannot be had again."""
-    config, splits = validate(read_layer(run.config)), read_json(run.splits)
+    config, splits = read_run_config(run.config), read_splits(run)
     dataset = open_dataset(config.data, config.train.seed, source=source)
     if dataset.hash != splits["hash"]:
         raise UserError(
@@ -217,11 +246,14 @@ class Predictor:
     def pixels(self, image: Any) -> NDArray[np.uint8]:
         """A path, PIL image, array or tensor -> uint8 [W, W, C] by the model's own preprocessing.
 
-        Arrays are uint8 [H, W] or [H, W, C]; tensors are uint8 [C, H, W] or floats in [0, 1] of that shape.
+        Arrays are uint8 [H, W] or [H, W, C]; tensors are uint8 [C, H, W] or floats in [0, 1] of that shape. DecodeError
+        for a file that cannot be read, UserError for what is no image at all.
         """
         rules = DecodeRules.of(self.card.preprocessing)
         if isinstance(image, str | Path):
             return decode(Path(image), rules)
+        if isinstance(image, Image.Image):
+            return from_image(image, rules)
         return from_array(_as_array(image), rules)
 
     def to_input(self) -> Callable[[Tensor], Tensor]:
@@ -231,9 +263,18 @@ class Predictor:
         return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
 
     def rows(self, ids: Sequence[str], images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Rows as in predictions-<split>.csv, without labels."""
-        pixels = (self.pixels(image) for image in images)
-        logits = logits_of(self.model, _stacks(pixels), self.to_input(), self.device)
+        """Rows as in predictions-<split>.csv, without labels; a UserError names what cannot be read."""
+
+        def pixels() -> Iterator[NDArray[np.uint8]]:
+            for name, image in zip(ids, images, strict=True):
+                try:
+                    yield self.pixels(image)
+                except DecodeError as error:
+                    raise UserError(f"cannot read image '{name}': {error}") from None
+
+        if not ids:
+            return iter(())
+        logits = logits_of(self.model, _stacks(pixels()), self.to_input(), self.device)
         assert logits is not None
         return prediction_rows(ids, logits, self.classes)
 
@@ -252,7 +293,7 @@ class Predictor:
         """Predict a list of images or one: paths, PIL images, uint8 arrays, tensors (see `pixels`)."""
         many = _as_list(images)
         ids = [str(image) if isinstance(image, str | Path) else str(number) for number, image in enumerate(many)]
-        return [_prediction(row) for row in self.rows(ids, many)] if many else []
+        return [_prediction(row) for row in self.rows(ids, many)]
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
@@ -273,7 +314,12 @@ def _stacks(pixels: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
 
 
 def _as_list(images: Any) -> list[Any]:
-    """A batch (array or tensor of one more dimension) or a sequence as a list; one image as a list of one."""
+    """A batch (array or tensor of one more dimension) or a sequence as a list; one image as a list of one.
+
+    An array [A, B, C] with 1, 3 or 4 in the last place is one image, else it is gray images [N, H, W].
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] not in (1, 3, 4):
+        return list(images)
     if isinstance(images, Tensor | np.ndarray):
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, Sequence) and not isinstance(images, str):
@@ -285,14 +331,14 @@ def _as_array(image: Any) -> NDArray[np.uint8]:
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         if image.is_floating_point():
-            if image.numel() and (float(image.min()) < 0 or float(image.max()) > 1):
+            if image.numel() and not (
+                float(image.min()) >= 0 and float(image.max()) <= 1
+            ):  # so written, NaN is refused
                 raise UserError("a float tensor must hold values in [0, 1]: hand in pixels before any normalisation")
             image = (image * 255).round().to(torch.uint8)
         return np.asarray(image.permute(1, 2, 0) if image.ndim == 3 else image)
-    if not isinstance(image, np.ndarray):  # a PIL image
-        if not hasattr(image, "convert"):
-            raise UserError(f"cannot predict a {type(image).__name__}: give paths, PIL images, arrays or tensors")
-        image = np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGBA"))
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"cannot predict a {type(image).__name__}: give paths, PIL images, arrays or tensors")
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise UserError(f"an array must be uint8 [H, W] or [H, W, C], not {image.dtype} {list(image.shape)}")
     pixels: NDArray[np.uint8] = image

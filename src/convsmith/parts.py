@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from convsmith import rundir, weights
-from convsmith.config import RunConfig, read_layer, validate
+from convsmith.config import RunConfig, read_run_config, unheeded
 from convsmith.contracts import Batch, InputSpec
 from convsmith.data.batches import ToInput, steps_per_epoch
+from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.sources import SOURCES, Source, cache_folder
 from convsmith.errors import UserError
@@ -101,7 +104,8 @@ class Experiment:
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint: the last one, and also the best one where it is."""
-        checkpoint.write(self.run.checkpoints, self.state.tensors(), self.state.facts(), best)
+        facts = self.state.facts() | {"config": self.config.model_dump(mode="json")}
+        checkpoint.write(self.run.checkpoints, self.state.tensors(), facts, best)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,9 @@ def prepare(
     model = _model(config, dataset, parts)
     if config.model.whiten and isinstance(model, ConvNet) and not given:
         whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
-    notes = tuple(weights.load(given, model, dataset) if given else weights.adapted(model))
+    notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
+    if parts.optimizer is None:
+        notes = (*notes, *unheeded(config))
     finetuning = plan(model, config.transfer, config.train.epochs)
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"
@@ -191,8 +197,8 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
 
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     """A stopped run as its newest sound checkpoint left it."""
-    config, dataset, device = _open(validate(read_layer(run.config)), parts)
-    splits = rundir.read_json(run.splits)
+    config, dataset, device = _open(read_run_config(run.config), parts)
+    splits = rundir.read_splits(run)
     if dataset.hash != splits["hash"]:
         raise UserError(f"the data of run '{run.path}' has changed since it was started: train anew")
     dataset = dataset.with_splits(splits["splits"])
@@ -201,10 +207,26 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     finetuning = plan(model, config.transfer, config.train.epochs)
     experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
     experiment.state.load(tensors, facts)
-    experiment.notes = (remark,) if remark else ()
-    csv.cut_back(run.metrics, experiment.state.epoch)
-    run.log(f"resumed at step {experiment.state.step}" + (f": {remark}" if remark else ""))
+    notes = [remark] if remark else []
+    if changed := _changed(facts.get("config", {}), config):
+        notes.append(f"config.yaml was changed since ({changed}): what follows is not what the run was begun as")
+    if (rows := csv.cut_back(run.metrics, experiment.state.epoch)) < experiment.state.epoch:
+        notes.append(f"metrics.csv has lost rows: {rows} are left of {experiment.state.epoch} epochs")
+    experiment.notes = tuple(notes)
+    run.log(": ".join([f"resumed at step {experiment.state.step}", *notes]))
     return experiment
+
+
+def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
+    """The settings in which `config` differs from an earlier one, in words; but for where it ran and is tracked."""
+    now = config.model_dump(mode="json")
+    return ", ".join(
+        f"{section}.{key} {value} -> {now[section].get(key)}"
+        for section, values in before.items()
+        if section != "track"
+        for key, value in values.items()
+        if now[section].get(key) != value and (section, key) not in (("train", "device"), ("data", "cache"))
+    )
 
 
 def _open(
@@ -222,6 +244,7 @@ def _open(
         config = config.with_values(model={"name": OWN + type(parts.module).__name__})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
     dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom, spec)
+    _refuse_blank(config.augment, dataset.config)
     config = config.with_values(
         data=dataset.config.model_dump(mode="json"),
         optim={"lr": default_lr(config.optim)},
@@ -230,15 +253,69 @@ def _open(
     return config, dataset, device
 
 
+def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
+    """A UserError for an augmentation that would leave nothing of an image."""
+    assert data.image_size is not None
+    assert data.working_size is not None
+    for name, pixels, side in (
+        ("cutout", augment.cutout, data.image_size),
+        ("shift", augment.shift_pixels(data.working_size), data.working_size),
+    ):
+        if pixels >= side:
+            raise UserError(f"augment.{name} {pixels} leaves nothing of an image of {side} x {side} pixels: lower it")
+
+
 def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
     """The network with its first weights, which depend on `train.seed` alone."""
     seed_everything(config.train.seed)
+    card = dataset.preprocessing()
     if parts.module is not None:
+        _refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
         return parts.module
     if config.model.name.startswith(OWN):
         raise UserError("the network of this run is a module of your own: hand it in, convsmith.resume(run, model=...)")
-    card = dataset.preprocessing()
     return build(config.model, card.channels, card.image_size, len(dataset.classes))
+
+
+def _refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> None:
+    """A UserError for a module of the user's own that cannot be trained on such images."""
+    name = type(module).__name__
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError(f"model {name} has no parameter to train")
+    like = next(module.parameters())
+    training = module.training
+    try:
+        with torch.no_grad():
+            logits = module.eval()(torch.zeros(2, channels, size, size, device=like.device, dtype=like.dtype))
+    except Exception as error:  # whatever the user's code raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {name} fails on images [2, {channels}, {size}, {size}]: {reason}") from error
+    finally:
+        module.train(training)
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != [2, classes]:
+        raise UserError(
+            f"model {name} gives {shape} for 2 images of {classes} classes: it must give logits [2, {classes}]"
+        )
+
+
+def _own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim.Optimizer:
+    """What the user's own factory makes of the groups; a UserError where schedules and penalties could not use it."""
+    wanted = {id(parameter) for group in groups for parameter in group["params"]}
+    if not callable(factory):
+        raise UserError(
+            "optimizer must be a function of parameter groups, such as lambda groups: torch.optim.SGD(groups, lr=0.1), "
+            f"not {type(factory).__name__}"
+        )
+    optimizer = factory(groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer must return a torch optimiser, not {type(optimizer).__name__}")
+    mend = "hand the groups on as they are, such as lambda groups: torch.optim.SGD(groups, lr=0.1)"
+    if any("name" not in group for group in optimizer.param_groups):
+        raise UserError(f"optimizer: the groups of {type(optimizer).__name__} have lost their names: {mend}")
+    if wanted != {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
+        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {mend}")
+    return optimizer
 
 
 def _assemble(
@@ -256,7 +333,7 @@ def _assemble(
     model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
     groups = finetuning.groups(model) if finetuning else parameter_groups(model)
     if parts.optimizer:
-        optimizer = parts.optimizer(groups)
+        optimizer = _own_optimizer(parts.optimizer, groups)
     else:
         optimizer = build_optimizer(groups, config.optim, config.regularize, device)
     steps = steps_per_epoch(len(dataset.train), config.train.batch_size)
@@ -314,7 +391,7 @@ def _measure(
         cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
     )
     if len(layouts) > 1 and remembered.exists():
-        layouts = [remembered.read_text(encoding="utf-8")]
+        layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
     count = min(config.train.batch_size, max(1, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
     images = _first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
@@ -322,7 +399,8 @@ def _measure(
     times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device)
     layout = min(times, key=lambda name: times[name])
     if len(layouts) > 1:
-        rundir.write_text(remembered, layout)
+        with suppress(OSError):  # a cache that cannot be written costs the next start a measurement
+            rundir.write_text(remembered, layout)
     return layout, times[layout] / len(images) * len(dataset.train)
 
 

@@ -11,14 +11,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 
 
 class RunDir:
@@ -69,10 +69,14 @@ class RunDir:
         """Hold the directory for this process; a UserError where another one holds it after `wait` seconds."""
         lock = FileLock(self.path / ".lock", timeout=wait)
         try:
-            with lock:
-                yield
+            with explain_os_errors(f"run '{self.path}'"):
+                lock.acquire()
         except Timeout:
             raise UserError(f"run '{self.path}' is in use by another process: wait for it, or stop it first") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def now() -> str:
@@ -88,7 +92,7 @@ def refuse_taken(runs_dir: Path, name: str | None) -> None:
     path = runs_dir / name
     if path.exists():
         raise UserError(
-            f"run '{path}' exists already: choose another --name, or go on with it: convsmith resume {path}"
+            f"run '{path}' exists already: choose another --name, or go on with it: {command('resume', path)}"
         )
 
 
@@ -151,24 +155,44 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
         raise UserError(f"run '{path}' {reason}.{listed}")
     for need in needs:
         if not (run.path / need).exists():
-            mend = "any more: train again" if run.summary.exists() else f"yet: convsmith resume {path} makes it"
+            whole = run.checkpoints.is_dir() and run.splits.exists() and not run.summary.exists()
+            mend = f"yet: {command('resume', path)} makes it" if whole else "any more: restore it, or train again"
             raise UserError(f"run '{path}' has no {need} {mend}")
     return run
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        name = text[max(error.start - 40, 0) : error.end].encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"cannot write '{path}': a name that is not UTF-8 ('{name}'): rename that folder") from None
+    write_bytes(path, content)
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *keys: str) -> Any:
+    """The JSON value in a file; with `keys` an object that has them. UserError where it is not so."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"'{path}' is missing: restore it, or run again") from None
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({str(error).splitlines()[0]}): restore it, or run again") from None
+    if keys and not (isinstance(value, dict) and set(keys) <= value.keys()):
+        raise UserError(f"'{path}' is damaged (it should have {' and '.join(keys)}): restore it, or run again")
+    return value
+
+
+def read_splits(run: RunDir) -> dict[str, Any]:
+    """splits.json: `hash` of the data and `splits`, the ids of each."""
+    value: dict[str, Any] = read_json(run.splits, "hash", "splits")
+    if not (isinstance(value["splits"], dict) and {"train", "val"} <= value["splits"].keys()):
+        raise UserError(f"'{run.splits}' is damaged (no train and val): restore it, or run again")
+    return value
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -188,7 +212,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -210,6 +235,8 @@ _DISK = {
     errno.EROFS: "the disk is read-only: choose another folder",
     errno.EACCES: "permission denied: choose another folder",
     errno.EPERM: "permission denied: choose another folder",
+}
+_IN_THE_WAY = {
     errno.ENOENT: "that folder cannot be made: choose another one",
     errno.EEXIST: "a file of that name is in the way: choose another folder",
     errno.EISDIR: "a folder of that name is in the way: choose another file",
@@ -217,12 +244,17 @@ _DISK = {
 }
 
 
+def disk_trouble(error: OSError) -> str | None:
+    """What to do about a disk that is full, read-only or forbidden; None where the error is another one."""
+    return _DISK.get(error.errno or 0)
+
+
 @contextmanager
 def explain_os_errors(what: str) -> Iterator[None]:
-    """Turn a disk that is full, read-only or forbidden into one line that names `what`."""
+    """Turn a disk that is full, read-only or forbidden, or a wrong path, into one line that names `what`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        if (trouble := disk_trouble(error) or _IN_THE_WAY.get(error.errno or 0)) is None:
             raise
-        raise UserError(f"cannot write {what}: {_DISK[error.errno]}") from None
+        raise UserError(f"cannot write {what}: {trouble}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ class Run:
     def __init__(self, directory: Path, model: nn.Module | None = None, data: Arrays | None = None) -> None:
         self.files: RunDir = open_run(directory)
         self._module = model
-        self._source = None if data is None else from_arrays(*data)
+        self._source = _source(data)
 
     @property
     def directory(self) -> Path:
@@ -52,7 +53,10 @@ class Run:
         return load_predictor(self.directory, module=self._module)
 
     def predict(self, images: Any) -> list[Prediction]:
-        """Predict paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W]: one, a list or a batch of them."""
+        """Predict paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W]: one, a list or a batch of them.
+
+        Each has `label`, `confidence` and `probabilities` by class, the most probable first.
+        """
         return self.predictor.predict(images)
 
     def evaluate(self, split: str = "val") -> dict[str, Any]:
@@ -67,9 +71,10 @@ class Run:
         return write_report(self.directory, self._source, self._module)
 
     def curves(self) -> Any:
-        """The learning curves as a matplotlib Figure."""
+        """The learning curves as a matplotlib Figure, which a notebook shows."""
         from convsmith.insight.figures import learning_curves
 
+        _show_figures_in_notebooks()
         return learning_curves(self.metrics)
 
     def __repr__(self) -> str:
@@ -93,8 +98,8 @@ class Run:
 
 
 def train(
-    data: str | Path | Arrays,
-    model: str | nn.Module | None,
+    data: str | Path | Arrays | Mapping[str, Any] | None,
+    model: str | nn.Module | Mapping[str, Any] | None,
     preset: str | None,
     config: str | Path | None,
     name: str | None,
@@ -102,20 +107,31 @@ def train(
     optimizer: OptimizerFactory | None,
     settings: Mapping[str, Any],
 ) -> Run:
-    arrays = data if isinstance(data, tuple) else None
-    module = model if isinstance(model, nn.Module) else None
-    if model is not None and not isinstance(model, str | nn.Module):
-        raise UserError(f"model must be a name or a torch module, not {type(model).__name__}")
+    sections: dict[str, dict[str, Any]] = {
+        "data": dict(data) if isinstance(data, Mapping) else {} if data is None else {"source": data},
+        "model": dict(model) if isinstance(model, Mapping) else {} if model is None else {"name": model},
+    }
+    source, network = sections["data"].get("source"), sections["model"].get("name")
+    arrays = source if isinstance(source, tuple) else None
+    module = network if isinstance(network, nn.Module) else None
+    if source is not None and not isinstance(source, str | Path | tuple):
+        raise UserError(f"data must be a name, a path, (images, labels) or a dict of settings, not {_kind(source)}")
+    if network is not None and not isinstance(network, str | nn.Module):
+        raise UserError(f"model must be a name, a torch module or a dict of settings, not {_kind(network)}")
+    if source is not None:
+        sections["data"]["source"] = ARRAYS if arrays else str(source)
+    if module is not None:
+        del sections["model"]["name"]
     layers = [read_layer(Path(config))] if config else []
-    layers.append(_settings_layer(settings))
-    layers.append({"data": {"source": ARRAYS if arrays else str(data)}})
-    if isinstance(model, str):
-        layers.append({"model": {"name": model}})
+    layers += [_settings_layer(settings), sections]
     own = _parts(arrays, module, optimizer)
     display = Display()
     refuse_taken(runs_dir, name)
     whole = validate(over_preset(preset or (None if config else "baseline"), *layers))
-    prepared = parts.prepare(whole, own, display.counting("decoding"))
+    try:
+        prepared = parts.prepare(whole, own, display.counting("decoding"))
+    finally:
+        display.clear()
     started = parts.start(prepared, runs_dir, name, own)
     return _follow(display, started, module, arrays)
 
@@ -139,8 +155,25 @@ def _follow(display: Display, started: Experiment, module: nn.Module | None, arr
 
 
 def _parts(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None) -> Parts:
-    source: Source | None = None if arrays is None else from_arrays(*arrays)
-    return Parts(source, module, optimizer)
+    return Parts(_source(arrays), module, optimizer)
+
+
+def _source(arrays: Arrays | None) -> Source | None:
+    if arrays is not None and len(arrays) != 2:
+        raise UserError(f"data must be (images, labels), not {len(arrays)} things")
+    return None if arrays is None else from_arrays(*arrays)
+
+
+def _show_figures_in_notebooks() -> None:
+    """Let a notebook draw figures where it prints their names, as it does after `%matplotlib inline` alone."""
+    if (ipython := sys.modules.get("IPython")) is not None and (shell := ipython.get_ipython()) is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _settings_layer(settings: Mapping[str, Any]) -> Layer:
@@ -151,7 +184,11 @@ def _settings_layer(settings: Mapping[str, Any]) -> Layer:
         if name in shorts:
             section, key = shorts[name].split(".")
             layer = merge(layer, {section: {key: value}})
-        elif name in RunConfig.model_fields and isinstance(value, Mapping):
+        elif name in RunConfig.model_fields:
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{name} must be a dict of settings, such as {name}={{'key': value}}, not {_kind(value)}"
+                )
             layer = merge(layer, {name: dict(value)})
         else:
             names = [*shorts, *RunConfig.model_fields]

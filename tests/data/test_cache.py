@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_is_named(plant: Plant, tmp_path: Path, m
     assert not [path for path in (place / "images").iterdir() if path.is_dir()]
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"need .* GB, but only 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"need .* MB, but only 0\.0 MB are free"):
         open_images(source, RULES, place)
 
 

@@ -211,6 +211,8 @@ def test_parquet_whose_images_lie_beside_it(plant: Plant) -> None:
         ({"picture": [b"x"], "label": [1]}, r"has no image"),
         ({"img": [b"x", b"y"], "label": [1, None]}, r"rows without a label, the first is row 1"),
         ({"img": [b"x", b"y"], "label": [0, 0]}, r"holds a single class, '0'"),
+        ({"img": [1, 2], "label": [0, 1]}, r"column 'img' is int64: it must hold encoded images"),
+        ({"img": [b"x", b"y"], "label": [[0], [1]]}, r"column 'label' is list<.*>: it must hold one label an image"),
         ({"img": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, r"holds no rows"),
     ],
 )

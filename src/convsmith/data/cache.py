@@ -171,8 +171,8 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"the decoded images of {source.name} need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
-            f"'{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
+            f"the decoded images of {source.name} need {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free "
+            f"in '{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
         )
 
     def examine(record: Record) -> tuple[Pixels, Moments] | DecodeError:

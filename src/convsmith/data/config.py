@@ -16,6 +16,7 @@ Deviation = Annotated[float, Field(gt=0)]
 class DataConfig(Section):
     source: str = Field(
         "digits",
+        min_length=1,
         description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder of images or Parquet",
     )
     image_size: int | None = Field(
@@ -55,19 +56,21 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _room_for_both(self) -> DataConfig:
         if self.image_size and self.working_size and self.working_size < self.image_size:
-            raise ValueError(f"working_size {self.working_size} is smaller than image_size {self.image_size}")
+            raise ValueError(f"data.working_size {self.working_size} is smaller than data.image_size {self.image_size}")
         if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
-            raise ValueError("val_fraction and test_fraction together leave nothing to train on")
+            raise ValueError("data.val_fraction and data.test_fraction together leave nothing to train on")
         return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DataConfig:
         if self.crop < 1 and self.resize != "crop":
-            raise ValueError(f"crop {self.crop:g} needs resize crop: resize is {self.resize}")
+            raise ValueError(f"data.crop {self.crop:g} needs data.resize crop: it is {self.resize}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std belong together: give both or neither")
+            raise ValueError("data.mean and data.std belong together: give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one for each channel")
+            raise ValueError(
+                f"data.mean has {len(self.mean)} values and data.std {len(self.std)}: give one for each channel"
+            )
         return self
 
 

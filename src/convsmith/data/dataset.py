@@ -14,7 +14,7 @@ import numpy.typing as npt
 from convsmith.contracts import InputSpec
 from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
 from convsmith.data.config import DataConfig, Preprocessing
-from convsmith.data.decode import DecodeRules, Pixels
+from convsmith.data.decode import DecodeRules, Pixels, background_rgb
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
@@ -79,6 +79,7 @@ class Dataset:
     _ids: tuple[str, ...]
     _splits: dict[str, Rows]
     _groups: Groups | None = None
+    notes: tuple[str, ...] = ()  # settings that this data leaves no use for
 
     @cached_property
     def train(self) -> Subset:
@@ -179,6 +180,7 @@ def open_dataset(
     is taken from `spec` where there is one. Raises UserError.
     """
     source = source or open_source(config)
+    background_rgb(config.background)  # a wrong colour would be found at the first transparent image only
     cache = cache_folder(config)
     config, groups = _with_groups(config, source)
     if config.image_size is None or config.channels is None:
@@ -194,14 +196,15 @@ def open_dataset(
     labels, given = source.labels[images.kept], source.given[images.kept]
     for label in np.setdiff1d(source.labels, labels):
         raise UserError(f"no image of class '{source.classes[label]}' of {source.name} decodes")
-    config = _with_fractions(config, source, set(given.tolist()))
+    asked, config = config, _with_fractions(config, source, set(given.tolist()))
     if groups is not None:
         groups = groups._replace(numbers=groups.numbers[images.kept])
     fractions = config.val_fraction or 0, config.test_fraction or 0
     numbers = groups.numbers if groups is not None else None
     splits = make_splits(labels, given, *fractions, seed, source.classes, config.limit, numbers)
     ids = tuple(source.ids[row] for row in images.kept)
-    return Dataset(config, source.classes, seed, images, labels, ids, splits, groups)
+    notes = _idle_fractions(asked, set(given.tolist()))
+    return Dataset(config, source.classes, seed, images, labels, ids, splits, groups, notes)
 
 
 def input_shape(config: DataConfig, spec: InputSpec | None = None) -> tuple[int, int, int]:
@@ -272,6 +275,17 @@ def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups
     given = {split: np.flatnonzero(source.given == split) for split in SPLITS}
     refuse_divided(groups, given, f"move its images in {source.name} to one split, or leave data.groups out")
     return config, groups
+
+
+def _idle_fractions(config: DataConfig, given: set[str]) -> tuple[str, ...]:
+    """In words, the fractions that were asked for although the data itself says what val and test are."""
+    said = []
+    if config.val_fraction is not None and "val" in given:
+        said.append("data.val_fraction changes nothing: the data has a val split of its own")
+    if config.test_fraction and given & {"val", "test"}:
+        reason = "a test split of its own" if "test" in given else "a val split, and so gets no test split"
+        said.append(f"data.test_fraction changes nothing: the data has {reason}")
+    return tuple(said)
 
 
 def _with_fractions(config: DataConfig, source: Source, given: set[str]) -> DataConfig:

@@ -126,7 +126,8 @@ def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
 
 def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
     """Decoded pixels, uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels (RGBA), under the same rules."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise UserError(
             f"an image array must be uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels, not "
             f"{pixels.dtype} {list(pixels.shape)}"
@@ -135,6 +136,13 @@ def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
         pixels = pixels[:, :, 0]
     elif pixels.ndim == 3 and pixels.shape[2] == 4:
         pixels = _composite(pixels[:, :, :3], pixels[:, :, 3], rules.background)
+    return _finish(pixels, rules)
+
+
+def from_image(image: Image.Image, rules: DecodeRules) -> Pixels:
+    """An image that Pillow has opened or made, at its present frame, under the same rules. Raises DecodeError."""
+    with quiet, _decode_errors(b""):
+        pixels = _to_array(image, rules.background)
     return _finish(pixels, rules)
 
 
@@ -233,11 +241,11 @@ def _verify_png(content: bytes) -> None:
         at = end + 4
 
 
-def _to_array(opened: ImageFile.ImageFile, background: str) -> Pixels:
-    """Decode the first frame: upright uint8 [H, W] (gray) or [H, W, 3], opaque."""
-    raw_mode = str(opened.tile[0][3]) if opened.tile else ""
-    opened.load()
-    image: Image.Image = opened
+def _to_array(image: Image.Image, background: str) -> Pixels:
+    """Decode the present frame: upright uint8 [H, W] (gray) or [H, W, 3], opaque."""
+    tile = getattr(image, "tile", None)  # how a file's samples are stored, as long as they are not loaded
+    raw_mode = str(tile[0][3]) if tile else ""
+    image.load()
     key = image.info.get("transparency")
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:

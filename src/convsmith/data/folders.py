@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from convsmith.data.decode import IMAGE_SUFFIXES
-from convsmith.data.records import Source, Tree, fingerprint_files
+from convsmith.data.records import Source, Tree, fingerprint_files, readable
 from convsmith.errors import UserError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -38,7 +38,7 @@ def open_folder(root: Path, tree: Tree) -> Source:
     parts_of = [path.split("/") for path in records]
     _refuse_empty(root, tree.folders, splits, {"/".join(parts[: depth + 1]) for parts in parts_of})
     given = [splits[parts[0]] if splits else "" for parts in parts_of]
-    names = [parts[depth] for parts in parts_of]
+    names = [readable(parts[depth]) for parts in parts_of]
     classes = {split: {name for name, at in zip(names, given, strict=True) if at == split} for split in set(given)}
     trained = sorted(classes["train" if splits else ""])
     for split in sorted(classes.keys() - {"train", ""}):
@@ -47,14 +47,14 @@ def open_folder(root: Path, tree: Tree) -> Source:
     return Source(
         name=str(root),
         classes=tuple(trained),
-        ids=tuple(records),
+        ids=tuple(map(readable, records)),
         labels=np.array([position[name] for name in names], dtype=np.int64),
         given=np.array(given, dtype="<U5"),
         fingerprint=fingerprint_files(root, tree.files),
         read=lambda index: root / records[index],
         val_fraction=0.15,
         test_fraction=0.15,
-        unused=tuple(unused),
+        unused=tuple(map(readable, unused)),
     )
 
 

@@ -187,6 +187,15 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
     if image is None or label is None:
         missing = "image ('img' or 'image')" if image is None else "label ('label', 'fine_label' or a single int64)"
         raise UserError(f"'{path}' has no {missing} column: its columns are {', '.join(schema.names)}")
+    kind = schema.field(image).type
+    encoded = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if not encoded and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+        raise UserError(
+            f"'{path}': column '{image}' is {kind}: it must hold encoded images, binary or struct<bytes, path>"
+        )
+    kind = schema.field(label).type
+    if pa.types.is_nested(kind):
+        raise UserError(f"'{path}': column '{label}' is {kind}: it must hold one label an image, a number or a word")
     return image, label
 
 

@@ -51,9 +51,7 @@ class Source:
         if not self.ids:
             raise UserError(f"{self.name} holds no images")
         if len(self.classes) < 2:
-            raise UserError(
-                f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more class folders"
-            )
+            raise UserError(f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,6 +78,11 @@ class Index(NamedTuple):
     classes: tuple[str, ...]
     labels: Labels
     given: Given
+
+
+def readable(path: str) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xfc``."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def walk(root: Path) -> Tree:

@@ -71,7 +71,7 @@ def open_source(config: DataConfig) -> Source:
 
 
 def from_arrays(
-    images: npt.NDArray[np.uint8],
+    images: npt.ArrayLike,
     labels: npt.ArrayLike,
     classes: Sequence[str] | None = None,
     given: Sequence[str] | None = None,
@@ -82,12 +82,17 @@ def from_arrays(
     integers that index `classes`. Without `classes` they are the distinct labels, sorted. `given` [N]
     holds 'train', 'val' or 'test' where the split is settled. Raises UserError.
     """
+    try:
+        images, values = np.asarray(images), np.asarray(labels)
+    except ValueError:  # rows of different lengths
+        raise UserError("images and labels must be arrays: all images of one size, one label each") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
         raise UserError(
             f"images must be uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels, not "
             f"{images.dtype} {list(images.shape)}"
         )
-    values = np.asarray(labels)
+    if values.dtype == object:  # as pandas has strings
+        values = np.array(values.tolist())
     splits = np.array([""] * len(images) if given is None else list(given), dtype="<U5")
     if values.shape != (len(images),) or len(splits) != len(images):
         raise UserError(f"{len(images)} images, but labels {list(values.shape)} and {len(splits)} given splits")

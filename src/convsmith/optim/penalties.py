@@ -17,8 +17,8 @@ def add_l1_gradient(optimizer: torch.optim.Optimizer, config: RegularizeConfig) 
     if config.l1 and config.l1_mode == "subgradient":
         for _, weights in weights_of(optimizer):
             for weight in weights:
-                assert weight.grad is not None
-                weight.grad.add_(weight.sign(), alpha=config.l1)
+                if weight.grad is not None:  # a module of the user's own may have what no image reaches
+                    weight.grad.add_(weight.sign(), alpha=config.l1)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from convsmith.errors import UserError
+
 COLUMNS = (
     "epoch",
     "train_loss",
@@ -48,8 +50,15 @@ class MetricsCsv:
 
 
 def read(path: Path) -> list[dict[str, Number]]:
-    """The rows of a metrics.csv; an empty cell is None. A last line that was not written whole is left out."""
-    return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(_whole_lines(path))]
+    """The rows of a metrics.csv; an empty cell is None. A last line that was not written whole is left out.
+
+    UserError where it is no table of numbers.
+    """
+    try:
+        reader = csv.DictReader(_whole_lines(path), strict=True)
+        return [{name: _number(cell) for name, cell in row.items()} for row in reader]
+    except (csv.Error, ValueError, TypeError):  # TypeError: a row with more or fewer cells than the header
+        raise UserError(f"'{path}' is damaged (it is no table of numbers): restore it, or train again") from None
 
 
 def cut_back(path: Path, epochs: int) -> int:

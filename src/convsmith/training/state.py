@@ -192,7 +192,11 @@ class TrainState:
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
                 if value is not None:
-                    assert isinstance(value, Tensor), f"optimiser state {key} is no tensor"
+                    if not isinstance(value, Tensor):
+                        raise UserError(
+                            f"{type(self.optimizer).__name__} keeps {key} as {type(value).__name__}: only tensors can "
+                            "be saved and resumed exactly; use an optimiser that keeps tensors"
+                        )
                     tensors[f"optimizer.{names[parameter]}:{key}"] = value
         tensors |= {f"counts.{name}": value for name, value in self.counts.tensors().items()}
         tensors["rng.augment"] = self.generator.get_state()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from convsmith.config import validate
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
         with explain_os_errors(f"'{out}'"):
             write_text(out, json.dumps(audit.to_json(), indent=2, ensure_ascii=False) + "\n")
         display.line(f"written: {out}")
-    else:
-        display.line(f"next: convsmith data check {args.source} --out FILE.json   (a verdict a file)")
-    display.line(f"      convsmith train --data {args.source}")
+    steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict a file)"]
+    steps.append(command("train", "--data", args.source))
+    for number, step in enumerate(steps):
+        display.line(f"{'' if number else 'next:':6}{step}")
     return 0

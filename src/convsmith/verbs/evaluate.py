@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from convsmith.errors import command
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")
@@ -19,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.rundir import open_run
 
     directory = open_run(args.directory, "splits.json", "model/model.json")
-    command = f"convsmith evaluate {args.directory} --split {args.split}"
-    record = evaluate(directory, args.split, command, device=args.device)
+    typed = command("evaluate", args.directory, "--split", args.split)
+    record = evaluate(directory, args.split, typed, device=args.device)
     Display().evaluated(directory, args.split, record)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from convsmith.errors import UserError, command
 from convsmith.verbs.flags import add_jobs_arguments, at_least
 
 
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import open_run
+    from convsmith.rundir import open_run, read_splits
 
     directory = open_run(args.directory)
     if directory.study.exists():
@@ -27,12 +28,16 @@ def run(args: argparse.Namespace) -> int:
         return code
     if directory.summary.exists():
         print(f"{directory.path} is finished: there is nothing to resume.")
-        print(f"next: convsmith evaluate {directory.path} --split test")
+        split = "test" if "test" in read_splits(directory)["splits"] else "val"
+        print(f"next: {command('evaluate', directory.path, '--split', split)}")
+        if not (directory.path / "report.html").exists():  # its writing was interrupted
+            print(f"      {command('report', directory.path)}")
         return 0
     if directory.lr_find.exists():
         print(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
         return 0
-    open_run(args.directory, "checkpoints")
+    if not directory.checkpoints.is_dir():
+        raise UserError(f"run '{directory.path}' has no checkpoints to go on from: restore them, or train again")
     from convsmith import parts
     from convsmith.display import Display
 

@@ -1,0 +1,90 @@
+"""What a person sees fits a terminal, and leaves it as it was."""
+
+from __future__ import annotations
+
+import io
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+from convsmith.config import RunConfig, compose
+from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
+from convsmith.experiment import EpochEnd
+from convsmith.nets.build import build
+from convsmith.nets.shapes import trace
+
+ROW = {
+    "epoch": 100,
+    "train_loss": 12.34567,
+    "train_accuracy": 1.0,
+    "val_loss": 0.12345,
+    "val_accuracy": 0.5,
+    "val_f1": 1.0,
+    "learning_rate": 0.000812,
+    "images_per_second": 12_345.6,
+    "seconds": 4_000.0,
+}
+
+
+def test_a_line_of_an_epoch_fits_80_columns_under_its_heading() -> None:
+    line = epoch_line(EpochEnd(ROW, best=True), RunConfig.model_validate({"train": {"epochs": 100}}))
+    assert len(line) <= 80
+    assert line.removesuffix(" best").endswith("1:06:40")
+    assert len(line.removesuffix(" best")) == len(COLUMNS)
+    for heading, value in (("train loss", "12.3457"), ("val loss", "0.1235"), ("F1", "1.000"), ("lr", "0.00081")):
+        assert COLUMNS.index(heading) + len(heading) == line.index(value) + len(value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "short", "long"),
+    [
+        (0.04, "0.0 s", "0.0 s"),
+        (9.96, "10 s", "10 s"),
+        (99.4, "99 s", "99 s"),
+        (99.6, "1:40", "1 min 40 s"),
+        (119.7, "2:00", "2 min 0 s"),
+        (3599.7, "1:00:00", "1 h 0 min"),
+        (7530, "2:05:30", "2 h 6 min"),
+    ],
+)
+def test_times(seconds: float, short: str, long: str) -> None:
+    assert clock(seconds) == short
+    assert duration(seconds) == long
+
+
+def test_a_bar_that_is_broken_off_gives_the_cursor_back() -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, width=80))
+    show = display.counting("decoding")
+    show(1, 10)
+    assert out.getvalue().rfind("\x1b[?25l") > out.getvalue().rfind("\x1b[?25h"), "a bar hides the cursor"
+    display.clear()
+    assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l")
+    show(10, 10)  # a bar can be drawn again
+    display.clear()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_number_and_no_equation_is_cut_off(width: int) -> None:
+    out = io.StringIO()
+    model = build(compose("study-example", None, {}).model, 3, 32, 10)
+    Display(Console(file=out, force_terminal=True, width=width)).layers(trace(model, 3, 32), "title")
+    if width < 80:  # too narrow for a column: its cells are folded
+        assert "…" not in out.getvalue()
+        return
+    for text in ("blocks.0.activation", "MaxPool2d", "(32 - 3 + 2*0)/1 + 1 = 30", "32 x 30 x 30", "1,440,000"):
+        assert text in out.getvalue()
+    assert "…" not in out.getvalue()
+
+
+def test_a_notebook_without_widgets_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There rich can draw no bar, and says so again at each step of it."""
+    display = Display(Console(force_jupyter=True))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert not display.live
+    monkeypatch.setitem(sys.modules, "ipywidgets", ModuleType("ipywidgets"))
+    sys.modules["ipywidgets"].__spec__ = ModuleSpec("ipywidgets", None)
+    assert display.live
