@@ -14,7 +14,8 @@ from convsmith.errors import UserError
 from convsmith.evidence.statistics import holm
 from convsmith.insight.metrics import wilson_interval
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
-from convsmith.report.material import Material, Predictions, read_material
+from convsmith.report.files import Predictions
+from convsmith.report.material import Material, read_material
 from convsmith.report.page import render
 from convsmith.report.paired import Pairing, pair
 from convsmith.report.pictures import Gallery
