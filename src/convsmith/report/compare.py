@@ -64,7 +64,7 @@ class Compared:
 def compare(paths: Sequence[Path]) -> Compared:
     """Read the runs and pair each with the first. UserError for fewer than two, for one twice, or one unfinished."""
     if len(paths) < 2:
-        raise UserError(f"compare needs at least two runs: convsmith compare {paths[0]} OTHER_RUN")
+        raise UserError(f"compare needs at least two runs: convsmith compare {shlex.quote(str(paths[0]))} OTHER_RUN")
     if twice := [path for at, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:at]}]:
         raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
     alike = len({path.resolve().name for path in paths}) < len(paths)
