@@ -59,7 +59,7 @@ class Subject:
 
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
         """`pixels` uint8 [N, W, W, C] as the model takes them: float [N, C, S, S]."""
-        return self.to_input(torch.from_numpy(pixels).to(self.predictor.device))
+        return self.to_input(torch.tensor(pixels, device=self.predictor.device))
 
     def seen(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """`pixels` uint8 [N, W, W, C] at the size that the model sees: uint8 [N, S, S, C]."""

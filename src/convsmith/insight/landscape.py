@@ -7,6 +7,7 @@ Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the Loss 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ POINTS = 15  # values along each axis of a plane
 MARGIN = 0.3  # of its extent, around the path
 LARGEST = 1e3  # times the least loss: what exceeds it, or is no number, is drawn as this much
 LEVELS = 24
+CROWDED = 0.04  # of a plane's side: points as near to a named one go without a name
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,11 @@ def _path(axes: Axes, surface: Surface) -> None:
         if stop.solution:
             axes.plot([stop.x], [stop.y], "*", color=VERMILLION, markeredgecolor="white", markersize=17, zorder=4)
     ends = [stop for at, stop in enumerate(surface.path) if stop.solution or at in (0, len(xs) - 1)]
+    told = list(ends)
     for stop in surface.path:
-        if stop not in ends:
+        # Where epochs crowd together, as they do at the end, the first of them is named.
+        if all(math.hypot(stop.x - other.x, stop.y - other.y) > CROWDED * np.ptp(surface.xs) for other in told):
+            told.append(stop)
             axes.annotate(
                 stop.name.removeprefix("epoch "),
                 (stop.x, stop.y),
