@@ -182,7 +182,7 @@ FIGURES: dict[str, Picture] = {
         batch_norm,
         "The values of each channel of a layer before and after batch norm. Before, channels differ in mean and "
         "spread; after, all are about the scale that the layer has learned, so the next one need not follow their "
-        "drift.",
+        "drift. Of a net that trained for few steps its statistics still lag behind, and so does what comes out.",
         frozenset({"stage"}),
     ),
     "confusion": Picture(

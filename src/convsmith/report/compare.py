@@ -57,7 +57,7 @@ class Compared:
     """Runs by the name that tells them apart, the first being what the others are compared with."""
 
     runs: dict[str, Material]
-    differences: list[tuple[str, list[Any]]]  # key, its value in each run
+    differences: list[tuple[str, list[str]]]  # key, its value in each run
     versus: list[Versus]
 
 
@@ -82,11 +82,18 @@ def compare(paths: Sequence[Path]) -> Compared:
     return Compared(runs, _differences(list(runs.values())), versus)
 
 
-def _differences(runs: Sequence[Material]) -> list[tuple[str, list[Any]]]:
+def _differences(runs: Sequence[Material]) -> list[tuple[str, list[str]]]:
     flat = [dict(_flat(run.config.model_dump(mode="json"))) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [(key, [config.get(key, ABSENT) for config in flat]) for key in keys]
-    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+    return [
+        (key, [_word(value) for value in values]) for key, values in rows if any(one != values[0] for one in values)
+    ]
+
+
+def _word(value: Any) -> str:
+    """A value as a config file and a flag have it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,8 @@ from convsmith.errors import UserError
 from convsmith.inference import CARD, ModelCard, load_model, run_dataset
 from convsmith.report import files
 from convsmith.report.files import Predictions
-from convsmith.rundir import RunDir, open_run
+from convsmith.rundir import RunDir
+from convsmith.single import open_single
 
 NEEDED = ("summary.json", "metrics.csv", "splits.json", f"model/{CARD}")
 EVALUATED = ("evaluation-val.json", "predictions-val.csv")
@@ -105,19 +106,8 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
 
 def open_finished(path: Path) -> RunDir:
     """A run with all that a report needs; a UserError says which command makes what is missing."""
-    run = open_run(path)
-    if run.lr_find.exists():
-        raise UserError(f"'{run.path}' is a learning-rate range test, and no training: look at its figures/lr_find.png")
-    if run.study.exists():
-        raise UserError(f"'{run.path}' is a study: name a single run, {example_of(run)}")
-    open_run(path, *NEEDED)
+    run = open_single(path, *NEEDED)
     for name in EVALUATED:
         if not (run.path / name).exists():
             raise UserError(f"run '{path}' has no {name}: convsmith evaluate {shlex.quote(str(path))} makes it")
     return run
-
-
-def example_of(study: RunDir) -> str:
-    """A run of a study, as the end of a sentence."""
-    runs = sorted(str(file.parent) for file in study.path.glob("*/**/summary.json"))
-    return f"such as {runs[0]}" if runs else "once one is finished"

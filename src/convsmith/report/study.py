@@ -25,10 +25,11 @@ from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import diagnose
 from convsmith.report.files import Predictions
 from convsmith.report.glance import glance
-from convsmith.report.material import NEEDED, example_of
+from convsmith.report.material import NEEDED
 from convsmith.report.page import render
 from convsmith.report.pictures import Gallery
 from convsmith.rundir import RunDir, open_run
+from convsmith.single import example_of
 
 CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
 

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import open_run
+    from convsmith.single import open_single
 
-    directory = open_run(args.directory, "model/model.json", "splits.json")
+    directory = open_single(args.directory, "model/model.json", "splits.json")
     from convsmith.display import Display
     from convsmith.export import OPSET, export
 
