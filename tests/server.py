@@ -65,3 +65,4 @@ def serving(folder: Path) -> Iterator[Server]:
         process.terminate()
         process.wait(timeout=30)
     assert "Traceback" not in log.read_text()
+    assert "UserWarning" not in log.read_text()

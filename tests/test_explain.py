@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from convsmith.cli import main
-from convsmith.explain import figures, images
+from convsmith.explain import figures, images, path
 from convsmith.explain.path import path_of
 from convsmith.explain.subject import open_subject
 from convsmith.explain.write import verdict
@@ -141,25 +141,47 @@ def test_the_landscape_has_the_path_of_the_run(
     assert (inside / "runs/digits/explain/landscape.png").stat().st_size > 10_000
 
 
-def test_the_path_begins_with_the_first_weights_and_names_the_model(inside: Path) -> None:
+def test_the_path_begins_with_the_first_weights_and_names_the_model(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = open_subject("runs/digits", "cpu")
-    points, solution = path_of(subject)
+    trail = path_of(subject)
+    points, solution = trail.points, trail.solution
     assert list(points) == ["start", "epoch 1", "the model (epoch 2)"]
     assert solution == "the model (epoch 2)"
+    assert "bit for bit" in trail.source
+    monkeypatch.setattr(path, "QUICK", 0.0)
+    kept = path_of(subject)
+    assert "kept" in kept.source
+    assert list(kept.points) == list(points), "a run of two epochs keeps them all, so both ways are the same path"
+    for name, weights in kept.points.items():
+        assert all(torch.equal(value, points[name][key]) for key, value in weights.items())
     images_, labels = subject.sample(40)
     losses = {name: landscape.loss_of(subject.model, images_, labels)(weights) for name, weights in points.items()}
     assert losses["start"] > losses["epoch 1"] > losses[solution]
     shutil.copytree("runs/digits", "runs/bare")
     shutil.rmtree("runs/bare/checkpoints")
-    points, solution = path_of(open_subject("runs/bare", "cpu"))
-    assert list(points) == ["start", "the model"]
+    assert list(path_of(open_subject("runs/bare", "cpu")).points) == ["start", "the model"]
+    monkeypatch.undo()
+    assert list(path_of(open_subject(inside / "runs/bare", "cpu")).points) == list(points)
 
 
-def test_the_start_of_the_path_is_where_training_began(inside: Path) -> None:
+def test_a_repetition_that_goes_elsewhere_is_not_shown(inside: Path) -> None:
+    shutil.copytree("runs/digits", "runs/elsewhere")
+    config = Path("runs/elsewhere/config.yaml")
+    config.write_text(re.sub(r"(?m)^( +seed:) 0$", r"\1 1", config.read_text("utf-8")), "utf-8")
+    said: list[str] = []
+    trail = path_of(open_subject("runs/elsewhere", "cpu"), said.append)
+    assert "kept" in trail.source
+    assert "came to other weights" in said[-1]
+
+
+def test_the_start_of_the_path_is_where_training_began(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([*TRAIN[:-1], "begun", "--optim.lr", "1e-12", "--epochs", "1", "--regularize.l2", "0"]) == 0
-    points, solution = path_of(open_subject("runs/begun", "cpu"))
-    for name, value in points["start"].items():
-        torch.testing.assert_close(value, points[solution][name], rtol=0, atol=1e-6)
+    monkeypatch.setattr(path, "QUICK", 0.0)  # the start is then drawn anew from the seed
+    trail = path_of(open_subject("runs/begun", "cpu"))
+    for name, value in trail.points["start"].items():
+        torch.testing.assert_close(value, trail.points[trail.solution][name], rtol=0, atol=1e-6)
 
 
 def test_telling_images_are_the_surest_mistakes_and_hits_of_many_classes() -> None:

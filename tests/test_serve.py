@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -235,6 +236,34 @@ def test_fifty_at_once_are_answered_or_told_when_to_come_back(server: Server, im
     assert all(int(reply.headers["retry-after"]) > 0 and "busy" in reply.content["error"] for reply in refused)
     assert len({json.dumps(reply.content) for reply in answered}) == 1
     assert send(server, image).status == 200
+
+
+def test_who_never_ends_the_head_of_a_request_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    uvicorn, listening = pytest.importorskip("uvicorn"), pytest.importorskip("convsmith.serve.server")
+    monkeypatch.setattr(listening, "UPLOAD_SECONDS", 0.3)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        time.sleep(0.6)  # longer than the deadline: an answer may take its time
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with listening.listen("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(app, http=listening.Prompt, lifespan="off", log_level="critical")
+        waiting = uvicorn.Server(config)
+        thread = Thread(target=waiting.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            for head, answer in (
+                (b"", b""),
+                (b"GET / HT", b""),
+                (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 204"),
+            ):
+                with socket.create_connection(listener.getsockname(), timeout=10) as connection:
+                    connection.sendall(head)
+                    assert connection.recv(12) == answer
+        finally:
+            waiting.should_exit = True
+            thread.join()
 
 
 def test_a_sender_who_gives_up_leaves_no_trace(server: Server, image: bytes) -> None:

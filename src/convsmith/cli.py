@@ -45,7 +45,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see: {self.prog} --help)")
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        args, extra = self.parse_known_args(argv)
+        # Intermixed: `explain RUN --figure pooling cat.png` has a path on either side of a flag.
+        mixed = self._subparsers is None  # argparse cannot have both
+        args, extra = self.parse_known_intermixed_args(argv) if mixed else self.parse_known_args(argv)
         if extra:
             flag = extra[0].partition("=")[0]
             if not flag.startswith("-"):

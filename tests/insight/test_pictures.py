@@ -62,7 +62,7 @@ def test_kernels_on_three_channels_are_in_colour_with_zero_in_gray():
     figure = kernels_figure({"stem": weight})
     shown = figure.axes[0].images[0].get_array()  # the strongest comes first
     np.testing.assert_allclose(shown, [[[1, 0.5, 0.5], [0.5, 0.5, 0]]])
-    assert "stem: 9 x 3 of 1 x 2; in colour, gray is 0, to ±2" in words(figure)
+    assert "stem: 9 kernels of 3 x 1 x 2; in colour, gray is 0, to ±2" in words(figure)
 
 
 def test_kernels_deeper_in_are_one_channel_at_a_time():

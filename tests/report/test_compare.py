@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from convsmith.report.compare import _flat
-from convsmith.report.material import Predictions
+from convsmith.report.files import Predictions
 from convsmith.report.paired import mcnemar, pair
 
 

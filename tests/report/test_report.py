@@ -1,7 +1,10 @@
 """report.html and the page of compare, from real runs: whole, self-contained, escaped, open about what is missing."""
 
+import csv
+import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,8 +21,9 @@ from convsmith.report import write
 from convsmith.report.calibrated import scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
 from convsmith.report.classes import class_scores, confused_order
+from convsmith.report.files import Predictions, read_predictions
 from convsmith.report.labels import likely_label_errors
-from convsmith.report.material import Predictions, read_material
+from convsmith.report.material import read_material
 
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "input", "br"}
@@ -165,21 +169,164 @@ def test_without_its_data_the_report_has_no_images_and_says_why(inside, capsys):
     [
         ("report runs/nothing", "run 'runs/nothing' does not exist. Runs in 'runs': "),
         ("report runs/unfinished", "has no summary.json yet: convsmith resume runs/unfinished makes it"),
-        ("report runs/study", "is a study: a report shows a single run"),
+        ("report runs/study", "is a study (ablate), which conclusion.md and figures/forest.png sum up"),
+        ("compare runs/one runs/study", "is a study: name a single run"),
+        ("report runs/ranges", "is a learning-rate range test"),
         ("compare runs/one", "compare needs at least two runs"),
         ("compare runs/one runs/one", "run 'runs/one' is given twice"),
         ("compare runs/one runs/two --out runs", "--out 'runs' is a folder"),
     ],
 )
 def test_mistakes_are_one_line(inside, capsys, command, message):
-    for name, file in (("unfinished", "config.yaml"), ("study", "study.yaml")):
+    for name, file in (("unfinished", "log.txt"), ("study", "study.yaml"), ("ranges", "lr_find.csv")):
         Path("runs", name).mkdir(exist_ok=True)
         shutil.copy("runs/one/config.yaml", f"runs/{name}/config.yaml")
-        Path("runs", name, file).touch()
+        Path("runs", name, file).write_text("kind: ablate\n")
     assert main(command.split()) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def damaged(file, text):
+    """The text of a run's file after an edit: a JSON file by (keys, value), another by (what, by what)."""
+    what, by = text
+    if file.endswith(".json"):
+        whole = inner = json.loads(text_of(f"runs/one/{file}"))
+        *outer, last = what
+        for key in outer:
+            inner = inner[key]
+        inner.update({last: by}) if by is not None else inner.pop(last)
+        return json.dumps(whole)
+    before = text_of(f"runs/one/{file}")
+    after = re.sub(what, by, before, count=1, flags=re.M)
+    assert after != before
+    return after
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        ("summary.json", (["best_epoch"], "two"), "best_epoch: Input should be a valid integer"),
+        ("summary.json", (["parameters"], None), "parameters: Field required"),
+        ("splits.json", (["splits", "val"], []), "splits.val: List should have at least 1 item"),
+        (
+            "splits.json",
+            (["splits", "val"], ["nobody.png"]),
+            "the val split names 'nobody.png', which is not in the data",
+        ),
+        ("evaluation-val.json", (["accuracy"], 1.5), "accuracy: Input should be less than or equal to 1"),
+        ("evaluation-val.json", (["f1", "macro"], None), "f1.macro: Field required"),
+        (
+            "evaluation-val.json",
+            (["n"], 7),
+            "and 'evaluation-val.json' 7: make both again, convsmith evaluate runs/cut",
+        ),
+        ("environment.json", (["versions"], 3), "versions: Input should be a valid dictionary"),
+        ("model/model.json", (["classes"], 3), "classes: Input should be a valid tuple"),
+        ("metrics.csv", ("val_loss", "loss"), "row 1, val_loss: Field required"),
+        ("metrics.csv", (r"^1,[^,]*", "1,many"), "could not convert string to float: 'many'"),
+        ("metrics.csv", (r"^1,[^,]*", "1,nan"), "row 1, train_loss: Input should be a finite number"),
+        ("metrics.csv", (r"^1,[^,]*", "1,"), "row 1, train_loss: Input should be a valid number"),
+        ("metrics.csv", (r"(?s)^1,.*", ""), "it has no whole row"),
+        ("predictions-val.csv", ("p_3", "p_x"), "no column or class 'p_3'"),
+        ("predictions-val.csv", (r"^([^,]+),\d,", r"\1,eleven,"), "no column or class 'eleven'"),
+        ("predictions-val.csv", (r",[0-9.]+$", ",0"), "row 1: its probabilities are no shares of 1"),
+        ("predictions-val.csv", (r"(^[^,]+,\d,.*\n)", r"\1\1"), "is in it more than once"),
+        (
+            "predictions-val.csv",
+            (r"^([^,]+)(,\d,)", r"nobody.png\2"),
+            "name 'nobody.png', which is not among the images",
+        ),
+        ("test-access.jsonl", None, "command: Field required"),
+    ],
+)
+def test_damaged_and_edited_files_are_one_line(inside, capsys, file, edit, message):
+    shutil.rmtree("runs/cut", ignore_errors=True)
+    shutil.copytree("runs/one", "runs/cut")
+    Path("runs/cut", file).write_text('{"when": "yesterday"}\n' if edit is None else damaged(file, edit), "utf-8")
+    code = main(["report", "runs/cut"])
+    error = capsys.readouterr().err
+    if file == "splits.json" and "nobody" in message:  # as with data that is gone: a page without images
+        assert code == 0
+        error = text_of("runs/cut/report.html").replace("&#39;", "'")
+    else:
+        assert code == 2
+        assert len(error.splitlines()) == 1
+    assert message in error
+
+
+def test_each_missing_file_names_the_command_that_makes_it(inside, capsys):
+    shutil.rmtree("runs/cut", ignore_errors=True)
+    shutil.copytree("runs/one", "runs/cut")
+    Path("runs/cut/predictions-val.csv").unlink()
+    assert main(["report", "runs/cut"]) == 2
+    assert "has no predictions-val.csv: convsmith evaluate runs/cut makes it" in capsys.readouterr().err
+    assert main(["evaluate", "runs/cut"]) == 0
+    assert main(["report", "runs/cut"]) == 0
+
+
+def test_a_cross_validation_gets_a_page_of_every_image_out_of_fold(inside, capsys):
+    line = "crossval --data digits --data.limit 120 --folds 2 --epochs 1 --name cv --train.threads 1 --track.wandb off"
+    command = [sys.executable, "-m", "convsmith.cli", *line.split()]
+    subprocess.run(command, cwd=inside, capture_output=True, timeout=300, check=True)
+    assert main(["report", "runs/cv"]) == 0
+    assert "written: runs/cv/report.html" in capsys.readouterr().out
+    text, found = text_of("runs/cv/report.html"), json.loads(text_of("runs/cv/crossval.json"))
+    Checked(text)
+    with Path("runs/cv/predictions-oof.csv").open() as lines:
+        rows = {row["id"]: row for row in csv.DictReader(lines)}
+    assert f"{len(rows)} out-of-fold images" in text
+    assert f"{100 * found['mean']['accuracy']:.2f}%" in text
+    assert f"{100 * found['per_fold'][1]['recall']:.2f}%" in text
+    counts = found["confusion_matrix"]["counts"]
+    for row, line in enumerate(counts):
+        for column, count in enumerate(line):
+            if count:
+                assert re.search(rf'data-cell="{row}-{column}"[^>]*><span class="count">{count}<', text)
+    ids, hits = list(rows), 0
+    for cell, shots in shown(text)["cells"].items():
+        for shot in shots:
+            row = rows[ids[int(shot["image"])]]
+            assert f"{row['label']}-{row['predicted']}" == cell, "the digits' classes are named by their index"
+            hits += 1
+    assert hits
+    assert "Grad-CAM for" in text
+    assert main(["report", "runs/cv/folds/1"]) == 0
+    command = html.escape(f"convsmith report {shlex.quote(str(inside / 'runs/cv'))}").replace("&#x27;", "&#39;")
+    assert f"<code>{command}</code>" in text_of("runs/cv/folds/1/report.html")
+    Path("runs/cv/folds/1/metrics.csv").unlink()
+    capsys.readouterr()
+    assert main(["report", "runs/cv"]) == 2
+    assert "has no metrics.csv" in capsys.readouterr().err
+
+
+def test_repeats_of_a_cross_validation_are_averaged(tmp_path):
+    file = tmp_path / "predictions-oof.csv"
+    file.write_text("id,label,p_a,p_b\nx,a,0.9,0.1\ny,b,0.4,0.6\nx,a,0.3,0.7\ny,b,0.2,0.8\n")
+    found = read_predictions(file, ["a", "b"], repeats=2)
+    assert found.ids == ("x", "y")
+    assert found.labels.tolist() == [0, 1]
+    assert found.probabilities == pytest.approx(np.array([[0.6, 0.4], [0.3, 0.7]]))
+
+
+def test_in_short_says_what_the_sections_show(inside):
+    text = text_of("runs/one/report.html")
+    record = json.loads(text_of("runs/one/evaluation-val.json"))
+    short = re.search(r'<section class="glance".*?</section>', text, re.S)[0]
+    counts = np.array(record["confusion_matrix"]["counts"])
+    worst = min(record["per_class"].items(), key=lambda item: item[1]["f1"])
+    assert f"right on {100 * record['accuracy']:.1f}% of the images" in short
+    assert f"would be right on {100 * counts.sum(axis=1).max() / counts.sum():.1f}%" in short
+    assert f"hardest is &#39;{worst[0]}&#39; (F1 {100 * worst[1]['f1']:.1f}%)" in short
+    assert f"{counts.sum() - counts.trace()}" in re.search("Mistakes</a>: ([0-9,]+)", short)[1]
+
+
+def test_long_names_are_cut_in_the_matrix_and_whole_in_the_table(inside, monkeypatch):
+    monkeypatch.setattr("convsmith.report.page.SHORT", 6)
+    text = write.page(read_material(Path("runs/evil")))
+    assert '<th scope="row" title="&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;">&lt;scri…</th>' in text
+    assert '<th scope="row">&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;</th>' in text
 
 
 def test_a_report_that_fails_is_a_warning(inside, capsys, monkeypatch):

@@ -44,6 +44,7 @@ class Asked:
     image: Path | None
     stage: str | None
     progress: Callable[[int, int], None]
+    say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def confusion(subject: Subject, asked: Asked) -> Figure:
 def landscape(subject: Subject, asked: Asked) -> Figure:
     images, labels = subject.sample(_images(subject, LANDSCAPE_IMAGES))
     loss = loss_of(subject.model, images, labels)
-    points, solution = path_of(subject)
+    trail = path_of(subject, asked.say)
+    points = trail.points
     total = len(images) * POINTS**2 * (2 if len(points) > 1 else 1)
     done = 0
 
@@ -158,12 +160,12 @@ def landscape(subject: Subject, asked: Asked) -> Figure:
         done += len(images)
         asked.progress(done, total)
 
-    surfaces = [around(points[solution], loss, tick=tick)]
+    surfaces = [around(points[trail.solution], loss, tick=tick)]
     if len(points) > 1:
-        surfaces.append(along(points, solution, loss, tick=tick))
+        surfaces.append(along(points, trail.solution, loss, tick=tick))
     what = f"{len(images)} validation images, batch norm by their own statistics"
     if len(points) > 1:
-        what += f"\npath: the {len(points)} points that are known, with straight lines between them"
+        what += f"\npath: {len(points)} points, {trail.source}"
     else:
         what += "\nno path: no other weights of this run are known"
     return landscape_figure(surfaces, what)
@@ -180,7 +182,7 @@ FIGURES: dict[str, Picture] = {
         batch_norm,
         "The values of each channel of a layer before and after batch norm. Before, channels differ in mean and "
         "spread; after, all are about the scale that the layer has learned, so the next one need not follow their "
-        "drift.",
+        "drift. Of a net that trained for few steps its statistics still lag behind, and so does what comes out.",
         frozenset({"stage"}),
     ),
     "confusion": Picture(
@@ -209,7 +211,7 @@ FIGURES: dict[str, Picture] = {
         landscape,
         "The loss around the model: wide bowls forgive small changes of the weights. Left, two random directions, each "
         "filter's scaled to its norm (Li et al. 2018); right, where it was computed, the plane of the optimiser's path "
-        "by PCA of the first weights and the checkpoints that the run kept.",
+        "by PCA of the weights that it came past, an epoch a point where a short training could be repeated.",
     ),
     "pooling": Picture(
         pooling,

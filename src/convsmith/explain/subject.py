@@ -18,6 +18,7 @@ from convsmith.errors import UserError
 from convsmith.inference import Predictor, batches_of, load_predictor, logits_of, run_dataset
 from convsmith.rundir import RunDir, open_run
 from convsmith.runtime import set_threads
+from convsmith.single import open_single
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Subject:
 
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
         """`pixels` uint8 [N, W, W, C] as the model takes them: float [N, C, S, S]."""
-        return self.to_input(torch.from_numpy(pixels).to(self.predictor.device))
+        return self.to_input(torch.tensor(pixels, device=self.predictor.device))
 
     def seen(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """`pixels` uint8 [N, W, W, C] at the size that the model sees: uint8 [N, S, S, C]."""
@@ -79,6 +80,6 @@ class Subject:
 
 def open_subject(path: str, device: str) -> Subject:
     """UserError where `path` is no run, or has no model yet."""
-    run = open_run(path, "model/model.json", "model/model.safetensors")
+    run = open_single(path, "model/model.json", "model/model.safetensors")
     set_threads(validate(read_layer(run.config)).train.threads)
     return Subject(run, load_predictor(path, device))

@@ -95,10 +95,11 @@ def verdict(explained: Sequence[Explained]) -> str:
     lower, higher = int((gone[:, 0] < gone[:, 1]).sum()), int((come[:, 0] > come[:, 1]).sum())
     count, half = len(explained), len(explained) / 2
     words = ("neither score", "one of the two scores", "both scores")[int(lower > half) + int(higher > half)]
+    beaten = "The map beats chance" if count == 1 else "The maps beat chance in more than half of the images"
     return (
-        f"Over {count} images: deletion {gone[:, 0].mean():.2f} against {gone[:, 1].mean():.2f} by chance, lower in "
-        f"{lower} of {count}; insertion {come[:, 0].mean():.2f} against {come[:, 1].mean():.2f}, higher in {higher} of "
-        f"{count}. The maps beat chance in more than half of the images by {words}."
+        f"Over {count} {'image' if count == 1 else 'images'}: deletion {gone[:, 0].mean():.2f} against "
+        f"{gone[:, 1].mean():.2f} by chance, lower in {lower} of {count}; insertion {come[:, 0].mean():.2f} against "
+        f"{come[:, 1].mean():.2f}, higher in {higher} of {count}. {beaten} by {words}."
     )
 
 

@@ -248,14 +248,14 @@ def samples_figure(
 
 def gradient_figure(series: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Root mean square of the weights' gradients by layer (from the first), a line a net, on a logarithmic axis."""
-    figure = new_figure(7.0, 4.0)
+    figure = new_figure(8.5, 4.0)
     axes = figure.add_subplot()
-    marks = zip(series.items(), (BLUE, VERMILLION, GREEN, GREY, "#CC79A7", "#E69F00"), "osD^vP", strict=False)
-    for (name, values), colour, marker in marks:
-        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
+    colours, styles = (BLUE, VERMILLION, GREEN, GREY, "#CC79A7", "#E69F00"), ("-", "--", "-.", ":", (0, (6, 1)), "-")
+    for (name, values), colour, style, marker in zip(series.items(), colours, styles, "osD^vP", strict=False):
+        axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=style, marker=marker, label=name)
     axes.set_yscale("log")
     label_axes(axes, title, "layer, counted from the image", "gradient (root mean square)")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
 
 

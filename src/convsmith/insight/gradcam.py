@@ -134,7 +134,8 @@ def heat_maps(
     device = next(model.parameters()).device
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(pixels), BATCH):
-        images = to_input(torch.from_numpy(pixels[start : start + BATCH]).to(device))
+        # A copy: what Pillow decoded is read-only, which torch warns of.
+        images = to_input(torch.tensor(pixels[start : start + BATCH], device=device))
         stage = stage_with_maps(model, images[:1], stage) if start == 0 else stage
         assert stage is not None
         chosen = torch.as_tensor(np.asarray(classes[start : start + BATCH]), dtype=torch.int64, device=device)

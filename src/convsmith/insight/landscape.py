@@ -7,6 +7,7 @@ Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the Loss 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ POINTS = 15  # values along each axis of a plane
 MARGIN = 0.3  # of its extent, around the path
 LARGEST = 1e3  # times the least loss: what exceeds it, or is no number, is drawn as this much
 LEVELS = 24
+CROWDED = 0.04  # of a plane's side: points as near to a named one go without a name
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Surface:
     """`loss` float [Y, X] in nats at the places `ys` x `xs` of a plane, and the path in it."""
 
     title: str
-    unit: str
+    x_label: str
+    y_label: str
     xs: NDArray[np.float64]
     ys: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -107,7 +110,9 @@ def around(weights: Weights, loss: Loss, seed: int = 0, tick: Callable[[], None]
     at = np.linspace(-1, 1, POINTS)
     values = _grid(weights, loss, first, second, at, at, tick)
     unit = "filter norms along a random direction"
-    return Surface("Around the solution, random directions", unit, at, at, values, (Stop("the model", 0, 0, True),))
+    return Surface(
+        "Around the solution, random directions", unit, unit, at, at, values, (Stop("the model", 0, 0, True),)
+    )
 
 
 def along(
@@ -136,7 +141,9 @@ def along(
     xs, ys = (np.linspace(middle - half, middle + half, POINTS) for middle in centre)
     values = _grid(origin, loss, _shaped(first, origin), _shaped(second, origin), xs, ys, tick)
     path = tuple(Stop(name, float(x), float(y), name == solution) for name, (x, y) in zip(names, places, strict=True))
-    return Surface("On the plane of the optimiser's path", "distance in weight space", xs, ys, values, path)
+    shares = spread.square() / spread.square().sum().clamp_min(1e-30)
+    x_label, y_label = (f"distance in weight space ({float(share):.0%} of the path's)" for share in shares[:2])
+    return Surface("On the plane of the optimiser's path (PCA)", x_label, y_label, xs, ys, values, path)
 
 
 def landscape_figure(surfaces: Sequence[Surface], note: str) -> Figure:
@@ -158,19 +165,37 @@ def landscape_figure(surfaces: Sequence[Surface], note: str) -> Figure:
         bar.minorticks_off()
         _path(axes, surface)
         axes.set_aspect("equal")
-        label_axes(axes, surface.title, surface.unit, surface.unit, grid=False)
+        label_axes(axes, surface.title, surface.x_label, surface.y_label, grid=False)
     return figure
 
 
 def _path(axes: Axes, surface: Surface) -> None:
+    from matplotlib.patheffects import withStroke
+
     xs, ys = [stop.x for stop in surface.path], [stop.y for stop in surface.path]
-    axes.plot(xs, ys, "-o", color="white", markeredgecolor="black", linewidth=2, markersize=6, zorder=3)
+    axes.plot(xs, ys, "-o", color="white", markeredgecolor="black", linewidth=2, markersize=5, zorder=3)
     for stop in surface.path:
         if stop.solution:
             axes.plot([stop.x], [stop.y], "*", color=VERMILLION, markeredgecolor="white", markersize=17, zorder=4)
+    ends = [stop for at, stop in enumerate(surface.path) if stop.solution or at in (0, len(xs) - 1)]
+    told = list(ends)
+    for stop in surface.path:
+        # Where epochs crowd together, as they do at the end, the first of them is named.
+        if all(math.hypot(stop.x - other.x, stop.y - other.y) > CROWDED * np.ptp(surface.xs) for other in told):
+            told.append(stop)
+            axes.annotate(
+                stop.name.removeprefix("epoch "),
+                (stop.x, stop.y),
+                xytext=(4, 5),
+                textcoords="offset points",
+                fontsize=7,
+                color="white",
+                path_effects=[withStroke(linewidth=2, foreground="black")],
+                zorder=4,
+            )
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "alpha": 0.85}
-    width, above = float(np.ptp(surface.xs)), [stop for stop in reversed(surface.path) if not stop.solution]
-    for number, stop in enumerate(surface.path):
+    width, above = float(np.ptp(surface.xs)), [stop for stop in reversed(ends) if not stop.solution]
+    for number, stop in enumerate(ends):
         # The solution's name goes below it, the others above; those of places side by side are stacked.
         before = above[: above.index(stop)] if stop in above else []
         near = [other for other in before if abs(other.x - stop.x) < 0.25 * width]

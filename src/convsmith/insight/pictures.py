@@ -49,8 +49,8 @@ def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
             else:
                 axes.imshow(kernel[..., 0], cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
         kind = "in colour, gray is 0" if coloured else "orange below 0, purple above"
-        size = " x ".join(map(str, weight.shape[2:]))
-        _row_title(grid[row][0], f"{name}: {weight.shape[0]} x {weight.shape[1]} of {size}; {kind}, to ±{limit:.2g}")
+        size = " x ".join(map(str, weight.shape[1:]))
+        _row_title(grid[row][0], f"{name}: {weight.shape[0]} kernels of {size}; {kind}, to ±{limit:.2g}")
     return figure
 
 

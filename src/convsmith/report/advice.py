@@ -114,7 +114,7 @@ def _overfitting(config: RunConfig) -> Iterator[Experiment]:
     if not regularize.l2:
         yield Experiment({"regularize.l2": 0.001}, "a penalty holds the weights small", ("penalties", "l2 0.001"))
     if config.train.patience is None:
-        stopped = ("epochs", "12 epochs stopped early")
+        stopped = ("epochs", "10 epochs stopped early")
         yield Experiment({"train.patience": 3}, "stops when validation no longer improves", stopped)
 
 
@@ -183,7 +183,7 @@ SUGGESTIONS = {
 
 
 def _longer(config: RunConfig, reason: str) -> Experiment:
-    return Experiment({"train.epochs": 2 * config.train.epochs}, f"twice the epochs: {reason}", ("epochs", "12 epochs"))
+    return Experiment({"train.epochs": 2 * config.train.epochs}, f"twice the epochs: {reason}", ("epochs", "10 epochs"))
 
 
 def _cosine(reason: str) -> Experiment:

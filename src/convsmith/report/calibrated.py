@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.insight.calibration import Reliability, fit_temperature, log_softmax, reliability
-from convsmith.report.material import Predictions
+from convsmith.report.files import Predictions
 
 FEWEST = 20  # images; a temperature fitted to less says nothing
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 42
+DOT = 2.6  # radius
 MOST_DOTS = 60  # points up to which each has a dot
 MARK_ROWS = 5  # words of marks stand in so many rows, so that neighbours do not overlap
 KINDS = 8
@@ -22,11 +23,15 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) from left to right; a y of None is a gap. `kind` is the number of its colour and dash."""
+    """Points (x, y) from left to right; a y of None is a gap. `kind` is the number of its colour and dash.
+
+    `weights` (none: all the same) are what the area of each point's dot stands for, where no y is None.
+    """
 
     name: str
     kind: int
     points: Sequence[Point]
+    weights: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,19 @@ def _line(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], fl
         pen_down = True
     yield Markup('<path class="line line{}" d="{}"/>').format(line.kind, "".join(path))
     if len(known) <= MOST_DOTS:
-        for x, y in known:
+        for (x, y), radius in zip(known, _radii(line, len(known)), strict=True):
             value = f"{100 * y:.2f}%" if axes.percent else f"{y:.4g}"
-            yield Markup('<circle class="dot line{}" cx="{}" cy="{}" r="2.6"><title>{}</title></circle>').format(
-                line.kind, f"{to_x(x):.1f}", f"{to_y(y):.1f}", f"{line.name}, {axes.x.split(' (')[0]} {x:g}: {value}"
+            words = f"{line.name}, {axes.x.split(' (')[0]} {x:.4g}: {value}"
+            yield Markup('<circle class="dot line{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+                line.kind, f"{to_x(x):.1f}", f"{to_y(y):.1f}", f"{radius:.1f}", words
             )
+
+
+def _radii(line: Line, count: int) -> list[float]:
+    """Of the dots; an area in proportion to the weights, and none too small to be seen."""
+    if line.weights is None:
+        return [DOT] * count
+    return [max(1.5, 8 * math.sqrt(weight / max(line.weights))) for weight in line.weights]
 
 
 def _drawn(line: Line, axes: Axes) -> list[tuple[float, float]]:

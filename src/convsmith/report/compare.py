@@ -14,7 +14,8 @@ from convsmith.errors import UserError
 from convsmith.evidence.statistics import holm
 from convsmith.insight.metrics import wilson_interval
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
-from convsmith.report.material import Material, Predictions, read_material
+from convsmith.report.files import Predictions
+from convsmith.report.material import Material, read_material
 from convsmith.report.page import render
 from convsmith.report.paired import Pairing, pair
 from convsmith.report.pictures import Gallery
@@ -56,14 +57,14 @@ class Compared:
     """Runs by the name that tells them apart, the first being what the others are compared with."""
 
     runs: dict[str, Material]
-    differences: list[tuple[str, list[Any]]]  # key, its value in each run
+    differences: list[tuple[str, list[str]]]  # key, its value in each run
     versus: list[Versus]
 
 
 def compare(paths: Sequence[Path]) -> Compared:
     """Read the runs and pair each with the first. UserError for fewer than two, for one twice, or one unfinished."""
     if len(paths) < 2:
-        raise UserError(f"compare needs at least two runs: convsmith compare {paths[0]} OTHER_RUN")
+        raise UserError(f"compare needs at least two runs: convsmith compare {shlex.quote(str(paths[0]))} OTHER_RUN")
     if twice := [path for at, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:at]}]:
         raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
     alike = len({path.resolve().name for path in paths}) < len(paths)
@@ -81,11 +82,18 @@ def compare(paths: Sequence[Path]) -> Compared:
     return Compared(runs, _differences(list(runs.values())), versus)
 
 
-def _differences(runs: Sequence[Material]) -> list[tuple[str, list[Any]]]:
+def _differences(runs: Sequence[Material]) -> list[tuple[str, list[str]]]:
     flat = [dict(_flat(run.config.model_dump(mode="json"))) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [(key, [config.get(key, ABSENT) for config in flat]) for key in keys]
-    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+    return [
+        (key, [_word(value) for value in values]) for key, values in rows if any(one != values[0] for one in values)
+    ]
+
+
+def _word(value: Any) -> str:
+    """A value as a config file and a flag have it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:

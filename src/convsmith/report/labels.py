@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.errors import missing_extra
-from convsmith.report.material import Predictions
+from convsmith.report.files import Predictions
 
 
 def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
@@ -24,5 +25,8 @@ def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
 
     # The rows are float32 numbers and miss the sum of 1 by rounding, which cleanlab checks.
     chances = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
-    found = find_label_issues(predictions.labels, chances, return_indices_ranked_by="self_confidence", n_jobs=1)
+    with warnings.catch_warnings():
+        # Of a class with a single image it cannot tell: nobody would expect otherwise.
+        warnings.filterwarnings("ignore", message="May not flag all label issues")
+        found = find_label_issues(predictions.labels, chances, return_indices_ranked_by="self_confidence", n_jobs=1)
     return np.asarray(found, dtype=np.int64)

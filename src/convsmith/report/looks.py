@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from convsmith.data.augment import Augment
 from convsmith.data.batches import ToInput, epoch_order
 from convsmith.errors import UserError
-from convsmith.inference import memory_format
+from convsmith.inference import ModelCard, memory_format
 from convsmith.insight.gradcam import heat_maps, overlay
+from convsmith.insight.metrics import confusion_matrix
 from convsmith.report.classes import confused_order
+from convsmith.report.files import Predictions
 from convsmith.report.labels import likely_label_errors
-from convsmith.report.material import Material, Predictions
-from convsmith.report.pictures import Gallery, data_uri
+from convsmith.report.material import Material
+from convsmith.report.pictures import Gallery, data_uri, png_uri
 
 TABLE_CLASSES = 40  # up to which the confusion matrix is a table; beyond, the most confused pairs are listed
-MOST_PAIRS = 60
+MOST_PAIRS = 30
+PICTURE = 400  # pixels of a side of the picture of the matrix, about
+HIT, MISS = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's blue and vermillion
 CELL_IMAGES = 600  # of all cells together
 A_CELL = 6
 LEVELS = 10  # of shading
 MISTAKES = 12
 DOUBTFUL = 18
+MANY = 0.05  # share of the labels; more doubts are those of a model that is often wrong
 SAMPLES = 24
 
 Section = dict[str, Any]
+Heats = Callable[[Sequence[int]], list[str | None]]
 
 
-def confusion(material: Material, gallery: Gallery) -> Section:
+def confusion(predictions: Predictions, gallery: Gallery) -> Section:
     """The matrix as rows of cells, and for each cell that has any the images that tell most about it.
 
-    A wrong cell shows the mistakes made with most confidence, a right one the hits made with least.
+    A wrong cell shows the mistakes made with most confidence, a right one the hits made with least. Of too many classes
+    for a table there is a picture of the matrix, and the pairs that are confused most.
     """
-    predictions, classes = material.predictions, material.card.classes
-    counts = np.asarray(material.evaluation["confusion_matrix"]["counts"], dtype=np.int64)
+    classes = predictions.classes
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
     order = confused_order(counts)
     pairs = [(int(row), int(column)) for row in order for column in order if counts[row, column]]
     as_table = len(classes) <= TABLE_CLASSES
@@ -55,6 +63,7 @@ def confusion(material: Material, gallery: Gallery) -> Section:
     empty = {"count": 0, "share": 0.0}
     return {
         "as_table": as_table,
+        "picture": None if as_table else _matrix_picture(shares[np.ix_(order, order)]),
         "classes": [classes[at] for at in order],
         "rows": [
             {"name": classes[row], "cells": [cells.get((row, column), empty) for column in map(int, order)]}
@@ -64,7 +73,17 @@ def confusion(material: Material, gallery: Gallery) -> Section:
         else [],
         "pairs": [cell for pair, cell in cells.items() if pair[0] != pair[1]],
         "shots": shots,
+        "count": len(predictions.labels),
     }
+
+
+def _matrix_picture(shares: NDArray[np.float64]) -> str:
+    """A data URI of the matrix [K, K], some pixels a cell: hits blue, mistakes orange; the more the darker."""
+    depth = np.sqrt(shares)[..., None]
+    ink = np.where(np.eye(len(shares), dtype=bool)[..., None], HIT, MISS)
+    pixels = np.rint(255 * (1 - depth) + ink * depth).astype(np.uint8)
+    scale = max(1, PICTURE // len(shares))
+    return png_uri(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
 def telling(predictions: Predictions, true: int, guessed: int, most: int) -> list[int]:
@@ -75,29 +94,29 @@ def telling(predictions: Predictions, true: int, guessed: int, most: int) -> lis
     return [int(at) for at in inside[order[:most]]]
 
 
-def mistakes(material: Material, gallery: Gallery) -> list[Section]:
+def mistakes(predictions: Predictions, gallery: Gallery, heats: Heats) -> list[Section]:
     """The mistakes with the highest loss, each with the heat map of the class that was predicted."""
-    predictions = material.predictions
     wrong = np.flatnonzero(~predictions.right)
     worst = [int(at) for at in wrong[np.argsort(-predictions.losses[wrong], kind="stable")][:MISTAKES]]
     gallery.add(worst)
-    heats = _heat_maps(material, gallery, worst)
     return [
         _shot(predictions, at, gallery)
         | {"heat": heat, "loss": float(predictions.losses[at]), "chances": _chances(predictions, at)}
-        for at, heat in zip(worst, heats, strict=True)
+        for at, heat in zip(worst, heats(worst) if worst and gallery else [None] * len(worst), strict=True)
     ]
 
 
-def doubtful_labels(material: Material, gallery: Gallery) -> Section:
+def doubtful_labels(predictions: Predictions, gallery: Gallery) -> Section:
     """Likely label errors, or why there are none to show."""
     try:
-        found = likely_label_errors(material.predictions)
+        found = likely_label_errors(predictions)
     except UserError as error:
-        return {"count": 0, "shots": [], "reason": str(error)}
+        return {"count": 0, "shots": [], "reason": str(error), "of": len(predictions.labels)}
     chosen = [int(at) for at in found[:DOUBTFUL]]
     gallery.add(chosen)
-    return {"count": len(found), "shots": [_shot(material.predictions, at, gallery) for at in chosen], "reason": ""}
+    shots = [_shot(predictions, at, gallery) for at in chosen]
+    many = len(found) > MANY * len(predictions.labels)
+    return {"count": len(found), "many": many, "shots": shots, "reason": "", "of": len(predictions.labels)}
 
 
 def samples(material: Material) -> list[Section]:
@@ -126,17 +145,24 @@ def samples(material: Material) -> list[Section]:
     return result
 
 
-def _heat_maps(material: Material, gallery: Gallery, positions: Sequence[int]) -> list[str | None]:
-    """Grad-CAM laid over each image, as data URIs; None where the images or the model cannot be had."""
-    if not positions or not gallery or material.model is None:
-        return [None] * len(positions)
-    pixels = gallery.pixels(positions)
-    to_input = ToInput(material.card.preprocessing, torch.device("cpu"), memory_format(material.card.layout))
-    try:
-        maps = heat_maps(material.model, to_input, pixels, material.predictions.predicted[list(positions)])
-    except UserError:  # a net without convolutions has no such map
-        return [None] * len(positions)
-    return [data_uri(overlay(image, heat)) for image, heat in zip(pixels, maps, strict=True)]
+def heats_of(model: nn.Module | None, card: ModelCard, predictions: Predictions, gallery: Gallery) -> Heats:
+    """From positions to Grad-CAM of the predicted class, laid over each image as a data URI.
+
+    None for each where the model is None, or has no convolutions and hence no such map.
+    """
+
+    def heats(positions: Sequence[int]) -> list[str | None]:
+        pixels = gallery.pixels(positions)
+        to_input = ToInput(card.preprocessing, torch.device("cpu"), memory_format(card.layout))
+        try:
+            maps = heat_maps(model, to_input, pixels, predictions.predicted[list(positions)]) if model else None
+        except UserError:
+            maps = None
+        if maps is None:
+            return [None] * len(positions)
+        return [data_uri(overlay(image, heat)) for image, heat in zip(pixels, maps, strict=True)]
+
+    return heats
 
 
 def _cell(pair: tuple[int, int], counts: NDArray[Any], shares: NDArray[Any], classes: Sequence[str]) -> Section:

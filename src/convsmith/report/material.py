@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import csv
-import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from convsmith.config import RunConfig, read_layer, validate
@@ -20,43 +17,13 @@ from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.inference import CARD, ModelCard, load_model, run_dataset
-from convsmith.rundir import RunDir, open_run, read_json
-from convsmith.tracking import csv as metrics_csv
+from convsmith.report import files
+from convsmith.report.files import Predictions
+from convsmith.rundir import RunDir
+from convsmith.single import open_single
 
-NEEDED = ("summary.json", "metrics.csv", "splits.json", "evaluation-val.json", "predictions-val.csv", f"model/{CARD}")
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """predictions-<split>.csv: `labels` int64 [N] index `classes`, `probabilities` float64 [N, K]."""
-
-    ids: tuple[str, ...]
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    classes: tuple[str, ...]
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        winners: NDArray[np.int64] = self.probabilities.argmax(axis=1)
-        return winners
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        verdicts: NDArray[np.bool_] = self.predicted == self.labels
-        return verdicts
-
-    @property
-    def log_probabilities(self) -> NDArray[np.float64]:
-        """Logits up to a constant a row, hence good for losses and temperatures. A probability of 0 counts as 1e-45."""
-        least = float(np.finfo(np.float32).smallest_subnormal)
-        logarithms: NDArray[np.float64] = np.log(self.probabilities.clip(min=least))
-        return logarithms
-
-    @property
-    def losses(self) -> NDArray[np.float64]:
-        """The cross-entropy of each image in nats, float64 [N]."""
-        losses: NDArray[np.float64] = -self.log_probabilities[np.arange(len(self.labels)), self.labels]
-        return losses
+NEEDED = ("summary.json", "metrics.csv", "splits.json", f"model/{CARD}")
+EVALUATED = ("evaluation-val.json", "predictions-val.csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,20 +78,27 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
     The test split stays sealed: of it only what `evaluate` wrote is read.
     """
     run = open_finished(path)
-    card = ModelCard.model_validate(read_json(run.model / CARD))
-    test, openings = run.evaluation("test"), run.test_access
+    card = files.read_card(run.model)
+    evaluation = files.read(run.evaluation("val"), files.Evaluation)
+    predictions = files.read_predictions(run.predictions("val"), card.classes)
+    if len(predictions.ids) != evaluation["n"]:
+        raise UserError(
+            f"'{run.predictions('val')}' has {len(predictions.ids)} images and '{run.evaluation('val').name}' "
+            f"{evaluation['n']}: make both again, convsmith evaluate {shlex.quote(str(path))}"
+        )
+    test = run.evaluation("test")
     return Material(
         run=run,
         config=validate(read_layer(run.config)),
         card=card,
-        rows=[dict(row) for row in metrics_csv.read(run.metrics)],
-        summary=read_json(run.summary),
-        splits=read_json(run.splits),
-        evaluation=read_json(run.evaluation("val")),
-        predictions=read_predictions(run.predictions("val"), card.classes),
-        test=read_json(test) if test.exists() else None,
-        openings=[json.loads(line) for line in openings.read_text("utf-8").splitlines()] if openings.exists() else [],
-        environment=read_json(run.environment) if run.environment.exists() else {},
+        rows=files.read_metrics(run.metrics),
+        summary=files.read(run.summary, files.Summary),
+        splits=files.read(run.splits, files.Splits),
+        evaluation=evaluation,
+        predictions=predictions,
+        test=files.read(test, files.Evaluation) if test.exists() else None,
+        openings=files.read_openings(run.test_access),
+        environment=files.read(run.environment, files.Environment) if run.environment.exists() else {},
         source=source,
         module=module,
     )
@@ -132,21 +106,8 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
 
 def open_finished(path: Path) -> RunDir:
     """A run with all that a report needs; a UserError says which command makes what is missing."""
-    run = open_run(path)
-    if run.study.exists():
-        folds = sorted(str(file.parent) for file in run.path.glob("*/**/fold.json"))
-        example = f": convsmith report {folds[0]}" if folds else ""
-        raise UserError(f"'{run.path}' is a study: a report shows a single run, such as one of its folds{example}")
-    return open_run(path, *NEEDED)
-
-
-def read_predictions(file: Path, classes: tuple[str, ...]) -> Predictions:
-    """A predictions-<split>.csv of a model with these `classes`."""
-    index = {name: at for at, name in enumerate(classes)}
-    ids, labels, chances = [], [], []
-    with file.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            ids.append(row["id"])
-            labels.append(index[row["label"]])
-            chances.append([float(row[f"p_{name}"]) for name in classes])
-    return Predictions(tuple(ids), np.array(labels, dtype=np.int64), np.array(chances, dtype=np.float64), classes)
+    run = open_single(path, *NEEDED)
+    for name in EVALUATED:
+        if not (run.path / name).exists():
+            raise UserError(f"run '{path}' has no {name}: convsmith evaluate {shlex.quote(str(path))} makes it")
+    return run

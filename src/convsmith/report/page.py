@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).with_name("templates")
+SHORT, TAIL = 28, 48  # characters
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -22,7 +24,15 @@ def render(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "interval": interval, "shape": shape}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "interval": interval,
+        "shape": shape,
+        "short": short,
+        "tail": tail,
+        "quoted": quoted,
+    }
     style, script = (TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -49,6 +59,21 @@ def interval(ends: tuple[float, float] | None, digits: int = 1) -> str:
 
 def shape(sizes: tuple[int, ...]) -> str:
     return " x ".join(map(str, sizes))
+
+
+def short(name: str) -> str:
+    """A name where there is little room: the whole one stands in its title."""
+    return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
+
+
+def tail(path: str) -> str:
+    """The end of a path where there is little room."""
+    return path if len(path) <= TAIL else f"…{path[1 - TAIL :]}"
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def _digest(text: str) -> str:

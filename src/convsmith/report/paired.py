@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.evidence.statistics import bootstrap_interval
-from convsmith.report.material import Predictions
+from convsmith.report.files import Predictions
 
 
 @dataclass(frozen=True, eq=False)

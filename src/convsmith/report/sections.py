@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from convsmith.data.sources import ARRAYS
-from convsmith.insight.metrics import wilson_interval
+from convsmith.insight.metrics import confusion_matrix, wilson_interval
 from convsmith.nets.shapes import totals, trace
 from convsmith.optim.finetune import plan
 from convsmith.parts import OWN
@@ -21,11 +21,14 @@ from convsmith.report.calibrated import scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
 from convsmith.report.classes import class_scores
 from convsmith.report.diagnosis import RULES, diagnose
+from convsmith.report.files import Predictions
 from convsmith.report.material import Material
 
 Section = dict[str, Any]
 DECADES = 1e-4  # of the highest learning rate: a curve that goes lower is not drawn on a logarithmic axis
-CUT = 0.6  # a learning rate that falls below this share of the epoch before was cut, not annealed
+CUTTING = ("step", "plateau")  # schedules that cut the rate at once; the others' curves say it better than marks would
+CUT = 0.9
+MOST_CUTS = 8  # more of them are told by the curve alone
 
 
 def result(material: Material) -> Section:
@@ -63,7 +66,8 @@ def diagnosis(material: Material) -> Section:
 def curves(material: Material) -> Section:
     """Loss, accuracy and learning rate by epoch; the best epoch, cuts of the learning rate and thaws are marked."""
     rows, best = material.rows, material.summary["best_epoch"]
-    marks = [Mark(best, f"best: {best}"), *rate_cuts(rows), *thaws(material)]
+    cuts = rate_cuts(rows) if material.config.schedule.name in CUTTING else []
+    marks = [Mark(best, f"best: {best}"), *cuts, *thaws(material)]
     charts = []
     for metric, title, unit, percent in (
         ("loss", "Loss", "loss (cross-entropy, nats)", False),
@@ -85,14 +89,13 @@ def curves(material: Material) -> Section:
 
 
 def rate_cuts(rows: Sequence[Mapping[str, Any]]) -> list[Mark]:
-    """A mark at each epoch whose learning rate was cut at once, by more than `CUT`; a steady fall has none."""
+    """A mark at each epoch whose learning rate is below `CUT` times that of the epoch before, unless there are many."""
     cuts = [
         after
         for before, after in itertools.pairwise(rows)
         if before["learning_rate"] and after["learning_rate"] < CUT * before["learning_rate"]
     ]
-    # An exponential fall or the end of a cosine is a cut every epoch, and its curve says it better.
-    if any(after["epoch"] - before["epoch"] == 1 for before, after in itertools.pairwise(cuts)):
+    if len(cuts) > MOST_CUTS:
         return []
     return [Mark(row["epoch"], f"rate {row['learning_rate']:.2g}") for row in cuts if row["learning_rate"]]
 
@@ -112,30 +115,30 @@ def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, kind: int) -> 
     return Line(name, kind, [(row["epoch"], row[key]) for row in rows])
 
 
-def per_class(material: Material) -> list[Section]:
-    counts = np.asarray(material.evaluation["confusion_matrix"]["counts"], dtype=np.int64)
-    return [asdict(scores) for scores in class_scores(counts, material.card.classes, np.random.default_rng(0))]
+def per_class(predictions: Predictions) -> list[Section]:
+    """The scores of each class, the lowest F1 first; classes without images last."""
+    classes = predictions.classes
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    found = class_scores(counts, classes, np.random.default_rng(0))
+    return [asdict(scores) for scores in sorted(found, key=lambda one: (not one.support, one.f1))]
 
 
-def calibration(material: Material) -> Section | None:
+def calibration(predictions: Predictions) -> Section | None:
     """The reliability diagram as trained and after temperature scaling; None for too few images."""
-    found = scaling(material.predictions, np.random.default_rng(0))
+    found = scaling(predictions, np.random.default_rng(0))
     if found is None:
         return None
     lines = [Line("perfect", 3, [(0.0, 0.0), (1.0, 1.0)])]
     for name, kind, bins in (("as trained", 1, found.before), ("after temperature scaling", 0, found.after)):
-        points = [
-            (float(confidence), float(accuracy))
-            for confidence, accuracy, count in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
-            if count
-        ]
-        lines.append(Line(name, kind, points))
+        filled = np.flatnonzero(bins.count)
+        points = [(float(bins.confidence[at]), float(bins.accuracy[at])) for at in filled]
+        lines.append(Line(name, kind, points, [int(bins.count[at]) for at in filled]))
     words = (
         f"Accuracy by confidence. The expected calibration error is {100 * found.before.error:.2f}% as trained and "
         f"{100 * found.after.error:.2f}% after temperature scaling."
     )
     axes = Axes("confidence", "accuracy (%)", percent=True, whole_x=False, y_range=(0.0, 1.0))
-    filled = [
+    table = [
         {
             "low": float(found.before.edges[at]),
             "high": float(found.before.edges[at + 1]),
@@ -148,7 +151,7 @@ def calibration(material: Material) -> Section | None:
     return {
         "chart": line_chart("Reliability diagram", words, axes, lines),
         "names": [(line.kind, line.name) for line in lines],
-        "bins": filled,
+        "bins": table,
         "temperature": found.temperature,
         "ece": (found.before.error, found.after.error),
         "loss": (found.loss_before, found.loss_after),
@@ -203,11 +206,9 @@ def reproduction(material: Material) -> Section:
     ]
     if "test" in material.splits["splits"] and material.test is None:
         commands.insert(1, ("open the test split, once", f"convsmith evaluate {shlex.quote(str(run))} --split test"))
-    environment = {key: value for key, value in material.environment.items() if key != "versions"}
     return {
         "commands": commands,
         "config": material.config.to_yaml(),
-        "environment": environment,
-        "versions": material.environment.get("versions", {}),
+        "environment": material.environment,
         "openings": material.openings,
     }

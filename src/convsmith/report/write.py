@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,10 +12,11 @@ from torch import nn
 
 from convsmith.data.sources import Source
 from convsmith.report import looks, sections
+from convsmith.report.glance import glance
 from convsmith.report.material import Material, read_material
 from convsmith.report.page import render
 from convsmith.report.pictures import Gallery
-from convsmith.rundir import RunDir, explain_os_errors, write_text
+from convsmith.rundir import RunDir, explain_os_errors, open_run, write_text
 
 NAME = "report.html"
 
@@ -22,38 +24,56 @@ NAME = "report.html"
 def write_report(path: Path, source: Source | None = None, module: nn.Module | None = None) -> Path:
     """Write <run>/report.html and return where it is; `source` and `module` where data or network are the user's own.
 
-    UserError where the run is not finished or a file is missing. The test split stays sealed.
+    A cross-validation gets a page of its own kind. UserError where the run is not finished, or a file is missing or
+    damaged. The test split stays sealed.
     """
-    material = read_material(path, source, module)
-    target = material.run.path / NAME
+    run = open_run(path)
+    if run.study.exists():
+        from convsmith.report.study import study_page  # brings scikit-learn, which a training does not need
+
+        text = study_page(run)
+    else:
+        text = page(read_material(path, source, module))
+    target = run.path / NAME
     with explain_os_errors(f"'{target}'"):
-        write_text(target, page(material))
+        write_text(target, text)
     return target
 
 
 def page(material: Material) -> str:
     """report.html of the material."""
-    gallery = Gallery(material.dataset.val if material.dataset else None, material.predictions.ids)
-    confusion = looks.confusion(material, gallery)
+    predictions = material.predictions
+    gallery = Gallery(material.dataset.val if material.dataset else None, predictions.ids)
+    confusion = looks.confusion(predictions, gallery)
+    heats = looks.heats_of(material.model, material.card, predictions, gallery)
+    diagnosis = sections.diagnosis(material)
     values = {
         "run": material.run,
         "summary": material.summary,
         "config": material.config,
         "result": sections.result(material),
-        "diagnosis": sections.diagnosis(material),
+        "diagnosis": diagnosis,
         "curves": sections.curves(material),
         "confusion": confusion,
-        "classes": sections.per_class(material),
-        "mistakes": looks.mistakes(material, gallery),
-        "doubtful": looks.doubtful_labels(material, gallery),
-        "calibration": sections.calibration(material),
+        "classes": sections.per_class(predictions),
+        "mistakes": looks.mistakes(predictions, gallery, heats),
+        "doubtful": looks.doubtful_labels(predictions, gallery),
+        "calibration": sections.calibration(predictions),
         "layers": sections.layers(material),
         "data": sections.data(material),
         "samples": looks.samples(material),
+        "study": _study_of(material.run),
         "reproduction": sections.reproduction(material),
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
-    return render("report.html", values)
+    findings = [finding["name"] for finding in diagnosis["findings"]]
+    return render("report.html", values | {"glance": glance(predictions, values, findings)})
+
+
+def _study_of(run: RunDir) -> Path | None:
+    """The cross-validation that the run is a fold of, if it is one."""
+    above = RunDir(run.path.resolve().parent.parent)
+    return above.path if above.study.exists() and above.predictions("oof").exists() else None
 
 
 def after_training(
@@ -63,7 +83,7 @@ def after_training(
     try:
         say(f"report  {write_report(run.path, source, module)}")
     except Exception as error:  # of any kind: hours of training must not end as failed for want of a page
-        line = f"warning: the report could not be written ({error}); try: convsmith report {run.path}"
+        line = f"warning: the report could not be written ({error}); try: convsmith report {shlex.quote(str(run.path))}"
         print(line, file=sys.stderr)
         with suppress(OSError):  # the disk that refused the page may refuse this as well
             run.log(line)

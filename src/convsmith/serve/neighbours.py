@@ -48,7 +48,7 @@ class Neighbours:
     def _features(self, pixels: NDArray[np.uint8]) -> Tensor:
         model = self._predictor.model
         assert isinstance(model, Classifier)
-        images = self._predictor.to_input()(torch.from_numpy(pixels).to(self._predictor.device))
+        images = self._predictor.to_input()(torch.tensor(pixels, device=self._predictor.device))
         return torch.nn.functional.normalize(model.features(images).float(), dim=1).cpu()
 
     def nearest(self, pixels: NDArray[np.uint8], count: int) -> list[Neighbour]:

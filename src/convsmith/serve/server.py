@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 
+import h11
 import numpy as np
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convsmith.config import read_layer, validate
 from convsmith.display import Display
@@ -15,11 +18,27 @@ from convsmith.inference import Predictor, load_predictor, run_dataset
 from convsmith.rundir import RunDir
 from convsmith.runtime import set_threads
 from convsmith.serve.answers import Answers
-from convsmith.serve.app import make_app
+from convsmith.serve.app import UPLOAD_SECONDS, make_app
 from convsmith.serve.guard import is_loopback, own_names
 from convsmith.serve.neighbours import Neighbours
 
 MAX_CONNECTIONS = 200
+
+
+class Prompt(H11Protocol):
+    """Hangs up on who has not sent the head of a request in time: held open, it would keep others out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(UPLOAD_SECONDS, self._hang_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _hang_up(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -63,7 +82,7 @@ def serve(run: RunDir, listener: socket.socket, host: str, device: str, display:
     app = make_app(answers, run.name, own_names(host))
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Prompt,
         ws="none",
         lifespan="off",
         log_level="warning",

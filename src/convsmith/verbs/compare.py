@@ -50,7 +50,7 @@ def _print(compared: Compared, display: Display) -> None:
     if compared.differences:
         keys = Table("differs", *(escape(name) for name in compared.runs), box=None)
         for key, values in compared.differences:
-            keys.add_row(Text(key), *(Text("none" if value is None else str(value)) for value in values))
+            keys.add_row(Text(key), *map(Text, values))
         display.line("")
         display.console.print(keys)
     else:

@@ -27,7 +27,11 @@ FIGURES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")
     parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="files, folders, or patterns; none: telling validation images"
+        "paths",
+        nargs="*",
+        default=[],
+        metavar="PATH",
+        help="files, folders, or patterns; none: telling validation images",
     )
     parser.add_argument("--class", dest="target", metavar="NAME", help="the class to explain [the predicted one]")
     parser.add_argument("--stage", metavar="NAME", help="where to look [the last stage with feature maps]")
@@ -58,15 +62,16 @@ def _figure(args: argparse.Namespace, display: Display, subject: Subject) -> int
     from convsmith.inference import find_images
 
     image = find_images(args.paths)[0] if args.paths else None
+    asked = Asked(image, args.stage, display.counting("computing the loss of"), display.line)
     try:
-        figure = draw(subject, args.figure, Asked(image, args.stage, display.counting("computing the loss of")))
+        figure = draw(subject, args.figure, asked)
     except DecodeError as error:
         raise UserError(f"cannot read '{image}': {error}") from None
     files = write_figure(subject, args.figure, figure, _command(args))
     display.line(PICTURES[args.figure].caption)
     display.line(f"written: {', '.join(map(str, files))}")
     after = FIGURES[(FIGURES.index(args.figure) + 1) % len(FIGURES)]
-    display.line(f"next: convsmith explain {args.directory} --figure {after}")
+    display.line(f"next: convsmith explain {shlex.quote(args.directory)} --figure {after}")
     return 0
 
 
@@ -101,7 +106,7 @@ def _images(args: argparse.Namespace, display: Display, subject: Subject) -> int
     display.line(f"\n{reading(subject, stage)}")
     display.line(verdict(explained))
     display.line(f"\nwritten: {subject.folder}/: {written[0].name}, and a PNG for each image")
-    display.line(f"next: convsmith explain {args.directory} --figure feature-maps")
+    display.line(f"next: convsmith explain {shlex.quote(args.directory)} --figure feature-maps")
     if broken:
         raise UserError(f"{len(broken)} files could not be read, the others were explained: {'; '.join(broken[:10])}")
     return 0

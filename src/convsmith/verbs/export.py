@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 
@@ -19,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import open_run
+    from convsmith.single import open_single
 
-    directory = open_run(args.directory, "model/model.json", "splits.json")
+    directory = open_single(args.directory, "model/model.json", "splits.json")
     from convsmith.display import Display
     from convsmith.export import OPSET, export
 
@@ -34,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
         f"checked  {made.images} validation images: the logits, up to {made.scale:.3g}, differ from PyTorch's "
         f"by at most {made.difference:.1e}"
     )
-    show(f"next: convsmith predict {made.path} IMAGE")
+    show(f"next: convsmith predict {shlex.quote(str(made.path))} IMAGE")
     return 0

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="the directory of a finished run")
+    parser.add_argument("directory", metavar="RUN", help="the directory of a finished run or cross-validation")
 
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.report.write import write_report
+    from convsmith.rundir import RunDir
 
-    path = write_report(Path(args.directory))
+    run = RunDir(Path(args.directory))
+    path = write_report(run.path)
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser, nothing in it needs a network")
-    print(f"next: convsmith compare {args.directory} OTHER_RUN")
+    after = (
+        f"train {shlex.quote(str(run.config))}"
+        if run.study.exists()
+        else f"compare {shlex.quote(args.directory)} OTHER_RUN"
+    )
+    print(f"next: convsmith {after}")
     return 0

@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port must be from 0 to 65535, but got {args.port}")
-    from convsmith.rundir import open_run
+    from convsmith.single import open_single
 
-    directory = open_run(args.directory, "model/model.json", "splits.json")
+    directory = open_single(args.directory, "model/model.json", "splits.json")
     try:
         from convsmith.serve.server import listen, serve
     except ModuleNotFoundError as error:

@@ -58,7 +58,7 @@ function show(answer) {
         element("small", { textContent: "similarity " + near.similarity.toFixed(2) }));
     }));
   part("result").hidden = false;
-  say("Done: " + part("answer").textContent, "");
+  say("", ""); // the focus that follows reads the answer out
   part("result").focus({ preventScroll: true });
   part("result").scrollIntoView({ block: "nearest" });
 }

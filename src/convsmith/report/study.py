@@ -1,0 +1,167 @@
+"""report.html of a cross-validation: every image as the net saw it that had not trained on it."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convsmith.config import RunConfig, read_layer, validate
+from convsmith.data.dataset import Subset, open_dataset
+from convsmith.errors import UserError
+from convsmith.evidence.crossval import METRICS, RESULT
+from convsmith.evidence.fold_job import RECORD
+from convsmith.evidence.study import FOLDS, read_asked
+from convsmith.inference import ModelCard, load_model
+from convsmith.report import files, looks, sections
+from convsmith.report.charts import KINDS, Axes, Line, line_chart
+from convsmith.report.diagnosis import diagnose
+from convsmith.report.files import Predictions
+from convsmith.report.glance import glance
+from convsmith.report.material import NEEDED
+from convsmith.report.page import render
+from convsmith.report.pictures import Gallery
+from convsmith.rundir import RunDir, open_run
+from convsmith.single import example_of
+
+CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
+
+
+@dataclass(frozen=True, eq=False)
+class Crossval:
+    """A finished cross-validation. `folds` are the runs by (repeat, number), `rows` their epochs in the same order."""
+
+    run: RunDir
+    config: RunConfig
+    card: ModelCard
+    result: dict[str, Any]
+    folds: dict[tuple[int, int], RunDir]
+    rows: list[list[dict[str, Any]]]
+    predictions: Predictions
+    environment: dict[str, Any]
+
+    @cached_property
+    def opened(self) -> tuple[Subset | None, str]:
+        """The images that were divided into folds, or why they cannot be had."""
+        try:
+            dataset = open_dataset(self.config.data, self.config.train.seed)
+            if dataset.hash != files.read(self.run.path / FOLDS, files.Folds)["hash"]:
+                raise UserError(f"the data of '{self.run.path}' has changed since")
+            return dataset.pool(), ""
+        except UserError as error:
+            return None, str(error)
+
+
+def read_crossval(run: RunDir) -> Crossval:
+    """UserError where the study is of another kind, is not finished, or a file is damaged."""
+    kind = read_asked(run)["kind"]
+    if kind != "crossval":
+        shown = {"ablate": "conclusion.md and figures/forest.png", "tune": "trials.csv and figures/history.png"}[kind]
+        raise UserError(
+            f"'{run.path}' is a study ({kind}), which {shown} sum up: a report shows a cross-validation or a single "
+            f"run, {example_of(run)}"
+        )
+    open_run(run.path, RESULT, FOLDS)
+    result = files.read(run.path / RESULT, files.Crossval)
+    folds = {}
+    for file in run.path.glob(f"folds/*/{RECORD}"):
+        record = files.read(file, files.Fold)
+        folds[record["repeat"], record["fold"]] = open_run(file.parent, *NEEDED, "evaluation-val.json")
+    folds = dict(sorted(folds.items()))
+    for name in [run.predictions("oof").name] if folds else [f"folds/*/{RECORD}"]:
+        if not folds or not (run.path / name).exists():
+            again = f"convsmith resume {shlex.quote(str(run.path))}"
+            raise UserError(f"study '{run.path}' has no {name}: {again} makes it where a fold is left to do")
+    card = files.read_card(next(iter(folds.values())).model)
+    return Crossval(
+        run=run,
+        config=validate(read_layer(run.config)),
+        card=card,
+        result=result,
+        folds=folds,
+        rows=[files.read_metrics(fold.metrics) for fold in folds.values()],
+        predictions=files.read_predictions(run.predictions("oof"), card.classes, result["repeats"]),
+        environment=files.read(run.environment, files.Environment) if run.environment.exists() else {},
+    )
+
+
+def study_page(run: RunDir) -> str:
+    """report.html of the cross-validation in `run`."""
+    study = read_crossval(run)
+    predictions = study.predictions
+    pool, absent = study.opened
+    gallery = Gallery(pool, predictions.ids)
+    confusion = looks.confusion(predictions, gallery)
+    values = {
+        "run": run,
+        "config": study.config,
+        "result": study.result,
+        "metrics": METRICS,
+        "images": len(predictions.ids),
+        "findings": _findings(study),
+        "charts": [_chart(study, *chart) for chart in CHARTS],
+        "legend": [(at, _name(study, key)) for at, key in enumerate(list(study.folds)[:KINDS])],
+        "confusion": confusion,
+        "classes": sections.per_class(predictions),
+        "mistakes": looks.mistakes(predictions, gallery, lambda positions: _heats(study, gallery, positions)),
+        "doubtful": looks.doubtful_labels(predictions, gallery),
+        "calibration": sections.calibration(predictions),
+        "absent": absent,
+        "example": str(next(iter(study.folds.values())).path),
+        "environment": study.environment,
+        "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
+    }
+    return render("study.html", values | {"glance": glance(predictions, values, [])})
+
+
+def _findings(study: Crossval) -> list[tuple[str, int]]:
+    """What the folds' curves show, and in how many folds."""
+    monitor, found = study.config.train.monitor, Counter[str]()
+    for rows, fold in zip(study.rows, study.folds.values(), strict=True):
+        images = files.read(fold.evaluation("val"), files.Evaluation)["n"]
+        stopped = files.read(fold.summary, files.Summary)["stopped_because"] == "early stopping"
+        found.update(finding.name for finding in diagnose(rows, len(study.card.classes), images, monitor, stopped))
+    return found.most_common()
+
+
+def _name(study: Crossval, key: tuple[int, int]) -> str:
+    repeat, number = key
+    return f"fold {number}" + (f" of repeat {repeat}" if study.result["repeats"] > 1 else "")
+
+
+def _chart(study: Crossval, metric: str, label: str, percent: bool) -> tuple[str, Any]:
+    lines = [
+        Line(_name(study, key), at, [(row["epoch"], row[metric]) for row in rows])
+        for at, (key, rows) in enumerate(list(zip(study.folds, study.rows, strict=True))[:KINDS])
+    ]
+    ends = [rows[-1][metric] for rows in study.rows]
+    words = f"By epoch, a line a fold. They end between {min(ends):.4g} and {max(ends):.4g}."
+    return label, line_chart(label, words, Axes("epoch", label, percent=percent), lines)
+
+
+def _heats(study: Crossval, gallery: Gallery, positions: Sequence[int]) -> list[str | None]:
+    """Grad-CAM of each image, by the net that had not trained on it."""
+    held_by = _held_by(study.run.predictions("oof"))
+    found: dict[int, str | None] = {}
+    for key, fold in study.folds.items():
+        mine = [at for at in positions if held_by[study.predictions.ids[at]] == key]
+        if mine:
+            model, card = load_model(fold.model, torch.device("cpu"))
+            found.update(zip(mine, looks.heats_of(model, card, study.predictions, gallery)(mine), strict=True))
+    return [found.get(at) for at in positions]
+
+
+def _held_by(file: Path) -> dict[str, tuple[int, int]]:
+    """The first (repeat, fold) that held each image out, by id."""
+    found: dict[str, tuple[int, int]] = {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            found.setdefault(row["id"], (int(row["repeat"]), int(row["fold"])))
+    return found
