@@ -36,8 +36,8 @@ gives one difference between an arm and the base.
 - **verdict**: *helps* or *hurts* where p is below 0.05. *Equivalent*: within {margin} of the base, by two one-sided
   tests with the same small risk of error (the 90% interval lies within). *No difference shown*: all else. It does
   **not** mean that there is no difference: under each table stands how large one must be to be found.
-- **seconds**, **cost**: the time of one training, and relative to the base's: rough figures, since the machine had other
-  work too.
+- **seconds**, **cost**: the time of one training, and relative to the base's: rough figures, since the machine had
+  other work too.
 
 **How far it goes.** The studies are small, so that the whole book fits a laptop: {sizes}.
 They say what a technique does in *short trainings of a small net on few images*. What needs long trainings to pay

@@ -230,7 +230,8 @@ def _finding(record: Record, arm: Record) -> str:
         text += f" The margin is {shown.value(record['margin'])} {shown.written_out} either way"
         text += ": a difference is there, and it is smaller than that." if arm["p_holm"] < alpha else "."
         if max(-low, high) >= record["margin"]:
-            text += f" Two one-sided tests at {alpha:.2g} ask that the {_percent(1 - 2 * alpha)} interval lie within it."
+            within = _percent(1 - 2 * alpha)
+            text += f" Two one-sided tests at {alpha:.2g} ask that the {within} interval lie within it."
     elif arm["verdict"] == "no difference shown" and (low > 0 or high < 0):
         number = _count(_tested(record), "comparison")
         text += f" Taken alone the interval leaves out zero; among {number} that is not enough."
