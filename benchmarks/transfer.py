@@ -103,7 +103,8 @@ def loaders(folder: Path, fold: Fold, batch: int) -> dict[str, Any]:
 def evaluate(net: nn.Module, batches: Any) -> tuple[float, float]:
     """Mean cross-entropy and accuracy."""
     net.eval()
-    answers = [(net(images), labels) for images, labels in batches]
+    plain = torch.Tensor  # fastai's batches are of types of its own
+    answers = [(net(images.as_subclass(plain)), labels.as_subclass(plain)) for images, labels in batches]
     logits, labels = torch.cat([logits for logits, _ in answers]), torch.cat([labels for _, labels in answers])
     return float(nn.functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
 
@@ -170,6 +171,8 @@ def fastai(args: argparse.Namespace, number: int, fold: Fold) -> Curve:
     held_out = data.test_dl([args.folder / name for name in fold["test"]], with_labels=True)
 
     class Watching(vision.Callback):
+        order = 60  # after fastai's own recorder
+
         def after_epoch(self) -> None:
             val_loss = float(learner.recorder.values[-1][1])
             watch.epoch(val_loss, lambda: evaluate(learner.model, held_out)[1])

@@ -309,7 +309,7 @@ def test_the_length_of_a_finetuning_follows_the_number_of_images_unless_it_is_se
 def test_what_nobody_set_stays_unset_when_other_values_change() -> None:
     config = compose("finetune", None, {"train.seed": "3"})
     other = config.with_values(train={"threads": 1}, data={"limit": 9})
-    assert other.train.model_fields_set == {"patience", "seed", "threads"}
+    assert other.train.model_fields_set == {"monitor", "patience", "seed", "threads"}
     assert (other.data.limit, other.train.patience) == (9, config.train.patience)
     assert other.data.model_fields_set == {"limit"}
 

@@ -61,11 +61,8 @@ class Finetuning:
         With `freeze_statistics` every batch norm as well: what it has of weights still trains.
         """
         parameters = list(module.parameters())
-        if not parameters:
-            return
-        if not any(parameter.requires_grad for parameter in parameters) or (
-            self.freeze_statistics and isinstance(module, _BatchNorm)
-        ):
+        frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        if frozen or (self.freeze_statistics and isinstance(module, _BatchNorm)):
             module.eval()
             return
         for child in module.children():
