@@ -21,12 +21,14 @@ ARROWS = {
     "contracts": set(),
     "errors": set(),
     "runtime": set(),
+    "plainyaml": set(),
+    "own": {"optim"},
     # Of the rooms `config` may see the configs alone, which the test below holds.
-    "config": {*ROOMS, "training"},
+    "config": {*ROOMS, "training", "plainyaml"},
     "inference": {*ROOMS, "training", "config", "rundir"},
     "weights": {"data", "nets", "training", "config", "rundir", "inference"},
     "features": {"data", "rundir"},
-    "parts": {*ROOMS, "training", "config", "rundir", "inference", "weights", "features"},
+    "parts": {*ROOMS, "training", "config", "rundir", "inference", "weights", "features", "own"},
     "experiment": {*ROOMS, "training", "config", "rundir", "inference", "weights", "features", "parts"},
 }
 

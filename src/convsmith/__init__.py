@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from convsmith.parts import OptimizerFactory
+    from convsmith.own import OptimizerFactory
     from convsmith.runs import Run
 
 __all__ = ["Run", "load", "resume", "train"]

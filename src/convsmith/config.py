@@ -6,7 +6,6 @@ and the check for typing errors answer at once.
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -23,6 +21,8 @@ from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig, TransferConfig, UnfreezeConfig
+from convsmith.plainyaml import parse_yaml as parse_yaml
+from convsmith.plainyaml import to_yaml
 from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
 
@@ -107,66 +107,6 @@ def is_section(info: FieldInfo) -> bool:
     """Whether the value has keys of its own."""
     kind = core_type(info)
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the plain values of version 1.2 (its core schema, 10.3.2), and no key given twice.
-
-    `off` and `no` are words, 010 is ten, 1:30 and 2024-05-01 are words too, and 1e-3 is a number: PyYAML itself
-    reads them as false, eight, ninety, a date and a word.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-     list("-+.0123456789")),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts words in quotes that either version of YAML would read as something else."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_Loader.yaml_implicit_resolvers.get(first, ())]
-    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
-}
-
-
-def to_yaml(values: Any) -> str:
-    """Plain values as YAML that `parse_yaml` reads back as they were."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def parse_yaml(text: str, what: str) -> Any:
-    """`text` as plain values; a UserError names `what` and the line where it is not YAML."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error)
-        mend = " (indent with blanks)" if "'\\t'" in problem else ""
-        raise UserError(f"{what}{where} is not valid YAML: {problem}{mend}") from None
-    except (ValueError, RecursionError) as error:  # a tag such as !!int before a word; brackets in brackets in ...
-        raise UserError(f"{what} is not valid YAML: {error}") from None
 
 
 def read_layer(path: Path) -> Layer:

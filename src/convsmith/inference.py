@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from convsmith.config import read_run_config
@@ -34,6 +33,7 @@ from convsmith.nets.config import ModelConfig
 from convsmith.nets.exported import open_exported
 from convsmith.rundir import RunDir, explain_os_errors, read_json, read_splits, write_bytes, write_json, write_text
 from convsmith.runtime import select_device, set_threads
+from convsmith.training.checkpoint import checksum
 from convsmith.training.state import load_strictly
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -48,7 +48,6 @@ class ModelCard(Section):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     layout: str
-    sha256: str | None = None  # of model.safetensors: neither file without the other
 
 
 def memory_format(layout: str) -> torch.memory_format:
@@ -58,9 +57,9 @@ def memory_format(layout: str) -> torch.memory_format:
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write model.safetensors and model.json, each whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    content = save(tensors, {"format": "pt"})
-    write_bytes(folder / WEIGHTS, content)
-    write_json(folder / CARD, card.model_copy(update={"sha256": _sha256(content)}).model_dump(mode="json"))
+    # One entry alone: safetensors writes several in an order that changes, and equal runs make equal files.
+    write_bytes(folder / WEIGHTS, save(tensors, {"sha256": checksum(tensors)}))
+    write_json(folder / CARD, card.model_dump(mode="json"))
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -74,23 +73,19 @@ def read_card(folder: Path) -> ModelCard:
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """What `save_model` wrote; a UserError where it is not that any more."""
-    mend = "restore it, or train again"
-    card = read_card(folder)
+    card, mend = read_card(folder), "restore it, or train again"
     try:
-        content = (folder / WEIGHTS).read_bytes()
-        tensors = load(content)
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            said = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
-        raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror}): {mend}") from None
+        raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {mend}") from None
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the model in '{folder}' is damaged ({reason}): {mend}") from None
-    if card.sha256 is not None and card.sha256 != _sha256(content):
-        raise UserError(f"the model in '{folder}' is damaged ({WEIGHTS} is not what {CARD} says): {mend}")
+    if said is not None and said != checksum(tensors):
+        raise UserError(f"the model in '{folder}' is damaged (checksum does not fit): {mend}")
     return card, tensors
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def load_model(folder: Path, device: torch.device, module: nn.Module | None = None) -> tuple[nn.Module, ModelCard]:

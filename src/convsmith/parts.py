@@ -30,8 +30,9 @@ from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
 from convsmith.optim.finetune import Finetuning, plan
-from convsmith.optim.optimizers import Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
+from convsmith.optim.optimizers import build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
+from convsmith.own import OptimizerFactory, own_optimizer, refuse_unfit
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, seed_everything, select_device, set_threads
 from convsmith.tracking import csv
@@ -40,8 +41,6 @@ from convsmith.training.layout import seconds_per_step
 from convsmith.training.loss import balanced_weights, build_loss
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
-
-OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
 OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 WHITENED_IMAGES = 500
@@ -270,52 +269,11 @@ def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
     seed_everything(config.train.seed)
     card = dataset.preprocessing()
     if parts.module is not None:
-        _refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
+        refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
         return parts.module
     if config.model.name.startswith(OWN):
         raise UserError("the network of this run is a module of your own: hand it in, convsmith.resume(run, model=...)")
     return build(config.model, card.channels, card.image_size, len(dataset.classes))
-
-
-def _refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> None:
-    """A UserError for a module of the user's own that cannot be trained on such images."""
-    name = type(module).__name__
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UserError(f"model {name} has no parameter to train")
-    like = next(module.parameters())
-    training = module.training
-    try:
-        with torch.no_grad():
-            logits = module.eval()(torch.zeros(2, channels, size, size, device=like.device, dtype=like.dtype))
-    except Exception as error:  # whatever the user's code raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"model {name} fails on images [2, {channels}, {size}, {size}]: {reason}") from error
-    finally:
-        module.train(training)
-    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != [2, classes]:
-        raise UserError(
-            f"model {name} gives {shape} for 2 images of {classes} classes: it must give logits [2, {classes}]"
-        )
-
-
-def _own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim.Optimizer:
-    """What the user's own factory makes of the groups; a UserError where schedules and penalties could not use it."""
-    wanted = {id(parameter) for group in groups for parameter in group["params"]}
-    if not callable(factory):
-        raise UserError(
-            "optimizer must be a function of parameter groups, such as lambda groups: torch.optim.SGD(groups, lr=0.1), "
-            f"not {type(factory).__name__}"
-        )
-    optimizer = factory(groups)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"optimizer must return a torch optimiser, not {type(optimizer).__name__}")
-    mend = "hand the groups on as they are, such as lambda groups: torch.optim.SGD(groups, lr=0.1)"
-    if any("name" not in group for group in optimizer.param_groups):
-        raise UserError(f"optimizer: the groups of {type(optimizer).__name__} have lost their names: {mend}")
-    if wanted != {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
-        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {mend}")
-    return optimizer
 
 
 def _assemble(
@@ -333,7 +291,7 @@ def _assemble(
     model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
     groups = finetuning.groups(model) if finetuning else parameter_groups(model)
     if parts.optimizer:
-        optimizer = _own_optimizer(parts.optimizer, groups)
+        optimizer = own_optimizer(parts.optimizer, groups)
     else:
         optimizer = build_optimizer(groups, config.optim, config.regularize, device)
     steps = steps_per_epoch(len(dataset.train), config.train.batch_size)

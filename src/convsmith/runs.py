@@ -18,7 +18,8 @@ from convsmith.data.sources import ARRAYS, Source, from_arrays
 from convsmith.display import Display
 from convsmith.errors import UserError, nearest
 from convsmith.inference import Prediction, Predictor, evaluate, load_predictor
-from convsmith.parts import Experiment, OptimizerFactory, Parts
+from convsmith.own import OptimizerFactory
+from convsmith.parts import Experiment, Parts
 from convsmith.rundir import RunDir, open_run, read_json, refuse_taken
 from convsmith.tracking import csv
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -35,7 +36,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any],
     """
     dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {"facts": json.dumps(dict(facts), allow_nan=False), "format": "pt"}
-    header["sha256"] = _checksum(dense, header["facts"])
+    header["sha256"] = checksum(dense, header["facts"])
     incoming = folder / "incoming.safetensors"
     write_bytes(incoming, save(dense, header))
     if best:
@@ -54,7 +55,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{path.name}: {error}") from None
-    if header.get("sha256") != _checksum(tensors, header.get("facts", "")):
+    if header.get("sha256") != checksum(tensors, header.get("facts", "")):
         raise DamagedCheckpointError(f"{path.name}: checksum does not fit")
     return tensors, json.loads(header["facts"])
 
@@ -76,12 +77,13 @@ def read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
     raise UserError(f"no sound checkpoint in '{folder}' ({'; '.join(remarks)}): start the run anew")
 
 
-def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+def checksum(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """sha256 of names, types, shapes and values, and of `facts`."""
     digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)  # NumPy knows no bfloat16
     return digest.hexdigest()
 
 

@@ -1,0 +1,54 @@
+"""A network and an optimiser of the user's own: what a run needs of them, asked before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from convsmith.errors import UserError
+from convsmith.optim.optimizers import Group
+
+OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
+
+
+def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> None:
+    """A UserError for a module of the user's own that cannot be trained on such images."""
+    name = type(module).__name__
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError(f"model {name} has no parameter to train")
+    like = next(module.parameters())
+    training = module.training
+    try:
+        with torch.no_grad():
+            logits = module.eval()(torch.zeros(2, channels, size, size, device=like.device, dtype=like.dtype))
+    except Exception as error:  # whatever the user's code raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {name} fails on images [2, {channels}, {size}, {size}]: {reason}") from error
+    finally:
+        module.train(training)
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != [2, classes]:
+        raise UserError(
+            f"model {name} gives {shape} for 2 images of {classes} classes: it must give logits [2, {classes}]"
+        )
+
+
+def own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim.Optimizer:
+    """What the user's own factory makes of the groups; a UserError where schedules and penalties could not use it."""
+    wanted = {id(parameter) for group in groups for parameter in group["params"]}
+    if not callable(factory):
+        raise UserError(
+            "optimizer must be a function of parameter groups, such as lambda groups: torch.optim.SGD(groups, lr=0.1), "
+            f"not {type(factory).__name__}"
+        )
+    optimizer = factory(groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer must return a torch optimiser, not {type(optimizer).__name__}")
+    mend = "hand the groups on as they are, such as lambda groups: torch.optim.SGD(groups, lr=0.1)"
+    if any("name" not in group for group in optimizer.param_groups):
+        raise UserError(f"optimizer: the groups of {type(optimizer).__name__} have lost their names: {mend}")
+    if wanted != {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
+        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {mend}")
+    return optimizer
