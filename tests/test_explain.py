@@ -131,6 +131,19 @@ def test_each_figure_is_one_command(name: str, inside: Path, capsys: pytest.Capt
     assert following.group(1) in figures.FIGURES
 
 
+def test_paths_come_before_or_after_flags_and_names_are_quoted(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("runs/digits", "runs/two words")
+    for words in (
+        ["runs/two words", "--figure", "pooling", "bild-ä.png"],
+        ["--figure", "pooling", "runs/two words", "bild-ä.png"],
+    ):
+        out = call(capsys, *words)
+        assert "next: convsmith explain 'runs/two words' --figure activations" in out
+    assert "required: RUN (see" in call(capsys, code=2)
+
+
 def test_the_landscape_has_the_path_of_the_run(
     inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

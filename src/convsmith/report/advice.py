@@ -156,7 +156,8 @@ def _unstable(config: RunConfig) -> Iterator[Experiment]:
 def _rate_too_high(config: RunConfig) -> Iterator[Experiment]:
     yield _rate(config, 0.1, "the steps overshoot: a tenth of the learning rate")
     if not config.schedule.warmup_epochs and config.train.epochs > 1:
-        yield Experiment({"schedule.warmup_epochs": 1}, "small steps first, while the weights are still random")
+        new = "weights are" if config.transfer.weights == "none" else "head is"
+        yield Experiment({"schedule.warmup_epochs": 1}, f"small steps first, while the {new} still random")
     if not config.regularize.clip_norm:
         yield Experiment({"regularize.clip_norm": 1}, "no single batch can throw the weights far")
 
