@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.text import Text
 from convsmith import parts, rundir
 from convsmith.config import Layer, RunConfig
 from convsmith.display import EXIT_CODES, Display, duration
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 from convsmith.evidence import study, wording
 from convsmith.evidence.comparison import RESULT, mean_of, summarise
 from convsmith.evidence.config import BASE, StudyConfig, arms_of, changes, choices_of
@@ -113,7 +112,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
                     dropped[arm] = place + 1
                     display.line(f"{arm}: given up after {place + 1} of {plan.runs} runs, to keep the budget")
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
+            display.line(f"\nstopped, all saved; go on with: {command('resume', run.path)}")
             return EXIT_CODES[ran.stopped]
         record = summarise(plan, ran.failed, dropped)
         _show(run, record, display)
@@ -183,8 +182,8 @@ def _show(run: RunDir, record: Mapping[str, Any], display: Display) -> None:
         f"\nwritten: {run.path / RESULT}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
     )
     if record["failed"]:
-        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}   (tries what failed again)")
+        display.line(f"next: {command('resume', run.path)}   (tries what failed again)")
     else:
         best = max(record["arms"], key=lambda arm: (arm["verdict"] == "helps", arm["difference"] or 0.0))
         name = best["name"] if best["verdict"] == "helps" else BASE
-        display.line(f"next: convsmith train {shlex.quote(str(run.path / 'arms' / name / 'config.yaml'))}")
+        display.line(f"next: {command('train', run.path / 'arms' / name / 'config.yaml')}")

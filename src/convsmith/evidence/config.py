@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
 from convsmith.contracts import Section
-from convsmith.errors import UserError, choose, nearest
+from convsmith.errors import UserError, choose, command, nearest
 
 BASE = "base"
 #: what decides which images there are: arms that differ in it could not be compared image by image
@@ -76,7 +75,7 @@ def read_study(name: str) -> StudyConfig:
     """An ablation study's file, or the shipped one of this name; a UserError names each wrong key."""
     values = read_values(name, StudyConfig, "base and arms")
     if "space" in values:
-        raise UserError(f"study '{name}' is one of tuning, since it has a space: convsmith tune {shlex.quote(name)}")
+        raise UserError(f"study '{name}' is one of tuning, since it has a space: {command('tune', name)}")
     return validate_study(values, name)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from convsmith import parts, rundir
 from convsmith.config import RunConfig, read_layer, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.display import EXIT_CODES, Display, duration
+from convsmith.errors import command
 from convsmith.evidence import study
 from convsmith.evidence.fold_job import FoldJob
 from convsmith.evidence.folds import Fold, make_folds
@@ -76,7 +76,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
         jobs = fold_jobs(run, config)
         ran = follow(run, jobs, at_once, backend, display)
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
+            display.line(f"\nstopped, all saved; go on with: {command('resume', run.path)}")
             return EXIT_CODES[ran.stopped]
         result = summarise(run, asked, [job for job in jobs if job.done], ran.failed)
         _table(run, result, display)
@@ -189,6 +189,6 @@ def _table(run: RunDir, result: Mapping[str, Any], display: Display) -> None:
     written = f"{run.path / RESULT}, {run.predictions('oof').name}, figures/confusion.png, folds/"
     display.line(f"\nwritten: {written if result['per_fold'] else run.path / RESULT}")
     if result["missing"]:
-        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}   (tries what failed again)")
+        display.line(f"next: {command('resume', run.path)}   (tries what failed again)")
     else:
-        display.line(f"next: convsmith train {shlex.quote(str(run.config))}   (one net from all of train)")
+        display.line(f"next: {command('train', run.config)}   (one net from all of train)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, validate
 from convsmith.contracts import Section
-from convsmith.errors import UserError, nearest
+from convsmith.errors import UserError, command, nearest
 from convsmith.evidence.config import DIVISION, read_values
 from convsmith.training.config import Monitor
 
@@ -80,7 +79,7 @@ def read_tuning(name: str) -> TuneConfig:
     """A tuning study's file, or the shipped one of this name; a UserError names each wrong key."""
     values = read_values(name, TuneConfig, "base and space")
     if "arms" in values or "grid" in values:
-        raise UserError(f"study '{name}' is an ablation, since it has arms: convsmith ablate {shlex.quote(name)}")
+        raise UserError(f"study '{name}' is an ablation, since it has arms: {command('ablate', name)}")
     return checked(TuneConfig, values, f"study '{name}'")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from rich.text import Text
 from convsmith import rundir
 from convsmith.config import validate
 from convsmith.display import Display, duration
+from convsmith.errors import command
 from convsmith.evidence import storage
 from convsmith.evidence.search import Search, record_of
 from convsmith.inference import write_rows
@@ -101,9 +101,8 @@ def show(search: Search, found: Found, display: Display) -> None:
     )
     figures = "figures/history.png" + (", figures/importance.png" if found.importance else "")
     display.line(f"\nwritten: {path / BEST}, {TRIALS}, {figures}, trials/")
-    best = shlex.quote(str(path / BEST))
-    display.line(f"next: convsmith crossval {best}")
-    display.line(f"      convsmith train {best}")
+    display.line(f"next: {command('crossval', path / BEST)}")
+    display.line(f"      {command('train', path / BEST)}")
 
 
 def _row(record: Mapping[str, Any], search: Search) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 import uuid
@@ -17,7 +16,7 @@ from convsmith import parts, rundir
 from convsmith.config import Layer
 from convsmith.data.dataset import open_dataset
 from convsmith.display import EXIT_CODES, Display, duration
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 from convsmith.evidence import storage, study
 from convsmith.evidence.follow import progress_bar
 from convsmith.evidence.search import OPTUNA, Search, asked_of, read_search, record_of
@@ -77,7 +76,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
             display.line(f"{len(before)} of {search.asked.trials} trials were done before")
         ran = _follow(search, before, at_once, backend, display)
         if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: convsmith resume {shlex.quote(str(run.path))}")
+            display.line(f"\nstopped, all saved; go on with: {command('resume', run.path)}")
             return EXIT_CODES[ran.stopped]
         found = summarise(search, known)
         show(search, found, display)
@@ -85,7 +84,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     if left:
         reason = ran.failed or "another process has them in hand"
         display.line(f"not done: {left} of {search.asked.trials} trials: {reason}")
-        display.line(f"next: convsmith resume {shlex.quote(str(run.path))}")
+        display.line(f"next: {command('resume', run.path)}")
     return 0 if found.ranked and not left else 1
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convsmith.config import RunConfig
+from convsmith.errors import command
 from convsmith.evidence import book, wording
 from convsmith.nets.build import MODELS
 from convsmith.report.diagnosis import NO_FAULT, TOO_SHORT, Finding
@@ -201,8 +201,8 @@ def _rate(config: RunConfig, factor: float, reason: str) -> Experiment:
 
 
 def _command(verb: str, config_file: Path, changes: Mapping[str, Any]) -> str:
-    words = ["convsmith", verb, str(config_file)]
+    words = [verb, str(config_file)]
     for key, value in changes.items():
         word = str(value).lower() if isinstance(value, bool) else str(value)
         words += [f"--{key}", "none" if value is None else word]
-    return shlex.join(words)
+    return command(*words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 from convsmith.evidence.statistics import holm
 from convsmith.insight.metrics import wilson_interval
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
@@ -64,7 +63,7 @@ class Compared:
 def compare(paths: Sequence[Path]) -> Compared:
     """Read the runs and pair each with the first. UserError for fewer than two, for one twice, or one unfinished."""
     if len(paths) < 2:
-        raise UserError(f"compare needs at least two runs: convsmith compare {shlex.quote(str(paths[0]))} OTHER_RUN")
+        raise UserError(f"compare needs at least two runs: {command('compare', paths[0])} OTHER_RUN")
     if twice := [path for at, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:at]}]:
         raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
     alike = len({path.resolve().name for path in paths}) < len(paths)
@@ -152,7 +151,7 @@ def write_page(compared: Compared, path: Path) -> None:
         "legend": [(at % KINDS, name) for at, name in enumerate(compared.runs)],
         "versus": [_shown(compared, one, gallery) for one in compared.versus],
         "absent": first.absent,
-        "command": shlex.join(["convsmith", "compare", *(str(run.run.path) for run in compared.runs.values())]),
+        "command": command("compare", *(run.run.path for run in compared.runs.values())),
     }
     with explain_os_errors(f"'{path}'"):
         write_text(path, render("compare.html", values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from convsmith.config import RunConfig, read_layer, validate
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 from convsmith.inference import CARD, ModelCard, load_model, run_dataset
 from convsmith.report import files
 from convsmith.report.files import Predictions
@@ -84,7 +83,7 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
     if len(predictions.ids) != evaluation["n"]:
         raise UserError(
             f"'{run.predictions('val')}' has {len(predictions.ids)} images and '{run.evaluation('val').name}' "
-            f"{evaluation['n']}: make both again, convsmith evaluate {shlex.quote(str(path))}"
+            f"{evaluation['n']}: make both again, {command('evaluate', path)}"
         )
     test = run.evaluation("test")
     return Material(
@@ -109,5 +108,5 @@ def open_finished(path: Path) -> RunDir:
     run = open_single(path, *NEEDED)
     for name in EVALUATED:
         if not (run.path / name).exists():
-            raise UserError(f"run '{path}' has no {name}: convsmith evaluate {shlex.quote(str(path))} makes it")
+            raise UserError(f"run '{path}' has no {name}: {command('evaluate', path)} makes it")
     return run

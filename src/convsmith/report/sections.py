@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from convsmith.data.sources import ARRAYS
+from convsmith.errors import command
 from convsmith.insight.metrics import confusion_matrix, wilson_interval
 from convsmith.nets.shapes import totals, trace
 from convsmith.optim.finetune import plan
@@ -199,13 +199,13 @@ def reproduction(material: Material) -> Section:
     """Config, environment and the commands that repeat the run and go on from it."""
     run = material.run.path
     commands = [
-        ("train it again", f"convsmith train {shlex.quote(str(material.run.config))}"),
-        ("make this page again", f"convsmith report {shlex.quote(str(run))}"),
-        ("classify images", f"convsmith predict {shlex.quote(str(run))} IMAGE..."),
-        ("compare it with another run", f"convsmith compare {shlex.quote(str(run))} OTHER_RUN"),
+        ("train it again", command("train", material.run.config)),
+        ("make this page again", command("report", run)),
+        ("classify images", f"{command('predict', run)} IMAGE..."),
+        ("compare it with another run", f"{command('compare', run)} OTHER_RUN"),
     ]
     if "test" in material.splits["splits"] and material.test is None:
-        commands.insert(1, ("open the test split, once", f"convsmith evaluate {shlex.quote(str(run))} --split test"))
+        commands.insert(1, ("open the test split, once", f"{command('evaluate', run)} --split test"))
     return {
         "commands": commands,
         "config": material.config.to_yaml(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from convsmith.config import RunConfig, read_layer, validate
 from convsmith.data.dataset import Subset, open_dataset
-from convsmith.errors import UserError
+from convsmith.errors import UserError, command
 from convsmith.evidence.crossval import METRICS, RESULT
 from convsmith.evidence.fold_job import RECORD
 from convsmith.evidence.study import FOLDS, read_asked
@@ -77,7 +76,7 @@ def read_crossval(run: RunDir) -> Crossval:
     folds = dict(sorted(folds.items()))
     for name in [run.predictions("oof").name] if folds else [f"folds/*/{RECORD}"]:
         if not folds or not (run.path / name).exists():
-            again = f"convsmith resume {shlex.quote(str(run.path))}"
+            again = command("resume", run.path)
             raise UserError(f"study '{run.path}' has no {name}: {again} makes it where a fold is left to do")
     card = files.read_card(next(iter(folds.values())).model)
     return Crossval(

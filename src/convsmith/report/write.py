@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from convsmith.data.sources import Source
+from convsmith.errors import command
 from convsmith.report import looks, sections
 from convsmith.report.glance import glance
 from convsmith.report.material import Material, read_material
@@ -83,7 +83,7 @@ def after_training(
     try:
         say(f"report  {write_report(run.path, source, module)}")
     except Exception as error:  # of any kind: hours of training must not end as failed for want of a page
-        line = f"warning: the report could not be written ({error}); try: convsmith report {shlex.quote(str(run.path))}"
+        line = f"warning: the report could not be written ({error}); try: {command('report', run.path)}"
         print(line, file=sys.stderr)
         with suppress(OSError):  # the disk that refused the page may refuse this as well
             run.log(line)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import TYPE_CHECKING
 
-from convsmith.errors import UserError, choose
+from convsmith.errors import UserError, choose, command
 
 if TYPE_CHECKING:
     from convsmith.display import Display
@@ -71,7 +70,7 @@ def _figure(args: argparse.Namespace, display: Display, subject: Subject) -> int
     display.line(PICTURES[args.figure].caption)
     display.line(f"written: {', '.join(map(str, files))}")
     after = FIGURES[(FIGURES.index(args.figure) + 1) % len(FIGURES)]
-    display.line(f"next: convsmith explain {shlex.quote(args.directory)} --figure {after}")
+    display.line(f"next: {command('explain', args.directory)} --figure {after}")
     return 0
 
 
@@ -106,14 +105,14 @@ def _images(args: argparse.Namespace, display: Display, subject: Subject) -> int
     display.line(f"\n{reading(subject, stage)}")
     display.line(verdict(explained))
     display.line(f"\nwritten: {subject.folder}/: {written[0].name}, and a PNG for each image")
-    display.line(f"next: convsmith explain {shlex.quote(args.directory)} --figure feature-maps")
+    display.line(f"next: {command('explain', args.directory)} --figure feature-maps")
     if broken:
         raise UserError(f"{len(broken)} files could not be read, the others were explained: {'; '.join(broken[:10])}")
     return 0
 
 
 def _command(args: argparse.Namespace) -> str:
-    parts = ["convsmith", "explain", args.directory, *args.paths]
+    parts = ["explain", args.directory, *args.paths]
     for flag, value in (("--class", args.target), ("--stage", args.stage), ("--figure", args.figure)):
         parts += [flag, value] if value is not None else []
-    return shlex.join(parts)
+    return command(*parts)

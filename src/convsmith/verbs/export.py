@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
+
+from convsmith.errors import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
         f"checked  {made.images} validation images: the logits, up to {made.scale:.3g}, differ from PyTorch's "
         f"by at most {made.difference:.1e}"
     )
-    show(f"next: convsmith predict {shlex.quote(str(made.path))} IMAGE")
+    show(f"next: {command('predict', made.path)} IMAGE")
     return 0

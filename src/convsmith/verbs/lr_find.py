@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsmith.config import SHORTHANDS, fields
+from convsmith.errors import command
 from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
 
 if TYPE_CHECKING:
@@ -77,15 +77,15 @@ def run(args: argparse.Namespace) -> int:
     display.line(f"config   has lr {resolved.optim.lr:g}, and stays as it is")
     display.line(f"written  {finding.run.path}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
     if advice.rate is not None:
-        display.line(f"next: {command('train', args)} --lr {advice.rate:.2g}")
+        display.line(f"next: {_again('train', args)} --lr {advice.rate:.2g}")
     elif advice.again is not None:
-        display.line(f"next: {command('lr-find', args, advice.again)}")
+        display.line(f"next: {_again('lr-find', args, advice.again)}")
     return 0
 
 
-def command(verb: str, args: argparse.Namespace, sweep: Sweep | None = None) -> str:
+def _again(verb: str, args: argparse.Namespace, sweep: Sweep | None = None) -> str:
     """`convsmith verb` with the flags that the user gave, but neither name nor learning rate."""
-    words = ["convsmith", verb, *([args.config] if args.config else [])]
+    words = [verb, *([args.config] if args.config else [])]
     short = {key: name for name, key in SHORTHANDS.items()}
     given = {"preset": args.preset} if args.preset else {}
     given |= {"runs-dir": args.runs_dir} if args.runs_dir != "runs" else {}
@@ -94,7 +94,7 @@ def command(verb: str, args: argparse.Namespace, sweep: Sweep | None = None) -> 
         given |= {key: f"{value:.10g}" for key, value in asdict(sweep).items() if value != DEFAULTS[key]}
     for name, value in given.items():
         words += [f"--{name}", value]
-    return shlex.join(words)
+    return command(*words)
 
 
 def curve_lines(curve: Sequence[tuple[float, float]], mark: float | None, plain: bool) -> list[str]:

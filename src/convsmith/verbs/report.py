@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
+
+from convsmith.errors import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +19,5 @@ def run(args: argparse.Namespace) -> int:
     run = RunDir(Path(args.directory))
     path = write_report(run.path)
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser, nothing in it needs a network")
-    after = (
-        f"train {shlex.quote(str(run.config))}"
-        if run.study.exists()
-        else f"compare {shlex.quote(args.directory)} OTHER_RUN"
-    )
-    print(f"next: convsmith {after}")
+    print(f"next: {command('train', run.config) if run.study.exists() else command('compare', run.path, 'OTHER_RUN')}")
     return 0
