@@ -241,6 +241,7 @@ MISTAKES = [
     (["--transfer.weights", "default"], "'simple-cnn' has no pretrained weights; choose a --model that has"),
     (["--model", "convnet"], "is a small-resnet, but model.name is convnet: leave model.name out"),
     (["--transfer.weights", "."], "run '.' is not a run directory"),
+    (["--transfer.weights", "study"], "'study' is a study: name one of its runs, in folds/, arms/ or trials/"),
     (["--transfer.freeze", "[stage9]"], "'stage9' matches no stage and no parameter. Did you mean 'stage"),
     (["--epochs", "3"], "longer than the run: stage1, stem would be thawed after 3 epochs, but train.epochs is 3"),
     (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
@@ -265,6 +266,8 @@ def test_mistakes_are_one_line_that_says_what_to_do(here: Path, flags: list[str]
 
     save_file({"another.weight": torch.ones(2)}, here / "weights.safetensors")
     torch.save({"features.0.weight": torch.ones(2)}, here / "alexnet.pth")
+    (here / "study").mkdir(exist_ok=True)
+    (here / "study" / "study.yaml").touch()
     with pytest.raises(UserError) as error:
         parts.prepare(config_of(*flags))
     assert message in str(error.value)

@@ -133,6 +133,8 @@ def _colours(spec: InputSpec) -> str:
 def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:
     folder = path if (path / CARD).exists() else RunDir(path).model
     if not (folder / CARD).exists():
+        if RunDir(path).study.exists():
+            raise UserError(f"transfer.weights '{path}' is a study: name one of its runs, in folds/, arms/ or trials/")
         open_run(path, f"model/{CARD}")
     card, tensors = read_model(folder)
     if card.architecture is None:

@@ -109,11 +109,13 @@ def test_each_proposed_command_is_a_config_whose_net_can_be_built(preset, name):
 def test_what_a_suggestion_says_was_measured_is_in_the_book():
     book, told = advice.results(), set()
     for config in (
-        RunConfig().with_values(optim={"lr": 0.001}),
+        RunConfig(),
         RunConfig().with_values(model={"hidden_dropout": 0.5}),
     ):
         for suggest in advice.SUGGESTIONS.values():
-            told |= {one.measured_in for one in suggest(config.with_values(optim={"lr": 0.001})) if one.measured_in}
+            told |= {
+                one.measured_in for one in suggest(config.with_values(optim={"lr": advice.BOOK_LR})) if one.measured_in
+            }
     assert len(told) >= 8
     for study, arm in told:
         assert arm in {one["name"] for one in book[study]["arms"]}, f"{study} has no arm {arm}"

@@ -171,6 +171,10 @@ def _too_short(config: RunConfig) -> Iterator[Experiment]:
     yield Experiment({"train.epochs": max(10, 2 * config.train.epochs)}, "enough epochs for curves that can be read")
 
 
+#: what the evidence book tried beside its base's learning rate with Adam: factor on that -> arm
+BOOK_LR = 0.002
+RATES = {3: "lr 0.006", 0.1: "lr 0.0002"}
+
 #: finding -> what to try about it, the most promising first
 SUGGESTIONS = {
     "overfitting": _overfitting,
@@ -192,12 +196,11 @@ def _cosine(reason: str) -> Experiment:
 
 
 def _rate(config: RunConfig, factor: float, reason: str) -> Experiment:
-    """Another learning rate; the book tried some, with Adam, from 0.001 on."""
     lr = config.optim.lr
     assert lr is not None, "a resolved config names its learning rate"
     other = min(float(f"{lr * factor:.2g}"), 100.0)
-    tried = ("learning-rates", f"lr {0.001 * factor:.1g}") if (config.optim.name, lr) == ("adam", 0.001) else None
-    return Experiment({"optim.lr": other}, reason, tried)
+    tried = RATES.get(factor) if (config.optim.name, lr) == ("adam", BOOK_LR) else None
+    return Experiment({"optim.lr": other}, reason, ("learning-rates", tried) if tried else None)
 
 
 def _command(verb: str, config_file: Path, changes: Mapping[str, Any]) -> str:
