@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,33 +21,53 @@ PORT = 20_000 + os.getpid() % 10_000
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """A cluster of its own: `ray stop` would end every other one of this machine too."""
     ray = Path(sys.executable).with_name("ray")
-    folder = tmp_path_factory.mktemp("ray")
-    environment = os.environ | ALONE
-    start = [ray, "start", "--head", "--num-cpus=2", f"--port={PORT}", "--include-dashboard=false"]
+    start = [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={PORT}", "--include-dashboard=false"]
     start += ["--object-store-memory=100000000", f"--temp-dir=/tmp/ray-{os.getpid()}"]
-    subprocess.run([*map(str, start)], check=True, capture_output=True, env=environment, cwd=folder)
-    yield f"127.0.0.1:{PORT}"
-    subprocess.run([str(ray), "stop", "--force"], check=True, capture_output=True)
+    folder = tmp_path_factory.mktemp("ray")
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*map(str, start)], stdout=log, stderr=log, env=os.environ | ALONE, cwd=folder, start_new_session=True
+        )
+    wait_for(lambda: "Ray runtime started" in (folder / "log.txt").read_text(encoding="utf-8"))
+    yield process
+    below = [pid for pid, _ in descendants(process.pid)]
+    process.terminate()
+    process.wait(timeout=60)
+    for pid in below:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def task_workers() -> list[int]:
+def descendants(of: int) -> list[tuple[int, str]]:
+    """(pid, command) of every process below `of`."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    found, parents = [], {of}
+    while parents:
+        children = [(int(pid), args) for pid, parent, args in rows if int(parent) in parents]
+        found += children
+        parents = {pid for pid, _ in children}
+    return found
+
+
+def task_workers(cluster: subprocess.Popen[bytes]) -> list[int]:
     """Ray names a worker's process after the task that it runs."""
-    listed = subprocess.run(["pgrep", "-f", "ray::fold"], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in listed.stdout.split()]
+    return [pid for pid, args in descendants(cluster.pid) if args.startswith("ray::fold")]
 
 
 def test_a_cluster_finds_the_same_and_a_killed_worker_loses_nothing(
-    cluster: str, reference: Path, tmp_path: Path
+    cluster: subprocess.Popen[bytes], reference: Path, tmp_path: Path
 ) -> None:
     study = tmp_path / "runs/cv"
     command = [*CROSSVAL, "--name", "cv", "--backend", "ray", "--jobs", "2"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | ALONE | {"RAY_ADDRESS": cluster}, stdout=subprocess.PIPE
+        command, cwd=tmp_path, env=os.environ | ALONE | {"RAY_ADDRESS": f"127.0.0.1:{PORT}"}, stdout=subprocess.PIPE
     )
     wait_for(lambda: (study / "folds/1/metrics.csv").exists())
-    os.kill(task_workers()[0], signal.SIGKILL)
+    os.kill(task_workers(cluster)[0], signal.SIGKILL)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     assert found(study) == found(reference)
