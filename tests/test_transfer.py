@@ -255,7 +255,7 @@ MISTAKES = [
         ["--model", "torchvision/alexnet", "--transfer.weights", "alexnet.pth", "--data.image_size", "32"],
         "does not take 32",
     ),
-    (["--data.mean", "[0.5]"], "mean and std belong together"),
+    (["--data.mean", "[0.5]"], "std belong together: give both or neither"),
     (["--data.mean", "[0.5, 0.5]", "--data.std", "[1, 1]"], "have 2 values, but data.channels is 1"),
 ]
 
