@@ -155,8 +155,8 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
         raise UserError(f"run '{path}' {reason}.{listed}")
     for need in needs:
         if not (run.path / need).exists():
-            whole = run.checkpoints.is_dir() and run.splits.exists() and not run.summary.exists()
-            mend = f"yet: {command('resume', path)} makes it" if whole else "any more: restore it, or train again"
+            lost = run.summary.exists() or need in (run.checkpoints.name, run.splits.name)  # no resume makes these
+            mend = "any more: restore it, or train again" if lost else f"yet: {command('resume', path)} makes it"
             raise UserError(f"run '{path}' has no {need} {mend}")
     return run
 

@@ -66,7 +66,7 @@ class DataConfig(Section):
         if self.crop < 1 and self.resize != "crop":
             raise ValueError(f"data.crop {self.crop:g} needs data.resize crop: it is {self.resize}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("data.mean and data.std belong together: give both or neither")
+            raise ValueError("data: mean and std belong together: give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(
                 f"data.mean has {len(self.mean)} values and data.std {len(self.std)}: give one for each channel"
