@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from convsmith.evidence import book
+from convsmith.evidence.comparison import forest
+from convsmith.insight.figures import save
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "src/convsmith/evidence/results"
@@ -28,8 +29,15 @@ def run(folder: str, only: list[str], runs_dir: str) -> None:
         record = json.loads((study / "ablation.json").read_text(encoding="utf-8"))
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        IMAGES.mkdir(exist_ok=True)
-        shutil.copy(study / "figures/forest.svg", IMAGES / f"evidence-{name}.svg")
+
+
+def page() -> None:
+    """docs/evidence.md and its figures, of the results alone."""
+    for name in book.shipped():
+        figure = forest(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+        assert figure, f"no arm of {name} has a difference"
+        save(figure, IMAGES / f"evidence-{name}.svg")
+    (ROOT / "docs/evidence.md").write_text(book.page(), encoding="utf-8")
 
 
 def main() -> None:
@@ -43,7 +51,7 @@ def main() -> None:
         if not args.folder:
             parser.error("run needs the folder of CIFAR-10")
         run(args.folder, args.only, args.runs_dir)
-    (ROOT / "docs/evidence.md").write_text(book.page(), encoding="utf-8")
+    page()
 
 
 if __name__ == "__main__":

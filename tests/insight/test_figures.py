@@ -131,7 +131,8 @@ def test_the_forest_draws_intervals_from_top_to_bottom_and_says_the_verdicts():
     shown = texts(figure)
     assert axes.get_xlabel() == "Difference in accuracy (percentage points)"
     assert "Difference to the base (band: margin of equivalence, ±0.5)" in shown
-    assert {"+3  helps", "+0.1  equivalent", "+1  no difference shown", "-2  hurts", "-0.4  given up"} <= set(shown)
+    told = {"+3.00  helps", "+0.10  equivalent", "+1.00  no difference shown", "-2.00  hurts", "-0.40  given up"}
+    assert told <= set(shown)
 
 
 def test_the_forest_has_a_look_for_every_verdict():

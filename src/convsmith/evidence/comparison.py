@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from convsmith.evidence.statistics import (
 )
 from convsmith.insight.figures import forest_plot, save
 from convsmith.rundir import RunDir, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULT = "ablation.json"
 LEVEL = 0.95
@@ -153,6 +156,14 @@ def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:
     rundir.write_text(run.path / "ablation.tex", wording.as_latex(rows, record["question"] or run.name))
     paragraphs = wording.conclusion(record).replace("\n", "\n\n")
     rundir.write_text(run.path / "conclusion.md", f"{paragraphs}\n\n{wording.methods(record)}\n")
+    if figure := forest(record):
+        run.figures.mkdir(exist_ok=True)
+        for suffix in ("png", "svg"):
+            save(figure, run.figures / f"forest.{suffix}")
+
+
+def forest(record: Mapping[str, Any]) -> Figure | None:
+    """The forest plot of what ablation.json holds, the best arm first; None where no arm has a difference."""
     shown = wording.unit(record["metric"])
     plotted = [
         (arm["name"], *(None if value is None else shown.scale * value for value in values), arm["verdict"])
@@ -160,9 +171,7 @@ def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:
         if arm["difference"] is not None
         for values in [(arm["difference"], *(arm["ci95"] or (None, None)))]
     ]
-    if plotted:
-        run.figures.mkdir(exist_ok=True)
-        margin = shown.scale * record["margin"] if record["margin"] else None
-        figure = forest_plot(plotted, f"{record['metric']} ({shown.written_out})", margin)
-        for suffix in ("png", "svg"):
-            save(figure, run.figures / f"forest.{suffix}")
+    if not plotted:
+        return None
+    margin = shown.scale * record["margin"] if record["margin"] else None
+    return forest_plot(plotted, f"{record['metric']} ({shown.written_out})", margin, shown.digits)

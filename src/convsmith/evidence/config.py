@@ -57,10 +57,10 @@ def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
     """
     path = Path(name)
     known = studies()
-    if not path.exists():
-        if name not in known:
-            raise choose("study", name, known)
+    if name in known and not path.is_file():  # a folder of that name is a study that was run here
         path = known[name]
+    elif not path.exists():
+        raise choose("study", name, known)
     try:
         text = path.read_text(encoding="utf-8")
     except (IsADirectoryError, UnicodeDecodeError):

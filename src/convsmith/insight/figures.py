@@ -150,13 +150,17 @@ def lr_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float 
 
 
 def forest_plot(
-    rows: Sequence[tuple[str, float, float | None, float | None, str]], metric_label: str, margin: float | None = None
+    rows: Sequence[tuple[str, float, float | None, float | None, str]],
+    metric_label: str,
+    margin: float | None = None,
+    digits: int = 2,
 ) -> Figure:
     """Forest plot: each arm's difference to the base with its interval, from top to bottom as given.
 
     `rows` are (name, difference, low, high, verdict), numbers in the unit that `metric_label` names, such as
     "accuracy (percentage points)"; an interval of None was not computed and is not drawn. A `margin` of equivalence
-    is a band around zero. A verdict is told by colour, marker and word; one that is not in `VERDICTS` is grey.
+    is a band around zero. Differences are written with `digits` decimals. A verdict is told by colour, marker and
+    word; one that is not in `VERDICTS` is grey.
     """
     assert rows, "no arms"
     figure = new_figure(8.5, 1.5 + 0.38 * len(rows))
@@ -176,7 +180,9 @@ def forest_plot(
     names = [name if len(name) <= 40 else f"{name[:39]}…" for name, *_ in rows]
     axes.set_yticks(range(len(rows)), names, parse_math=False)
     beside = axes.secondary_yaxis("right")
-    beside.set_yticks(range(len(rows)), [f"{difference:+.3g}  {verdict}" for _, difference, _, _, verdict in rows])
+    beside.set_yticks(
+        range(len(rows)), [f"{difference:+.{digits}f}  {verdict}" for _, difference, _, _, verdict in rows]
+    )
     for side in (axes, beside):
         side.tick_params(axis="y", length=0)
     beside.spines["right"].set_visible(False)
