@@ -16,7 +16,12 @@ from evidence.small_study import CROSSVAL, found, wait_for
 
 pytest.importorskip("ray", reason="needs the extra [cluster]")
 # No token: it would lie in the user's home, where another cluster of this machine may have put its own.
-ALONE = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_USAGE_STATS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+ALONE = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DISABLE_USAGE_STATS": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_worker_niceness": "0",
+}
 PORT = 20_000 + os.getpid() % 10_000
 
 
