@@ -165,8 +165,14 @@ def _split_of(path: str) -> str:
 
 
 def _open_file(path: Path) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:  # such as pyarrow's newest beside NumPy 1, which pip installs without complaint
+        raise UserError(
+            f"pyarrow, which reads '{path}', cannot be imported: {_first_line(error)}. With NumPy 1: pip install "
+            "'pyarrow<17'"
+        ) from error
 
     try:
         # So it streams the pages of a row group, which may be larger than memory, instead of reading it whole.

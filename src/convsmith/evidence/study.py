@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from convsmith import rundir
 from convsmith.config import RunConfig, parse_yaml, read_layer
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.errors import UserError, choose
 from convsmith.evidence import cluster, jobs
 from convsmith.evidence.jobs import Answer, Job
+from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, environment, set_threads
 
@@ -92,7 +91,7 @@ def create(
 ) -> RunDir:
     """A new study directory, whole or not at all: study.yaml, resolved config.yaml, environment.json, JSON `files`."""
     with rundir.draft(runs_dir) as run:
-        rundir.write_text(run.study, yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True))
+        rundir.write_text(run.study, to_yaml(dict(asked)))
         rundir.write_text(run.config, config.to_yaml())
         begun = {"study": parse_yaml(run.study.read_text(encoding="utf-8"), ""), "config": read_layer(run.config)}
         rundir.write_json(run.path / BEGUN, begun)

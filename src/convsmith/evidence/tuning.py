@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from convsmith import parts, rundir
@@ -23,6 +22,7 @@ from convsmith.evidence.search import OPTUNA, Search, asked_of, read_search, rec
 from convsmith.evidence.trials import LOCK_WAIT, TrialJob
 from convsmith.evidence.tune_config import TuneConfig, base_of, space_of
 from convsmith.evidence.tune_results import ranking, settings, show, summarise
+from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 
@@ -142,7 +142,7 @@ def _existing(runs_dir: Path, name: str | None, asked: dict[str, Any]) -> RunDir
     more = asked["trials"] > before
     run = study.existing(runs_dir, name, asked | {"trials": before} if more else asked)
     if more and run is not None:
-        rundir.write_text(run.study, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+        rundir.write_text(run.study, to_yaml(asked))
     return run
 
 

@@ -195,10 +195,7 @@ def read_openings(path: Path) -> list[dict[str, Any]]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv, at least one."""
-    try:
-        rows = [dict(row) for row in metrics_csv.read(path)]
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:  # a cell that is no number, or one too many
-        raise _damaged(path, str(error)) from None
+    rows = [dict(row) for row in metrics_csv.read(path)]
     if not rows:
         raise _damaged(path, "it has no whole row")
     for number, row in enumerate(rows, start=1):
