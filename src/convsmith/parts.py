@@ -34,7 +34,7 @@ from convsmith.optim.optimizers import build_optimizer, default_lr, keep_base_ra
 from convsmith.optim.schedules import Schedule
 from convsmith.own import OptimizerFactory, own_optimizer, refuse_unfit
 from convsmith.rundir import RunDir
-from convsmith.runtime import environment, seed_everything, select_device, set_threads
+from convsmith.runtime import environment, keep_freed_memory, seed_everything, select_device, set_threads
 from convsmith.tracking import csv
 from convsmith.training import checkpoint
 from convsmith.training.layout import seconds_per_step
@@ -236,6 +236,8 @@ def _open(
 ) -> tuple[RunConfig, Dataset, torch.device]:
     """Data and machine, and the config with what they decided."""
     device = select_device(config.train.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if parts.source is None and Path(config.data.source).exists() and config.data.source not in SOURCES:
         # The run must find its data again from any folder.
         config = config.with_values(data={"source": str(Path(config.data.source).resolve())})
