@@ -69,14 +69,14 @@ def keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next step, instead of giving it back and asking for it again.
 
     A step on the CPU frees and allocates its activations anew; as pages that the system has to clear, they cost a fifth
-    of it and more (`benchmarks/memory_kept.py`). Up to 2 GB are kept, of blocks below 32 MB, the most that glibc
-    allows. Other systems are left as they are. Constants and limits: mallopt(3).
+    of it and more (`benchmarks/memory_kept.py`). Up to 2 GB are kept. Other systems are left as they are. Constants:
+    mallopt(3).
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_max = -1, -4
     libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(mmap_threshold, 2**25)
+    libc.mallopt(mmap_max, 0)  # large blocks too come from the heap, and go back to it
 
 
 def seed_everything(seed: int) -> None:
