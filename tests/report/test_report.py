@@ -225,7 +225,7 @@ def damaged(file, text):
         ("environment.json", (["versions"], 3), "versions: Input should be a valid dictionary"),
         ("model/model.json", (["classes"], 3), "classes: Input should be a valid tuple"),
         ("metrics.csv", ("val_loss", "loss"), "row 1, val_loss: Field required"),
-        ("metrics.csv", (r"^1,[^,]*", "1,many"), "could not convert string to float: 'many'"),
+        ("metrics.csv", (r"^1,[^,]*", "1,many"), "it is no table of numbers"),
         ("metrics.csv", (r"^1,[^,]*", "1,nan"), "row 1, train_loss: Input should be a finite number"),
         ("metrics.csv", (r"^1,[^,]*", "1,"), "row 1, train_loss: Input should be a valid number"),
         ("metrics.csv", (r"(?s)^1,.*", ""), "it has no whole row"),
