@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from convsmith import parts, rundir
-from convsmith.config import RunConfig, read_layer, validate
+from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.display import EXIT_CODES, Display, duration
 from convsmith.errors import command
@@ -72,7 +72,7 @@ def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     """Run what is not done yet, and write what all folds say together."""
     asked = study.read_asked(run)
     with run.lock():
-        config = validate(read_layer(run.config))
+        config = read_run_config(run.config)
         jobs = fold_jobs(run, config)
         ran = follow(run, jobs, at_once, backend, display)
         if ran.stopped:

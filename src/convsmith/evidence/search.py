@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convsmith.config import RunConfig, read_layer, validate
+from convsmith.config import RunConfig, read_run_config
 from convsmith.data.config import DataConfig
 from convsmith.evidence import storage, study
 from convsmith.evidence.tune_config import Axis, Bounds, Choices, Space, TuneConfig, checked, space_of
@@ -67,7 +67,7 @@ def read_search(run: RunDir) -> Search:
     """The study in a directory that `tuning.begin` made."""
     values = study.read_asked(run)
     asked = checked(TuneConfig, {key: value for key, value in values.items() if key != "kind"}, f"'{run.path}'")
-    base = validate(read_layer(run.config))
+    base = read_run_config(run.config)
     known = read_json(run.path / OPTUNA)
     url = known["storage"] or f"sqlite:///{(run.path / DATABASE).resolve()}"
     data = DataConfig.model_validate(known["data"])

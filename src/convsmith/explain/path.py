@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convsmith import parts
-from convsmith.config import read_layer, validate
+from convsmith.config import read_layer, read_run_config, validate
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import RunFailed, UserError
 from convsmith.experiment import EpochEnd, epochs
@@ -53,7 +53,7 @@ def path_of(subject: Subject, say: Callable[[str], None] = lambda line: None) ->
 def _repeated(subject: Subject, say: Callable[[str], None]) -> Trail | None:
     """The path of the same training once more; None where it would take long, or goes elsewhere."""
     run, card = subject.run, subject.predictor.card
-    model, config = weights_of(subject.model), validate(read_layer(run.config))
+    model, config = weights_of(subject.model), read_run_config(run.config)
     if card.architecture is None or config.data.source == ARRAYS or not run.summary.exists():
         return None
     summary = read_json(run.summary)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.config import read_layer, validate
+from convsmith.config import read_run_config
 from convsmith.data.dataset import Subset
 from convsmith.errors import UserError
 from convsmith.inference import Predictor, batches_of, load_predictor, logits_of, run_dataset
@@ -81,5 +81,5 @@ class Subject:
 def open_subject(path: str, device: str) -> Subject:
     """UserError where `path` is no run, or has no model yet."""
     run = open_single(path, "model/model.json", "model/model.safetensors")
-    set_threads(validate(read_layer(run.config)).train.threads)
+    set_threads(read_run_config(run.config).train.threads)
     return Subject(run, load_predictor(path, device))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convsmith.config import RunConfig, read_layer, validate
+from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
@@ -88,7 +88,7 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
     test = run.evaluation("test")
     return Material(
         run=run,
-        config=validate(read_layer(run.config)),
+        config=read_run_config(run.config),
         card=card,
         rows=files.read_metrics(run.metrics),
         summary=files.read(run.summary, files.Summary),

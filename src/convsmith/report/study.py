@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from convsmith.config import RunConfig, read_layer, validate
+from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
 from convsmith.evidence.crossval import METRICS, RESULT
@@ -81,7 +81,7 @@ def read_crossval(run: RunDir) -> Crossval:
     card = files.read_card(next(iter(folds.values())).model)
     return Crossval(
         run=run,
-        config=validate(read_layer(run.config)),
+        config=read_run_config(run.config),
         card=card,
         result=result,
         folds=folds,

@@ -11,7 +11,7 @@ import numpy as np
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from convsmith.config import read_layer, validate
+from convsmith.config import read_run_config
 from convsmith.display import Display
 from convsmith.errors import UserError
 from convsmith.inference import Predictor, load_predictor, run_dataset
@@ -64,7 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(run: RunDir, listener: socket.socket, host: str, device: str, display: Display) -> None:
     """Answer requests until the process is interrupted."""
-    set_threads(validate(read_layer(run.config)).train.threads)
+    set_threads(read_run_config(run.config).train.threads)
     predictor = load_predictor(run.path, device)
     answers = Answers(predictor, _neighbours(run, predictor, display))
     side, channels = predictor.card.preprocessing.working_size, predictor.card.preprocessing.channels
