@@ -67,8 +67,11 @@ def read_card(folder: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(read_json(folder / CARD))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"'{folder / CARD}' is damaged ({where}): restore it, or train again") from None
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"'{folder / CARD}' is damaged ({where}: {problem['msg']}): restore it, or train again"
+        ) from None
 
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:

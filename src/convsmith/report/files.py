@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convsmith.errors import UserError
-from convsmith.inference import CARD, ModelCard
 from convsmith.rundir import read_json
 from convsmith.tracking import csv as metrics_csv
 
@@ -169,15 +168,6 @@ def read(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     value = read_json(path)
     _check(path, kind, value)
     return dict(value)
-
-
-def read_card(folder: Path) -> ModelCard:
-    """model.json of a model's folder."""
-    path = folder / CARD
-    try:
-        return ModelCard.model_validate(read_json(path))
-    except ValidationError as error:
-        raise _damaged(path, _first(error)) from None
 
 
 def read_openings(path: Path) -> list[dict[str, Any]]:

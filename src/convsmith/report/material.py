@@ -15,7 +15,7 @@ from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
-from convsmith.inference import CARD, ModelCard, load_model, run_dataset
+from convsmith.inference import CARD, ModelCard, load_model, read_card, run_dataset
 from convsmith.report import files
 from convsmith.report.files import Predictions
 from convsmith.rundir import RunDir
@@ -77,7 +77,7 @@ def read_material(path: Path, source: Source | None = None, module: nn.Module | 
     The test split stays sealed: of it only what `evaluate` wrote is read.
     """
     run = open_finished(path)
-    card = files.read_card(run.model)
+    card = read_card(run.model)
     evaluation = files.read(run.evaluation("val"), files.Evaluation)
     predictions = files.read_predictions(run.predictions("val"), card.classes)
     if len(predictions.ids) != evaluation["n"]:

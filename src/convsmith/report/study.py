@@ -18,7 +18,7 @@ from convsmith.errors import UserError, command
 from convsmith.evidence.crossval import METRICS, RESULT
 from convsmith.evidence.fold_job import RECORD
 from convsmith.evidence.study import FOLDS, read_asked
-from convsmith.inference import ModelCard, load_model
+from convsmith.inference import ModelCard, load_model, read_card
 from convsmith.report import files, looks, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import diagnose
@@ -78,7 +78,7 @@ def read_crossval(run: RunDir) -> Crossval:
         if not folds or not (run.path / name).exists():
             again = command("resume", run.path)
             raise UserError(f"study '{run.path}' has no {name}: {again} makes it where a fold is left to do")
-    card = files.read_card(next(iter(folds.values())).model)
+    card = read_card(next(iter(folds.values())).model)
     return Crossval(
         run=run,
         config=read_run_config(run.config),
