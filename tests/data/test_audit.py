@@ -9,7 +9,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -94,7 +94,6 @@ def slow_pairs(hashes: np.ndarray) -> set[tuple[int, int, int]]:
     return {pair for pair in distances if pair[2] <= NEAR_BITS}
 
 
-@settings(deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4, unique=True),
     flips=st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 63), max_size=6)), max_size=20),

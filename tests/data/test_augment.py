@@ -61,7 +61,7 @@ def flip_and_shift_reference(images: np.ndarray, config: AugmentConfig, source: 
 
 
 @given(st.booleans(), st.integers(0, 4), st.sampled_from(["reflect", "zero"]), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_flip_and_shift_equals_padding_and_slicing(hflip: bool, shift: int, fill: str, seed: int) -> None:
     config = AugmentConfig(hflip=hflip, shift=shift, shift_fill=fill)
     images = pixels()
@@ -143,7 +143,7 @@ def test_saturation_leaves_gray_gray() -> None:
 
 
 @given(st.integers(1, 12), st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_cutout_zeroes_one_rectangle_of_at_most_its_side(side: int, seed: int) -> None:
     images = torch.ones(8, 3, 9, 9)
     for image in cutout(images, side, generator(seed)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -78,7 +78,6 @@ def test_groups_of_one_class_stay_whole_and_each_part_is_a_group_from_its_share(
         np.testing.assert_array_equal(again, splits[split])
 
 
-@settings(deadline=None)  # a busy machine takes longer
 @given(data=st.data(), seed=SEED)
 def test_groups_that_classes_share_stay_whole_or_are_refused(data: st.DataObject, seed: int) -> None:
     count = data.draw(st.integers(2, 80))

@@ -20,7 +20,7 @@ NAMES = ("ant", "bee", "wasp")
     st.integers(1, 3),
     st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_each_image_is_held_out_once_a_repeat(counts: list[int], folds: int, repeats: int, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     made = make_folds(labels, folds, repeats, 0.2, seed, NAMES[: len(counts)])
@@ -53,7 +53,7 @@ def test_the_inner_division_does_not_depend_on_the_labels_held_out() -> None:
 
 
 @given(st.integers(6, 20), st.integers(2, 4), st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_group_is_divided(count: int, folds: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(3 * count), rng.integers(2, 5, 3 * count))

@@ -141,7 +141,7 @@ def test_the_studies_that_come_along_can_be_begun(name: str) -> None:
     assert space_of(study, base_of(study, {}))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     low=st.floats(1e-6, 1.0), width=st.floats(1e-3, 50), log=st.booleans(), whole=st.booleans(), seed=st.integers(0, 99)
 )

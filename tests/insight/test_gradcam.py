@@ -177,7 +177,7 @@ def test_a_net_that_looks_at_one_corner_has_its_heat_there():
     assert heat[0].sum() == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(9, 40), st.integers(0, 2**31))
 def test_enlarged_maps_lie_between_nothing_and_one(side, size, seed):
     maps = torch.rand(2, side, side, generator=torch.Generator().manual_seed(seed))

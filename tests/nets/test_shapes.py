@@ -35,7 +35,6 @@ NETS = {
 }
 
 
-@settings(deadline=None)
 @given(windows)
 def test_output_size_is_that_of_torch(window):
     size, kernel, padding, stride = window
@@ -47,14 +46,12 @@ def test_output_size_is_that_of_torch(window):
         assert nn.MaxPool2d(kernel, stride, padding)(image).shape[2] == output_size(*window)
 
 
-@settings(deadline=None)
 @given(windows)
 def test_windows_that_do_not_fit_have_no_output(window):
     size, kernel, padding, _ = window
     assert (output_size(*window) < 1) == (kernel > size + 2 * padding)
 
 
-@settings(deadline=None)
 @given(windows)
 def test_discarded_pixels_reach_no_output(window):
     size, kernel, padding, stride = window
@@ -107,7 +104,7 @@ def test_totals_agree_with_torch(name):
     assert 2 * total.multiply_adds == counter.get_total_flops()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(st.integers(1, 3), st.integers(1, 2), st.sampled_from(["none", "average"])), min_size=1, max_size=3
