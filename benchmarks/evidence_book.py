@@ -2,6 +2,9 @@
 
 python benchmarks/evidence_book.py run CIFAR10_PARQUET_FOLDER [--only STUDY ...]   can be stopped and called again
 python benchmarks/evidence_book.py page
+
+The studies of transfer learning take their weights from tf_efficientnet_lite0.safetensors in the current folder;
+that of photographs is `run ANTS_BEES_FOLDER --only transfer`.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ IMAGES = ROOT / "docs/images"
 
 
 def run(folder: str, only: list[str], runs_dir: str) -> None:
-    for name in only or book.shipped():
-        command = ["ablate", name, "--data", folder, "--jobs", "2", "--name", name, "--runs-dir", runs_dir]
+    for name in only or [name for name in book.shipped() if name != "transfer"]:
+        command = ["ablate", name, "--data", folder, *book.FLAGS.get(name, ()), "--jobs", "2"]
+        command += ["--name", name, "--runs-dir", runs_dir]
         subprocess.run([sys.executable, "-m", "convsmith.cli", *command], check=True)
         study = Path(runs_dir, name)
         record = json.loads((study / "ablation.json").read_text(encoding="utf-8"))
@@ -49,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "run":
         if not args.folder:
-            parser.error("run needs the folder of CIFAR-10")
+            parser.error("run needs the folder of images")
         run(args.folder, args.only, args.runs_dir)
     page()
 

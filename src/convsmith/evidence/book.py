@@ -13,8 +13,15 @@ from convsmith.evidence.config import studies
 #: the order of the page; the other results come after, by name
 ORDER = (
     "pooling activations initialisation optimisers schedules learning-rates batch-sizes epochs batch-norm dropout "
-    "penalties augmentation"
+    "penalties augmentation transfer-10 transfer-50 transfer-250 transfer"
 ).split()
+_WEIGHTS = ("--transfer.weights", "tf_efficientnet_lite0.safetensors")
+#: what a study was run with besides its data
+FLAGS = dict.fromkeys(("transfer-10", "transfer-50", "transfer-250"), _WEIGHTS) | {
+    "transfer": ("--model", "timm/tf_efficientnet_lite0", "--data.image_size", "96", *_WEIGHTS)
+}
+#: a record's data -> what to write for its folder in a command, and how it is called
+DATA = {"cifar10": ("<CIFAR-10>", "CIFAR-10"), "ants_bees": ("<ANTS-BEES>", "PyTorch's tutorial's ants and bees")}
 GRADIENTS = "gradients"
 HEAD = """# The evidence book
 
@@ -105,7 +112,8 @@ def unconfirmed(record: Mapping[str, Any]) -> list[str]:
 
 def _size(record: Mapping[str, Any]) -> str:
     repeats = f", drawn {record['repeats']} times" if record["repeats"] > 1 else ""
-    return f"{record['n_images']:,} images of CIFAR-10, {record['folds']} folds{repeats}, {record['epochs']} epochs"
+    _, data = DATA[record["data"]]
+    return f"{record['n_images']:,} images of {data}, {record['folds']} folds{repeats}, {record['epochs']} epochs"
 
 
 def _glance(ablations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -129,6 +137,7 @@ def _glance(ablations: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _section(name: str, record: Mapping[str, Any]) -> str:
     rows = wording.table(record)
+    words = ["convsmith ablate", name, "--data", DATA[record["data"]][0], *FLAGS.get(name, ()), "--jobs 2"]
     lines = [
         f"## {name}",
         "",
@@ -136,7 +145,7 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
         "",
         f"{_size(record)[0].upper()}{_size(record)[1:]}. To run it again:",
         "",
-        f"    convsmith ablate {name} --data <CIFAR-10> --jobs 2",
+        "    " + " ".join(words),
         "",
     ]
     lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

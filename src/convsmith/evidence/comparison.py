@@ -35,6 +35,13 @@ RESULT = "ablation.json"
 LEVEL = 0.95
 
 
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """What a config says of a key; a file by its name, since results are read on other machines."""
+    section, name = key.split(".")
+    value = config[section][name]
+    return Path(value).name if key == "transfer.weights" else value
+
+
 def mean_of(records: Mapping[int, Mapping[str, Any]], key: str) -> float:
     return float(np.mean([record[key] for record in records.values()]))
 
@@ -98,7 +105,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         "epochs": base_config["train"]["epochs"],
         "base": {
             "name": BASE,
-            "changes": {key: base_config[section][name] for key in changed for section, name in [key.split(".")]},
+            "changes": {key: _value(base_config, key) for key in changed},
             "mean": mean_of(base, metric) if base else None,
             "std": float(np.std([one[metric] for one in base.values()], ddof=1)) if len(base) > 1 else None,
             "seconds": mean_of(base, "seconds") if base else None,

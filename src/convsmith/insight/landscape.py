@@ -194,15 +194,18 @@ def _path(axes: Axes, surface: Surface) -> None:
                 zorder=4,
             )
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "alpha": 0.85}
-    width, above = float(np.ptp(surface.xs)), [stop for stop in reversed(ends) if not stop.solution]
-    for number, stop in enumerate(ends):
-        # The solution's name goes below it, the others above; those of places side by side are stacked.
-        before = above[: above.index(stop)] if stop in above else []
-        near = [other for other in before if abs(other.x - stop.x) < 0.25 * width]
+    width = float(np.ptp(surface.xs))
+    placed: list[tuple[float, int]] = []  # (x, side) of the names so far
+    for number, stop in enumerate(reversed(ends)):
+        # On the side where less of the path is; the names of places side by side are stacked.
+        near = [other for other in surface.path if abs(other.x - stop.x) < 0.3 * width]
+        side = -1 if sum(other.y - stop.y for other in near) >= 0 else 1
+        stacked = sum(other == side and abs(x - stop.x) < 0.25 * width for x, other in placed)
+        placed.append((stop.x, side))
         axes.annotate(
             stop.name,
             (stop.x, stop.y),
-            xytext=(0, -22 if stop.solution else 22 + 18 * len(near)),
+            xytext=(0, side * (22 + 23 * stacked)),
             textcoords="offset points",
             ha="center",
             va="center",
