@@ -29,7 +29,7 @@ from convsmith.rundir import explain_os_errors, written_whole
 
 VERSION = 1  # raise it whenever views or features change, so that no old ones are found again
 POLL = 0.1  # seconds to wait for a file that another process is at, before another file's turn
-BATCH = 32  # images of a forward pass; part of the key, since the last bits may depend on it
+PASS_BATCH = 32  # images of a forward pass; part of the key, since the last bits may depend on it
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class FeatureFiles:
         self._model.eval()
         device = self._to_input.scale.device
         generator = torch.Generator(device).manual_seed(view or 0)
-        for start in range(0, len(subset), BATCH):
-            positions = np.arange(start, min(start + BATCH, len(subset)))
+        for start in range(0, len(subset), PASS_BATCH):
+            positions = np.arange(start, min(start + PASS_BATCH, len(subset)))
             pixels = torch.from_numpy(subset.gather(positions)).to(device)
             labels = torch.from_numpy(subset.labels[positions]).to(device)
             images = self._to_input(pixels) if view is None else self._augment(pixels, labels, generator).images
@@ -134,7 +134,7 @@ class FeatureFiles:
     def _path(self, subset: Subset, view: int | None) -> Path:
         """Named by all that decides a feature to its last bit."""
         settings = self._to_input.preprocessing.model_dump(mode="json")
-        facts = [VERSION, BATCH, self._backbone, self._dataset.hash, settings, str(self._to_input.memory_format)]
+        facts = [VERSION, PASS_BATCH, self._backbone, self._dataset.hash, settings, str(self._to_input.memory_format)]
         facts += [str(self._to_input.scale.device), torch.get_num_threads(), torch.__version__]
         facts += [view, self._augment.config.model_dump(mode="json") if view is not None else None]
         digest = hashlib.sha256(json.dumps(facts).encode())

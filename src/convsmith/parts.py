@@ -22,7 +22,7 @@ from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.sources import SOURCES, Source, cache_folder
 from convsmith.errors import UserError
-from convsmith.features import FrozenFeatures
+from convsmith.features import PASS_BATCH, FrozenFeatures
 from convsmith.inference import ModelCard, memory_format
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
@@ -92,13 +92,12 @@ class Experiment:
 
     @property
     def needs(self) -> Estimate:
-        """Memory and work, before the first step. An optimiser keeps up to two values a parameter."""
+        """Memory, before the first step. An optimiser keeps up to two values a parameter."""
+        if not self.image_epochs:  # a pass over the frozen backbone, and then its head on what that said
+            return estimate(self.layers, batch=PASS_BATCH, state_per_parameter=0, backward=False)
         kept = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 2, "adagrad": 1}[self.config.optim.name]
         return estimate(
-            self.layers,
-            batch=self.config.train.batch_size,
-            images=len(self.dataset.train),
-            state_per_parameter=kept + bool(self.config.train.ema),
+            self.layers, batch=self.config.train.batch_size, state_per_parameter=kept + bool(self.config.train.ema)
         )
 
     def save(self, best: bool = False) -> None:

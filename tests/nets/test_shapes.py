@@ -194,7 +194,7 @@ def test_trace_leaves_the_model_as_it_was():
 @pytest.mark.parametrize("name", NETS)
 def test_estimate_of_activations_is_near_what_autograd_keeps(name):
     batch, model = 4, build(NETS[name], 3, 32, 10)
-    guess = estimate(trace(model, 3, 32), batch=batch, images=100, state_per_parameter=2)
+    guess = estimate(trace(model, 3, 32), batch=batch, state_per_parameter=2)
     kept: dict[int, int] = {}
     weights = {p.data_ptr() for p in model.parameters()}
 
@@ -212,7 +212,7 @@ def test_estimate_of_activations_is_near_what_autograd_keeps(name):
 def test_estimate_adds_up():
     model = build(NETS["simple-cnn"], 3, 32, 10)
     rows = trace(model, 3, 32)
-    guess = estimate(rows, batch=128, images=1000, state_per_parameter=2)
+    guess = estimate(rows, batch=128, state_per_parameter=2)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.rand(2, 3, 32, 32)).sum().backward()
@@ -220,4 +220,11 @@ def test_estimate_adds_up():
     moments = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.dim())
     assert (guess.parameters, guess.gradients, guess.optimizer) == (weights, weights, moments)
     assert guess.memory == 2 * weights + moments + guess.activations
-    assert guess.multiply_adds_per_epoch == 3 * 1000 * totals(rows).multiply_adds
+
+
+def test_a_forward_pass_alone_keeps_two_layers_at_most():
+    rows = trace(build(NETS["simple-cnn"], 3, 32, 10), 3, 32)
+    guess = estimate(rows, batch=32, state_per_parameter=2, backward=False)
+    widest = max(torch.Size(row.input_shape).numel() + torch.Size(row.output_shape).numel() for row in rows)
+    assert (guess.gradients, guess.optimizer, guess.activations) == (0, 0, 32 * 4 * widest)
+    assert guess.activations < estimate(rows, batch=32, state_per_parameter=2).activations

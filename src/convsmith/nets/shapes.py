@@ -90,38 +90,38 @@ def totals(rows: Iterable[LayerRow]) -> Totals:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training needs, in bytes (float32) and multiply-adds; an upper bound more than a measurement."""
+    """The memory that a training needs, in bytes (float32); an upper bound more than a measurement."""
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
-    multiply_adds_per_epoch: int
 
     @property
     def memory(self) -> int:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def estimate(rows: Iterable[LayerRow], *, batch: int, images: int, state_per_parameter: int) -> Estimate:
-    """Memory and work of a training on `images` images an epoch in batches of `batch`.
+def estimate(rows: Iterable[LayerRow], *, batch: int, state_per_parameter: int, backward: bool = True) -> Estimate:
+    """Memory of a training in batches of `batch`.
 
     `state_per_parameter`: values kept for each parameter (SGD 0, with momentum 1, Adam 2; one more for
-    EMA). Activations: the input and every layer's output are kept for the backward pass. An image costs
-    three times its forward multiply-adds (forward, gradient of the inputs, gradient of the weights).
+    EMA). Activations: the input and every layer's output are kept for the backward pass. Without one there are
+    no gradients either, and nothing is kept but what the layer at work takes and gives.
     """
     rows = list(rows)
-    total = totals(rows)
+    weights = BYTES * totals(rows).parameters
+    if not backward:
+        widest = max((prod(row.input_shape) + prod(row.output_shape) for row in rows), default=0)
+        return Estimate(parameters=weights, gradients=0, optimizer=0, activations=BYTES * batch * widest)
     kept = sum(prod(row.output_shape) for row in rows if row.output_shape and row.kind not in _VIEWS)
     if rows:
         kept += prod(rows[0].input_shape)
-    weights = BYTES * total.parameters
     return Estimate(
         parameters=weights,
         gradients=weights,
         optimizer=state_per_parameter * weights,
         activations=BYTES * batch * kept,
-        multiply_adds_per_epoch=3 * images * total.multiply_adds,
     )
 
 
