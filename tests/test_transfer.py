@@ -14,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from conftest import Convsmith
 from convsmith import parts
 from convsmith.cli import verb_parser
 from convsmith.config import RunConfig, compose, validate
@@ -179,6 +180,12 @@ def test_folds_share_their_features(here: Path, tmp_path: Path) -> None:
         passes.append([event for event in events if isinstance(event, Featuring)])
     assert passes[0]
     assert not passes[1]
+
+
+def test_a_study_says_that_features_are_computed_first(base: Path, tmp_path: Path, convsmith: Convsmith) -> None:
+    flags = ["--transfer.weights", base / "runs" / "base", "--data.cache", tmp_path / "cache", *SMALL]
+    told = convsmith(*"crossval --preset linear-probe --folds 2 --epochs 2".split(), *flags).stdout
+    assert told.count("features of 300 images") == 1, told
 
 
 @pytest.mark.parametrize("preset", ["linear-probe", "finetune"])

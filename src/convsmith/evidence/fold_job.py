@@ -13,7 +13,7 @@ from convsmith import parts, rundir
 from convsmith.config import RunConfig, validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.errors import UserError
-from convsmith.experiment import EpochEnd, Finished, epochs
+from convsmith.experiment import EpochEnd, Featuring, Finished, epochs
 from convsmith.inference import evaluate_split, load_model
 from convsmith.rundir import RunDir, read_json, write_json
 from convsmith.runtime import Interrupts
@@ -146,6 +146,8 @@ def _follow(
     for event in epochs(experiment, interrupts):
         if isinstance(event, EpochEnd):
             report({"epoch": event.row["epoch"], "epochs": experiment.config.train.epochs})
+        elif isinstance(event, Featuring):
+            report({"features": event.total})
         elif isinstance(event, Finished):
             return experiment, event
     return None

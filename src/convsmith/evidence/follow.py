@@ -37,11 +37,17 @@ def follow(
     if not waiting:
         return ran
     runner = study.backend(backend)
+    featured = False
     with Interrupts() as interrupts, progress_bar(display, len(waiting), "runs") as advance:
         for answer in runner(waiting, at_once, run.path / "workers.log", interrupts):
             job = waiting[answer.index]
             if answer.progress:
-                advance(answer.index, answer.progress["epoch"] / answer.progress["epochs"])
+                if "epoch" in answer.progress:
+                    advance(answer.index, answer.progress["epoch"] / answer.progress["epochs"])
+                elif not featured:
+                    featured = True
+                    count = answer.progress["features"]
+                    display.line(f"first   features of {count:,} images, which all runs with a frozen backbone share")
                 continue
             advance(answer.index, 1.0)
             if answer.record:

@@ -38,7 +38,11 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a job has to say: `progress` on its way; at its end `record`, or the message with which it `failed`."""
+    """What a job has to say: at its end a `record`, or the message with which it `failed`.
+
+    On its way it tells its `progress`: the `epoch` that is done, of how many `epochs`; or of how many images it is
+    computing the `features`.
+    """
 
     index: int  # of the job
     progress: dict[str, Any] | None = None
@@ -81,8 +85,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupt
                 continue
             index, job = worker.job
             if message is not None and "progress" in message:
-                yield Answer(index, progress=message["progress"])
-                done, of = (message["progress"][key] for key in ("epoch", "epochs"))
+                progress = message["progress"]
+                yield Answer(index, progress=progress)
+                done, of = progress.get("epoch", 0), progress.get("epochs", 0)
                 if waiting and first.get(index, 1.0) * of <= done < of:
                     del first[index]
                     worker.stop()
