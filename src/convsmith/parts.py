@@ -45,6 +45,7 @@ from convsmith.training.step import Recipe
 OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 WHITENED_IMAGES = 500
 SMALL_STEP = 100_000_000  # multiply-adds of a batch: some milliseconds on one core
+CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.5  # for measuring layouts that a training will use; for one look at a step
 MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
 
@@ -355,7 +356,10 @@ def _measure(
     images = _first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = _recipe(config, dataset, device)
-    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device)
+    # A layout is worth some time only where there is a choice, and more than one pass over the images to save it in.
+    pays = len(layouts) > 1 and image_epochs(config, finetuning) > 0
+    budget = CHOICE_SECONDS if pays else GLANCE_SECONDS
+    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device, budget)
     layout = min(times, key=lambda name: times[name])
     if len(layouts) > 1:
         with suppress(OSError):  # a cache that cannot be written costs the next start a measurement

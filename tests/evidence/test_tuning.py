@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,16 @@ def test_a_study_that_is_done_says_so_more_trials_go_on_and_another_question_is_
     text = call(*COMMAND, "--trials", "2", "--epochs", "9", code=2)
     assert "was begun with something else (base.train.epochs was 2, now 9)" in text
     assert "trials was 2, now 1" in call(*COMMAND, "--trials", "1", code=2)
+
+
+def test_a_study_begun_before_a_key_existed_goes_on(begun: Path, call: Call) -> None:
+    asked, then = begun / "study.yaml", begun / "begun.json"
+    asked.write_text(re.sub(r"\n +freeze_statistics: false", "", asked.read_text()))
+    record = json.loads(then.read_text())
+    del record["study"]["base"]["transfer"]["freeze_statistics"]
+    then.write_text(json.dumps(record))
+    assert "freeze_statistics" not in asked.read_text()
+    assert "1 of 1 trials were done before" in call(*COMMAND, "--trials", "1")
 
 
 #: the command line with its jobs in the same process, so that one kill ends both

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from convsmith.cli import verb_parser
 from convsmith.config import RunConfig, flag_layer, merge, preset_layer, presets, validate
 from convsmith.nets.build import build
 from convsmith.report import advice
 from convsmith.report.diagnosis import NO_FAULT, RULES, TOO_SHORT, Finding, diagnose, standard_error
+from convsmith.verbs.flags import read_config
 
 GUESSING = math.log(10)
 
@@ -91,7 +93,7 @@ def test_every_rule_has_advice_and_a_sentence():
 def test_each_proposed_command_is_a_config_whose_net_can_be_built(preset, name):
     assert preset in presets()
     before = validate(merge(preset_layer(preset), {"optim": {"lr": 0.001}}))
-    proposals = advice.proposals([Finding(name, "")], before, Path("runs/a b/config.yaml"), {})
+    proposals = advice.proposals([Finding(name, "")], before, Path("runs/a b/config.yaml"), 10, {})
     assert 1 <= len(proposals) <= advice.MOST
     for proposal in proposals:
         words = shlex.split(proposal.command)
@@ -130,10 +132,37 @@ def record(verdict):
 def test_the_evidence_book_orders_words_and_forbids():
     config = RunConfig().with_values(optim={"lr": 0.001}, model={"hidden_dropout": 0.0})
     found = [Finding("overfitting", "")]
-    best = advice.proposals(found, config, Path("c.yaml"), record("helps"))[0]
+    best = advice.proposals(found, config, Path("c.yaml"), 400, record("helps"))[0]
     assert best.command == "convsmith train c.yaml --augment.shift 0.125"
     assert best.measured.startswith("+2.10 percentage points of accuracy (95% interval +1.00 to +3.20): helps.")
     assert "4,000 images of cifar10, 5 folds, base of 6 epochs" in best.measured
-    commands = [proposal.command for proposal in advice.proposals(found, config, Path("c.yaml"), record("hurts"))]
+    commands = [proposal.command for proposal in advice.proposals(found, config, Path("c.yaml"), 400, record("hurts"))]
     assert len(commands) == advice.MOST
     assert not any("augment.shift" in command for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("images_per_class", "study"), [(3, "transfer-10"), (90, "transfer-50"), (500, "transfer-250")]
+)
+def test_few_images_are_told_of_pretrained_weights_first(images_per_class, study):
+    arm = {"name": "from scratch", "difference": -0.3, "ci95": [-0.32, -0.28], "verdict": "hurts"}
+    conditions = {"metric": "accuracy", "n_images": 500, "data": "cifar10", "folds": 5, "epochs": 12}
+    book = {study: conditions | {"arms": [arm]}}
+    config = RunConfig().with_values(data={"source": "my photos", "limit": 300}, optim={"lr": 0.001})
+    found = [Finding(NO_FAULT, "")]
+
+    def first(config, images_per_class, book):
+        return advice.proposals(found, config, Path("c.yaml"), images_per_class, book)[0]
+
+    proposal = first(config, images_per_class, book)
+    words = shlex.split(proposal.command)
+    after = read_config(verb_parser("train").parse_all(words[2:]))
+    assert (after.data.source, after.data.limit, after.transfer.weights) == ("my photos", 300, "default")
+    assert proposal.measured.startswith("+30.00 percentage points of accuracy (95% interval +28.00 to +32.00): helps.")
+    for other in (
+        first(config, 501, book),
+        first(config.with_values(transfer={"weights": "runs/x"}), images_per_class, book),
+        first(config.with_values(data={"source": "digits"}), images_per_class, book),
+        first(config, images_per_class, {study: conditions | {"arms": [arm | {"verdict": "no difference shown"}]}}),
+    ):
+        assert "pretrained" not in other.reason

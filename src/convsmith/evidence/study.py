@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convsmith import rundir
-from convsmith.config import RunConfig, parse_yaml, read_layer
+from convsmith.config import RunConfig, parse_yaml, read_layer, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.errors import UserError, choose
 from convsmith.evidence import cluster, jobs
@@ -51,6 +51,8 @@ def existing(runs_dir: Path, name: str | None, asked: Mapping[str, Any]) -> RunD
     before = read_asked(run)
     if before["kind"] != asked["kind"]:
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
+    # A key that the version which began the study did not have has its default.
+    before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     if differences := [f"{key} was {then}, now {now}" for key, then, now in _differences(before, asked)]:
         raise UserError(
             f"study '{run.path}' was begun with something else ({'; '.join(differences)}): "

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from convsmith.config import RunConfig
+from convsmith.data.config import DataConfig
 from convsmith.errors import command
 from convsmith.evidence import book, wording
+from convsmith.evidence.config import DIVISION
 from convsmith.nets.build import MODELS
 from convsmith.report.diagnosis import NO_FAULT, TOO_SHORT, Finding
 
 MOST = 3
 KEEPS_ITS_CLASS = ("cifar10", "cifar100", "fashion-mnist")  # named sets in which a mirrored image is of the same class
 MIRRORED_DIFFERS = ("digits", "mnist", "svhn")  # a mirrored digit is no digit
+#: train images a class up to which pretrained weights are proposed -> the study that measured them
+FEW = {22: "transfer-10", 112: "transfer-50", 500: "transfer-250"}
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -47,10 +51,13 @@ def results() -> Results:
         return {}
 
 
-def proposals(findings: Sequence[Finding], config: RunConfig, config_file: Path, records: Results) -> list[Proposal]:
+def proposals(
+    findings: Sequence[Finding], config: RunConfig, config_file: Path, images_per_class: float, records: Results
+) -> list[Proposal]:
     """The next experiments after `findings`, for the run of this `config`, which lies in `config_file`.
 
-    What the book found to hurt is left out, what it found to help goes first.
+    What the book found to hurt is left out, what it found to help goes first; before all, where images are few,
+    pretrained weights.
     """
     ranked: list[tuple[int, Experiment]] = []
     seen: set[str] = set()
@@ -72,8 +79,33 @@ def proposals(findings: Sequence[Finding], config: RunConfig, config_file: Path,
             "how far the result depends on which images were held out: five folds give an interval",
             "",
         )
-        chosen = [folds, *chosen[: MOST - 1]]
-    return chosen
+        chosen = [folds, *chosen]
+    return [*_pretrained(config, images_per_class, records), *chosen][:MOST]
+
+
+def _pretrained(config: RunConfig, images_per_class: float, records: Results) -> Iterator[Proposal]:
+    """Finetuning instead of random weights, where the book's arm `from scratch` was worse on about as many images."""
+    study = next((study for most, study in FEW.items() if images_per_class <= most), "")
+    arm = next((arm for arm in records.get(study, {}).get("arms", []) if arm["name"] == "from scratch"), None)
+    if config.transfer.weights != "none" or config.data.source in MIRRORED_DIFFERS or not arm:
+        return
+    if arm["verdict"] == "hurts":
+        low, high = arm["ci95"]
+        finetuned = arm | {
+            "name": "base (against from scratch)",
+            "difference": -arm["difference"],
+            "ci95": [-high, -low],
+            "verdict": "helps",
+        }
+        words = ["train", "--preset", "finetune", "--model", "torchvision/resnet18"]
+        data, usual = config.data.model_dump(mode="json"), DataConfig().model_dump(mode="json")
+        for key in (key for key in DIVISION if data[key] != usual[key]):
+            words += [f"--data.{key}", str(data[key])]
+        yield Proposal(
+            command(*words),
+            f"about {images_per_class:.0f} train images a class are few: start from pretrained weights",
+            _words(finetuned, study, records),
+        )
 
 
 def measured(experiment: Experiment, records: Results) -> str:
@@ -81,7 +113,10 @@ def measured(experiment: Experiment, records: Results) -> str:
     arm = _arm(experiment, records)
     if arm is None or experiment.measured_in is None or arm["difference"] is None:
         return ""
-    study = experiment.measured_in[0]
+    return _words(arm, experiment.measured_in[0], records)
+
+
+def _words(arm: Mapping[str, Any], study: str, records: Results) -> str:
     record = records[study]
     unit = wording.unit(record["metric"])
     interval = f" (95% interval {unit.interval(arm['ci95'])})" if arm["ci95"] else ""

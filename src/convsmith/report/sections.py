@@ -54,12 +54,13 @@ def diagnosis(material: Material) -> Section:
     """Findings with their rules, and the next experiments."""
     monitor, stopped = material.config.train.monitor, material.summary["stopped_because"] == "early stopping"
     findings = diagnose(material.rows, len(material.card.classes), material.evaluation["n"], monitor, stopped)
+    per_class = len(material.splits["splits"]["train"]) / len(material.card.classes)
     own = material.config.data.source == ARRAYS or material.config.model.name.startswith(OWN)
     return {
         "findings": [asdict(finding) | {"rule": RULES.get(finding.name)} for finding in findings],
         "rules": RULES,
         "own": own,
-        "proposals": proposals(findings, material.config, material.run.config, results()),
+        "proposals": proposals(findings, material.config, material.run.config, per_class, results()),
     }
 
 

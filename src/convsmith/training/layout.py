@@ -13,14 +13,15 @@ from convsmith.contracts import Batch
 from convsmith.training.loss import Loss
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-BUDGET = 2.0  # seconds for the whole measurement, after one warm-up step each
 ROUNDS = 9
 
 
 def seconds_per_step(
-    model: nn.Module, batch: Batch, loss: Loss, layouts: Sequence[str], device: torch.device
+    model: nn.Module, batch: Batch, loss: Loss, layouts: Sequence[str], device: torch.device, budget: float
 ) -> dict[str, float]:
     """Seconds of the fastest forward and backward by layout, measured in turn; draws from no generator of the run.
+
+    After a step each to warm up and one that counts it ends when `budget` seconds are over.
 
     The fastest and not the median: what else the machine does only ever adds time.
     """
@@ -42,6 +43,6 @@ def seconds_per_step(
                 times[layout].append(time.perf_counter() - start)
             if number == 0:
                 began = time.perf_counter()
-            elif time.perf_counter() - began > BUDGET:
+            elif time.perf_counter() - began > budget:
                 break
     return {layout: min(taken[1:]) for layout, taken in times.items()}
