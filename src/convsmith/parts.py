@@ -45,7 +45,7 @@ from convsmith.training.step import Recipe
 OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 WHITENED_IMAGES = 500
 SMALL_STEP = 100_000_000  # multiply-adds of a batch: some milliseconds on one core
-CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.5  # for measuring layouts that a training will use; for one look at a step
+CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.2  # for measuring layouts that a training will use; for one look at a step
 MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
 

@@ -17,6 +17,7 @@ from convsmith.experiment import EpochEnd, Featuring, Finished, epochs
 from convsmith.inference import evaluate_split, load_model
 from convsmith.rundir import RunDir, read_json, write_json
 from convsmith.runtime import Interrupts
+from convsmith.training.loop import Progress
 
 RECORD = "fold.json"  # in the fold's directory: its scores; it is there when, and only when, the fold is done
 LOCK_WAIT = 30.0  # seconds that a fold waits for a process that is still writing to its directory
@@ -144,8 +145,8 @@ def _follow(
     experiment: parts.Experiment, interrupts: Interrupts, report: Report
 ) -> tuple[parts.Experiment, Finished] | None:
     for event in epochs(experiment, interrupts):
-        if isinstance(event, EpochEnd):
-            report({"epoch": event.row["epoch"], "epochs": experiment.config.train.epochs})
+        if isinstance(event, Progress | EpochEnd):
+            report({"epoch": experiment.state.step / experiment.steps, "epochs": experiment.config.train.epochs})
         elif isinstance(event, Featuring):
             report({"features": event.total})
         elif isinstance(event, Finished):

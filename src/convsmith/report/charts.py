@@ -15,7 +15,8 @@ WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 42
 DOT = 2.6  # radius
 MOST_DOTS = 60  # points up to which each has a dot
-MARK_ROWS = 5  # words of marks stand in so many rows, so that neighbours do not overlap
+MARK_ROWS = 5  # words of marks stand in so many rows above the chart, so that neighbours do not overlap
+MARK_HEIGHT = 13
 KINDS = 8
 
 Point = tuple[float, float | None]
@@ -68,9 +69,10 @@ def line_chart(title: str, description: str, axes: Axes, lines: Sequence[Line], 
     def to_y(value: float) -> float:
         return rising(math.log(value)) if rising else plain(value)
 
+    above = MARK_HEIGHT * max(0, min(len(marks), MARK_ROWS) - 1)  # the first row has its place in any chart
     parts = [
-        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img"><title>{}</title><desc>{}</desc>').format(
-            WIDTH, HEIGHT, title, description
+        Markup('<svg class="chart" viewBox="0 {} {} {}" role="img"><title>{}</title><desc>{}</desc>').format(
+            -above, WIDTH, HEIGHT + above, title, description
         )
     ]
     for tick in y_ticks:
@@ -84,8 +86,12 @@ def line_chart(title: str, description: str, axes: Axes, lines: Sequence[Line], 
         if min(xs) <= tick <= max(xs):
             parts.append(_text("x", to_x(tick), HEIGHT - BOTTOM + 18, f"{tick:g}"))
     parts.append(_text("x label", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, axes.x))
-    for place, mark in enumerate(marks):
-        parts += _mark(mark, to_x(mark.x), TOP - 6 + 13 * (place % MARK_ROWS))
+    drawn = [
+        part
+        for place, mark in enumerate(marks)
+        for part in _mark(mark, to_x(mark.x), TOP - 6 - MARK_HEIGHT * (place % MARK_ROWS))
+    ]
+    parts += sorted(drawn, key=lambda part: part.startswith("<text"))  # words over lines
     for line in lines:
         parts += _line(line, to_x, to_y, axes)
     parts.append(Markup("</svg>"))
@@ -124,7 +130,7 @@ def _drawn(line: Line, axes: Axes) -> list[tuple[float, float]]:
 
 
 def _mark(mark: Mark, x: float, y: float) -> Iterator[Markup]:
-    yield Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(f"{x:.1f}", TOP, HEIGHT - BOTTOM)
+    yield Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(f"{x:.1f}", y, HEIGHT - BOTTOM)
     right = x > (LEFT + WIDTH - RIGHT) / 2
     yield _text("mark end" if right else "mark", x - 4 if right else x + 4, y, mark.word)
 
