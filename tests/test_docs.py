@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,14 @@ def test_tests_that_the_docs_name_exist() -> None:
             assert (ROOT / name).exists(), name
 
 
+def _transfer(result: dict[str, Any]) -> str:
+    seconds = result["mean"]["plain"]["seconds to this accuracy"]
+    return (
+        f"`linear-probe` {seconds['linear-probe']:.1f} s, `finetune` {seconds['finetune']:.0f} s, "
+        f"the loop {seconds['plain']:.0f} s, fastai {seconds['fastai fine_tune']:.0f} s"
+    )
+
+
 def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/results").glob("*.json")}
@@ -73,6 +82,7 @@ def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
         "throughput": lambda result: f"{result['ratios']['plain']:.1f}x",
         "interval_coverage": lambda result: f"{result['cases']['model, 5 folds, null']['coverage']:.1%}",
         "memory_kept": lambda result: f"{result['ratio']:.1f}x",
+        "transfer": _transfer,
         "jobs": lambda result: f"{result['ratio']:.2f}",
     }
     for name, result in results.items():
