@@ -52,6 +52,9 @@ They say what a technique does in *short trainings of a small net on few images*
 otherwise. What each base is stands in its file in `src/convsmith/studies/`. Rerun a study on your own data:
 `convsmith ablate dropout --data YOUR_FOLDER --jobs 2`.
 
+The studies of [transfer learning](#transfer-10) take a pretrained network and fewer images still. Features of a frozen
+backbone are computed once for all runs of a study, and count as time of the run that came first.
+
 The whole book took {hours:.1f} hours of training time ({runs} trainings, two at once on 2 cores).
 """
 
@@ -76,7 +79,7 @@ def page() -> str:
     ]
     parts = [
         HEAD.format(
-            sizes=" or ".join(dict.fromkeys(_size(record) for record in ablations.values())),
+            sizes=" or ".join(dict.fromkeys(_size(record) for name, record in ablations.items() if name not in FLAGS)),
             margin=" or ".join(dict.fromkeys(f"{100 * record['margin']:g} point" for record in ablations.values())),
             hours=sum(one["seconds"] for one in runs) / 3600,
             runs=len(runs),

@@ -108,7 +108,7 @@ def table(record: Record) -> list[dict[str, str]]:
             "p (Holm)": _p(arm.get("p_holm")),
             "verdict": "base" if arm is base else arm["verdict"],
             "seconds": "" if arm["seconds"] is None else f"{arm['seconds']:.1f}",
-            "cost": f"{arm['seconds'] / base['seconds']:.1f}x" if arm["seconds"] and base["seconds"] else "",
+            "cost": _times(arm["seconds"] / base["seconds"]) if arm["seconds"] and base["seconds"] else "",
         }
         if any(len(arm["per_fold"]) < asked for arm in (base, *record["arms"])):
             row["trainings"] = f"{len(arm['per_fold'])} of {asked}"
@@ -262,6 +262,10 @@ def _dropped(record: Record) -> Iterator[str]:
             f"chosen on images that their tests use again, so that their differences may lean to the better side and "
             f"their p-values may be too small."
         )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{1 if ratio >= 0.1 else 3}f}x"
 
 
 def _tested(record: Record) -> int:
