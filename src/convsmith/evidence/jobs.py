@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from convsmith.runtime import Interrupts
 
-AFTERWARDS = 0.05  # what a job does before its first epoch and after its last one, as a share of its epochs: a guess
 ATTEMPTS = 3  # a job whose worker dies (out of memory, killed) is given to a new worker this often
 
 
@@ -89,7 +88,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupt
                 progress = message["progress"]
                 yield Answer(index, progress=progress)
                 done, of = progress.get("epoch", 0), progress.get("epochs", 0)
-                if waiting and first.get(index, 1.0) * (1 + AFTERWARDS) * of <= done < of:
+                if waiting and first.get(index, 1.0) * of <= done < of:
                     del first[index]
                     worker.stop()
                 continue
