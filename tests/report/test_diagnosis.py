@@ -8,6 +8,7 @@ import pytest
 
 from convsmith.cli import verb_parser
 from convsmith.config import RunConfig, flag_layer, merge, preset_layer, presets, validate
+from convsmith.data.sources import ARRAYS
 from convsmith.nets.build import build
 from convsmith.report import advice
 from convsmith.report.diagnosis import NO_FAULT, RULES, TOO_SHORT, Finding, diagnose, standard_error
@@ -163,6 +164,7 @@ def test_few_images_are_told_of_pretrained_weights_first(images_per_class, study
         first(config, 501, book),
         first(config.with_values(transfer={"weights": "runs/x"}), images_per_class, book),
         first(config.with_values(data={"source": "digits"}), images_per_class, book),
+        first(config.with_values(data={"source": ARRAYS}), images_per_class, book),
         first(config, images_per_class, {study: conditions | {"arms": [arm | {"verdict": "no difference shown"}]}}),
     ):
         assert "pretrained" not in other.reason

@@ -10,6 +10,7 @@ from typing import Any
 
 from convsmith.config import RunConfig
 from convsmith.data.config import DataConfig
+from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.evidence import book, wording
 from convsmith.evidence.config import DIVISION
@@ -87,7 +88,7 @@ def _pretrained(config: RunConfig, images_per_class: float, records: Results) ->
     """Finetuning instead of random weights, where the book's arm `from scratch` was worse on about as many images."""
     study = next((study for most, study in FEW.items() if images_per_class <= most), "")
     arm = next((arm for arm in records.get(study, {}).get("arms", []) if arm["name"] == "from scratch"), None)
-    if config.transfer.weights != "none" or config.data.source in MIRRORED_DIFFERS or not arm:
+    if config.transfer.weights != "none" or config.data.source in (*MIRRORED_DIFFERS, ARRAYS) or not arm:
         return
     if arm["verdict"] == "hurts":
         low, high = arm["ci95"]
