@@ -64,7 +64,7 @@ def proposals(
     seen: set[str] = set()
     for finding in findings:
         for experiment in SUGGESTIONS[finding.name](config):
-            verdict = (_arm(experiment, records) or {}).get("verdict")
+            verdict = (_arm(experiment.measured_in, records) or {}).get("verdict")
             names = json.dumps(sorted(experiment.changes))
             if verdict != "hurts" and names not in seen:
                 seen.add(names)
@@ -87,31 +87,33 @@ def proposals(
 def _pretrained(config: RunConfig, images_per_class: float, records: Results) -> Iterator[Proposal]:
     """Finetuning instead of random weights, where the book's arm `from scratch` was worse on about as many images."""
     study = next((study for most, study in FEW.items() if images_per_class <= most), "")
-    arm = next((arm for arm in records.get(study, {}).get("arms", []) if arm["name"] == "from scratch"), None)
-    if config.transfer.weights != "none" or config.data.source in (*MIRRORED_DIFFERS, ARRAYS) or not arm:
+    arm = _arm((study, "from scratch"), records)
+    if config.transfer.weights != "none" or config.data.source in (*MIRRORED_DIFFERS, ARRAYS):
         return
-    if arm["verdict"] == "hurts":
-        low, high = arm["ci95"]
-        finetuned = arm | {
-            "name": "base (against from scratch)",
-            "difference": -arm["difference"],
-            "ci95": [-high, -low],
-            "verdict": "helps",
-        }
-        words = ["train", "--preset", "finetune", "--model", "torchvision/resnet18"]
-        data, usual = config.data.model_dump(mode="json"), DataConfig().model_dump(mode="json")
-        for key in (key for key in DIVISION if data[key] != usual[key]):
+    if not arm or arm["verdict"] != "hurts":
+        return
+    low, high = arm["ci95"]
+    finetuned = {
+        "name": "base (against from scratch)",
+        "difference": -arm["difference"],
+        "ci95": [-high, -low],
+        "verdict": "helps",
+    }
+    words = ["train", "--preset", "finetune", "--model", "torchvision/resnet18"]
+    data, usual = config.data.model_dump(mode="json"), DataConfig().model_dump(mode="json")
+    for key in DIVISION:
+        if data[key] != usual[key]:
             words += [f"--data.{key}", str(data[key])]
-        yield Proposal(
-            command(*words),
-            f"about {images_per_class:.0f} train images a class are few: start from pretrained weights",
-            _words(finetuned, study, records),
-        )
+    yield Proposal(
+        command(*words),
+        f"about {images_per_class:.0f} train images a class are few: start from pretrained weights",
+        _words(finetuned, study, records),
+    )
 
 
 def measured(experiment: Experiment, records: Results) -> str:
     """The effect that the evidence book measured for the arm which tried the same, with its interval and conditions."""
-    arm = _arm(experiment, records)
+    arm = _arm(experiment.measured_in, records)
     if arm is None or experiment.measured_in is None or arm["difference"] is None:
         return ""
     return _words(arm, experiment.measured_in[0], records)
@@ -128,10 +130,10 @@ def _words(arm: Mapping[str, Any], study: str, records: Results) -> str:
     )
 
 
-def _arm(experiment: Experiment, records: Results) -> Mapping[str, Any] | None:
-    if experiment.measured_in is None:
+def _arm(measured_in: tuple[str, str] | None, records: Results) -> Mapping[str, Any] | None:
+    if measured_in is None:
         return None
-    study, name = experiment.measured_in
+    study, name = measured_in
     arms: list[Mapping[str, Any]] = records.get(study, {}).get("arms", [])
     return next((arm for arm in arms if arm["name"] == name), None)
 
