@@ -18,7 +18,7 @@ from convsmith.data.batches import ToInput
 from convsmith.data.config import Preprocessing
 from convsmith.errors import RunFailed, UserError, missing_extra
 from convsmith.inference import ModelCard, load_predictor, logits_of, run_dataset
-from convsmith.nets.exported import ARCHIVED
+from convsmith.nets.exported import ARCHIVED, open_exported
 from convsmith.rundir import RunDir, explain_os_errors
 
 Format = Literal["onnx", "torch"]
@@ -113,14 +113,15 @@ def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "g
 
     model = predictor.model.to(memory_format=torch.contiguous_format)
     network = FromPixels(model, predictor.card.preprocessing).eval() if place == "graph" else model
-    sample = torch.from_numpy(pixels[:2])
-    sample = sample if place == "graph" else ToInput(predictor.card.preprocessing, predictor.device)(sample)
+    to_input = (lambda taken: taken) if place == "graph" else ToInput(predictor.card.preprocessing, predictor.device)
+    sample = to_input(torch.from_numpy(pixels[:2]))
     with explain_os_errors(f"'{path}'"):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{os.getpid()}-{path.name}")
         try:
             _WRITERS[form](network, sample, says := facts(predictor.card, place), draft)
-            difference, scale = _compared(draft, path, pixels, expected)
+            found = _logits(draft, form, pixels, to_input)
+            difference, scale = _compared(path, found, expected)
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -128,19 +129,39 @@ def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "g
     return Export(path, f"{takes['input']}: {takes['how']}", len(pixels), difference, scale)
 
 
-def _compared(file: Path, path: Path, pixels: NDArray[np.uint8], expected: NDArray[np.float32]) -> tuple[float, float]:
-    """The largest difference of the logits of `file` from `expected` [N, K], and the largest logit.
-
-    In batches of one and of many. RunFailed where the difference is too large.
-    """
-    exported = load_predictor(file)
+def _logits(
+    file: Path, form: Format, pixels: NDArray[np.uint8], to_input: Callable[[Tensor], Tensor]
+) -> NDArray[np.float32]:
+    """The logits [N, K] of a file that was written a moment ago, in batches of one and of many."""
+    model: nn.Module = open_exported(file)[0] if form == "onnx" else _Reopened(file)
     batches = [pixels[:1], pixels[1:]] if len(pixels) > 1 else [pixels]
-    found = logits_of(exported.model, batches, exported.to_input(), exported.device)
+    found = logits_of(model, batches, to_input, torch.device("cpu"))
     assert found is not None
+    return found
+
+
+class _Reopened(nn.Module):
+    """A torch.export archive of our own, opened in the process that wrote it; one of other origin could run code."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.compute = torch.export.load(file).module()
+        self.training = False
+
+    def train(self, mode: bool = True) -> _Reopened:
+        return self  # such a module refuses to change its mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.compute(images)
+        return logits
+
+
+def _compared(path: Path, found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, float]:
+    """The largest difference of logits [N, K] from `expected`, and the largest logit; RunFailed above TOLERANCE."""
     difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * scale:  # so written, NaN is refused too
         raise RunFailed(
-            f"the exported model disagrees with PyTorch by {difference:.2g} on {len(pixels)} validation images (logits "
+            f"the exported model disagrees with PyTorch by {difference:.2g} on {len(found)} validation images (logits "
             f"up to {scale:.3g}, tolerance {TOLERANCE:.0e} of that): '{path}' was not written; try the other --format"
         )
     return difference, scale

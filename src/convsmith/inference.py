@@ -30,14 +30,14 @@ from convsmith.errors import UserError
 from convsmith.insight.evaluation import evaluation, prediction_rows
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
-from convsmith.nets.exported import open_exported
+from convsmith.nets.exported import ARCHIVE_SUFFIX, open_exported
 from convsmith.rundir import RunDir, explain_os_errors, read_json, read_splits, write_bytes, write_json, write_text
 from convsmith.runtime import select_device, set_threads
 from convsmith.training.checkpoint import checksum
 from convsmith.training.state import load_strictly
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-EXPORTED = (".onnx", ".pt2")
+EXPORTED = (".onnx", ARCHIVE_SUFFIX)
 BATCH = 256  # images a forward pass; small enough for 224 x 224, large enough for 32 x 32
 
 
@@ -344,7 +344,7 @@ def _as_array(image: Any) -> NDArray[np.uint8]:
 
 
 def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | None = None) -> Predictor:
-    """The model of a run directory, of its `model/` folder, or in a file that `convsmith export` wrote."""
+    """The model of a run directory, of its `model/` folder, or in an ONNX file that `convsmith export` wrote."""
     path = Path(run)
     if path.suffix in EXPORTED and path.is_file():
         return _exported_predictor(path, device)

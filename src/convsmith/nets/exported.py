@@ -1,11 +1,9 @@
-"""Exported networks, ONNX files and torch.export archives, opened as modules again."""
+"""Exported networks in ONNX files, opened as modules again. A torch.export archive is never opened: it can run code."""
 
 from __future__ import annotations
 
 import json
-import re
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,9 @@ from torch import Tensor, nn
 
 from convsmith.errors import UserError, missing_extra
 
+ARCHIVE_SUFFIX = ".pt2"
 FACTS = ("classes", "preprocessing", "input")  # what an exported file says of itself, each as JSON
 ARCHIVED = "convsmith.json"  # where a torch.export archive holds them
-
-# What an archive of ours consists of. Pickled weights, objects and sample inputs, and compiled code, are not.
-_MEMBERS = re.compile(
-    r"archive_(?:format|version)|byteorder|version|\.data/(?:serialization_id|version)"
-    r"|models/model\.json|extra/convsmith\.json|data/sample_inputs/model\.pt"
-    r"|data/(?:weights|constants)/(?:model_(?:weights|constants)_config\.json|weight_\d+|tensor_\d+)"
-)
-_OPERATORS = ("torch.ops.aten.", "_operator.")
-# A size that depends on the batch, such as Mul(Integer(64), Symbol('s7', integer=True)): PyTorch evaluates the text.
-_SIZES = re.compile(r"(?:Symbol\('[su]\d+'(?:, \w+=True)*\)|(?:Integer|Add|Mul)\(|\d+|[-+*/(), ])*")
 
 
 class Exported(nn.Module):
@@ -43,19 +32,25 @@ class Exported(nn.Module):
 
 
 def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
-    """The network in a .onnx or .pt2 file that `convsmith export` wrote, and what it says of itself (`FACTS`).
+    """The network in an .onnx file that `convsmith export` wrote, and what it says of itself (`FACTS`).
 
-    Raises UserError for damaged files and for files of other origin.
+    Raises UserError for damaged files, for files of other origin, and for torch.export archives: torch compiles the
+    names that such an archive holds into source code, so opening one can run whatever its author wrote.
     """
+    if path.suffix == ARCHIVE_SUFFIX:
+        raise UserError(
+            f"'{path}' is a torch.export archive, which can run code when it is opened: predict with the run itself, "
+            "or with an ONNX file (convsmith export RUN --format onnx)"
+        )
     try:
-        compute, facts = (_open_onnx if path.suffix == ".onnx" else _open_archive)(path)
+        compute, facts = _open_onnx(path)
         missing = [name for name in FACTS if name not in facts]
         if missing:
             raise UserError(f"'{path}' does not hold its {' and '.join(missing)}: only files of convsmith export do")
         return Exported(compute), {name: json.loads(facts[name]) for name in FACTS}
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # both libraries raise whatever their parsers stumble upon
+    except Exception as error:  # onnxruntime raises whatever its parser stumbles upon
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"'{path}' cannot be opened ({reason}): export the run again") from None
 
@@ -75,45 +70,3 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
         return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
 
     return compute, session.get_modelmeta().custom_metadata_map
-
-
-def _open_archive(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
-    _refuse_foreign(path)
-    extra = {ARCHIVED: ""}
-    module = torch.export.load(path, extra_files=extra).module()
-
-    def compute(images: Tensor) -> Tensor:
-        logits: Tensor = module(images)
-        return logits
-
-    return compute, json.loads(extra[ARCHIVED] or "{}")
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Refuse an archive with anything in it that opening would unpickle or run as code."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        inside = [name.partition("/")[2] for name in names]
-        odd = [name for name in inside if not _MEMBERS.fullmatch(name) or inside.count(name) > 1]
-        if not odd:
-            texts = [(name, archive.read(name)) for name in names if name.endswith((".json", ".pt"))]
-            odd = [name for name, text in texts if name.endswith(".pt") and text]
-            odd += [
-                f"{name}: {key} {value}"
-                for name, text in texts
-                if name.endswith(".json")
-                for key, value in _pairs(json.loads(text))
-                if (key == "use_pickle" and value)
-                or (key == "target" and not str(value).startswith(_OPERATORS))
-                or (key == "expr_str" and not _SIZES.fullmatch(str(value)))
-            ]
-    if odd:
-        raise UserError(f"'{path}' holds what convsmith export never writes ({odd[0]}): it is not opened")
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and values at any depth of a JSON value."""
-    if isinstance(value, dict):
-        yield from value.items()
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _pairs(inner)
