@@ -15,12 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convsmith.evidence import book
-from convsmith.evidence.comparison import forest
-from convsmith.insight.figures import save
+from convsmith.figures.style import save
+from convsmith.studies import book
+from convsmith.studies.comparison import forest
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "src/convsmith/evidence/results"
+RESULTS = ROOT / "src/convsmith/studies/results"
 IMAGES = ROOT / "docs/images"
 
 

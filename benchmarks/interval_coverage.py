@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from convsmith.evidence.statistics import paired_comparison, smallest_detectable
+from convsmith.studies.statistics import paired_comparison, smallest_detectable
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "interval_coverage.json"
 IMAGES, INFORMATIVE, NOISE = 300, 10, 30

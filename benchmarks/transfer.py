@@ -34,13 +34,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from convsmith import parts
 from convsmith.config import RunConfig, compose
 from convsmith.data.dataset import unseal_test
-from convsmith.evidence.crossval import divide
-from convsmith.experiment import EpochEnd, epochs
-from convsmith.inference import batches_of, logits_of
+from convsmith.prediction.evaluate import batches_of, logits_of
 from convsmith.runtime import Interrupts
+from convsmith.studies.crossval import divide
+from convsmith.training import setup
+from convsmith.training.experiment import EpochEnd, epochs
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "transfer.json"
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -114,7 +114,7 @@ def ours(args: argparse.Namespace, preset: str, number: int, fold: Fold) -> Curv
         os.environ["CONVSMITH_CACHE"] = f"{folder}/cache"
         watch = Watch()
         config = config_of(args, preset, **{"train.seed": str(number)})
-        experiment = parts.start(parts.prepare(config, splits=fold), Path(folder))
+        experiment = setup.start(setup.prepare(config, splits=fold), Path(folder))
         test = unseal_test(experiment.dataset)
 
         def held_out() -> float:
@@ -196,7 +196,7 @@ def config_of(args: argparse.Namespace, preset: str, **flags: str) -> RunConfig:
 
 def divided(args: argparse.Namespace) -> list[Fold]:
     """The folds that `crossval` makes of the data's train and val images."""
-    prepared = parts.prepare(config_of(args, "linear-probe"))
+    prepared = setup.prepare(config_of(args, "linear-probe"))
     ids = prepared.dataset.pool().ids
     return [
         {part: [ids[at] for at in rows] for part, rows in (("train", f.train), ("val", f.val), ("test", f.held_out))}
@@ -235,7 +235,7 @@ def cache(args: argparse.Namespace, runs: Path) -> dict[str, float]:
     found = {}
     for name, kept in (("kept", "true"), ("not kept", "false")):
         config = config_of(args, "linear-probe", **{"train.epochs": "4", "transfer.cache_features": kept})
-        experiment = parts.start(parts.prepare(config), runs, f"cache-{kept}")
+        experiment = setup.start(setup.prepare(config), runs, f"cache-{kept}")
         for _ in epochs(experiment, Interrupts()):
             pass
         with experiment.run.metrics.open() as file:

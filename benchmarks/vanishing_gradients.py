@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convsmith.data.batches import ToInput
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import open_dataset
-from convsmith.insight.figures import gradient_figure, save
-from convsmith.insight.gradients import gradient_rms
+from convsmith.data.preprocess import ToInput
+from convsmith.explain.gradients import gradient_rms
+from convsmith.figures.curves import gradient_figure
+from convsmith.figures.style import save
 from convsmith.nets.build import build
 from convsmith.nets.config import BlockConfig, ModelConfig
 

@@ -14,7 +14,7 @@ from torch import nn
 import convsmith
 from convsmith.config import read_run_config
 from convsmith.errors import UserError
-from convsmith.inference import Prediction
+from convsmith.prediction.predictor import Prediction
 
 QUICK = {"track": {"wandb": "off"}, "train": {"threads": 1}}
 
@@ -214,10 +214,10 @@ def test_training_cannot_reach_the_test_split(tmp_path: Path) -> None:
     given = np.array((["train"] * 6 + ["val"] * 2 + ["test"] * 2) * 20)
     weights = []
     for number in range(2):
-        from convsmith import parts
         from convsmith.config import validate
         from convsmith.data.sources import from_arrays
         from convsmith.display import Display
+        from convsmith.training import setup
 
         changed = images.copy()
         if number:
@@ -226,8 +226,8 @@ def test_training_cannot_reach_the_test_split(tmp_path: Path) -> None:
         config = validate(
             {"data": {"source": "arrays"}, **QUICK, "train": {"threads": 1, "epochs": 2, "layout": "contiguous"}}
         )
-        own = parts.Parts(source=source)
-        started = parts.start(parts.prepare(config, own), tmp_path, str(number), own)
+        own = setup.Parts(source=source)
+        started = setup.start(setup.prepare(config, own), tmp_path, str(number), own)
         assert Display().follow(started) == 0
         weights.append((tmp_path / str(number) / "model/model.safetensors").read_bytes())
     assert weights[0] == weights[1]

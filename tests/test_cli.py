@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convsmith import rundir
+from convsmith import files
 from convsmith.cli import VERBS, main
 
 QUICK = "--epochs 1 --data.limit 300 --train.threads 1".split()
@@ -489,7 +489,7 @@ def test_a_damaged_model_is_refused(inside: Path, capsys: pytest.CaptureFixture[
 
 def test_a_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
-    rundir.write_json(path, {"old": 1})
+    files.write_json(path, {"old": 1})
 
     def refuse(*_: object) -> None:
         raise OSError("no")
@@ -497,6 +497,6 @@ def test_a_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
         with pytest.raises(OSError, match="no"):
-            rundir.write_json(path, {"new": 2})
-    assert rundir.read_json(path) == {"old": 1}
+            files.write_json(path, {"new": 2})
+    assert files.read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]

@@ -15,10 +15,10 @@ from PIL import Image
 
 from convsmith import export as exporting
 from convsmith.cli import main
-from convsmith.data.batches import ToInput
+from convsmith.data.preprocess import ToInput
 from convsmith.errors import RunFailed, UserError
 from convsmith.export import FromPixels, export
-from convsmith.inference import Predictor, load_predictor
+from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
 from server import trained
 

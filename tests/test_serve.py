@@ -102,7 +102,7 @@ def test_programs_get_what_predict_says(server: Server, image: bytes, tmp_path: 
 
 
 def test_a_training_image_is_its_own_nearest(server: Server) -> None:
-    from convsmith.inference import run_dataset
+    from convsmith.prediction.evaluate import run_dataset
     from convsmith.rundir import RunDir
 
     train = run_dataset(RunDir(server.run)).train

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from convsmith.own import OptimizerFactory
-    from convsmith.runs import Run
+    from convsmith.run import Run
+    from convsmith.training.own import OptimizerFactory
 
 __all__ = ["Run", "load", "resume", "train"]
 
@@ -43,7 +43,7 @@ def train(
     (epochs, batch_size, lr, seed, device) and whole sections, such as ``augment={"hflip": True}``.
     Raises `convsmith.errors.UserError` for wrong settings or data, `RunFailed` for a loss that is no number.
     """
-    from convsmith import runs
+    from convsmith import run as runs
 
     return runs.train(data, model, preset, config, name, Path(runs_dir), optimizer, settings)
 
@@ -55,21 +55,21 @@ def resume(
     data: tuple[np.ndarray, Any] | None = None,
 ) -> Run:
     """Go on with a stopped run to the same weights, bit for bit. Hand in again what was handed in to `train`."""
-    from convsmith import runs
+    from convsmith import run as runs
 
     return runs.resume(Path(run), model, optimizer, data)
 
 
 def load(run: str | Path, model: torch.nn.Module | None = None, data: tuple[np.ndarray, Any] | None = None) -> Run:
     """A run that has been trained. Hand in the module or the arrays where they are your own."""
-    from convsmith import runs
+    from convsmith import run as runs
 
     return runs.Run(Path(run), model, data)
 
 
 def __getattr__(name: str) -> Any:
     if name == "Run":  # imported when asked for: torch takes seconds
-        from convsmith.runs import Run
+        from convsmith.run import Run
 
         return Run
     raise AttributeError(f"module 'convsmith' has no attribute '{name}'")

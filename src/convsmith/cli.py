@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a disk that no caller had in mind
-        from convsmith.rundir import disk_trouble
+        from convsmith.files import disk_trouble
 
         if (trouble := disk_trouble(error)) is None:
             raise

@@ -19,13 +19,13 @@ from rich.text import Text
 
 from convsmith.config import RunConfig
 from convsmith.errors import command
-from convsmith.experiment import EpochEnd, Event, Featuring, Finished, Interrupted, Thawed, epochs
-from convsmith.insight.metrics import wilson_interval
 from convsmith.nets.shapes import LayerRow, totals
-from convsmith.parts import Experiment
+from convsmith.prediction.metrics import wilson_interval
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
+from convsmith.training.experiment import EpochEnd, Event, Featuring, Finished, Interrupted, Thawed, epochs
 from convsmith.training.loop import Progress as TrainProgress
+from convsmith.training.setup import Experiment
 
 EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # 73 columns, and 5 more for `best`: a terminal has 80.

@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.data.batches import ToInput
 from convsmith.data.config import Preprocessing
+from convsmith.data.preprocess import ToInput
 from convsmith.errors import RunFailed, UserError, missing_extra
-from convsmith.inference import ModelCard, load_predictor, logits_of, run_dataset
-from convsmith.nets.exported import ARCHIVED, open_exported
-from convsmith.rundir import RunDir, explain_os_errors
+from convsmith.files import explain_os_errors
+from convsmith.prediction.evaluate import logits_of, run_dataset
+from convsmith.prediction.exported import ARCHIVED, open_exported
+from convsmith.prediction.model_file import ModelCard
+from convsmith.prediction.predictor import load_predictor
+from convsmith.rundir import RunDir
 
 Format = Literal["onnx", "torch"]
 Place = Literal["graph", "metadata"]

@@ -1,4 +1,4 @@
-"""A run directory: where each file lies, and how files are written so that none is ever half there."""
+"""Run and study directories: where each file lies, which kind a directory is, and how a new one appears whole."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from convsmith.errors import UserError, command
+from convsmith.files import explain_os_errors, read_json, sync_folder
 
 
 class RunDir:
@@ -161,32 +162,6 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
     return run
 
 
-def write_text(path: Path, text: str) -> None:
-    try:
-        content = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        name = text[max(error.start - 40, 0) : error.end].encode("utf-8", "backslashreplace").decode()
-        raise UserError(f"cannot write '{path}': a name that is not UTF-8 ('{name}'): rename that folder") from None
-    write_bytes(path, content)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, *keys: str) -> Any:
-    """The JSON value in a file; with `keys` an object that has them. UserError where it is not so."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"'{path}' is missing: restore it, or run again") from None
-    except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({str(error).splitlines()[0]}): restore it, or run again") from None
-    if keys and not (isinstance(value, dict) and set(keys) <= value.keys()):
-        raise UserError(f"'{path}' is damaged (it should have {' and '.join(keys)}): restore it, or run again")
-    return value
-
-
 def read_splits(run: RunDir) -> dict[str, Any]:
     """splits.json: `hash` of the data and `splits`, the ids of each."""
     value: dict[str, Any] = read_json(run.splits, "hash", "splits")
@@ -195,66 +170,17 @@ def read_splits(run: RunDir) -> dict[str, Any]:
     return value
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with written_whole(path) as file:
-        file.write(data)
+def open_single(path: str | Path, *needs: str) -> RunDir:
+    """A run of its own with the files it `needs`; a UserError for a study, a range test, and what is missing."""
+    run = open_run(path)
+    if run.lr_find.exists():
+        raise UserError(f"'{run.path}' is a learning-rate range test, and no training: look at its figures/lr_find.png")
+    if run.study.exists():
+        raise UserError(f"'{run.path}' is a study: name a single run, {example_of(run)}")
+    return open_run(path, *needs)
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file whose content becomes `path`, all or nothing: a temporary file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable. Windows cannot open folders, and needs it not."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_DISK = {
-    errno.ENOSPC: "the disk is full: make room",
-    errno.EDQUOT: "your disk quota is used up: make room",
-    errno.EROFS: "the disk is read-only: choose another folder",
-    errno.EACCES: "permission denied: choose another folder",
-    errno.EPERM: "permission denied: choose another folder",
-}
-_IN_THE_WAY = {
-    errno.ENOENT: "that folder cannot be made: choose another one",
-    errno.EEXIST: "a file of that name is in the way: choose another folder",
-    errno.EISDIR: "a folder of that name is in the way: choose another file",
-    errno.ENOTDIR: "a part of the path is a file: choose another folder",
-}
-
-
-def disk_trouble(error: OSError) -> str | None:
-    """What to do about a disk that is full, read-only or forbidden; None where the error is another one."""
-    return _DISK.get(error.errno or 0)
-
-
-@contextmanager
-def explain_os_errors(what: str) -> Iterator[None]:
-    """Turn a disk that is full, read-only or forbidden, or a wrong path, into one line that names `what`."""
-    try:
-        yield
-    except OSError as error:
-        if (trouble := disk_trouble(error) or _IN_THE_WAY.get(error.errno or 0)) is None:
-            raise
-        raise UserError(f"cannot write {what}: {trouble}") from None
+def example_of(study: RunDir) -> str:
+    """A run of a study, as the end of a sentence."""
+    runs = sorted(str(file.parent) for file in study.path.glob("*/**/summary.json"))
+    return f"such as {runs[0]}" if runs else "once one is finished"

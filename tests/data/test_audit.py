@@ -15,7 +15,7 @@ from PIL import Image
 
 from convsmith.data.audit import NEAR_BITS, check, near_pairs, summary_lines
 from convsmith.data.config import DataConfig
-from convsmith.data.records import walk
+from convsmith.data.source import walk
 from convsmith.data.sources import from_arrays
 
 Plant = Callable[..., Path]

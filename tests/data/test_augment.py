@@ -11,8 +11,8 @@ from scipy import stats
 
 from convsmith.data import augment
 from convsmith.data.augment import Augment, crop_and_rotate, cutout, flip_and_shift, jitter_colour, mix
-from convsmith.data.batches import ToInput
 from convsmith.data.config import AugmentConfig, Preprocessing
+from convsmith.data.preprocess import ToInput
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from convsmith.data.config import DataConfig
 from convsmith.data.decode import DecodeRules, decode
-from convsmith.data.records import walk
+from convsmith.data.source import walk
 from convsmith.data.sources import SOURCES, Source, cache_folder, from_arrays, open_source
 from convsmith.errors import UserError
 

@@ -10,15 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convsmith.errors import UserError
 from convsmith.nets.build import build
 from convsmith.nets.config import BlockConfig, ModelConfig
-from convsmith.nets.shapes import (
-    discarded,
-    equation,
-    estimate,
-    fitted_size,
-    output_size,
-    totals,
-    trace,
-)
+from convsmith.nets.shapes import discarded, equation, estimate, fitted_size, output_size, totals, trace
 
 windows = st.tuples(st.integers(1, 40), st.integers(1, 7), st.integers(0, 3), st.integers(1, 4))
 

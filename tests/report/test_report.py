@@ -16,7 +16,7 @@ import pytest
 
 import convsmith
 from convsmith.cli import main
-from convsmith.insight.metrics import wilson_interval
+from convsmith.prediction.metrics import wilson_interval
 from convsmith.report import write
 from convsmith.report.calibrated import scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart

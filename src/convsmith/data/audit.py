@@ -18,7 +18,7 @@ from convsmith.data.cache import Progress
 from convsmith.data.config import DataConfig
 from convsmith.data.decode import SUFFIXES, DecodeError, DecodeRules, Kind, decode, from_array, read_header
 from convsmith.data.parallel import thread_map
-from convsmith.data.records import SPLITS, Record, Source
+from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import open_source
 
 NEAR_BITS = 4  # perceptual hashes of 64 bits that differ in no more than these are candidates for near duplicates

@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from convsmith.contracts import Batch
-from convsmith.data.batches import ToInput
 from convsmith.data.config import AugmentConfig
+from convsmith.data.preprocess import ToInput
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

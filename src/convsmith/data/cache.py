@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from convsmith.data.decode import DecodeError, DecodeRules, Kind, Pixels, decode, from_array, read_header
 from convsmith.data.parallel import thread_map
-from convsmith.data.records import Record, Source
+from convsmith.data.source import Record, Source
 from convsmith.errors import UserError
 
 CACHE_VERSION = 1  # raise it whenever decoding changes, so that no old pixels are found again

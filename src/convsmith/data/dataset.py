@@ -18,7 +18,7 @@ from convsmith.data.decode import DecodeRules, Pixels, background_rgb
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
-from convsmith.data.records import SPLITS, Labels, Source
+from convsmith.data.source import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
 from convsmith.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from convsmith.data.decode import IMAGE_SUFFIXES
-from convsmith.data.records import Source, Tree, fingerprint_files, readable
+from convsmith.data.source import Source, Tree, fingerprint_files, readable
 from convsmith.errors import UserError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

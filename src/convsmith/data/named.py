@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.records import Index, Source, fingerprint_files, numbered_ids, recall, remember, walk
+from convsmith.data.source import Index, Source, fingerprint_files, numbered_ids, recall, remember, walk
 from convsmith.errors import UserError
 
 Arrays = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]  # split -> images [N, H, W(, C)], labels [N]

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convsmith.data.records import (
-    File,
-    Given,
-    Index,
-    Labels,
-    Source,
-    fingerprint_files,
-    numbered_ids,
-    recall,
-    remember,
-)
+from convsmith.data.source import File, Given, Index, Labels, Source, fingerprint_files, numbered_ids, recall, remember
 from convsmith.errors import UserError
 
 if TYPE_CHECKING:

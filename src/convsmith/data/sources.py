@@ -16,7 +16,7 @@ from convsmith.data.config import DataConfig
 from convsmith.data.folders import open_folder
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.parquet import open_parquet
-from convsmith.data.records import SPLITS, File, Source, numbered_ids, walk
+from convsmith.data.source import SPLITS, File, Source, numbered_ids, walk
 from convsmith.errors import UserError, choose
 
 __all__ = ["SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]

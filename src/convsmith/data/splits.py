@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.records import Given, Labels
+from convsmith.data.source import Given, Labels
 from convsmith.errors import UserError
 
 Rows = npt.NDArray[np.int64]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convsmith.explain.figures import FIGURES
+from convsmith.explain.attribution import RANDOM_ORDERS, occlusion_window
+from convsmith.explain.context import Subject
+from convsmith.explain.gradcam import overlay
 from convsmith.explain.images import Explained
+from convsmith.explain.network import FIGURES
 from convsmith.explain.page import Shown, page
-from convsmith.explain.subject import Subject
-from convsmith.insight.attribution import RANDOM_ORDERS, occlusion_window
-from convsmith.insight.gradcam import overlay
-from convsmith.insight.pictures import explanation_figure
-from convsmith.rundir import explain_os_errors, write_bytes, write_text
+from convsmith.figures.layers import explanation_figure
+from convsmith.files import explain_os_errors, write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

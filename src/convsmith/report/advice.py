@@ -12,10 +12,10 @@ from convsmith.config import RunConfig
 from convsmith.data.config import DataConfig
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
-from convsmith.evidence import book, wording
-from convsmith.evidence.config import DIVISION
 from convsmith.nets.build import MODELS
 from convsmith.report.diagnosis import NO_FAULT, TOO_SHORT, Finding
+from convsmith.studies import book, text
+from convsmith.studies.config import DIVISION
 
 MOST = 3
 KEEPS_ITS_CLASS = ("cifar10", "cifar100", "fashion-mnist")  # named sets in which a mirrored image is of the same class
@@ -121,7 +121,7 @@ def measured(experiment: Experiment, records: Results) -> str:
 
 def _words(arm: Mapping[str, Any], study: str, records: Results) -> str:
     record = records[study]
-    unit = wording.unit(record["metric"])
+    unit = text.unit(record["metric"])
     interval = f" (95% interval {unit.interval(arm['ci95'])})" if arm["ci95"] else ""
     return (
         f"{unit.difference(arm['difference'])} {unit.written_out} of {record['metric']}{interval}: {arm['verdict']}. "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith.insight.calibration import Reliability, fit_temperature, log_softmax, reliability
+from convsmith.prediction.calibration import Reliability, fit_temperature, log_softmax, reliability
 from convsmith.report.files import Predictions
 
 FEWEST = 20  # images; a temperature fitted to less says nothing

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith.insight.metrics import wilson_interval
+from convsmith.prediction.metrics import wilson_interval
 
 DRAWS = 1000
 OPTIMAL = 200  # classes up to which the leaves are ordered optimally, which takes the cube of their number

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from convsmith.errors import UserError, command
-from convsmith.evidence.statistics import holm
-from convsmith.insight.metrics import wilson_interval
+from convsmith.files import explain_os_errors, write_text
+from convsmith.prediction.metrics import wilson_interval
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.files import Predictions
 from convsmith.report.material import Material, read_material
 from convsmith.report.page import render
 from convsmith.report.paired import Pairing, pair
 from convsmith.report.pictures import Gallery
-from convsmith.rundir import explain_os_errors, write_text
+from convsmith.studies.statistics import holm
 
 EACH_WAY = 18  # images shown that one model alone gets right
 LONGEST_NAME = 120  # characters of the page's file name

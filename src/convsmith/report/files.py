@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convsmith.errors import UserError
-from convsmith.rundir import read_json
+from convsmith.files import read_json
 from convsmith.tracking import csv as metrics_csv
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convsmith.insight.metrics import confusion_matrix
+from convsmith.prediction.metrics import confusion_matrix
 from convsmith.report.diagnosis import NO_FAULT, TOO_SHORT, standard_error
 from convsmith.report.files import Predictions
 from convsmith.report.page import percent

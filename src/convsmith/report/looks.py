@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convsmith.data.augment import Augment
-from convsmith.data.batches import ToInput, epoch_order
+from convsmith.data.preprocess import ToInput
+from convsmith.data.sampler import epoch_order
 from convsmith.errors import UserError
-from convsmith.inference import ModelCard, memory_format
-from convsmith.insight.gradcam import heat_maps, overlay
-from convsmith.insight.metrics import confusion_matrix
+from convsmith.explain.gradcam import heat_maps, overlay
+from convsmith.prediction.metrics import confusion_matrix
+from convsmith.prediction.model_file import ModelCard, memory_format
 from convsmith.report.classes import confused_order
 from convsmith.report.files import Predictions
 from convsmith.report.labels import likely_label_errors

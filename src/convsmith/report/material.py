@@ -15,11 +15,11 @@ from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
-from convsmith.inference import CARD, ModelCard, load_model, read_card, run_dataset
+from convsmith.prediction.evaluate import run_dataset
+from convsmith.prediction.model_file import CARD, ModelCard, load_model, read_card
 from convsmith.report import files
 from convsmith.report.files import Predictions
-from convsmith.rundir import RunDir
-from convsmith.single import open_single
+from convsmith.rundir import RunDir, open_single
 
 NEEDED = ("summary.json", "metrics.csv", "splits.json", f"model/{CARD}")
 EVALUATED = ("evaluation-val.json", "predictions-val.csv")

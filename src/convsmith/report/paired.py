@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith.evidence.statistics import bootstrap_interval
 from convsmith.report.files import Predictions
+from convsmith.studies.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,8 @@ import numpy as np
 
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
-from convsmith.insight.metrics import confusion_matrix, wilson_interval
 from convsmith.nets.shapes import totals, trace
-from convsmith.optim.finetune import plan
-from convsmith.parts import OWN
+from convsmith.prediction.metrics import confusion_matrix, wilson_interval
 from convsmith.report.advice import proposals, results
 from convsmith.report.calibrated import scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
@@ -23,6 +21,8 @@ from convsmith.report.classes import class_scores
 from convsmith.report.diagnosis import RULES, diagnose
 from convsmith.report.files import Predictions
 from convsmith.report.material import Material
+from convsmith.training.setup import OWN
+from convsmith.transfer.unfreezing import plan
 
 Section = dict[str, Any]
 DECADES = 1e-4  # of the highest learning rate: a curve that goes lower is not drawn on a logarithmic axis

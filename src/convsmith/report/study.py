@@ -15,10 +15,7 @@ import torch
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
-from convsmith.evidence.crossval import METRICS, RESULT
-from convsmith.evidence.fold_job import RECORD
-from convsmith.evidence.study import FOLDS, read_asked
-from convsmith.inference import ModelCard, load_model, read_card
+from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.report import files, looks, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import diagnose
@@ -27,8 +24,10 @@ from convsmith.report.glance import glance
 from convsmith.report.material import NEEDED
 from convsmith.report.page import render
 from convsmith.report.pictures import Gallery
-from convsmith.rundir import RunDir, open_run
-from convsmith.single import example_of
+from convsmith.rundir import RunDir, example_of, open_run
+from convsmith.studies.crossval import METRICS, RESULT
+from convsmith.studies.fold_job import RECORD
+from convsmith.studies.study import FOLDS, read_asked
 
 CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
 

@@ -11,12 +11,13 @@ from torch import nn
 
 from convsmith.data.sources import Source
 from convsmith.errors import command
+from convsmith.files import explain_os_errors, write_text
 from convsmith.report import looks, sections
 from convsmith.report.glance import glance
 from convsmith.report.material import Material, read_material
 from convsmith.report.page import render
 from convsmith.report.pictures import Gallery
-from convsmith.rundir import RunDir, explain_os_errors, open_run, write_text
+from convsmith.rundir import RunDir, open_run
 
 NAME = "report.html"
 
@@ -29,7 +30,7 @@ def write_report(path: Path, source: Source | None = None, module: nn.Module | N
     """
     run = open_run(path)
     if run.study.exists():
-        from convsmith.report.study import study_page  # brings scikit-learn, which a training does not need
+        from convsmith.report.study import study_page
 
         text = study_page(run)
     else:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from convsmith.data.decode import DecodeError, DecodeRules, decode, read_header
 from convsmith.errors import UserError
-from convsmith.inference import Predictor
-from convsmith.insight.gradcam import heat_maps, overlay
+from convsmith.explain.gradcam import heat_maps, overlay
+from convsmith.prediction.predictor import Predictor
 from convsmith.serve.neighbours import Neighbours
 from convsmith.serve.upload import Refused
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convsmith.contracts import Classifier
 from convsmith.data.dataset import Subset
-from convsmith.inference import Predictor
+from convsmith.prediction.predictor import Predictor
 
 MOST = 2_000  # training images in the index: enough to recognise one's data, seconds to compute
 BATCH = 64

@@ -14,7 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from convsmith.config import read_run_config
 from convsmith.display import Display
 from convsmith.errors import UserError
-from convsmith.inference import Predictor, load_predictor, run_dataset
+from convsmith.prediction.evaluate import run_dataset
+from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
 from convsmith.runtime import set_threads
 from convsmith.serve.answers import Answers

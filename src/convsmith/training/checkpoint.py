@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from convsmith.errors import UserError
-from convsmith.rundir import sync_folder, write_bytes
+from convsmith.files import sync_folder, write_bytes
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
-from convsmith.optim.finetune import Finetuning, Phase
 from convsmith.optim.schedules import Schedule
 from convsmith.training.config import TrainConfig
+from convsmith.transfer.unfreezing import Finetuning, Phase
 
 Tensors = dict[str, Tensor]
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.evidence.config import read_study
+    from convsmith.studies.config import read_study
 
     config = read_study(args.study)
     if args.folds is not None:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.budget is not None and not 0 < args.budget < math.inf:
         raise UserError(f"--budget {args.budget:g}: must be minutes above 0")
     from convsmith.display import Display
-    from convsmith.evidence import ablation
+    from convsmith.studies import ablation
 
     flags = read_flags(args)
     runs_dir = Path(args.runs_dir)

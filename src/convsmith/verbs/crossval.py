@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     at_least(1, "--repeats", args.repeats)
     at_least(1, "--jobs", args.jobs)
     from convsmith.display import Display
-    from convsmith.evidence import crossval
+    from convsmith.studies import crossval
 
     return crossval.begin(
         config, args.folds, args.repeats, args.jobs, args.backend, Path(args.runs_dir), args.name, Display()

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out '{out}' must end in .json")
     from convsmith.data.audit import check, summary_lines
     from convsmith.display import Display
-    from convsmith.rundir import explain_os_errors, write_text
+    from convsmith.files import explain_os_errors, write_text
 
     display = Display()
     audit = check(validate({"data": {"source": args.source}}).data, display.counting("looking at"))

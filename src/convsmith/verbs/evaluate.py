@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
-    from convsmith.inference import evaluate
+    from convsmith.prediction.evaluate import evaluate
     from convsmith.rundir import open_run
 
     directory = open_run(args.directory, "splits.json", "model/model.json")

@@ -9,7 +9,7 @@ from convsmith.errors import UserError, choose, command
 
 if TYPE_CHECKING:
     from convsmith.display import Display
-    from convsmith.explain.subject import Subject
+    from convsmith.explain.context import Subject
 
 FIGURES = (
     "activations",
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None and len(args.paths) > 1:
         raise UserError(f"figure '{args.figure}' looks at one image: give one PATH at most")
     from convsmith.display import Display
-    from convsmith.explain.subject import open_subject
+    from convsmith.explain.context import open_subject
 
     display = Display()
     subject = open_subject(args.directory, args.device)
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _figure(args: argparse.Namespace, display: Display, subject: Subject) -> int:
     from convsmith.data.decode import DecodeError
-    from convsmith.explain.figures import FIGURES as PICTURES
-    from convsmith.explain.figures import Asked, draw
+    from convsmith.explain.network import FIGURES as PICTURES
+    from convsmith.explain.network import Asked, draw
     from convsmith.explain.write import write_figure
-    from convsmith.inference import find_images
+    from convsmith.prediction.predictor import find_images
 
     image = find_images(args.paths)[0] if args.paths else None
     asked = Asked(image, args.stage, display.counting("computing the loss of"), display.line)
@@ -80,7 +80,7 @@ def _images(args: argparse.Namespace, display: Display, subject: Subject) -> int
 
     from convsmith.explain import images
     from convsmith.explain.write import HEADINGS, reading, verdict, write_images
-    from convsmith.inference import find_images
+    from convsmith.prediction.predictor import find_images
 
     target = images.class_index(subject, args.target)
     stage = images.stage_of(subject, args.stage)

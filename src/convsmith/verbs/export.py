@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.single import open_single
+    from convsmith.rundir import open_single
 
     directory = open_single(args.directory, "model/model.json", "splits.json")
     from convsmith.display import Display

@@ -17,7 +17,7 @@ from convsmith.errors import command
 from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
 
 if TYPE_CHECKING:
-    from convsmith.evidence.lr_find import Sweep
+    from convsmith.studies.lr_find import Sweep
 
 DEFAULTS = {"low": 1e-6, "high": 10.0, "steps": 100}
 WIDTH, HEIGHT = 64, 12  # characters of the curve
@@ -38,16 +38,17 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from convsmith import parts, rundir
+    from convsmith import rundir
     from convsmith.display import EXIT_CODES, Display
-    from convsmith.evidence.lr_find import Sweep, find
     from convsmith.runtime import Interrupts
+    from convsmith.studies.lr_find import Sweep, find
+    from convsmith.training import setup
 
     display = Display()
     runs_dir = Path(args.runs_dir)
     sweep = Sweep(args.low, args.high, args.steps)
     rundir.refuse_taken(runs_dir, args.name)
-    prepared = parts.prepare(config, progress=display.counting("decoding"))
+    prepared = setup.prepare(config, progress=display.counting("decoding"))
     resolved = prepared.config
     display.line(
         f"range test of {resolved.model.name} on {resolved.data.source}, {resolved.optim.name}, batches of "

@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else None
     if out and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
-    from convsmith.data.records import readable
+    from convsmith.data.source import readable
     from convsmith.display import Display
-    from convsmith.inference import find_images, load_predictor
+    from convsmith.prediction.predictor import find_images, load_predictor
 
     files = find_images(args.paths)
     predictor = load_predictor(args.directory, args.device)
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    from convsmith.inference import write_rows
-    from convsmith.rundir import explain_os_errors, write_text
+    from convsmith.files import explain_os_errors, write_text
+    from convsmith.prediction.evaluate import write_rows
 
     if out.suffix == ".json":
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"

@@ -21,9 +21,9 @@ def run(args: argparse.Namespace) -> int:
     if directory.study.exists():
         at_least(1, "--jobs", args.jobs)
         from convsmith.display import Display
-        from convsmith.evidence import study
+        from convsmith.studies import study
 
-        module = importlib.import_module(f"convsmith.evidence.{study.KINDS[study.read_asked(directory)['kind']]}")
+        module = importlib.import_module(f"convsmith.studies.{study.KINDS[study.read_asked(directory)['kind']]}")
         code: int = module.go_on(directory, args.jobs, args.backend, Display())
         return code
     if directory.summary.exists():
@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not directory.checkpoints.is_dir():
         raise UserError(f"run '{directory.path}' has no checkpoints to go on from: restore them, or train again")
-    from convsmith import parts
     from convsmith.display import Display
+    from convsmith.training import setup
 
     display = Display()
     with directory.lock():
-        code = display.follow(parts.resume(directory))
+        code = display.follow(setup.resume(directory))
         if code == 0:
             from convsmith.report.write import after_training
 

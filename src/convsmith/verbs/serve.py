@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port must be from 0 to 65535, but got {args.port}")
-    from convsmith.single import open_single
+    from convsmith.rundir import open_single
 
     directory = open_single(args.directory, "model/model.json", "splits.json")
     try:

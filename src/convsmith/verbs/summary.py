@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = Path(args.config) if args.config else None
     if given and given.is_dir():
-        from convsmith.inference import read_card
+        from convsmith.prediction.model_file import read_card
         from convsmith.rundir import open_run
 
         card = read_card(open_run(given, "model/model.json").model)
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
         _show(card.architecture, seen.channels, seen.image_size, len(card.classes))
         print(f"next: {command('predict', given)} IMAGE...")
         return 0
-    from convsmith import weights
     from convsmith.data.dataset import input_shape
+    from convsmith.transfer import weights
 
     config, spec = weights.expected(read_config(args))
     _show(config.model, *input_shape(config.data, spec))

@@ -19,14 +19,15 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
-    from convsmith import parts, rundir
+    from convsmith import rundir
     from convsmith.display import Display
+    from convsmith.training import setup
 
     display = Display()
     runs_dir = Path(args.runs_dir)
     rundir.refuse_taken(runs_dir, args.name)
-    prepared = parts.prepare(config, progress=display.counting("decoding"))
-    started = parts.start(prepared, runs_dir, args.name)
+    prepared = setup.prepare(config, progress=display.counting("decoding"))
+    started = setup.start(prepared, runs_dir, args.name)
     with started.run.lock():
         code = display.follow(started)
         if code == 0:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.evidence.tune_config import read_tuning
+    from convsmith.studies.tune_config import read_tuning
 
     config = read_tuning(args.study)
     if args.trials is not None:
@@ -26,6 +26,6 @@ def run(args: argparse.Namespace) -> int:
     at_least(1, "--jobs", args.jobs)
     flags = read_flags(args)
     from convsmith.display import Display
-    from convsmith.evidence import tuning
+    from convsmith.studies import tuning
 
     return tuning.begin(config, flags, args.jobs, args.backend, Path(args.runs_dir), args.name, Display())

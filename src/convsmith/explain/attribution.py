@@ -1,0 +1,126 @@
+"""A second opinion on heat maps, and a number for their worth: occlusion, deletion and insertion.
+
+All work with the probability of a class, and treat the input's mean (zero after normalisation) as "nothing there".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from convsmith.explain.gradcam import enlarge, evaluating
+
+BATCH = 256  # images of 64 x 64 pixels at a time, and proportionally fewer of larger ones
+STEPS = 16  # equal shares of the pixels that deletion and insertion move
+RANDOM_ORDERS = 4  # that the baseline is the mean of
+
+
+def occlusion_window(size: int) -> tuple[int, int]:
+    """Side and stride in pixels of the occluding square, for images of `size` pixels: a quarter and an eighth."""
+    return max(1, round(size / 4)), max(1, round(size / 8))
+
+
+def occlusion(model: nn.Module, images: Tensor, classes: Tensor, window: int, stride: int) -> Tensor:
+    """By how much the probability of its class falls when a square is covered: float [N, S, S].
+
+    `images` float [N, C, S, S], `classes` int64 [N]. The square of `window` pixels moves by `stride`; the last ones
+    may stick out. A pixel's value is the mean over the squares that cover it; it is negative where covering helps.
+
+    Source: M. D. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014), section 4.2.
+    """
+    size = images.shape[-1]
+    starts = [number * stride for number in range(math.ceil((size - window) / stride) + 1)]
+    mask = torch.zeros(len(starts) ** 2, size, size, dtype=torch.bool, device=images.device)
+    for number, (top, left) in enumerate((top, left) for top in starts for left in starts):
+        mask[number, top : top + window, left : left + window] = True
+    before = class_probability(model, images, classes)
+    found = []
+    for image, label, whole in zip(images, classes, before, strict=True):
+        # One image and all its squares are one batch.
+        covered = image * ~mask[:, None]
+        drops = whole - class_probability(model, covered, label.expand(len(mask)))
+        found.append((drops[:, None, None] * mask).sum(dim=0) / mask.sum(dim=0))
+    return torch.stack(found)
+
+
+def deletion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, steps: int = STEPS) -> Tensor:
+    """The probability of its class as the hottest pixels go first: float [N, steps + 1], from all there to none.
+
+    `images` float [N, C, S, S], `classes` int64 [N], `heat` float [N, S, S]. A good map makes it fall early: the
+    smaller `area` under the curve the better.
+
+    Source of deletion and insertion: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation
+    of Black-box Models" (BMVC 2018, arXiv:1806.07421), section 4.3.
+    """
+    return _exchange(model, images, torch.zeros_like(images), classes, heat, steps)
+
+
+def insertion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, steps: int = STEPS) -> Tensor:
+    """The same as the hottest pixels of a blurred image turn sharp first: the larger the area the better."""
+    return _exchange(model, blurred(images), images, classes, heat, steps)
+
+
+def blurred(images: Tensor) -> Tensor:
+    """`images` float [N, C, S, S] under a Gaussian of S / 8 pixels: shapes are gone, their colours stay."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    sigma = images.shape[-1] / 8
+    # An image mirrors once at its edge, so the window may reach no further than its side.
+    reach = min(math.ceil(2 * sigma), images.shape[-1] - 1)
+    result: Tensor = gaussian_blur(images, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
+    return result
+
+
+def area(curves: Tensor) -> Tensor:
+    """Area under each curve [N, steps + 1] over the share of moved pixels, by trapezoids: [N], in [0, 1]."""
+    return torch.trapezoid(curves, dx=1 / (curves.shape[1] - 1), dim=1)
+
+
+Score = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def random_orders(score: Score, model: nn.Module, images: Tensor, classes: Tensor, side: int, seed: int = 0) -> Tensor:
+    """The baseline of `score` (deletion or insertion): its mean curve over random maps, [N, STEPS + 1].
+
+    The random maps are as coarse as the one judged, `side` x `side` values enlarged alike. Single pixels would be
+    another task: scattered ones upset a net more than a patch that is as large.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    curves = []
+    for _ in range(RANDOM_ORDERS):
+        noise = torch.rand(len(images), side, side, generator=generator)
+        curves.append(score(model, images, classes, enlarge(noise, images.shape[-1]).to(images.device)))
+    return torch.stack(curves).mean(dim=0)
+
+
+def class_probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """The softmax probability of one class an image: float [N] of `images` [N, C, S, S] and `classes` int64 [N]."""
+    batch = max(1, BATCH * 64**2 // max(images.shape[-1], 64) ** 2)
+    layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    with torch.no_grad(), evaluating(model):
+        logits = torch.cat([model(part.contiguous(memory_format=layout)) for part in images.split(batch)])
+    return logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
+
+
+def _exchange(model: nn.Module, source: Tensor, target: Tensor, classes: Tensor, heat: Tensor, steps: int) -> Tensor:
+    """Probabilities as the pixels of `source` become those of `target` in equal shares, the hottest first."""
+    rank = _ranks(heat)
+    count = rank.shape[-1] * rank.shape[-2]
+    curve = []
+    for step in range(steps + 1):
+        moved = (rank < round(count * step / steps))[:, None]
+        curve.append(class_probability(model, torch.where(moved, target, source), classes))
+    return torch.stack(curve, dim=1)
+
+
+def _ranks(heat: Tensor) -> Tensor:
+    """The place of each pixel from the hottest (0) on, int64 [N, S, S]; equals in an order drawn once and for all."""
+    flat = heat.flatten(1)
+    shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(heat.device)
+    order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(flat.shape[1], device=heat.device).expand_as(order))
+    return rank.view_as(heat)

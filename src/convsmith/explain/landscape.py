@@ -1,0 +1,249 @@
+"""The loss around a solution, and on the plane of the way to it.
+
+Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the Loss Landscape of Neural Nets"
+(NeurIPS 2018, arXiv:1712.09913): filter-normalised directions in section 4, paths by PCA in section 7.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from convsmith.figures.style import GREY, VERMILLION, label_axes, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Weights = Mapping[str, Tensor]
+Loss = Callable[[Weights], float]
+
+POINTS = 15  # values along each axis of a plane
+MARGIN = 0.3  # of its extent, around the path
+LARGEST = 1e3  # times the least loss: what exceeds it, or is no number, is drawn as this much
+LEVELS = 24
+CROWDED = 0.04  # of a plane's side: points as near to a named one go without a name
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A point on the optimiser's path: its place in the plane, and whether it is the solution."""
+
+    name: str
+    x: float
+    y: float
+    solution: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """`loss` float [Y, X] in nats at the places `ys` x `xs` of a plane, and the path in it."""
+
+    title: str
+    x_label: str
+    y_label: str
+    xs: NDArray[np.float64]
+    ys: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    path: tuple[Stop, ...]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters by name; buffers are not among them."""
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def by_batch_statistics(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms go by the batch, as in training, while dropout rests."""
+    twin = copy.deepcopy(model).eval()
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    return twin
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
+    """A function from weights to the mean cross-entropy (nats) on `images` [N, C, S, S] with `labels` int64 [N].
+
+    Batch norm goes by the statistics of these images: those that it has learned belong to one point alone.
+    Dropout rests. The model stays as it is.
+    """
+    twin = by_batch_statistics(model)
+
+    def loss(weights: Weights) -> float:
+        with torch.no_grad():
+            logits = functional_call(twin, dict(weights), (images,))
+            return float(nn.functional.cross_entropy(logits, labels))
+
+    return loss
+
+
+def random_direction(weights: Weights, generator: torch.Generator) -> dict[str, Tensor]:
+    """A Gaussian direction, each filter (or neuron) of it scaled to the norm of the weights': d_i ||w_i|| / ||d_i||.
+
+    Biases and norms do not move (their direction is zero), as in the paper.
+    """
+    direction = {}
+    for name, value in weights.items():
+        if value.ndim < 2:
+            direction[name] = torch.zeros_like(value)
+            continue
+        drawn = torch.randn(value.shape, generator=generator).to(value.device)
+        over = tuple(range(1, value.ndim))
+        direction[name] = drawn * _norm(value, over) / _norm(drawn, over).clamp_min(1e-12)
+    return direction
+
+
+def around(weights: Weights, loss: Loss, seed: int = 0, tick: Callable[[], None] = lambda: None) -> Surface:
+    """The loss over one filter norm either way of `weights`, along two random filter-normalised directions."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (random_direction(weights, generator) for _ in range(2))
+    at = np.linspace(-1, 1, POINTS)
+    values = _grid(weights, loss, first, second, at, at, tick)
+    unit = "filter norms along a random direction"
+    return Surface(
+        "Around the solution, random directions", unit, unit, at, at, values, (Stop("the model", 0, 0, True),)
+    )
+
+
+def along(
+    points: Mapping[str, Weights], solution: str, loss: Loss, seed: int = 0, tick: Callable[[], None] = lambda: None
+) -> Surface:
+    """The loss on the plane of the optimiser's path: `points` by name, in order, at least two; `solution` names one.
+
+    The plane goes through the solution, along the two main components of the points' differences to it. Where they
+    are all on a line, the second axis is a random filter-normalised direction at right angles to it.
+    """
+    names, origin = list(points), points[solution]
+    assert len(names) > 1, "one point is no path"
+    differences = torch.stack([_flat(point) - _flat(origin) for point in points.values()])
+    _, spread, components = torch.linalg.svd(differences, full_matrices=False)
+    # The start lies to the left of the end.
+    first = components[0] if (differences[-1] - differences[0]) @ components[0] > 0 else -components[0]
+    if spread[1] > 1e-4 * spread[0]:
+        second = components[1]
+    else:
+        second = _flat(random_direction(origin, torch.Generator().manual_seed(seed)))
+        second = second - (second @ first) * first
+        second = second / second.norm()
+    places = torch.stack([differences @ first, differences @ second], dim=1).cpu().numpy().astype(np.float64)
+    half = (0.5 + MARGIN) * float(np.ptp(places, axis=0).max() or 1.0)
+    centre = (places.max(axis=0) + places.min(axis=0)) / 2
+    xs, ys = (np.linspace(middle - half, middle + half, POINTS) for middle in centre)
+    values = _grid(origin, loss, _shaped(first, origin), _shaped(second, origin), xs, ys, tick)
+    path = tuple(Stop(name, float(x), float(y), name == solution) for name, (x, y) in zip(names, places, strict=True))
+    shares = spread.square() / spread.square().sum().clamp_min(1e-30)
+    x_label, y_label = (f"distance in weight space ({float(share):.0%} of the path's)" for share in shares[:2])
+    return Surface("On the plane of the optimiser's path (PCA)", x_label, y_label, xs, ys, values, path)
+
+
+def landscape_figure(surfaces: Sequence[Surface], note: str) -> Figure:
+    """The surfaces side by side as contours of the loss on a logarithmic scale, with path and solution."""
+    from matplotlib.colors import LogNorm
+
+    figure = new_figure(6.2 * len(surfaces), 5.6)
+    figure.suptitle(f"Loss landscape: {note}", fontsize=11, parse_math=False)
+    for axes, surface in zip(figure.subplots(1, len(surfaces), squeeze=False)[0], surfaces, strict=True):
+        low = max(float(surface.loss.min()), 1e-6)
+        high = max(float(surface.loss.max()), 1.01 * low)
+        levels = np.geomspace(low, high * 1.0001, LEVELS)
+        drawn = np.clip(surface.loss, low, high)
+        filled = axes.contourf(surface.xs, surface.ys, drawn, levels=levels, cmap="viridis", norm=LogNorm(low, high))
+        axes.contour(surface.xs, surface.ys, drawn, levels=levels[::3], colors="white", linewidths=0.4)
+        bar = figure.colorbar(filled, ax=axes, shrink=0.8, label="loss (cross-entropy, nats; logarithmic)")
+        ticks = np.geomspace(low, high, 6)
+        bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks])
+        bar.minorticks_off()
+        _path(axes, surface)
+        axes.set_aspect("equal")
+        label_axes(axes, surface.title, surface.x_label, surface.y_label, grid=False)
+    return figure
+
+
+def _path(axes: Axes, surface: Surface) -> None:
+    from matplotlib.patheffects import withStroke
+
+    xs, ys = [stop.x for stop in surface.path], [stop.y for stop in surface.path]
+    axes.plot(xs, ys, "-o", color="white", markeredgecolor="black", linewidth=2, markersize=5, zorder=3)
+    for stop in surface.path:
+        if stop.solution:
+            axes.plot([stop.x], [stop.y], "*", color=VERMILLION, markeredgecolor="white", markersize=17, zorder=4)
+    ends = [stop for at, stop in enumerate(surface.path) if stop.solution or at in (0, len(xs) - 1)]
+    told = list(ends)
+    for stop in surface.path:
+        # Where epochs crowd together, as they do at the end, the first of them is named.
+        if all(math.hypot(stop.x - other.x, stop.y - other.y) > CROWDED * np.ptp(surface.xs) for other in told):
+            told.append(stop)
+            axes.annotate(
+                stop.name.removeprefix("epoch "),
+                (stop.x, stop.y),
+                xytext=(4, 5),
+                textcoords="offset points",
+                fontsize=7,
+                color="white",
+                path_effects=[withStroke(linewidth=2, foreground="black")],
+                zorder=4,
+            )
+    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "alpha": 0.85}
+    width = float(np.ptp(surface.xs))
+    placed: list[tuple[float, int]] = []  # (x, side) of the names so far
+    for number, stop in enumerate(reversed(ends)):
+        # On the side where less of the path is; the names of places side by side are stacked.
+        near = [other for other in surface.path if abs(other.x - stop.x) < 0.3 * width]
+        side = -1 if sum(other.y - stop.y for other in near) >= 0 else 1
+        stacked = sum(other == side and abs(x - stop.x) < 0.25 * width for x, other in placed)
+        placed.append((stop.x, side))
+        axes.annotate(
+            stop.name,
+            (stop.x, stop.y),
+            xytext=(0, side * (22 + 23 * stacked)),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            bbox=box,
+            arrowprops={"arrowstyle": "-", "color": "white", "linewidth": 0.8},
+            zorder=5 + number,
+        )
+
+
+def _grid(
+    centre: Weights,
+    loss: Loss,
+    first: Weights,
+    second: Weights,
+    xs: NDArray[np.float64],
+    ys: NDArray[np.float64],
+    tick: Callable[[], None],
+) -> NDArray[np.float64]:
+    values = np.empty((len(ys), len(xs)))
+    for row, y in enumerate(ys):
+        for column, x in enumerate(xs):
+            moved = {name: value + x * first[name] + y * second[name] for name, value in centre.items()}
+            values[row, column] = loss(moved)
+            tick()
+    finite = values[np.isfinite(values)]
+    top = LARGEST * max(float(finite.min()), 1e-6) if len(finite) else 1.0
+    return np.nan_to_num(values, nan=top, posinf=top).clip(max=top)
+
+
+def _norm(value: Tensor, over: tuple[int, ...]) -> Tensor:
+    return value.square().sum(dim=over, keepdim=True).sqrt()
+
+
+def _flat(weights: Weights) -> Tensor:
+    return torch.cat([value.flatten() for value in weights.values()])
+
+
+def _shaped(flat: Tensor, like: Weights) -> dict[str, Tensor]:
+    parts = flat.split([value.numel() for value in like.values()])
+    return {name: part.view(value.shape) for part, (name, value) in zip(parts, like.items(), strict=True)}

@@ -1,0 +1,118 @@
+"""From a split of a data set to its record: logits, scores, predictions-<split>.csv. Takes no loose images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convsmith.config import read_run_config
+from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
+from convsmith.data.preprocess import ToInput
+from convsmith.data.sources import Source
+from convsmith.errors import UserError
+from convsmith.files import explain_os_errors, write_json, write_text
+from convsmith.prediction.evaluation import evaluation, prediction_rows
+from convsmith.prediction.model_file import ModelCard, load_model, memory_format
+from convsmith.rundir import RunDir, read_splits
+from convsmith.runtime import select_device, set_threads
+
+BATCH = 256  # images a forward pass; small enough for 224 x 224, large enough for 32 x 32
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module,
+    batches: Iterable[NDArray[np.uint8]],
+    to_input: Callable[[Tensor], Tensor],
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+) -> NDArray[np.float32] | None:
+    """Logits float32 [N, K] of batches of uint8 [B, W, W, C]; None where `stop()` turned true on the way.
+
+    Puts the model into eval mode and back. Draws no random numbers.
+    """
+    training = model.training
+    model.eval()
+    parts: list[Tensor] = []
+    for pixels in batches:
+        if stop():
+            break
+        parts.append(model(to_input(torch.from_numpy(pixels).to(device))))
+    model.train(training)
+    assert parts or stop(), "no images"
+    return None if stop() else torch.cat(parts).float().cpu().numpy()
+
+
+def batches_of(subset: Subset, size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(subset), size):
+        yield subset.gather(np.arange(start, min(start + size, len(subset))))
+
+
+def evaluate_split(
+    model: nn.Module, card: ModelCard, subset: Subset, device: torch.device, run: RunDir, split: str
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Evaluate on one split and write evaluation-<split>.json and predictions-<split>.csv; record and logits [N, K]."""
+    to_input = ToInput(card.preprocessing, device, memory_format(card.layout))
+    logits = logits_of(model, batches_of(subset), to_input, device)
+    assert logits is not None
+    record = evaluation(subset.labels, logits, card.classes)
+    text = io.StringIO()
+    rows = prediction_rows(subset.ids, logits, card.classes, subset.labels)
+    write_rows(text, rows)
+    write_text(run.predictions(split), text.getvalue())
+    write_json(run.evaluation(split), record)
+    return record, logits
+
+
+def evaluate(
+    run: RunDir,
+    split: str,
+    command: str,
+    device: str = "auto",
+    source: Source | None = None,
+    module: nn.Module | None = None,
+) -> dict[str, Any]:
+    """The record of evaluation-<split>.json. The test split is opened here alone, and `command` is noted first.
+
+    UserError where the run has no such split, or its data has changed or cannot be had again.
+    """
+    config, splits = read_run_config(run.config), read_splits(run)["splits"]
+    there = [name for name in ("val", "test") if name in splits]
+    if split not in there:
+        raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(there)}")
+    set_threads(config.train.threads)
+    dataset = run_dataset(run, source)
+    model, card = load_model(run.model, where := select_device(device), module)
+    with explain_os_errors(f"run '{run.path}'"):
+        if split == "test":
+            run.record_test_access(command)
+        subset = unseal_test(dataset) if split == "test" else dataset.val
+        return evaluate_split(model, card, subset, where, run, split)[0]
+
+
+def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
+    """The data of a run, divided as it was in training; UserError where it has changed or cannot be had again."""
+    config, splits = read_run_config(run.config), read_splits(run)
+    dataset = open_dataset(config.data, config.train.seed, source=source)
+    if dataset.hash != splits["hash"]:
+        raise UserError(
+            f"the data of run '{run.path}' has changed since it was trained: its splits are no longer the same"
+        )
+    return dataset.with_splits(splits["splits"])
+
+
+def write_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows of equal keys as CSV with a header."""
+    writer = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)

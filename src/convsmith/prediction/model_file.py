@@ -1,0 +1,85 @@
+"""model/: the files of a trained model, written and read. Holds no prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from convsmith.contracts import Section
+from convsmith.data.config import Preprocessing
+from convsmith.errors import UserError
+from convsmith.files import read_json, write_bytes, write_json
+from convsmith.nets.build import build
+from convsmith.nets.config import ModelConfig
+from convsmith.training.checkpoint import checksum
+from convsmith.training.state import load_strictly
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+
+
+class ModelCard(Section):
+    """model.json: all that predict, serve and export need besides the weights. Holds no time and no path."""
+
+    architecture: ModelConfig | None  # None: a module of the user's own
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    layout: str
+
+
+def memory_format(layout: str) -> torch.memory_format:
+    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+
+def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
+    """Write model.safetensors and model.json, each whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # One entry alone: safetensors writes several in an order that changes, and equal runs make equal files.
+    write_bytes(folder / WEIGHTS, save(tensors, {"sha256": checksum(tensors)}))
+    write_json(folder / CARD, card.model_dump(mode="json"))
+
+
+def read_card(folder: Path) -> ModelCard:
+    """model.json."""
+    try:
+        return ModelCard.model_validate(read_json(folder / CARD))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"'{folder / CARD}' is damaged ({where}: {problem['msg']}): restore it, or train again"
+        ) from None
+
+
+def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """What `save_model` wrote; a UserError where it is not that any more."""
+    card, mend = read_card(folder), "restore it, or train again"
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            said = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except OSError as error:
+        raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {mend}") from None
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the model in '{folder}' is damaged ({reason}): {mend}") from None
+    if said is not None and said != checksum(tensors):
+        raise UserError(f"the model in '{folder}' is damaged (checksum does not fit): {mend}")
+    return card, tensors
+
+
+def load_model(folder: Path, device: torch.device, module: nn.Module | None = None) -> tuple[nn.Module, ModelCard]:
+    """The model in eval mode on `device`. A module of the user's own must be handed in as `module`."""
+    card, tensors = read_model(folder)
+    if card.architecture is not None:
+        size = card.preprocessing.image_size
+        module = build(card.architecture, card.preprocessing.channels, size, len(card.classes))
+    elif module is None:
+        raise UserError(f"the model in '{folder}' is a module of your own: hand it in, convsmith.load(run, model=...)")
+    load_strictly(module, tensors, f"the model in '{folder}'")
+    assert module is not None
+    return module.to(device=device, memory_format=memory_format(card.layout)).eval(), card  # type: ignore[call-overload]

@@ -1,0 +1,186 @@
+"""What the arms of an ablation study say together: paired statistics, tables, a figure, words."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convsmith import files
+from convsmith.data.dataset import HELD_OUT
+from convsmith.figures.curves import forest_plot
+from convsmith.figures.style import save
+from convsmith.files import write_json
+from convsmith.rundir import RunDir
+from convsmith.studies import text
+from convsmith.studies.config import BASE
+from convsmith.studies.fold_job import FoldJob
+from convsmith.studies.plan import Plan
+from convsmith.studies.statistics import (
+    Comparison,
+    bootstrap_interval,
+    holm,
+    paired_comparison,
+    smallest_detectable,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULT = "ablation.json"
+LEVEL = 0.95
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """What a config says of a key; a file by its name, since results are read on other machines."""
+    section, name = key.split(".")
+    value = config[section][name]
+    return Path(value).name if key == "transfer.weights" else value
+
+
+def mean_of(records: Mapping[int, Mapping[str, Any]], key: str) -> float:
+    return float(np.mean([record[key] for record in records.values()]))
+
+
+def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) -> dict[str, Any]:
+    """Write ablation.json, its tables as CSV and LaTeX, the forest plot, and what it comes to in words.
+
+    `failed` are runs with their reasons; `dropped` the arms that were given up, with the runs they had had.
+    """
+    run, asked = plan.run, plan.asked
+    scores, metric = plan.scores(), asked["metric"]
+    base = scores[BASE]
+    compared = {arm: _compare(plan, scores[arm], base) for arm in plan.arms if arm != BASE}
+    counted = [arm for arm in compared if arm not in dropped]
+    p_values = [result.p if (result := compared[arm]) else None for arm in counted]
+    adjusted = dict(zip(counted, holm(p_values), strict=True))
+    strictest = 1 - (1 - LEVEL) / len(counted) if counted else LEVEL  # Holm's first step
+    arms = []
+    for arm, result in compared.items():
+        records, both = scores[arm], sorted(scores[arm].keys() & base.keys())
+        images = _bootstrap(plan, arm, both) if metric == "accuracy" and both else None
+        said = "not computed"
+        if arm in dropped:
+            said = "given up"
+        elif result is not None:
+            said = verdict(result, adjusted[arm], asked["margin"], metric != "loss", images=images)
+        arms.append(
+            {
+                "name": arm,
+                "changes": asked["arms"][arm],
+                "per_fold": [
+                    _one(records[place], metric) | {"difference": records[place][metric] - base[place][metric]}
+                    for place in both
+                ],
+                "mean": mean_of(records, metric) if records else None,
+                "difference": result.mean_difference if result else None,
+                "ci95": [result.low, result.high] if result and result.low is not None else None,
+                "p": result.p if result else None,
+                "p_holm": adjusted.get(arm),
+                "effect_size": result.effect_size if result else None,
+                "detectable": smallest_detectable(result.std, result.n, 1 / asked["folds"], strictest)
+                if result and result.std
+                else None,
+                "bootstrap95": images,
+                "verdict": said,
+                "seconds": mean_of(records, "seconds") if records else None,
+                "missing": plan.runs - len(both) if arm not in dropped else 0,
+            }
+        )
+    detectable = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
+    base_config = plan.arms[BASE]["config"]
+    changed = dict.fromkeys(key for changes in asked["arms"].values() for key in changes)
+    record = {
+        "question": asked["question"],
+        "expected": asked["expected"],
+        "metric": metric,
+        **{key: asked[key] for key in ("folds", "repeats", "seeds", "margin", "choices", "choice_epochs")},
+        "level": LEVEL,
+        "data": Path(base_config["data"]["source"]).name,
+        "n_images": len(plan.folds["pool"]),
+        "epochs": base_config["train"]["epochs"],
+        "base": {
+            "name": BASE,
+            "changes": {key: _value(base_config, key) for key in changed},
+            "mean": mean_of(base, metric) if base else None,
+            "std": float(np.std([one[metric] for one in base.values()], ddof=1)) if len(base) > 1 else None,
+            "seconds": mean_of(base, "seconds") if base else None,
+            "per_fold": [_one(one, metric) for one in base.values()],
+        },
+        "arms": arms,
+        "detectable": float(np.median(detectable)) if detectable else None,
+        "dropped": dict(dropped),
+        "failed": dict(failed),
+    }
+    write_json(run.path / RESULT, record)
+    _write_tables(run, record)
+    return record
+
+
+def _compare(plan: Plan, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Comparison | None:
+    """The test over the folds that both have; None where there are fewer than two.
+
+    Several seeds of a fold make one pair: they share its images, and are no independent evidence.
+    """
+    metric = plan.asked["metric"]
+    of_fold: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for place in sorted(arm.keys() & base.keys()):
+        of_fold[place % len(plan.folds["divisions"])].append((arm[place][metric], base[place][metric]))
+    if len(of_fold) < 2:
+        return None
+    ours, theirs = np.array([np.mean(values, axis=0) for values in of_fold.values()]).T.tolist()
+    return paired_comparison(ours, theirs, 1 / plan.asked["folds"], plan.asked["margin"], LEVEL)
+
+
+def _one(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    return {key: record[key] for key in ("fold", "repeat", "seed", "seconds", "chosen")} | {"value": record[metric]}
+
+
+def _bootstrap(plan: Plan, arm: str, places: Sequence[int]) -> list[float]:
+    """The interval of the accuracy's difference over images, each image's difference averaged over its runs."""
+    sums: dict[str, list[float]] = defaultdict(list)
+    for place in places:
+        ours, theirs = (_right(plan.job(one, place)) for one in (arm, BASE))
+        for name, right in ours.items():
+            sums[name].append(right - theirs[name])
+    differences: NDArray[np.float64] = np.array([np.mean(values) for values in sums.values()])
+    return list(bootstrap_interval(differences, np.random.default_rng(0)))
+
+
+def _right(job: FoldJob) -> dict[str, float]:
+    """Each held-out image of a run: 1 where it was classified rightly."""
+    with RunDir(Path(job.directory)).predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
+        return {row["id"]: float(row["label"] == row["predicted"]) for row in csv.DictReader(file)}
+
+
+def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:
+    rows = text.table(record)
+    files.write_text(run.path / "ablation.csv", text.as_csv(rows))
+    files.write_text(run.path / "ablation.tex", text.as_latex(rows, record["question"] or run.name))
+    paragraphs = text.conclusion(record).replace("\n", "\n\n")
+    files.write_text(run.path / "conclusion.md", f"{paragraphs}\n\n{text.methods(record)}\n")
+    if figure := forest(record):
+        run.figures.mkdir(exist_ok=True)
+        for suffix in ("png", "svg"):
+            save(figure, run.figures / f"forest.{suffix}")
+
+
+def forest(record: Mapping[str, Any]) -> Figure | None:
+    """The forest plot of what ablation.json holds, the best arm first; None where no arm has a difference."""
+    shown = text.unit(record["metric"])
+    plotted = [
+        (arm["name"], *(None if value is None else shown.scale * value for value in values), arm["verdict"])
+        for arm in sorted(record["arms"], key=lambda arm: arm["difference"] or 0.0, reverse=True)
+        if arm["difference"] is not None
+        for values in [(arm["difference"], *(arm["ci95"] or (None, None)))]
+    ]
+    if not plotted:
+        return None
+    margin = shown.scale * record["margin"] if record["margin"] else None
+    return forest_plot(plotted, f"{record['metric']} ({shown.written_out})", margin, shown.digits)

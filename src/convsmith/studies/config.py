@@ -1,0 +1,209 @@
+"""The file of an ablation study: a base config, arms that change it, and how they are compared. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
+from convsmith.contracts import Section
+from convsmith.errors import UserError, choose, command, nearest
+
+BASE = "base"
+#: what decides which images there are: arms that differ in it could not be compared image by image
+DIVISION = ("source", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
+
+
+class Choice(Section):
+    """Knobs chosen anew for each arm, in each fold, by short runs on the fold's inner validation part."""
+
+    knobs: dict[str, tuple[Any, ...]] = Field(min_length=1, description="key -> the values to try")
+    epochs: int = Field(ge=1, le=100_000, description="epochs of each short run")
+
+
+class StudyConfig(Section):
+    question: str | None = Field(None, description="what the study asks, in words")
+    preset: str | None = Field(None, description="the preset that the base starts from")
+    base: dict[str, dict[str, Any] | None] = Field(default_factory=dict, description="sections, over the preset")
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict, description="name -> the keys that it changes")
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="key -> values: an arm a combination")
+    choose: Choice | None = None
+    expected: dict[str, Literal["helps", "hurts"]] = Field(
+        default_factory=dict, description="what common wisdom expects of an arm; the page says where it is otherwise"
+    )
+    folds: int = Field(5, ge=2, le=1000)
+    repeats: int = Field(1, ge=1, le=1000, description="how often the images are divided anew")
+    seeds: int = Field(1, ge=1, le=1000, description="how often each fold is trained, from other first weights")
+    metric: Literal["accuracy", "precision", "recall", "f1", "loss"] = "accuracy"
+    margin: float | None = Field(None, gt=0, description="differences smaller than this count as none (equivalence)")
+
+
+def studies() -> dict[str, Path]:
+    """The studies that come with the package, by name."""
+    folder = Path(str(resources.files("convsmith") / "study_files"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
+    """What a study's file holds, or the shipped study of this name; a UserError where it is none, or no mapping.
+
+    `kind` has the keys that the file may have; `example` names some of them.
+    """
+    path = Path(name)
+    known = studies()
+    if name in known and not path.is_file():  # a folder of that name is a study that was run here
+        path = known[name]
+    elif not path.exists():
+        raise choose("study", name, known)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"study file '{path}' is not a YAML file") from None
+    values = parse_yaml(text, f"'{path}'")
+    if not isinstance(values, dict):
+        raise UserError(f"study '{name}' must hold keys such as {example}: {', '.join(kind.model_fields)}")
+    return values
+
+
+def read_study(name: str) -> StudyConfig:
+    """An ablation study's file, or the shipped one of this name; a UserError names each wrong key."""
+    values = read_values(name, StudyConfig, "base and arms")
+    if "space" in values:
+        raise UserError(f"study '{name}' is one of tuning, since it has a space: {command('tune', name)}")
+    return validate_study(values, name)
+
+
+def validate_study(values: Mapping[str, Any], name: str) -> StudyConfig:
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"study '{name}': " + "; ".join(_explain(item) for item in error.errors())) from None
+    if bool(study.arms) == bool(study.grid):
+        raise UserError(f"study '{name}': give either arms (name: changes) or a grid (key: values)")
+    return study
+
+
+def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
+    """The base (under the name `base`) and each arm as a config. `flags` go over the base and so into every arm.
+
+    UserError for unknown keys, for arms that change nothing or change which images there are, and for arms alike.
+    """
+    below = over_preset(study.preset, _sections(study.base, BASE), flags)
+    base = validate(below)
+    configs = {BASE: base}
+    named = {name: as_layer(changes, name) for name, changes in study.arms.items()} or _combinations(study.grid)
+    for name, layer in named.items():
+        _refuse_name(name)
+        try:
+            arm = validate(merge(below, layer))
+        except UserError as error:
+            raise UserError(f"arm '{name}': {error}") from None
+        if moved := [key for key in layer.get("data", {}) if key in DIVISION]:
+            raise UserError(f"arm '{name}' changes data.{moved[0]}: arms must see the same images; set it in base")
+        if "seed" in layer.get("train", {}):
+            raise UserError(f"arm '{name}' changes train.seed: arms must have the same seeds; set it in base")
+        if layer.get("track"):
+            raise UserError(f"arm '{name}' changes track.{next(iter(layer['track']))}, which changes no result")
+        if arm == base:
+            if study.grid:
+                continue  # the combination that is the base itself
+            raise UserError(f"arm '{name}' changes nothing: {_shown(layer)} is what the base has")
+        if twin := next((other for other, config in configs.items() if config == arm), None):
+            raise UserError(f"arms '{twin}' and '{name}' are the same")
+        configs[name] = arm
+    if unknown := [name for name in study.expected if name not in configs]:
+        raise UserError(f"expected: there is no arm '{unknown[0]}'. Arms: {', '.join(list(configs)[1:])}")
+    if len(configs) == 1:
+        raise UserError("the grid has no combination besides the base: give more values")
+    return configs
+
+
+def choices_of(study: StudyConfig, below: Layer) -> list[Layer]:
+    """The combinations of the knobs that `choose` names, each a layer; UserError where one does not fit `below`."""
+    if study.choose is None:
+        return []
+    known = {key for key, _ in fields()}
+    for key in study.choose.knobs:
+        if key not in known:
+            raise UserError(f"choose: unknown key '{key}'.{nearest(key, known)}")
+        if key.startswith(("data.", "track.")) or key == "train.seed":
+            raise UserError(f"choose: {key} is no knob of training; choose among model, optim, schedule, regularize...")
+    layers = list(_combinations(study.choose.knobs).values())
+    for layer in layers:
+        try:
+            validate(merge(below, layer))
+        except UserError as error:
+            raise UserError(f"choose: {error}") from None
+    return layers
+
+
+def changes(base: RunConfig, arm: RunConfig) -> dict[str, Any]:
+    """The keys in which an arm differs from its base, with the arm's values."""
+    ours, theirs = base.model_dump(mode="json"), arm.model_dump(mode="json")
+    return {
+        f"{section}.{key}": value
+        for section, values in theirs.items()
+        for key, value in values.items()
+        if value != ours[section][key]
+    }
+
+
+def as_layer(values: Mapping[str, Any], arm: str) -> Layer:
+    """``{"model.pool": "max", "optim": {"lr": 0.1}}`` as sections."""
+    layer: Layer = {}
+    known = {key for key, _ in fields()}
+    for key, value in values.items():
+        section, dot, name = key.partition(".")
+        if dot:
+            if key not in known:
+                raise UserError(f"arm '{arm}': unknown key '{key}'.{nearest(key, known)}")
+            layer.setdefault(section, {})[name] = value
+        elif isinstance(value, dict):
+            layer.setdefault(section, {}).update(value)
+        else:
+            raise UserError(f"arm '{arm}': '{key}' must be a key such as optim.lr, or a section with its keys")
+    return layer
+
+
+def _sections(base: Mapping[str, Any], what: str) -> Layer:
+    return as_layer({section: values or {} for section, values in base.items()}, what)
+
+
+def _combinations(grid: Mapping[str, tuple[Any, ...]]) -> dict[str, Layer]:
+    """`optim.lr=0.1, train.batch_size=32` -> its layer, for every combination of values."""
+    result = {}
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = ", ".join(f"{key.split('.')[-1]}={_word(value)}" for key, value in chosen.items())
+        result[name] = as_layer(chosen, name)
+    return result
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shown(layer: Layer) -> str:
+    return ", ".join(f"{section}.{key}={_word(v)}" for section, values in layer.items() for key, v in values.items())
+
+
+def _refuse_name(name: str) -> None:
+    if name == BASE:
+        raise UserError("arm 'base': this name is that of the base config; choose another")
+    if not name or name.startswith(".") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
+        raise UserError(f"arm '{name}': its name must do as a folder's, without slashes")
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = (Choice if len(error["loc"]) > 1 else StudyConfig).model_fields
+        return f"unknown key '{key}'.{nearest(str(error['loc'][-1]), known)} Keys: {', '.join(known)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, but got '{error.get('input')}'"

@@ -1,0 +1,241 @@
+"""The learning-rate range test (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3).
+
+From the first weights of a run the learning rate rises exponentially, a step a batch. The loss of each batch tells
+which rates learn, and from which on the training falls apart. Everything else is as in `train`: data, order,
+augmentation, loss, optimiser and its settings. The schedule rests, so the rate found is the one that it scales.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from convsmith import files, rundir
+from convsmith.contracts import Batch
+from convsmith.errors import RunFailed, UserError
+from convsmith.figures.curves import lr_curve
+from convsmith.figures.style import save
+from convsmith.optim.config import ScheduleConfig
+from convsmith.optim.schedules import Schedule
+from convsmith.rundir import RunDir
+from convsmith.training import setup
+from convsmith.training.experiment import train_batches
+from convsmith.training.setup import Experiment, Prepared
+from convsmith.training.state import Counts, TrainState
+from convsmith.training.step import Recipe, step
+
+SMOOTHING = 0.9  # share of the past in the running mean of the losses
+SETTLING = 10  # steps until that mean forgets its first batches: 1 / (1 - SMOOTHING)
+DIVERGED = 4.0  # times the lowest smoothed loss: there the test ends
+RISEN = 1.5  # times the first loss, within the first batches: the lowest rate is too high already
+NOISE = 2.5  # standard deviations of the first batches' losses that a fall must exceed
+LEAST_FALL = 0.05  # and the share of their mean: a net that learns falls by far more
+LARGEST_RATE = 100.0  # of `optim.lr`
+
+
+class Point(NamedTuple):
+    """A step of the test: its rate, the loss of its batch before the update, and the smoothed loss so far."""
+
+    step: int
+    learning_rate: float
+    loss: float
+    smoothed: float
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.smoothed)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """From `low` to `high` in `steps` equal factors."""
+
+    low: float = 1e-6
+    high: float = 10.0
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high <= LARGEST_RATE:
+            raise UserError(
+                f"lr-find needs 0 < --low < --high <= {LARGEST_RATE:g}, but got --low {self.low:g} --high {self.high:g}"
+            )
+        if self.steps < 3 * SETTLING:
+            raise UserError(f"lr-find: --steps must be at least {3 * SETTLING}, but got {self.steps}")
+
+    def rates(self) -> list[float]:
+        return [float(rate) for rate in np.geomspace(self.low, self.high, self.steps)]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The rate to take and why; or else None, why the curve allows no guess, and the sweep that may."""
+
+    rate: float | None
+    reason: str
+    again: Sweep | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`points` are the steps whose smoothed loss is finite; `ended` says in words where the test stopped."""
+
+    run: RunDir
+    points: list[Point]
+    ended: str
+    advice: Advice
+
+
+def find(
+    prepared: Prepared,
+    runs_dir: Path,
+    sweep: Sweep,
+    name: str | None = None,
+    tested: Callable[[int, int], None] | None = None,
+) -> Finding:
+    """Run the test and write ``<name>/``: lr_find.csv, figures/lr_find.svg and .png, log.txt, and the config as it is.
+
+    Without a name: data, model, ``lr-find`` and a number. `tested(done, total)` is called after each step; what it
+    raises ends the test and leaves no directory. The test split is not read. `prepared` is used up: its network has
+    been trained. Raises UserError where the name is taken, RunFailed where the very first losses are no numbers.
+    """
+    rundir.refuse_taken(runs_dir, name)
+    with rundir.draft(runs_dir) as run:
+        experiment = _begin(prepared, run)
+        lr = experiment.config.optim.lr
+        assert lr is not None, "a prepared config names its learning rate"
+        taken: list[Point] = []
+        for point in range_test(experiment.state, experiment.recipe, _batches(experiment), sweep.rates(), lr):
+            taken.append(point)
+            if tested:
+                tested(point.step, sweep.steps)
+        points = [point for point in taken if point.finite]
+        if len(points) < 2:
+            raise RunFailed(
+                f"the loss is not a finite number at step {taken[-1].step}, although the learning rate is only "
+                f"{taken[-1].learning_rate:.3g}: look at the data (convsmith data check) and at the network"
+            )
+        ended = _ended(taken, sweep)
+        advice = advise(points, sweep)
+        files.write_text(run.lr_find, _table(points))
+        run.figures.mkdir()
+        figure = lr_curve([p.learning_rate for p in points], [p.smoothed for p in points], advice.rate)
+        for ending in ("svg", "png"):
+            save(figure, run.figures / f"lr_find.{ending}")
+        run.log(f"range test from {sweep.low:g} to {sweep.high:g}: {ended}")
+        run.log(advice.reason if advice.rate is None else f"suggested: {advice.rate:.2g}; {advice.reason}")
+        return Finding(rundir.publish(run, name, f"{setup.stem(prepared.config)}-lr-find"), points, ended, advice)
+
+
+def range_test(
+    state: TrainState, recipe: Recipe, batches: Iterator[Batch], rates: Sequence[float], lr: float
+) -> Iterator[Point]:
+    """Train `state` a step a rate, until the smoothed loss is not finite or exceeds four times its minimum.
+
+    The smoothed loss is an exponential mean corrected for its start (as Adam's, Kingma and Ba 2015). A group whose
+    base rate is a multiple of `lr`, the run's own rate, keeps that multiple.
+    """
+    state.training_mode()
+    state.schedule = Schedule(ScheduleConfig(name="constant"), steps_per_epoch=1, epochs=1)
+    multiples = [group["base_lr"] / lr for group in state.optimizer.param_groups]
+    mean, lowest = 0.0, math.inf
+    for number, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
+        for group, multiple in zip(state.optimizer.param_groups, multiples, strict=True):
+            group["base_lr"] = multiple * rate
+        state.counts = Counts(state.device)
+        step(state, batch, recipe)
+        loss = state.counts.read()[0]
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        point = Point(number, rate, loss, mean / (1 - SMOOTHING**number))
+        lowest = min(lowest, point.smoothed)
+        yield point
+        if not point.finite or point.smoothed > DIVERGED * lowest:
+            return
+
+
+def advise(points: Sequence[Point], sweep: Sweep) -> Advice:
+    """A learning rate from the curve of smoothed losses, whose `points` are all finite.
+
+    Two rules of thumb are usual (fastai's `lr_find` has both): where the loss falls steepest by log(rate), and a tenth
+    of the rate at which it is lowest. The smaller of the two is suggested. No guess is given where the loss rises from
+    the first steps on, where it is lowest at the last rate, or where no fall stands out from the noise of its batches.
+    """
+    rates = np.array([point.learning_rate for point in points])
+    smoothed = np.array([point.smoothed for point in points])
+    first = np.array([point.loss for point in points[:SETTLING]])
+    if len(points) <= 2 * SETTLING or smoothed[:SETTLING].max() > RISEN * first[0]:
+        return Advice(
+            None,
+            f"the loss rose at once: {sweep.low:.2g}, the lowest rate, may be too high already",
+            replace(sweep, low=sweep.low / 1000),
+        )
+    level = float(first.mean())
+    lowest = SETTLING + int(smoothed[SETTLING:].argmin())
+    fall = level - float(smoothed[lowest])
+    needed = max(NOISE * float(first.std(ddof=1)), LEAST_FALL * abs(level))
+    if points[-1].step == sweep.steps and len(points) - 1 - lowest < SETTLING // 2:
+        wider = min(100 * sweep.high, LARGEST_RATE)
+        return Advice(
+            None,
+            f"the loss is lowest near {rates[-1]:.2g}, the highest rate tried: a good rate may lie there or above",
+            replace(sweep, high=wider) if wider > sweep.high else replace(sweep, steps=3 * sweep.steps),
+        )
+    if fall < needed:
+        return Advice(
+            None,
+            f"no rate lowered the loss by {needed:.2g}, the least that stands out from the noise of its batches: try "
+            "more steps or larger batches; if they show no fall either, look at the data, the labels and the network",
+            replace(sweep, steps=3 * sweep.steps),
+        )
+    # Before the loss has left its first level for good, noise alone makes slopes.
+    left = int(np.flatnonzero(smoothed[:lowest] >= level - fall / 4).max(initial=SETTLING))
+    slopes = np.gradient(smoothed, np.log(rates))
+    steepest = float(rates[left + int(slopes[left : lowest + 1].argmin())])
+    tenth = max(float(rates[lowest]) / 10, sweep.low)
+    reason = (
+        f"the loss falls steepest at {steepest:.2g}; it is lowest at {rates[lowest]:.2g}, a cautious tenth of which is "
+        f"{tenth:.2g}. The smaller of the two: a rate too high breaks a training, one too low only slows it"
+    )
+    return Advice(min(steepest, tenth), reason)
+
+
+def _begin(prepared: Prepared, run: RunDir) -> Experiment:
+    """What `train` would start from, with its files in `run`, but no checkpoints: there is nothing to resume."""
+    experiment = setup.start(prepared, run.path, "begun")
+    for path in experiment.run.path.iterdir():
+        if path.is_file():
+            path.rename(run.path / path.name)
+    shutil.rmtree(experiment.run.path)
+    experiment.run = run
+    return experiment
+
+
+def _batches(experiment: Experiment) -> Iterator[Batch]:
+    """The batches of a training in their order, epoch after epoch without end."""
+    of_epoch = train_batches(experiment)
+    return (batch for epoch in itertools.count() for batch in of_epoch(epoch, 0))
+
+
+def _ended(taken: Sequence[Point], sweep: Sweep) -> str:
+    last, lowest = taken[-1], min(point.smoothed for point in taken if point.finite)
+    if not last.finite:
+        return f"at {last.learning_rate:.2g} (step {last.step}) the loss was no finite number"
+    if last.smoothed > DIVERGED * lowest:
+        return f"at {last.learning_rate:.2g} (step {last.step}) the loss had risen above {DIVERGED:g} times its lowest"
+    return f"all {sweep.steps} steps were done"
+
+
+def _table(points: Sequence[Point]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(Point._fields)
+    writer.writerows(points)
+    return buffer.getvalue()

@@ -1,0 +1,168 @@
+"""Many independent jobs at once: worker processes on this machine, or a Ray cluster (`cluster.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any, Protocol
+
+from convsmith.runtime import Interrupts
+
+ATTEMPTS = 3  # a job whose worker dies (out of memory, killed) is given to a new worker this often
+
+
+class Job(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the job itself, stopped on its way and given again, goes on where it stood."""
+
+    def message(self) -> dict[str, Any]:
+        """The job as JSON, with its `kind` (see `worker.KINDS`)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a job has to say: at its end a `record`, or the message with which it `failed`.
+
+    On its way it tells its `progress`: the `epoch` that is done (2.5 is half-way through the third), of how many
+    `epochs`; or of how many images it is computing the `features`.
+    """
+
+    index: int  # of the job
+    progress: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
+    failed: str | None = None
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
+    """Run `jobs`, `at_once` at a time, each in a worker process; ends early, all saved, on a signal.
+
+    What workers print goes to `log`. A job whose worker dies goes on in a new one, from its last checkpoint. Jobs are
+    taken in order, but for those of `shares_first`.
+    """
+    first = shares_first(len(jobs), at_once) if all(job.divisible for job in jobs) else {}
+    waiting = deque(sorted(enumerate(jobs), key=lambda numbered: numbered[0] not in first))
+    attempts = [0] * len(jobs)
+    heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
+    workers = [_Worker(heard, log) for _ in range(min(at_once, len(jobs)))]
+    stopping = False
+    try:
+        while True:
+            if interrupts and not stopping:
+                stopping = True
+                for worker in workers:
+                    worker.stop()
+            for place, worker in enumerate(workers):
+                if waiting and worker.job is None and not stopping:
+                    if worker.dead:
+                        worker.close()
+                        workers[place] = worker = _Worker(heard, log)
+                    worker.give(waiting.popleft())
+            if all(worker.job is None for worker in workers):
+                return
+            try:
+                worker, message = heard.get(timeout=0.2)
+            except Empty:
+                continue
+            worker.dead = message is None
+            if worker.job is None:  # it has answered already and now ended
+                continue
+            index, job = worker.job
+            if message is not None and "progress" in message:
+                progress = message["progress"]
+                yield Answer(index, progress=progress)
+                done, of = progress.get("epoch", 0), progress.get("epochs", 0)
+                if waiting and first.get(index, 1.0) * of <= done < of:
+                    del first[index]
+                    worker.stop()
+                continue
+            worker.job = None
+            if message is None:
+                attempts[index] += 1
+                if attempts[index] < ATTEMPTS:
+                    waiting.appendleft((index, job))
+                elif not stopping:
+                    yield Answer(index, failed=f"its worker died {ATTEMPTS} times; {log} has what it said")
+            elif "done" in message:
+                yield Answer(index, record=message["done"])
+            elif "failed" in message:
+                yield Answer(index, failed=message["failed"])
+            else:  # stopped on its way: by us, or by somebody who ended its process
+                waiting.append((index, job))
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def shares_first(jobs: int, at_once: int) -> dict[int, float]:
+    """Which of `jobs` jobs of about equal length (by place) to stop when what share of them is done, and end last.
+
+    Where the jobs are no multiple of `at_once`, workers would have nothing to do while the last jobs run: 5 jobs, two
+    at a time, would take as long as 6. If one is begun first, stopped half-way and ended last, they take 2.5 times the
+    time of one: the wrap-around rule (McNaughton 1959, "Scheduling with deadlines and loss functions", Management
+    Science 6). The last jobs are those that are divided.
+    """
+    if jobs <= at_once:
+        return {}
+    ends = [Fraction(jobs * worker, at_once) for worker in range(1, at_once)]
+    shares = [float(math.ceil(end) - end) for end in ends if end.denominator > 1]
+    return {jobs - 1 - place: share for place, share in enumerate(shares)}
+
+
+class _Worker:
+    """A worker process, and a thread that puts what it says (None at its end) into `heard`."""
+
+    def __init__(self, heard: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path) -> None:
+        self.job: tuple[int, Job] | None = None
+        self.dead = False
+        with log.open("ab") as errors:
+            # A session of its own: Ctrl-C in the terminal reaches the parent alone, which stops its workers.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "convsmith.studies.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+
+    def give(self, job: tuple[int, Job]) -> None:
+        self.job = job
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # it died between two jobs; the listener says so
+            self._process.stdin.write(json.dumps(job[1].message()) + "\n")
+            self._process.stdin.flush()
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def close(self) -> None:
+        """End the process; one that is in the middle of a job saves it first."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _listen(self, heard: Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            heard.put((self, json.loads(line)))
+        heard.put((self, None))

@@ -1,0 +1,200 @@
+"""One trial of a tuning study as a job: begun, or gone on with where its process was killed, and told to Optuna."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from convsmith.config import RunConfig
+from convsmith.data.dataset import open_dataset
+from convsmith.errors import RunFailed, UserError
+from convsmith.rundir import RunDir
+from convsmith.runtime import Interrupts
+from convsmith.studies import storage
+from convsmith.studies.search import Search, read_search, record_of, suggest
+from convsmith.tracking import csv
+from convsmith.training import setup
+from convsmith.training.experiment import EpochEnd, Finished, epochs
+
+LOCK_WAIT = 30.0  # seconds that a trial waits for a process that is still writing to its directory
+DEATHS = 2  # so many workers may die of one epoch of a trial before it counts as failed
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """The next trial of a study, whichever that is when a worker gets to it.
+
+    `call` tells the command that gives the jobs from others that work on the same study.
+    """
+
+    name: str
+    directory: str
+    threads: int
+    call: str
+
+    @property
+    def divisible(self) -> bool:
+        return False  # a trial that was stopped is gone on with by whoever asks for the next one
+
+    def message(self) -> dict[str, Any]:
+        return {"kind": "trials", **asdict(self)}
+
+
+def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
+    """Run the next trial and return its record; None where a signal stopped it, and it was saved.
+
+    The record's `number` is None where all trials that were asked for have been begun. A loss that is no number and
+    a network that cannot be built are results of the trial; a UserError (data gone, disk full) leaves it to be
+    gone on with.
+    """
+    search = read_search(RunDir(Path(message["directory"])))
+    with search.opened() as study, Interrupts() as interrupts:
+        claimed = _claim(search, study)
+        if claimed is None:
+            return {"number": None}
+        trial, lock = claimed
+        try:
+            return _run(search, study, trial, message["call"], interrupts, report)
+        finally:
+            lock.release()
+
+
+def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
+    """A trial that nobody works on, and its lock; None where there is none and enough have been begun."""
+    optuna = storage.imported()
+    state = optuna.trial.TrialState
+    running = (state.RUNNING,)
+    search.trials.mkdir(exist_ok=True)
+    with FileLock(search.lock("ask")):
+        for left in study.get_trials(deepcopy=False, states=running):
+            lock = FileLock(search.lock(left.number), timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            # Its process may have told its result between the two lines above.
+            if any(other.number == left.number for other in study.get_trials(deepcopy=False, states=running)):
+                study.sampler = search.sampler(left.number)
+                trial = optuna.trial.Trial(study, left._trial_id)
+                suggest(trial, search.space)
+                return trial, lock
+            lock.release()
+        begun = sum(trial.state != state.WAITING for trial in study.get_trials(deepcopy=False))
+        if begun >= search.asked.trials:
+            return None
+        trial = study.ask()
+        lock = FileLock(search.lock(trial.number), timeout=0)
+        lock.acquire()
+        study.sampler = search.sampler(trial.number)
+        suggest(trial, search.space)  # while no other process asks, so that each sees what the others try
+        return trial, lock
+
+
+def _run(
+    search: Search, study: Any, trial: Any, call: str, interrupts: Interrupts, report: Report
+) -> dict[str, Any] | None:
+    """The trial from where it stands to its end, which is told to Optuna; None where a signal stopped it."""
+    state = storage.imported().trial.TrialState
+    values = suggest(trial, search.space)
+    reported = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number).intermediate_values
+    experiment, value, message = None, None, ""
+    try:
+        _refuse_deadly(trial, call, len(reported))
+        experiment = _experiment(search, trial.number, values)
+        with experiment.run.lock(LOCK_WAIT):
+            ended = _train(search, trial, experiment, set(reported), interrupts, report)
+        if ended is None:
+            return None
+        value, message = ended
+        told = state.PRUNED if value is None else state.COMPLETE
+    except RunFailed as error:
+        message, told = str(error), state.FAIL
+    trial.set_user_attr("message", message)
+    if experiment is not None:
+        trial.set_user_attr("epochs", experiment.state.epoch)
+        trial.set_user_attr("seconds", experiment.state.total_seconds)
+        trial.set_user_attr("config", experiment.config.model_dump(mode="json"))
+    finished = study.tell(trial, value, told)
+    if experiment is not None and told != state.FAIL:
+        # Nothing is left to resume, and the checkpoints of a whole study would fill a disk.
+        shutil.rmtree(experiment.run.checkpoints, ignore_errors=True)
+    return record_of(finished, search.space)
+
+
+def _refuse_deadly(trial: Any, call: str, epoch: int) -> None:
+    """A RunFailed where the trial takes its worker along each time, as one that needs too much memory does.
+
+    Deaths count within one call and one epoch: a study that is killed again and again loses no trial.
+    """
+    place = [call, epoch]
+    begun = trial.user_attrs.get("begun", [None, None, 0])
+    times = begun[2] + 1 if begun[:2] == place else 1
+    trial.set_user_attr("begun", [*place, times])
+    if times > DEATHS:
+        raise RunFailed(f"its worker died {DEATHS} times in epoch {epoch + 1} (of too little memory?)")
+
+
+def _experiment(search: Search, number: int, values: dict[str, Any]) -> setup.Experiment:
+    """The trial's run, new or resumed. RunFailed where these values make no run."""
+    directory = search.directory(number)
+    if directory.exists():
+        return setup.resume(RunDir(directory))
+    try:
+        prepared = setup.prepare(_config(search, values))
+    except UserError as error:
+        open_dataset(search.data, search.base.train.seed)  # raises where the data is at fault and not the trial
+        raise RunFailed(str(error)) from None
+    return setup.start(prepared, search.trials, str(number))
+
+
+def _config(search: Search, values: dict[str, Any]) -> RunConfig:
+    layer: dict[str, dict[str, Any]] = {"track": {"group": search.base.track.group or search.run.name}}
+    for key, value in values.items():
+        section, name = key.split(".")
+        layer.setdefault(section, {})[name] = value
+    return search.base.with_values(**layer)
+
+
+def _train(
+    search: Search,
+    trial: Any,
+    experiment: setup.Experiment,
+    reported: Collection[int],
+    interrupts: Interrupts,
+    report: Report,
+) -> tuple[float | None, str] | None:
+    """The trial's value, None where it was pruned, with a word on why; None alone where a signal stopped it."""
+    metric, run, total = search.asked.metric, experiment.run, experiment.config.train.epochs
+
+    def hopeless(row: dict[str, Any]) -> bool:
+        """Tell Optuna of an epoch; whether it would give the trial up. The last epoch saves nothing any more."""
+        if row["epoch"] not in reported:
+            trial.report(row[metric], row["epoch"])
+        return row["epoch"] < total and bool(trial.should_prune())
+
+    # A process that was killed may have saved an epoch without having told of it.
+    rows = [dict(row) for row in csv.read(run.metrics)] if run.metrics.exists() else []
+    given_up = [hopeless(row) for row in rows][-1:] == [True]
+    with closing(epochs(experiment, interrupts)) as events:
+        while not given_up:
+            event = next(events, None)
+            if event is None:
+                return None
+            if isinstance(event, EpochEnd):
+                report({"trial": trial.number, "epoch": event.row["epoch"], "epochs": total})
+                given_up = hopeless(event.row)
+                rows.append(event.row)
+            elif isinstance(event, Finished):
+                best = next(row for row in rows if row["epoch"] == event.summary["best_epoch"])
+                return best[metric], event.summary["stopped_because"]
+    message = f"pruned after epoch {rows[-1]['epoch']}: the median trial had done better by then"
+    run.log(message)
+    return None, message

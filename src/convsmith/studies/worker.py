@@ -1,0 +1,57 @@
+"""A process that runs jobs one after the other: ``python -m convsmith.studies.worker``.
+
+Reads a job a line (JSON) from stdin and writes what happens (JSON lines) to stdout: ``{"progress": {...}}``, then
+one of ``{"done": record}``, ``{"failed": message}``, ``{"interrupted": true}``. SIGTERM stops the job that is running,
+which is saved first. When stdin ends, so does the worker, in the same way: none outlives the process that feeds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+from convsmith.errors import RunFailed, UserError
+
+#: kind of job -> the module with its `perform(message, report)`
+KINDS = {"fold": "convsmith.studies.fold_job", "trials": "convsmith.studies.trials"}
+
+
+def perform(message: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Run a job and say how it ended. Failures that belong to the job are an answer, not an error."""
+    try:
+        record = importlib.import_module(KINDS[message["kind"]]).perform(message, report)
+    except (RunFailed, UserError) as error:
+        return {"failed": str(error)}
+    return {"interrupted": True} if record is None else {"done": record}
+
+
+def main() -> None:
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    lines: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    while line := lines.get():
+        say(perform(json.loads(line), lambda progress: say({"progress": progress})))
+
+
+def _listen(lines: SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    lines.put("")  # ends the loop, if no job is running
+    os.kill(os.getpid(), signal.SIGTERM)  # or else stops the job that is
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""From a config to the parts of a run: data, device, model, loss, optimiser, schedule; new or resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convsmith import files, rundir
+from convsmith.config import RunConfig, read_run_config, unheeded
+from convsmith.contracts import Batch, InputSpec
+from convsmith.data.config import AugmentConfig, DataConfig
+from convsmith.data.dataset import Dataset, open_dataset
+from convsmith.data.preprocess import ToInput
+from convsmith.data.sampler import steps_per_epoch
+from convsmith.data.sources import SOURCES, Source, cache_folder
+from convsmith.errors import UserError
+from convsmith.nets.blocks import unsafe_channels_last
+from convsmith.nets.build import build
+from convsmith.nets.convnet import ConvNet
+from convsmith.nets.init import whiten
+from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
+from convsmith.optim.optimizers import build_optimizer, default_lr, keep_base_rates, parameter_groups
+from convsmith.optim.schedules import Schedule
+from convsmith.prediction.model_file import ModelCard, memory_format
+from convsmith.rundir import RunDir
+from convsmith.runtime import environment, keep_freed_memory, seed_everything, select_device, set_threads
+from convsmith.tracking import csv
+from convsmith.training import checkpoint
+from convsmith.training.layout import seconds_per_step
+from convsmith.training.loss import balanced_weights, build_loss
+from convsmith.training.own import OptimizerFactory, own_optimizer, refuse_unfit
+from convsmith.training.state import TrainState, new_state
+from convsmith.training.step import Recipe
+from convsmith.transfer import weights
+from convsmith.transfer.features import PASS_BATCH, FrozenFeatures
+from convsmith.transfer.unfreezing import Finetuning, plan
+
+OWN = "own:"  # model.name of a module that was handed in, before the name of its class
+WHITENED_IMAGES = 500
+SMALL_STEP = 100_000_000  # multiply-adds of a batch: some milliseconds on one core
+CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.2  # for measuring layouts that a training will use; for one look at a step
+MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
+CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What Python users may hand in instead of a name in the config."""
+
+    source: Source | None = None
+    module: nn.Module | None = None
+    optimizer: OptimizerFactory | None = None
+
+
+NO_PARTS = Parts()
+
+
+@dataclass
+class Experiment:
+    """The parts of one run, `config` resolved: nothing in it is left to be chosen."""
+
+    run: RunDir
+    config: RunConfig
+    dataset: Dataset
+    device: torch.device
+    state: TrainState
+    recipe: Recipe
+    card: ModelCard
+    layers: list[LayerRow]
+    seconds_per_epoch: float | None = None  # expected for training on images; None where it was not measured
+    notes: tuple[str, ...] = ()  # what a person should know before the first step
+    features: FrozenFeatures | None = None  # while the head alone trains on them
+
+    @property
+    def image_epochs(self) -> int:
+        """How many epochs train on images, the others on features that were computed once."""
+        return image_epochs(self.config, self.state.finetuning)
+
+    @property
+    def to_input(self) -> ToInput:
+        return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
+
+    @property
+    def steps(self) -> int:
+        return steps_per_epoch(len(self.dataset.train), self.config.train.batch_size)
+
+    @property
+    def needs(self) -> Estimate:
+        """Memory, before the first step. An optimiser keeps up to two values a parameter."""
+        if not self.image_epochs:  # a pass over the frozen backbone, and then its head on what that said
+            return estimate(self.layers, batch=PASS_BATCH, state_per_parameter=0, backward=False)
+        kept = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 2, "adagrad": 1}[self.config.optim.name]
+        return estimate(
+            self.layers, batch=self.config.train.batch_size, state_per_parameter=kept + bool(self.config.train.ema)
+        )
+
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint: the last one, and also the best one where it is."""
+        facts = self.state.facts() | {"config": self.config.model_dump(mode="json")}
+        checkpoint.write(self.run.checkpoints, self.state.tensors(), facts, best)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data, machine and first weights of a run, with the config that they decided."""
+
+    config: RunConfig
+    dataset: Dataset
+    device: torch.device
+    model: nn.Module
+    finetuning: Finetuning | None
+    seconds_per_epoch: float | None  # expected for training; None where it was not measured
+    notes: tuple[str, ...] = ()
+
+
+def prepare(
+    config: RunConfig,
+    parts: Parts = NO_PARTS,
+    progress: Callable[[int, int], None] | None = None,
+    splits: Mapping[str, Iterable[str]] | None = None,
+    measured: bool = False,
+) -> Prepared:
+    """Open the data, build the network, load its weights, choose the memory layout; writes no run directory.
+
+    `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
+    replaces the division that the config asks for. A config that is `measured` holds its layout already.
+    """
+    asked = config.train.threads
+    config, given = weights.locate(config, parts.module is not None)
+    config, dataset, device = _open(config, parts, progress, given.spec if given else None)
+    if splits is not None:
+        dataset = dataset.with_splits(splits)
+    config = weights.sized(config, len(dataset.train))
+    model = _model(config, dataset, parts)
+    if config.model.whiten and isinstance(model, ConvNet) and not given:
+        whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
+    notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
+    if parts.optimizer is None:
+        notes = (*notes, *unheeded(config))
+    finetuning = plan(model, config.transfer, config.train.epochs)
+    if measured:
+        assert config.train.layout != "auto", "a measured config names its layout"
+        return Prepared(config, dataset, device, model, finetuning, None, notes)
+    if asked is None and device.type == "cpu" and _is_small(model, dataset, config.train.batch_size):
+        config = config.with_values(train={"threads": set_threads(1)})
+    layout, seconds = _measure(config, dataset, model, device, finetuning)
+    config = config.with_values(train={"layout": layout})
+    return Prepared(config, dataset, device, model, finetuning, seconds, notes)
+
+
+def _is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
+    """Whether a step is so little work that threads would wait for each other longer than they work.
+
+    Beside another busy process such a step takes 20 times as long on two threads as on one.
+    """
+    seen = dataset.preprocessing()
+    work = totals(trace(model, seen.channels, seen.image_size)).multiply_adds * batch_size
+    return work < SMALL_STEP
+
+
+def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:
+    """How many epochs of a run cost what training on images costs."""
+    if finetuning is None or not weights.caches_features(config):
+        return config.train.epochs
+    first = finetuning.image_epoch
+    return 0 if first is None else config.train.epochs - first
+
+
+def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Parts = NO_PARTS) -> Experiment:
+    """A new run, written down before its first step: config, environment, splits, first checkpoint."""
+    config, dataset = prepared.config, prepared.dataset
+    rundir.refuse_taken(runs_dir, name)
+    with rundir.draft(runs_dir) as run:
+        experiment = _assemble(run, config, dataset, prepared.device, prepared.model, prepared.finetuning, parts)
+        experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
+        record = environment() | {"device": config.train.device, "threads": config.train.threads}
+        files.write_json(run.environment, record)
+        files.write_json(run.splits, dataset.splits_record())
+        if dataset.failures:
+            files.write_json(run.skipped, [failure._asdict() for failure in dataset.failures])
+        files.write_text(run.config, config.to_yaml())
+        run.log(f"started: {len(dataset.train)} train images, {len(dataset.val)} val images")
+        for note in prepared.notes:
+            run.log(note)
+        experiment.save()
+        experiment.run = rundir.publish(run, name, stem(config))
+    return experiment
+
+
+def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
+    """A stopped run as its newest sound checkpoint left it."""
+    config, dataset, device = _open(read_run_config(run.config), parts)
+    splits = rundir.read_splits(run)
+    if dataset.hash != splits["hash"]:
+        raise UserError(f"the data of run '{run.path}' has changed since it was started: train anew")
+    dataset = dataset.with_splits(splits["splits"])
+    tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
+    model = _model(config, dataset, parts)
+    finetuning = plan(model, config.transfer, config.train.epochs)
+    experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
+    experiment.state.load(tensors, facts)
+    notes = [remark] if remark else []
+    if changed := _changed(facts.get("config", {}), config):
+        notes.append(f"config.yaml was changed since ({changed}): what follows is not what the run was begun as")
+    if (rows := csv.cut_back(run.metrics, experiment.state.epoch)) < experiment.state.epoch:
+        notes.append(f"metrics.csv has lost rows: {rows} are left of {experiment.state.epoch} epochs")
+    experiment.notes = tuple(notes)
+    run.log(": ".join([f"resumed at step {experiment.state.step}", *notes]))
+    return experiment
+
+
+def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
+    """The settings in which `config` differs from an earlier one, in words; but for where it ran and is tracked."""
+    now = config.model_dump(mode="json")
+    return ", ".join(
+        f"{section}.{key} {value} -> {now[section].get(key)}"
+        for section, values in before.items()
+        if section != "track"
+        for key, value in values.items()
+        if now[section].get(key) != value and (section, key) not in (("train", "device"), ("data", "cache"))
+    )
+
+
+def _open(
+    config: RunConfig,
+    parts: Parts,
+    progress: Callable[[int, int], None] | None = None,
+    spec: InputSpec | None = None,
+) -> tuple[RunConfig, Dataset, torch.device]:
+    """Data and machine, and the config with what they decided."""
+    device = select_device(config.train.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if parts.source is None and Path(config.data.source).exists() and config.data.source not in SOURCES:
+        # The run must find its data again from any folder.
+        config = config.with_values(data={"source": str(Path(config.data.source).resolve())})
+    if parts.module is not None:
+        config = config.with_values(model={"name": OWN + type(parts.module).__name__})
+    headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
+    dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom, spec)
+    _refuse_blank(config.augment, dataset.config)
+    config = config.with_values(
+        data=dataset.config.model_dump(mode="json"),
+        optim={"lr": default_lr(config.optim)},
+        train={"device": device.type, "threads": set_threads(config.train.threads)},
+    )
+    return config, dataset, device
+
+
+def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
+    """A UserError for an augmentation that would leave nothing of an image."""
+    assert data.image_size is not None
+    assert data.working_size is not None
+    for name, pixels, side in (
+        ("cutout", augment.cutout, data.image_size),
+        ("shift", augment.shift_pixels(data.working_size), data.working_size),
+    ):
+        if pixels >= side:
+            raise UserError(f"augment.{name} {pixels} leaves nothing of an image of {side} x {side} pixels: lower it")
+
+
+def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
+    """The network with its first weights, which depend on `train.seed` alone."""
+    seed_everything(config.train.seed)
+    card = dataset.preprocessing()
+    if parts.module is not None:
+        refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
+        return parts.module
+    if config.model.name.startswith(OWN):
+        raise UserError("the network of this run is a module of your own: hand it in, convsmith.resume(run, model=...)")
+    return build(config.model, card.channels, card.image_size, len(dataset.classes))
+
+
+def _assemble(
+    run: RunDir,
+    config: RunConfig,
+    dataset: Dataset,
+    device: torch.device,
+    model: nn.Module,
+    finetuning: Finetuning | None,
+    parts: Parts,
+) -> Experiment:
+    """Model, loss, optimiser and schedule from a resolved config, before the first step."""
+    preprocessing = dataset.preprocessing()
+    layers = trace(model, preprocessing.channels, preprocessing.image_size)
+    model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
+    groups = finetuning.groups(model) if finetuning else parameter_groups(model)
+    if parts.optimizer:
+        optimizer = own_optimizer(parts.optimizer, groups)
+    else:
+        optimizer = build_optimizer(groups, config.optim, config.regularize, device)
+    steps = steps_per_epoch(len(dataset.train), config.train.batch_size)
+    schedule = Schedule(config.schedule, steps, config.train.epochs)
+    return Experiment(
+        run=run,
+        config=config,
+        dataset=dataset,
+        device=device,
+        state=new_state(model, keep_base_rates(optimizer), schedule, config.train, device, finetuning),
+        recipe=_recipe(config, dataset, device),
+        card=ModelCard(
+            architecture=None if parts.module is not None else config.model,
+            classes=dataset.classes,
+            preprocessing=preprocessing,
+            layout=config.train.layout,
+        ),
+        layers=layers,
+    )
+
+
+def _first_images(dataset: Dataset, count: int, device: torch.device) -> torch.Tensor:
+    """The first train images as the net sees them, without augmentation: float [N, C, H, W]."""
+    pixels = torch.from_numpy(dataset.train.gather(np.arange(min(count, len(dataset.train)))))
+    return ToInput(dataset.preprocessing(), device)(pixels.to(device))
+
+
+def _recipe(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe:
+    weights = None
+    if config.train.class_weights == "balanced":
+        weights = balanced_weights(dataset.train.labels, len(dataset.classes)).to(device)
+    return Recipe(build_loss(config.train, config.regularize.label_smoothing, weights), config.regularize)
+
+
+def _measure(
+    config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, finetuning: Finetuning | None
+) -> tuple[str, float]:
+    """The faster memory layout, and the seconds that an epoch of training on images will take with it at most.
+
+    A layout once chosen on this machine for the same net, sizes and threads is chosen again, so that a
+    command repeated gives the same numbers although times vary.
+    """
+    layouts = [config.train.layout] if config.train.layout != "auto" else ["contiguous", "channels_last"]
+    if device.type == "cpu" and (unsafe := unsafe_channels_last(model)):
+        # Not even measured: oneDNN issue 6035 gives wrong gradients there or ends the process.
+        if config.train.layout == "channels_last":
+            raise UserError(f"train.layout=channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto")
+        layouts = ["contiguous"]
+    question = [config.model.model_dump(mode="json"), repr(model), config.train.batch_size, config.train.threads]
+    question += [device.type, torch.__version__, config.data.image_size, config.data.channels]
+    if finetuning:
+        finetuning.apply(model, len(finetuning.phases) - 1)  # what is frozen to the end has no backward pass
+        question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
+    remembered = (
+        cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
+    )
+    if len(layouts) > 1 and remembered.exists():
+        layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
+    count = min(config.train.batch_size, max(1, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
+    images = _first_images(dataset, count, device)
+    labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
+    recipe = _recipe(config, dataset, device)
+    # A layout is worth some time only where there is a choice, and more than one pass over the images to save it in.
+    pays = len(layouts) > 1 and image_epochs(config, finetuning) > 0
+    budget = CHOICE_SECONDS if pays else GLANCE_SECONDS
+    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device, budget)
+    layout = min(times, key=lambda name: times[name])
+    if len(layouts) > 1:
+        with suppress(OSError):  # a cache that cannot be written costs the next start a measurement
+            files.write_text(remembered, layout)
+    return layout, times[layout] / len(images) * len(dataset.train)
+
+
+def stem(config: RunConfig) -> str:
+    """What an unnamed run is called before its number: data and model."""
+    parts = (Path(config.data.source).name or "data", config.model.name)
+    return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)

@@ -1,0 +1,167 @@
+"""Features of a frozen backbone: constants, so they are computed once and kept, in memory and in the cache folder.
+
+With augmentation each image has `transfer.feature_views` views, drawn once; epoch e (from 0) trains on view
+e mod views. The views do not depend on `train.seed`, and the files not on how images are divided into train and val
+within a study: every fold and every seed finds them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from convsmith.contracts import Classifier
+from convsmith.data.augment import Augment
+from convsmith.data.config import AugmentConfig
+from convsmith.data.dataset import Dataset, Subset
+from convsmith.data.preprocess import ToInput
+from convsmith.files import explain_os_errors, written_whole
+
+VERSION = 1  # raise it whenever views or features change, so that no old ones are found again
+POLL = 0.1  # seconds to wait for a file that another process is at, before another file's turn
+PASS_BATCH = 32  # images of a forward pass; part of the key, since the last bits may depend on it
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """`train` float32 [V, N, F] holds V views of each train image, `val` float32 [M, F] the val images as they are."""
+
+    train: Tensor
+    val: Tensor
+
+    def view(self, epoch: int) -> Tensor:
+        """What an epoch (from 0) trains on: float32 [N, F]."""
+        return self.train[epoch % len(self.train)]
+
+
+class FeatureFiles:
+    """The features that one run needs, as files of one view each: float32 [images, F] in the source's order."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        to_input: ToInput,
+        augment: AugmentConfig,
+        views: int,
+        folder: Path,
+    ) -> None:
+        assert isinstance(model, Classifier)
+        self._model, self._features, self._dataset, self._folder = model, model.features, dataset, folder
+        self._to_input, self._augment = to_input, Augment(augment, to_input)
+        augmented = augment != AugmentConfig()
+        every = dataset.but_test()
+        is_fold = len(every) > len(dataset.train) + len(dataset.val)
+        # A fold computes all that its study needs; a run of its own no more than itself needs.
+        self._plain = every if is_fold or not augmented else dataset.val
+        self._viewed = every if is_fold else dataset.train
+        self._views: list[int | None] = list(range(views)) if augmented else [None]
+        self._backbone = _hash_of_backbone(model)
+
+    def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+        """Write the files that are missing; yields images done and in all. Ends early where `stop()` turns true.
+
+        Processes that need the same files share the work: what another one is at comes last.
+        """
+        missing = [(subset, view) for subset, view in self._needed() if _read(self._path(subset, view)) is None]
+        total, done = sum(len(subset) for subset, _ in missing), 0
+        while missing:
+            subset, view = missing.pop(0)
+            path = self._path(subset, view)
+            with explain_os_errors(f"the cache folder '{self._folder}'"):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    with FileLock(path.with_suffix(".lock"), timeout=POLL):
+                        if _read(path) is None:  # else another process has been faster
+                            rows = []
+                            for part in self._pass(subset, view):
+                                rows.append(part)
+                                yield done + sum(map(len, rows)), total
+                                if stop():
+                                    return
+                            content = io.BytesIO()  # numpy's own writing to a file hides why it fails
+                            np.save(content, np.concatenate(rows))
+                            with written_whole(path) as file:
+                                file.write(content.getbuffer())
+                    done += len(subset)
+                except Timeout:
+                    missing.append((subset, view))
+                    if stop():
+                        return
+
+    def load(self) -> FrozenFeatures:
+        """Of a run whose files are all there."""
+        return FrozenFeatures(
+            torch.stack([self._rows(self._subset_of(view), view, self._dataset.train) for view in self._views]),
+            self._rows(self._plain, None, self._dataset.val),
+        )
+
+    def _needed(self) -> list[tuple[Subset, int | None]]:
+        plain = [] if None in self._views else [None]
+        return [(self._subset_of(view), view) for view in [*self._views, *plain]]
+
+    def _subset_of(self, view: int | None) -> Subset:
+        return self._plain if view is None else self._viewed
+
+    def _rows(self, whole: Subset, view: int | None, wanted: Subset) -> Tensor:
+        values = _read(self._path(whole, view))
+        assert values is not None, "computed before"
+        return torch.from_numpy(values[np.searchsorted(whole.rows, wanted.rows)])
+
+    @torch.no_grad()
+    def _pass(self, subset: Subset, view: int | None) -> Iterator[np.ndarray]:
+        """Features of the images as they are, or as the view's own generator changes them: float32 [B, F] each."""
+        self._model.eval()
+        device = self._to_input.scale.device
+        generator = torch.Generator(device).manual_seed(view or 0)
+        for start in range(0, len(subset), PASS_BATCH):
+            positions = np.arange(start, min(start + PASS_BATCH, len(subset)))
+            pixels = torch.from_numpy(subset.gather(positions)).to(device)
+            labels = torch.from_numpy(subset.labels[positions]).to(device)
+            images = self._to_input(pixels) if view is None else self._augment(pixels, labels, generator).images
+            yield self._features(images).float().cpu().numpy()
+
+    def _path(self, subset: Subset, view: int | None) -> Path:
+        """Named by all that decides a feature to its last bit."""
+        settings = self._to_input.preprocessing.model_dump(mode="json")
+        facts = [VERSION, PASS_BATCH, self._backbone, self._dataset.hash, settings, str(self._to_input.memory_format)]
+        facts += [str(self._to_input.scale.device), torch.get_num_threads(), torch.__version__]
+        facts += [view, self._augment.config.model_dump(mode="json") if view is not None else None]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(np.ascontiguousarray(subset.rows, dtype="<i8").data)
+        return self._folder / f"{digest.hexdigest()}.npy"
+
+
+@torch.inference_mode()
+def logits_of_features(model: nn.Module, features: Tensor, device: torch.device) -> np.ndarray:
+    """Logits float32 [N, K] of features [N, F], by the head alone."""
+    assert isinstance(model, Classifier)
+    logits: np.ndarray = model.head(features.to(device)).float().cpu().numpy()
+    return logits
+
+
+def _hash_of_backbone(model: nn.Module) -> str:
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in model.state_dict().items():
+        if not name.startswith("head."):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """float32 [images, F]; None where it is not there or was damaged."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        values: np.ndarray = np.load(path, allow_pickle=False)
+        return values
+    return None

@@ -1,0 +1,164 @@
+"""Where a run's first weights come from (`transfer.weights`), and what they decide: architecture, images, length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from convsmith.config import RunConfig
+from convsmith.contracts import InputSpec
+from convsmith.data.dataset import Dataset
+from convsmith.data.expected import differences, fitting, shown
+from convsmith.errors import UserError
+from convsmith.nets.backbones import Backbone
+from convsmith.nets.config import ModelConfig
+from convsmith.prediction.model_file import CARD, ModelCard, read_model
+from convsmith.rundir import RunDir, open_run
+from convsmith.training.state import load_strictly
+from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
+
+NONE, DEFAULT = "none", "default"
+
+#: (train images up to, batch size, epochs) where nobody set them: about as many steps for few images as for many
+SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors under the names that they were saved with; `what` says in words whose they are."""
+
+    what: str
+    tensors: dict[str, Tensor]
+    spec: InputSpec | None
+
+
+def locate(config: RunConfig, own_module: bool) -> tuple[RunConfig, Weights | None]:
+    """Read the weights that `transfer.weights` names; the config with their architecture and absolute path.
+
+    UserError where there are none, or where they are of another architecture than `model.name`.
+    """
+    name = config.transfer.weights
+    if name == NONE:
+        if config.transfer.freeze_statistics and not own_module:
+            raise UserError(
+                "transfer.freeze_statistics: random weights have no statistics to keep: set transfer.weights, or "
+                "--transfer.freeze_statistics false"
+            )
+        return config, None
+    if own_module:
+        raise UserError("transfer.weights: the network is a module of your own: load its weights before you hand it in")
+    if name == DEFAULT:
+        tensors, what = hub_weights(config.model.name)
+        return config, Weights(what, tensors, expected_input(config.model.name))
+    path = Path(name)
+    if not path.exists():
+        raise UserError(
+            f"transfer.weights '{name}' does not exist: give {NONE}, {DEFAULT} (the library's own), a .safetensors or "
+            ".pth file, or a run directory"
+        )
+    config = config.with_values(transfer={"weights": str(path.resolve())})
+    if path.is_dir():
+        return _of_run(config, path)
+    return config, Weights(f"'{path.name}'", read_tensors(path), expected_input(config.model.name))
+
+
+def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
+    """Architecture and images as `locate` would have them, without reading or downloading a library's weights."""
+    name = config.transfer.weights
+    if name == NONE:
+        return config, None
+    if Path(name).is_dir():
+        config, found = _of_run(config, Path(name))
+        return config, found.spec
+    return config, expected_input(config.model.name)
+
+
+def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
+    """Put the weights into all of `model` but its head; in words, what was loaded and what was adapted."""
+    tensors, adapted = as_ours(model, weights.tensors)
+    try:
+        load_strictly(model, tensors, f"transfer.weights: {weights.what}")
+    except UserError as error:
+        seen = dataset.config.image_size
+        if weights.spec is None or weights.spec.size == seen or tensors.keys() != model.state_dict().keys():
+            raise
+        trained = weights.spec.size
+        raise UserError(f"{error}; they are for {trained} x {trained} images and get {seen} x {seen}") from None
+    assert isinstance(model.head, nn.Linear)
+    # A library's own start for it may be far too large: timm's EfficientNets draw up to 0.7 for two classes.
+    model.head.reset_parameters()
+    count = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("head."))
+    said = [f"weights of {weights.what}: {count:,} parameters; the head is new, for {len(dataset.classes)} classes"]
+    said += adapted
+    if weights.spec:
+        spec = weights.spec
+        said.append(
+            f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
+            f"{spec.interpolation}, mean {shown(spec.mean)}, deviation {shown(spec.std)}"
+        )
+        changed = differences(dataset.config, spec)
+        said += changed or ["the images are prepared just so"]
+    else:
+        said.append("what images they expect is not known: the data and data.* decide (a run directory would know)")
+    return said
+
+
+def adapted(model: nn.Module) -> list[str]:
+    """In words, what was changed in a library's network that starts from no weights."""
+    return list(model.changes) if isinstance(model, Backbone) else []
+
+
+def caches_features(config: RunConfig) -> bool:
+    """Whether features of a frozen backbone are kept: a mixed image is new each time, so its features are, too."""
+    return config.transfer.cache_features and not (config.augment.mixup or config.augment.cutmix)
+
+
+def sized(config: RunConfig, images: int) -> RunConfig:
+    """Batch size and epochs of a finetuning that nobody set, by the number of train images."""
+    if config.transfer.weights == NONE:
+        return config
+    batch_size, epochs = next((b, e) for most, b, e in SIZES if most is None or images <= most)
+    wanted: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs}
+    given = config.train.model_fields_set
+    return config.with_values(train={key: value for key, value in wanted.items() if key not in given})
+
+
+def _colours(spec: InputSpec) -> str:
+    return "gray" if spec.channels == 1 else "RGB"
+
+
+def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:
+    folder = path if (path / CARD).exists() else RunDir(path).model
+    if not (folder / CARD).exists():
+        if RunDir(path).study.exists():
+            raise UserError(f"transfer.weights '{path}' is a study: name one of its runs, in folds/, arms/ or trials/")
+        open_run(path, f"model/{CARD}")
+    card, tensors = read_model(folder)
+    if card.architecture is None:
+        raise UserError(f"transfer.weights '{path}': its network is a module of your own: hand it in with its weights")
+    theirs = card.architecture.name
+    if config.model.name not in (theirs, ModelConfig().name):
+        raise UserError(
+            f"transfer.weights '{path}' is a {theirs}, but model.name is {config.model.name}: leave model.name out"
+        )
+    config = config.model_copy(update={"model": card.architecture})
+    return config, Weights(f"run '{path}' ({theirs})", tensors, _spec_of(card))
+
+
+def _spec_of(card: ModelCard) -> InputSpec:
+    """A run's own preprocessing, kept as it is."""
+    ours = card.preprocessing
+    return InputSpec(
+        size=ours.image_size,
+        smallest=ours.image_size,
+        channels=ours.channels,
+        mean=ours.mean,
+        std=ours.std,
+        resize=ours.resize,
+        crop=ours.crop,
+        interpolation=ours.interpolation,
+        background=ours.background,
+    )

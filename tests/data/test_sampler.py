@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convsmith.data.config import Preprocessing
+from convsmith.data.preprocess import ToInput
+from convsmith.data.sampler import batch_positions, epoch_order, steps_per_epoch
+
+
+@given(st.integers(1, 500), st.integers(1, 130), st.integers(0, 5))
+def test_batches_cover_an_epoch_once_in_nearly_equal_sizes(images: int, size: int, epoch: int) -> None:
+    order = epoch_order(np.zeros(images, dtype=np.int64), 3, epoch)
+    batches = list(batch_positions(order, size))
+    assert len(batches) == steps_per_epoch(images, size)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(images))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(1, 100), st.integers(1, 20), st.integers(0, 50))
+def test_an_epoch_goes_on_in_its_middle(images: int, size: int, start: int) -> None:
+    order = epoch_order(np.zeros(images, dtype=np.int64), 0, 0)
+    whole = list(batch_positions(order, size))
+    rest = list(batch_positions(order, size, start))
+    assert len(rest) == max(len(whole) - start, 0)
+    for left, right in zip(whole[start:], rest, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_orders_differ_by_epoch_and_seed_and_repeat() -> None:
+    labels = np.zeros(100, dtype=np.int64)
+    orders = {tuple(epoch_order(labels, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    np.testing.assert_array_equal(epoch_order(labels, 1, 2), epoch_order(labels, 1, 2))
+
+
+def test_balanced_sampling_draws_each_class_equally_often() -> None:
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    drawn = np.concatenate([labels[epoch_order(labels, 0, epoch, balanced=True)] for epoch in range(10)])
+    assert len(drawn) == 10_000
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), [1 / 3] * 3, atol=0.02)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_inputs_are_normalised_pixels_in_the_asked_memory_format(layout: torch.memory_format) -> None:
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    preprocessing = Preprocessing(
+        image_size=6,
+        working_size=6,
+        channels=3,
+        resize="stretch",
+        interpolation="bilinear",
+        background="white",
+        mean=mean,
+        std=std,
+    )
+    pixels = torch.randint(0, 256, (5, 6, 6, 3), dtype=torch.uint8)
+    inputs = ToInput(preprocessing, torch.device("cpu"), layout)(pixels)
+    expected = (pixels.double() / 255 - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std).double()
+    torch.testing.assert_close(inputs, expected.permute(0, 3, 1, 2).float(), atol=1e-5, rtol=1e-5)
+    assert inputs.is_contiguous(memory_format=layout)

@@ -1,0 +1,143 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convsmith.figures import style
+
+ROWS = [
+    {
+        "epoch": epoch,
+        "train_loss": 2 / epoch,
+        "train_accuracy": 1 - 0.5 / epoch,
+        "val_loss": 2.2 / epoch,
+        "val_accuracy": 0.7 - 0.01 * abs(epoch - 7),
+        "learning_rate": 1e-3 / epoch**2,
+    }
+    for epoch in range(1, 13)
+]
+RNG = np.random.default_rng(0)
+FOREST = [
+    ("batch norm in $every$ block, and a name that goes on and on", 3.0, 2.0, 4.1, "helps"),
+    ("gelu", 0.1, 0.05, 0.15, "equivalent"),
+    ("same everywhere", 1.0, None, None, "no difference shown"),
+    ("average", -2.0, -3.0, -1.0, "hurts"),
+    ("early", -0.4, -3.0, 2.2, "given up"),
+]
+
+
+def confusion(classes):
+    return RNG.poisson(3, (classes, classes)), [f"class {i}" for i in range(classes)]
+
+
+DRAWN = {
+    "curves": lambda: style.learning_curves(ROWS),
+    "one epoch": lambda: style.learning_curves(ROWS[:1]),
+    "2 classes": lambda: style.confusion_figure(*confusion(2)),
+    "10 classes": lambda: style.confusion_figure(*confusion(10)),
+    "60 classes": lambda: style.confusion_figure(*confusion(60)),
+    "150 classes": lambda: style.confusion_figure(*confusion(150)),
+    "nothing seen": lambda: style.confusion_figure(np.zeros((3, 3), dtype=int), ["a", "b", "c"]),
+    "reliability": lambda: style.reliability_figure(RNG.random(100), RNG.random(100) < 0.5),
+    "lr": lambda: style.lr_curve([1e-4, 1e-3, 1e-2], [2.3, 1.1, 4.0], 1e-3),
+    "forest": lambda: style.forest_plot(FOREST, "accuracy (percentage points)", 0.5),
+    "one arm": lambda: style.forest_plot(FOREST[:1], "loss (nats)"),
+    "40 arms": lambda: style.forest_plot(FOREST * 8, "accuracy (percentage points)", 0.5),
+    "samples": lambda: style.samples_figure(
+        RNG.integers(0, 256, (11, 8, 8, 1), dtype=np.uint8), ["a"] * 11, ["a"] * 10 + ["b"], [0.5] * 11
+    ),
+}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_figures_fit_on_their_page(draw, tmp_path):
+    figure = draw()
+    path = tmp_path / "figure.png"
+    style.save(figure, path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.std() > 5, "an empty page"
+    edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (edges > 250).all(), "cut off at an edge"
+
+
+def test_pyplot_is_not_imported():
+    code = "import sys; from convsmith.figures import curves; curves.lr_curve([1, 2], [1, 2])"
+    code += "; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_curves_mark_the_epoch_with_the_highest_validation_accuracy():
+    assert "best: epoch 7, 70.0 %" in texts(style.learning_curves(ROWS))
+
+
+def test_curves_mark_the_epoch_they_are_told():
+    assert "best: epoch 12, 65.0 %" in texts(style.learning_curves(ROWS, best_epoch=12))
+
+
+def test_confusion_shows_the_counts_with_true_classes_in_rows():
+    figure = style.confusion_figure(np.array([[5, 2], [0, 7]]), ["ants", "bees"])
+    axes = figure.axes[0]
+    shown = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
+    assert shown == {(0, 0): "5", (0, 1): "2", (1, 0): "0", (1, 1): "7"}
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("True class", "Predicted class")
+    np.testing.assert_allclose(axes.images[0].get_array(), [[5 / 7, 2 / 7], [0, 1]])
+
+
+def test_many_classes_show_no_counts():
+    assert not style.confusion_figure(*confusion(21)).axes[0].texts
+
+
+def test_samples_tell_right_from_wrong():
+    images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    shown = texts(style.samples_figure(images, ["cat", "dog"], ["cat", "cat"], [0.987, 0.6]))
+    assert "cat 99%\n" in shown
+    assert "cat 60%\nis dog" in shown
+    assert "Predictions: 1 right, 1 wrong (framed)" in shown
+
+
+def test_class_names_may_be_in_any_script_and_hold_dollar_signs(tmp_path):
+    names = ["日本", "$x$ {", "Ä_b^c"]
+    style.save(style.confusion_figure(np.eye(3, dtype=int), names), tmp_path / "a.png")
+    images = np.zeros((3, 4, 4, 3), dtype=np.uint8)
+    style.save(style.samples_figure(images, names, names[::-1], [1.0] * 3), tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 0
+
+
+def test_svg_is_written_without_a_date(tmp_path):
+    style.save(style.lr_curve([1e-3, 1e-2], [2, 1]), tmp_path / "lr.svg")
+    text = (tmp_path / "lr.svg").read_text()
+    assert text.startswith("<?xml")
+    assert "dc:date" not in text
+
+
+def test_the_forest_draws_intervals_from_top_to_bottom_and_says_the_verdicts():
+    figure = style.forest_plot(FOREST, "accuracy (percentage points)", 0.5)
+    axes = figure.axes[0]
+    assert axes.yaxis_inverted()
+    spans = {line.get_ydata()[0]: tuple(line.get_xdata()) for line in axes.lines if len(set(line.get_xdata())) == 2}
+    assert spans == {row: (low, high) for row, (_, _, low, high, _) in enumerate(FOREST) if low is not None}
+    points = {line.get_ydata()[0]: line for line in axes.lines if line.get_marker() != "None"}
+    assert {row: line.get_xdata()[0] for row, line in points.items()} == dict(enumerate(row[1] for row in FOREST))
+    looks = {(line.get_marker(), line.get_color()) for line in points.values()}
+    assert len({marker for marker, _ in looks}) == 5
+    shown = texts(figure)
+    assert axes.get_xlabel() == "Difference in accuracy (percentage points)"
+    assert "Difference to the base (band: margin of equivalence, ±0.5)" in shown
+    told = {"+3.00  helps", "+0.10  equivalent", "+1.00  no difference shown", "-2.00  hurts", "-0.40  given up"}
+    assert told <= set(shown)
+
+
+def test_the_forest_has_a_look_for_every_verdict():
+    from typing import get_args
+
+    from convsmith.studies.statistics import Verdict
+
+    assert set(style.VERDICTS) == set(get_args(Verdict))

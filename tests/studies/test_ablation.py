@@ -1,0 +1,189 @@
+"""ablate through the real command line: pairs, verdicts, files, budgets, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from convsmith.rundir import RunDir
+from convsmith.studies import ablation
+from convsmith.studies.plan import Plan
+from convsmith.studies.statistics import holm, paired_comparison
+
+STUDY = {
+    "question": "What matters on the digits?",
+    "preset": "digits",
+    "base": {
+        "data": {"limit": 300},
+        "train": {"epochs": 4, "batch_size": 16, "threads": 1, "layout": "contiguous", "ema": 0.0},
+        "track": {"wandb": "off"},
+    },
+    "arms": {"no learning": {"optim.lr": 1e-6}, "average": {"model.pool": "average"}},
+    "folds": 3,
+    "margin": 0.05,
+}
+
+
+def write(folder: Path, **study: Any) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | study), encoding="utf-8")
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def record(study: Path) -> Any:
+    return json.loads((study / "ablation.json").read_text(encoding="utf-8"))
+
+
+def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
+    done = convsmith("ablate", write(tmp_path), "--jobs", "2", "--name", "ab")
+    study = tmp_path / "runs/ab"
+    result = record(study)
+    base = {one["fold"]: one["value"] for one in result["base"]["per_fold"]}
+    p_values = []
+    for arm in result["arms"]:
+        values = [one["value"] for one in arm["per_fold"]]
+        assert [one["seed"] for one in arm["per_fold"]] == [one["seed"] for one in result["base"]["per_fold"]]
+        assert [one["difference"] for one in arm["per_fold"]] == pytest.approx(
+            [one["value"] - base[one["fold"]] for one in arm["per_fold"]]
+        )
+        expected = paired_comparison(values, list(base.values()), 1 / 3, 0.05)
+        assert arm["p"] == pytest.approx(expected.p)
+        assert arm["ci95"] == pytest.approx([expected.low, expected.high])
+        p_values.append(arm["p"])
+        assert arm["bootstrap95"][0] <= arm["difference"] <= arm["bootstrap95"][1]
+    assert [arm["p_holm"] for arm in result["arms"]] == pytest.approx(holm(p_values))
+    nothing = next(arm for arm in result["arms"] if arm["name"] == "no learning")
+    assert nothing["verdict"] == "hurts"
+    assert nothing["difference"] < -0.3
+    # The same folds: the images held out are those of the base.
+    for fold in "123":
+        ids = [
+            [row["id"] for row in rows(study / "arms" / arm / fold / "predictions-held-out.csv")]
+            for arm in ("base", "no learning", "average")
+        ]
+        assert ids[0] == ids[1] == ids[2]
+    with (study / "ablation.csv").open(encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["arm"] == "base"
+    assert r"\toprule" in (study / "ablation.tex").read_text(encoding="utf-8")
+    assert "Nadeau and Bengio" in (study / "conclusion.md").read_text(encoding="utf-8")
+    assert (study / "figures/forest.png").stat().st_size > 5000
+    for line in ("needs", "power", "no learning", "hurts", "next: convsmith train runs/ab/arms"):
+        assert line in done.stdout
+    convsmith("train", study / "arms/average/config.yaml", "--print-config")
+    assert not list(study.rglob("test-access.jsonl"))
+
+    again = convsmith("ablate", write(tmp_path), "--name", "ab")
+    assert "9 of 9 were done before" in again.stdout
+    changed = convsmith("ablate", write(tmp_path, margin=0.1), "--name", "ab", code=2)
+    assert "margin was 0.05, now 0.1" in changed.stderr
+    changed = convsmith("ablate", write(tmp_path, arms={"average": {"model.pool": "average"}}), "--name", "ab", code=2)
+    assert "arms.no learning was {'optim.lr': 1e-06}, now absent" in changed.stderr
+
+
+def test_an_arm_that_diverges_is_reported_and_the_others_are_finished(convsmith: Any, tmp_path: Path) -> None:
+    arms = {
+        "wild": {"optim": {"name": "sgd", "lr": 100.0}, "model": {"norm": "none", "activation": "leaky_relu"}},
+        "average": {"model.pool": "average"},
+    }
+    path = write(tmp_path, arms=arms, folds=2)
+    done = convsmith("ablate", path, "--name", "ab", "--epochs", "1", code=1)
+    result = record(tmp_path / "runs/ab")
+    average, wild = sorted(result["arms"], key=lambda arm: str(arm["name"]))
+    assert wild["verdict"] == "not computed"
+    assert wild["missing"] == 2
+    assert wild["p"] is None
+    assert average["missing"] == 0
+    assert average["p"] is not None
+    assert set(result["failed"]) == {"wild 1", "wild 2"}
+    assert "not a finite number" in result["failed"]["wild 1"]
+    assert "failed: wild 1" in done.stdout
+    assert "wild" in (tmp_path / "runs/ab/conclusion.md").read_text(encoding="utf-8")
+
+
+def test_the_learning_rate_is_chosen_for_each_arm_on_inner_splits(convsmith: Any, tmp_path: Path) -> None:
+    choose = {"knobs": {"optim.lr": [1e-7, 5e-3]}, "epochs": 4}
+    path = write(tmp_path, arms={"sgd": {"optim.name": "sgd"}}, choose=choose, folds=2)
+    convsmith("ablate", path, "--name", "ab", "--epochs", "2", "--data.limit", "900")
+    result = record(tmp_path / "runs/ab")
+    for one in result["base"]["per_fold"] + result["arms"][0]["per_fold"]:
+        assert one["chosen"] == {"optim": {"lr": 5e-3}}
+    config = yaml.safe_load((tmp_path / "runs/ab/arms/sgd/1/config.yaml").read_text(encoding="utf-8"))
+    assert config["optim"]["lr"] == 5e-3
+    assert config["optim"]["name"] == "sgd"
+    # Nothing that a choice looked at was held out.
+    splits = json.loads((tmp_path / "runs/ab/arms/sgd/1-choice-1/splits.json").read_text(encoding="utf-8"))["splits"]
+    predicted = rows(tmp_path / "runs/ab/arms/sgd/1/predictions-held-out.csv")
+    assert not {row["id"] for row in predicted} & {*splits["train"], *splits["val"]}
+
+
+def test_a_fold_whose_choices_were_done_before_it_was_stopped_goes_on(convsmith: Any, tmp_path: Path) -> None:
+    choose = {"knobs": {"optim.lr": [1e-3, 5e-3]}, "epochs": 1}
+    path = write(tmp_path, arms={"average": {"model.pool": "average"}}, choose=choose, folds=2)
+    convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    before = record(tmp_path / "runs/ab")
+    shutil.rmtree(tmp_path / "runs/ab/arms/average/2")  # as a kill right after the choices leaves it
+    again = convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    assert "3 of 4 were done before" in again.stdout
+    values = [[one["value"] for one in of["arms"][0]["per_fold"]] for of in (before, record(tmp_path / "runs/ab"))]
+    assert values[0] == values[1]
+
+
+def test_a_budget_gives_the_worse_arms_up_and_says_so(convsmith: Any, tmp_path: Path) -> None:
+    arms = {"no learning": {"optim.lr": 1e-6}, "average": {"model.pool": "average"}}
+    done = convsmith("ablate", write(tmp_path, arms=arms), "--name", "ab", "--budget", "0.0001", "--epochs", "2")
+    result = record(tmp_path / "runs/ab")
+    assert result["dropped"] == {"no learning": 1}
+    dropped = next(arm for arm in result["arms"] if arm["name"] == "no learning")
+    assert dropped["verdict"] == "given up"
+    assert dropped["p_holm"] is None
+    kept = next(arm for arm in result["arms"] if arm["name"] == "average")
+    assert len(kept["per_fold"]) == 3
+    assert "given up after 1 of 3 runs" in done.stdout
+    assert "looking early favours lucky arms" in done.stdout
+
+
+def test_a_resumed_study_gives_up_what_it_gave_up_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        arm: {place: {"seconds": 10.0, "accuracy": accuracy} for place in range(4)}
+        for arm, accuracy in [("base", 0.5), ("good", 0.6), ("bad", 0.4)]
+    }
+    monkeypatch.setattr(Plan, "scores", lambda plan: known)
+    folds = {"divisions": [{}] * 4}
+    for minutes, given_up in [(2.1, []), (1.9, ["bad"])]:  # all of it takes two minutes
+        plan = Plan(RunDir(tmp_path), {"seeds": 1, "budget": minutes, "metric": "accuracy"}, {}, folds)
+        assert ablation._given_up(plan, list(known), 1, at_once=1) == given_up
+
+
+def test_seeds_of_a_fold_are_averaged_before_the_test(convsmith: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, arms={"average": {"model.pool": "average"}}, folds=2, seeds=2)
+    convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    result = record(tmp_path / "runs/ab")
+    arm, base = result["arms"][0]["per_fold"], result["base"]["per_fold"]
+    assert [one["fold"] for one in arm] == [1, 2, 1, 2]
+    assert len({one["seed"] for one in arm}) == 4
+    ours, theirs = (np.array([one["value"] for one in of]).reshape(2, 2).mean(axis=0) for of in (arm, base))
+    assert result["arms"][0]["p"] == pytest.approx(paired_comparison(ours, theirs, 0.5).p)
+
+
+def test_a_study_file_that_does_not_exist_gets_the_nearest(convsmith: Any) -> None:
+    refused = convsmith("ablate", "poolin", code=2)
+    assert "Did you mean 'pooling'" in refused.stderr
+
+
+def test_an_arm_whose_sizes_do_not_fit_is_refused_before_anything_runs(convsmith: Any, tmp_path: Path) -> None:
+    arms = {"deep": {"model": {"name": "convnet", "blocks": [{"channels": 4}] * 5}}}
+    refused = convsmith("ablate", write(tmp_path, arms=arms), "--name", "ab", code=2)
+    assert refused.stderr.startswith("error: arm 'deep': ") or "arm 'deep'" in refused.stderr
+    assert not (tmp_path / "runs/ab").exists()

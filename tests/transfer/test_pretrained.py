@@ -1,0 +1,231 @@
+"""Weights of others: under whose names they come, what they expect, and that none is passed over in silence."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from convsmith.errors import UserError
+from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
+from convsmith.training.state import load_strictly
+from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
+
+LITE = "timm/tf_efficientnet_lite0"
+
+
+def theirs(name: str = "mobilenet_v3_small", classes: int = 11) -> nn.Module:
+    from torchvision import models
+
+    torch.manual_seed(1)
+    return models.get_model(name, weights=None, num_classes=classes).eval()
+
+
+def differing(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
+    return model.state_dict().keys() ^ tensors.keys()
+
+
+def test_all_but_the_head_is_the_librarys_own() -> None:
+    source = theirs()
+    model = torchvision_backbone("mobilenet_v3_small", 3, 32, 5).eval()
+    head = model.head.weight.clone()
+    tensors, said = as_ours(model, source.state_dict())
+    assert said == []
+    model.load_state_dict(tensors)
+    source.classifier[3] = nn.Identity()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.features(images), source(images))
+    assert torch.equal(model.head.weight, head)
+    assert model.head.out_features == 5
+
+
+def test_a_network_that_asks_for_the_version_of_its_names_is_filled() -> None:
+    from torchvision import models
+
+    source = models.mnasnet0_5(weights=None)
+    model = torchvision_backbone("mnasnet0_5", 3, 32, 5)
+    load_strictly(model, as_ours(model, source.state_dict())[0], "these")
+    assert torch.equal(model.state_dict()["net.layers.0.weight"], source.layers[0].weight)
+
+
+def test_names_of_a_run_are_ours_already() -> None:
+    one = torchvision_backbone("mobilenet_v3_small", 3, 32, 9)
+    other = torchvision_backbone("mobilenet_v3_small", 3, 32, 5)
+    tensors, _ = as_ours(other, one.state_dict())
+    assert torch.equal(tensors["net.features.0.0.weight"], one.net.features[0][0].weight)  # type: ignore[index,union-attr]
+    assert tensors["head.weight"].shape == (5, other.head.in_features)
+
+
+def test_a_gray_stem_answers_to_gray_as_the_coloured_one_does() -> None:
+    source = theirs()
+    model = torchvision_backbone("mobilenet_v3_small", 1, 32, 5).eval()
+    tensors, said = as_ours(model, source.state_dict())
+    model.load_state_dict(tensors)
+    assert said == ["net.features.0.0: its weights for 3 channels are summed to 1"]
+    gray = torch.randn(2, 1, 32, 32)
+    source.classifier[3] = nn.Identity()
+    torch.testing.assert_close(model.features(gray), source(gray.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_match_is_kept_for_the_strict_loader_to_list() -> None:
+    model = torchvision_backbone("mobilenet_v3_small", 3, 32, 5)
+    tensors, _ = as_ours(model, torch.nn.Linear(2, 2).state_dict())
+    assert {"net.weight", "net.bias", "net.features.0.0.weight"} <= differing(model, tensors)
+
+
+def test_counters_of_old_files_may_be_missing_and_nothing_else() -> None:
+    model = torchvision_backbone("mobilenet_v3_small", 3, 32, 5)
+    old = {name: value for name, value in theirs().state_dict().items() if "num_batches" not in name}
+    assert differing(model, as_ours(model, old)[0]) == set()
+    old.pop("features.0.1.running_mean")
+    assert differing(model, as_ours(model, old)[0]) == {"net.features.0.1.running_mean"}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_files_give_the_tensors_that_were_saved(tmp_path: Path, suffix: str) -> None:
+    tensors = {"a.weight": torch.randn(3, 2), "b": torch.arange(4)}
+    path = tmp_path / f"weights{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save({"state_dict": tensors, "epoch": 3}, path)
+    read = read_tensors(path)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+class Bad:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.safetensors", b"no tensors", "cannot be read"),
+        ("a.pth", b"no tensors", "a.pth'"),
+        ("a.pth", b"", "cannot be read"),
+        ("a.h5", b"", "is not a file of weights: give a .safetensors or .pth file"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_tensors(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"weight": torch.ones(1), "bad": Bad()}, path)
+    with pytest.raises(UserError, match=r"holds more than weights.* save its state_dict\(\) as .safetensors"):
+        read_tensors(path)
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        read_tensors(path)
+
+
+def test_torchvisions_weights_say_what_they_expect() -> None:
+    spec = expected_input("torchvision/resnet18")
+    assert spec is not None
+    assert (spec.size, spec.smallest, spec.channels, spec.resize, spec.interpolation) == (
+        224,
+        96,
+        3,
+        "crop",
+        "bilinear",
+    )
+    assert spec.crop == pytest.approx(224 / 256)
+    assert spec.mean == (0.485, 0.456, 0.406)
+    halved = expected_input("torchvision/googlenet")
+    assert halved is not None
+    assert halved.mean == halved.std == (0.5, 0.5, 0.5)
+
+
+def test_timms_weights_say_what_they_expect() -> None:
+    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+    spec = expected_input(LITE)
+    assert spec is not None
+    assert (spec.size, spec.crop, spec.interpolation, spec.mean, spec.std) == (
+        224,
+        0.875,
+        "bicubic",
+        (0.5,) * 3,
+        (0.5,) * 3,
+    )
+    fixed = expected_input("timm/vit_tiny_patch16_224")
+    assert fixed is not None
+    assert fixed.smallest == 224, "its positions are learnt for one size"
+
+
+def test_of_our_own_networks_nothing_is_known() -> None:
+    assert expected_input("simple-cnn") is None
+    with pytest.raises(UserError, match="'simple-cnn' has no pretrained weights; choose a --model that has"):
+        hub_weights("simple-cnn")
+
+
+def test_torchvisions_weights_come_by_its_checked_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def download(url: str, **options: object) -> dict[str, Tensor]:
+        asked.update(options, url=url)
+        return {"weight": torch.ones(1)}
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    tensors, what = hub_weights("torchvision/resnet18")
+    assert tensors.keys() == {"weight"}
+    assert what == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
+    assert asked["check_hash"] is True
+    assert asked["weights_only"] is True
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no route"), RuntimeError("invalid hash value")])
+def test_without_a_network_a_local_file_is_asked_for(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(
+        UserError, match=r"'torchvision/resnet18' cannot be downloaded from https.*--transfer.weights FILE"
+    ):
+        hub_weights("torchvision/resnet18")
+
+
+def test_without_a_network_timm_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+
+    def fail(*args: object, **options: object) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(UserError, match=r"\(no route\): fetch them .* --transfer.weights FILE"):
+        hub_weights(LITE)
+    with pytest.raises(UserError, match="'resnet10t_nothing' does not exist"):
+        hub_weights("timm/resnet10t_nothing")
+
+
+def test_unknown_backbones_get_the_nearest_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="Did you mean 'resnet18'"):
+        hub_weights("torchvision/resnet19")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'convsmith\[timm\]'"):
+        expected_input("timm/resnet18")
+
+
+def test_the_real_weights_fill_every_layer(shared: Path) -> None:
+    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+    model = timm_backbone("tf_efficientnet_lite0", 3, 64, 2)
+    tensors, said = as_ours(model, read_tensors(shared / "weights" / "tf_efficientnet_lite0.safetensors"))
+    assert isinstance(model, Backbone)
+    assert differing(model, tensors) == set()
+    assert said == []

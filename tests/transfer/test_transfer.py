@@ -1,0 +1,333 @@
+"""Transfer learning as a user meets it: presets, weights, frozen features, phases, and a kill in any of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from conftest import Convsmith
+from convsmith.cli import verb_parser
+from convsmith.config import RunConfig, compose, validate
+from convsmith.contracts import InputSpec
+from convsmith.data.config import DataConfig
+from convsmith.data.expected import as_expected, differences
+from convsmith.data.preprocess import ToInput
+from convsmith.errors import UserError
+from convsmith.prediction.model_file import ModelCard, save_model
+from convsmith.runtime import Interrupts
+from convsmith.tracking import csv
+from convsmith.training import checkpoint, setup
+from convsmith.training.experiment import Event, Featuring, Finished, Thawed, epochs
+from convsmith.training.setup import Experiment
+from convsmith.transfer.features import FeatureFiles
+from convsmith.verbs.flags import read_config
+from test_resume import KILLER, same_run
+
+SMALL = "--data.limit 300 --train.threads 1 --train.layout contiguous --track.wandb off".split()
+BASE = [
+    *"train --preset from-scratch --name base --model small-resnet --model.width 4 --model.depth 1".split(),
+    *"--epochs 1 --schedule.warmup_epochs 0 --augment.hflip false".split(),
+    *SMALL,
+]
+FINETUNE = [
+    *"train --preset finetune --name run --transfer.weights runs/base --epochs 5 --batch-size 64".split(),
+    *("--transfer.unfreeze", "{after: 2, stages: 2}", "--transfer.feature_views", "2", "--train.ema", "0.9"),
+    *"--train.log_every 3 --train.checkpoint_minutes 0 --train.class_weights balanced".split(),
+    *"--augment.hflip false --augment.shift 1".split(),
+    *SMALL,
+]
+SPEC = InputSpec(224, 96, 3, (0.5, 0.4, 0.6), (0.2, 0.3, 0.1), "crop", 0.875, "bicubic")
+
+
+def run(folder: Path, moment: str, *arguments: str) -> int:
+    command = [sys.executable, "-c", KILLER, moment, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+    return done.returncode
+
+
+def config_of(*flags: str, command: list[str] = FINETUNE) -> RunConfig:
+    return read_config(verb_parser("train").parse_all([*command[1:], *flags]))
+
+
+def begin(folder: Path, config: RunConfig, splits: dict[str, list[str]] | None = None) -> Experiment:
+    return setup.start(setup.prepare(config, splits=splits), folder / "runs")
+
+
+def follow(experiment: Experiment) -> list[Event]:
+    return list(epochs(experiment, Interrupts()))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small run to start from."""
+    folder = tmp_path_factory.mktemp("base")
+    follow(setup.start(setup.prepare(config_of(command=BASE)), folder / "runs", "base"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path) -> Path:
+    assert run(base, "never", *FINETUNE) == 0
+    return base / "runs" / "run"
+
+
+@pytest.fixture
+def here(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(base)
+    return base
+
+
+def test_the_phases_are_those_that_were_asked_for(whole: Path) -> None:
+    log = (whole / "log.txt").read_text()
+    assert "from epoch 3 on stage3, stage2 train too" in log
+    assert "from epoch 4 on stage1, stem train too" in log
+    tensors, facts = checkpoint.read(whole / "checkpoints" / "last.safetensors")
+    assert facts["phase"] == 2
+    assert tensors["optimizer.stem.conv.weight:step"] == 10
+    assert tensors["optimizer.head.weight:step"] == 25
+    assert len(csv.read(whole / "metrics.csv")) == 5
+
+
+@pytest.mark.parametrize("moments", [["3", "11"], ["16", "22"]], ids=["on-features-and-at-the-thaw", "thawed"])
+def test_killed_in_any_phase_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, moments: list[str]) -> None:
+    shutil.copytree(whole.parent / "base", tmp_path / "runs" / "base")
+    killed = [run(tmp_path, moments[0], *FINETUNE)]
+    shutil.rmtree(tmp_path / "runs" / "base")  # a resumed run needs its weights no more
+    killed += [run(tmp_path, moment, "resume", "runs/run") for moment in moments[1:]]
+    assert killed == [-signal.SIGKILL] * len(moments), "a kill did not happen"
+    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    same_run(whole, tmp_path / "runs" / "run")
+
+
+def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> None:
+    config = config_of("--data.cache", str(tmp_path / "cache"), "--train.seed", "7")
+    passes, results = [], []
+    for _ in range(2):
+        events = follow(begin(tmp_path, config))
+        passes.append([event for event in events if isinstance(event, Featuring)])
+        results.append(next(event.evaluation for event in events if isinstance(event, Finished)))
+        assert [event.stages for event in events if isinstance(event, Thawed)] == [
+            ("stage3", "stage2"),
+            ("stage1", "stem"),
+        ]
+    assert passes[0][-1].done == passes[0][-1].total > 0
+    assert passes[1] == [], "the second run found them"
+    assert results[0] == results[1]
+    for file in (tmp_path / "cache" / "features").glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert (
+        next(event.evaluation for event in follow(begin(tmp_path, config)) if isinstance(event, Finished)) == results[0]
+    )
+
+
+def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(here: Path, tmp_path: Path) -> None:
+    prepared = setup.prepare(config_of("--transfer.feature_views", "2"))
+    dataset, to_input = prepared.dataset, ToInput(prepared.dataset.preprocessing(), torch.device("cpu"))
+    files = FeatureFiles(prepared.model, dataset, to_input, prepared.config.augment, 2, tmp_path)
+    assert len(list(files.compute(lambda: True))) == 1, "it stops where it is told to"
+    (lock,) = tmp_path.glob("*.lock")
+    assert not list(tmp_path.glob("*.npy"))
+    with FileLock(lock):  # as another process would
+        list(files.compute(lambda: len(list(tmp_path.glob("*.npy"))) == 2))
+    assert len(list(tmp_path.glob("*.npy"))) == 2, "the other view and val, in the meantime"
+    assert list(files.compute(lambda: False))[-1] == (len(dataset.train), len(dataset.train)), "what was left"
+    assert files.load().train.shape == (2, len(dataset.train), prepared.model.head.in_features)
+
+
+def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
+    flags = "--transfer.unfreeze none --augment.shift 0 --train.ema 0 --train.patience none --epochs 4".split()
+    heads, accuracies = [], []
+    for cached in ("true", "false"):
+        experiment = begin(tmp_path, config_of(*flags, "--transfer.cache_features", cached))
+        events = follow(experiment)
+        assert any(isinstance(event, Featuring) for event in events) == (cached == "true")
+        heads.append(experiment.state.model.head.weight.detach())
+        accuracies.append(csv.read(experiment.run.metrics)[-1]["val_accuracy"])
+    torch.testing.assert_close(heads[0], heads[1], rtol=1e-3, atol=1e-4)
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
+
+
+def test_mixed_images_are_new_each_time_so_nothing_is_kept(here: Path, tmp_path: Path) -> None:
+    events = follow(begin(tmp_path, config_of("--augment.mixup", "0.4", "--epochs", "4")))
+    assert not [event for event in events if isinstance(event, Featuring)]
+    assert isinstance(events[-1], Finished)
+
+
+def test_folds_share_their_features(here: Path, tmp_path: Path) -> None:
+    config = config_of("--data.cache", str(tmp_path / "cache"), "--transfer.unfreeze", "none", "--epochs", "1")
+    prepared = setup.prepare(config)
+    ids = list(prepared.dataset.pool().ids)
+    passes = []
+    for fold in range(2):
+        held = ids[fold::3]
+        rest = [name for name in ids if name not in held]
+        splits = {"train": rest[20:], "val": rest[:20], "held-out": held}
+        fold_config = prepared.config.with_values(train={"seed": fold})
+        events = follow(
+            begin(tmp_path, fold_config, splits | {"test": prepared.dataset.splits_record()["splits"]["test"]})
+        )
+        passes.append([event for event in events if isinstance(event, Featuring)])
+    assert passes[0]
+    assert not passes[1]
+
+
+def test_a_study_says_that_features_are_computed_first(base: Path, tmp_path: Path, convsmith: Convsmith) -> None:
+    flags = ["--transfer.weights", base / "runs" / "base", "--data.cache", tmp_path / "cache", *SMALL]
+    told = convsmith(*"crossval --preset linear-probe --folds 2 --epochs 2".split(), *flags).stdout
+    assert told.count("features of 300 images") == 1, told
+
+
+@pytest.mark.parametrize("preset", ["linear-probe", "finetune"])
+def test_a_library_network_for_photographs_takes_small_gray_images(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import models
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(models.mobilenet_v3_small(weights=None).state_dict(), tmp_path / "weights.pth")
+    flags = "--data.limit 40 --train.threads 1 --train.layout contiguous --track.wandb off --epochs 1".split()
+    command = f"train --preset {preset} --model torchvision/mobilenet_v3_small --transfer.weights weights.pth".split()
+    experiment = begin(tmp_path, config_of(*flags, "--transfer.unfreeze", "none", command=command))
+    notes = " | ".join(experiment.notes)
+    assert experiment.state.model.head.weight.abs().max() <= experiment.state.model.head.in_features**-0.5  # not timm's
+    assert "the head is new, for 10 classes" in notes
+    assert "they expect 224 x 224 pixels and get 96 x 96" in notes
+    data = experiment.config.data
+    assert (data.channels, data.resize, data.crop) == (3, "crop", 0.875)
+    assert data.mean == (0.485, 0.456, 0.406)
+    events = follow(experiment)
+    assert isinstance(events[-1], Finished)
+    card = json.loads((experiment.run.model / "model.json").read_text())
+    assert card["preprocessing"] == experiment.card.preprocessing.model_dump(mode="json")
+    assert card["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    again = validate(json.loads(json.dumps(experiment.config.model_dump(mode="json"))))
+    assert setup.prepare(again).config == experiment.config, "the resolved config repeats itself"
+
+
+def test_what_the_user_sets_wins_over_what_weights_expect() -> None:
+    free = as_expected(DataConfig(), SPEC, (300, 400))
+    assert (free.image_size, free.channels, free.interpolation, free.mean) == (224, 3, "bicubic", SPEC.mean)
+    asked = DataConfig(image_size=64, resize="pad", interpolation="bilinear", mean=(0.1,) * 3, std=(0.1,) * 3)
+    filled = as_expected(asked, SPEC, (300, 400))
+    assert filled == asked.model_copy(update={"channels": 3})
+    said = differences(filled, SPEC)
+    assert said[0] == "they expect 224 x 224 pixels and get 64 x 64"
+    assert "they expect crop to the centre 0.875 of the square and get pad" in said
+    assert differences(as_expected(DataConfig(), SPEC, None), SPEC) == []
+
+
+@pytest.mark.parametrize(
+    ("native", "size"), [((8, 8), 96), ((32, 32), 96), ((96, 96), 96), ((97, 97), 224), (None, 224)]
+)
+def test_small_images_are_enlarged_no_more_than_needed(native: tuple[int, int] | None, size: int) -> None:
+    assert as_expected(DataConfig(), SPEC, native).image_size == size
+
+
+def test_gray_asked_for_gets_the_mean_of_the_means() -> None:
+    gray = as_expected(DataConfig(channels=1), SPEC, None)
+    assert gray.mean == pytest.approx((0.5,))
+    assert gray.std == pytest.approx((0.2,))
+    assert any("the stem's weights are summed" in said for said in differences(gray, SPEC))
+
+
+MISTAKES = [
+    (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist: give none, default"),
+    (["--model", "resnet18", "--transfer.weights", "default"], "model 'resnet18' does not exist. Did you mean"),
+    (["--transfer.weights", "default"], "'simple-cnn' has no pretrained weights; choose a --model that has"),
+    (["--model", "convnet"], "is a small-resnet, but model.name is convnet: leave model.name out"),
+    (["--transfer.weights", "."], "run '.' is not a run directory"),
+    (["--transfer.weights", "study"], "'study' is a study: name one of its runs, in folds/, arms/ or trials/"),
+    (["--transfer.freeze", "[stage9]"], "'stage9' matches no stage and no parameter. Did you mean 'stage"),
+    (["--epochs", "3"], "longer than the run: stage1, stem would be thawed after 3 epochs, but train.epochs is 3"),
+    (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
+    (
+        ["--transfer.weights", "none", "--model", "small-resnet"],
+        "random weights have no statistics to keep: set transfer.weights",
+    ),
+    (["--transfer.freeze", "none"], "unfreeze has nothing to thaw: set transfer.freeze, such as all-but-head"),
+    (["--transfer.unfreeze", "{aftr: 1}"], "unknown key 'transfer.unfreeze.aftr'. Did you mean 'after'?"),
+    (
+        ["--model", "torchvision/alexnet", "--transfer.weights", "alexnet.pth", "--data.image_size", "32"],
+        "does not take 32",
+    ),
+    (["--data.mean", "[0.5]"], "std belong together: give both or neither"),
+    (["--data.mean", "[0.5, 0.5]", "--data.std", "[1, 1]"], "have 2 values, but data.channels is 1"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES)
+def test_mistakes_are_one_line_that_says_what_to_do(here: Path, flags: list[str], message: str) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"another.weight": torch.ones(2)}, here / "weights.safetensors")
+    torch.save({"features.0.weight": torch.ones(2)}, here / "alexnet.pth")
+    (here / "study").mkdir(exist_ok=True)
+    (here / "study" / "study.yaml").touch()
+    with pytest.raises(UserError) as error:
+        setup.prepare(config_of(*flags))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_that_flattens_says_which_size_its_weights_are_for(here: Path, tmp_path: Path) -> None:
+    small = setup.prepare(config_of(command=["train", *SMALL]))
+    card = ModelCard(
+        architecture=small.config.model,
+        classes=small.dataset.classes,
+        preprocessing=small.dataset.preprocessing(),
+        layout="contiguous",
+    )
+    save_model(tmp_path, small.model, card)
+    with pytest.raises(UserError, match=r"hidden.0.weight .*; they are for 8 x 8 images and get 16 x 16"):
+        setup.prepare(config_of("--transfer.weights", str(tmp_path), "--data.image_size", "16"))
+
+
+def test_keys_that_do_not_match_are_listed_in_full_on_both_sides(here: Path) -> None:
+    from safetensors.torch import save_file
+
+    names = [f"layer{number}.weight" for number in range(40)]
+    save_file({name: torch.ones(2) for name in names}, here / "many.safetensors")
+    with pytest.raises(UserError) as error:
+        setup.prepare(config_of("--model", "small-resnet", "--transfer.weights", "many.safetensors"))
+    model = setup.prepare(config_of()).model
+    assert all(name in str(error.value) for name in names)
+    assert all(
+        name in str(error.value) for name in model.state_dict() if "head." not in name and "num_batches" not in name
+    )
+
+
+def test_the_length_of_a_finetuning_follows_the_number_of_images_unless_it_is_set(here: Path) -> None:
+    free = [word for word in FINETUNE if word not in ("--epochs", "5", "--batch-size", "64")]
+    few = setup.prepare(config_of(command=free)).config.train
+    assert (few.batch_size, few.epochs) == (16, 12)
+    set_by_hand = setup.prepare(config_of()).config.train
+    assert (set_by_hand.batch_size, set_by_hand.epochs) == (64, 5)
+
+
+def test_what_nobody_set_stays_unset_when_other_values_change() -> None:
+    config = compose("finetune", None, {"train.seed": "3"})
+    other = config.with_values(train={"threads": 1}, data={"limit": 9})
+    assert other.train.model_fields_set == {"monitor", "patience", "seed", "threads"}
+    assert (other.data.limit, other.train.patience) == (9, config.train.patience)
+    assert other.data.model_fields_set == {"limit"}
+
+
+def test_crop_keeps_the_centre(tmp_path: Path) -> None:
+    from convsmith.data.decode import DecodeRules, from_array
+
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:35, 15:45] = 200  # the centre 0.75 of the centre square
+    rules = {"size": 30, "resize": "crop"}
+    assert (from_array(pixels, DecodeRules(**rules, crop=0.75)) == 200).all()
+    assert not (from_array(pixels, DecodeRules(**rules)) == 200).all()
