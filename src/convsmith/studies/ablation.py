@@ -12,6 +12,7 @@ from rich.text import Text
 from convsmith.config import Layer, RunConfig
 from convsmith.display import EXIT_CODES, Display, duration
 from convsmith.errors import UserError, command
+from convsmith.files import write_text
 from convsmith.rundir import RunDir
 from convsmith.studies import study, text
 from convsmith.studies.comparison import RESULT, mean_of, summarise
