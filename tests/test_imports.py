@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "convsmith"
-LEAVES = {"contracts", "errors", "runtime", "files", "records", "plainyaml"}
+LEAVES = {"contracts", "errors", "runtime", "files", "records", "events", "plainyaml"}
 ROOMS = {"data", "nets", "optim", "figures", "tracking"}
 BELOW_RUN = {*ROOMS, "config", "rundir"}
 #: Who may import what, besides itself and the leaves. `cli`, `verbs`, `display` and `run` may import everything.
@@ -21,6 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "runtime": set(),
     "plainyaml": set(),
     "files": set(),
+    "records": set(),
+    "events": set(),
     "rundir": set(),
     **{room: set() for room in ROOMS},
     # Of the rooms `config` may see the configs alone, which the test below holds.

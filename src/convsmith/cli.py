@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from convsmith.errors import RunFailed, UserError, nearest
+from convsmith.errors import RunFailed, Stopped, UserError, nearest
 
 #: verb -> the module of `convsmith.verbs` that has its arguments and its work, and a line for --help
 VERBS: dict[str, tuple[str, str]] = {
@@ -156,6 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"\n{stopped}")
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -18,6 +18,14 @@ class RunFailed(RuntimeError):
     """A run that could not go on (NaN loss, full disk): shown as one line, exit code 1."""
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended work that has been saved; the text says how to go on. Exit code 128 + `signal`."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def command(*words: object) -> str:
     """A convsmith command that can be pasted into a shell, whatever blanks its words have."""
     return shlex.join(["convsmith", *map(str, words)])

@@ -1,0 +1,128 @@
+"""What happens during long work, as values: trainings and studies tell of it, whoever listens may show it.
+
+A listener is a function of one event. It changes nothing: what is computed does not depend on who listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Work that is counted: `done` of `total` things. `what` says which, such as ``decoding`` or ``explaining``."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence that a person should read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """The present epoch so far. `loss` is the mean data loss, `seconds` the time in training."""
+
+    epoch: int
+    position: int
+    steps: int
+    step: int
+    loss: float
+    accuracy: float
+    images: int
+    learning_rate: float
+    seconds: float
+    bad_step: int  # the first step whose loss was not finite, or -1
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """A finished epoch: its row in metrics.csv, and whether it is the best so far."""
+
+    row: dict[str, Any]
+    best: bool
+
+
+@dataclass(frozen=True)
+class FeatureExtractionProgress:
+    """The one pass over the images that a frozen backbone needs: how many are done, of how many."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Unfroze:
+    """From the epoch after `epoch` on, `stages` train too; `parameters` are all that train then."""
+
+    epoch: int
+    stages: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The run has been saved and can be resumed."""
+
+    signal: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run at its end: summary.json, evaluation-val.json, and where its tracker shows it."""
+
+    summary: dict[str, Any]
+    evaluation: dict[str, Any]
+    tracked: str | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that a command has written."""
+
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class JobsStarted:
+    """A study has `total` runs to do, of which `before` were done when it was called."""
+
+    total: int
+    before: int
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """Run `index` of a study's waiting runs is at `share` (0 to 1)."""
+
+    index: int
+    share: float
+
+
+@dataclass(frozen=True)
+class JobDone:
+    """A run of a study has ended: its `record`, or why it `failed`."""
+
+    index: int
+    name: str
+    record: Mapping[str, Any] | None
+    failed: str | None = None
+
+
+Listener = Callable[[Any], None]
+
+
+def nobody(event: object) -> None:
+    """A listener that shows nothing."""

@@ -1,0 +1,313 @@
+"""The schema of every file that is written or read, and the table of METRICS. Computes nothing and imports no NumPy.
+
+Whoever writes a file and whoever reads it use the same schema, through `write` and `read`. A file says in
+`format_version` which edition of the schemas it follows; the files of the first edition say nothing and count as 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from convsmith.errors import UserError
+from convsmith.files import read_json, write_json
+
+FORMAT_VERSION = 2
+
+Unit = Literal["share", "nats", "score"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score a classifier on labelled images.
+
+    `name` is its key in every file, `label` its heading. A `share` lies in [0, 1] and is shown in per cent, `nats` are
+    those of a cross-entropy, and a `score` is a number without a unit. The function of the same name in
+    `prediction.metrics` computes it. Where `averages` is true it has a value a class, and an evaluation holds its
+    macro, micro and weighted averages; the macro average goes by the bare name. `lowest` and `highest` bound it.
+    """
+
+    name: str
+    label: str
+    unit: Unit
+    higher_is_better: bool = True
+    digits: int = 4
+    averages: bool = False
+    lowest: float = 0.0
+    highest: float | None = 1.0
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is: the factor that makes the best value the largest."""
+        return 1 if self.higher_is_better else -1
+
+
+#: Every metric, by its name, in the order in which tables show them.
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", "share"),
+        Metric("precision", "precision", "score", averages=True),
+        Metric("recall", "recall", "score", averages=True),
+        Metric("f1", "F1", "score", averages=True),
+        Metric("loss", "loss", "nats", higher_is_better=False, highest=None),
+        Metric("ece", "ECE", "score", higher_is_better=False),
+    )
+}
+
+#: What `train.monitor` may be, and under which names metrics.csv, W&B and tuning have the metrics of the val split.
+MONITORS: tuple[str, ...] = tuple(f"val_{name}" for name in METRICS)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+def metric_of(monitor: str) -> Metric:
+    """The metric that ``val_<name>`` monitors."""
+    return METRICS[monitor.removeprefix("val_")]
+
+
+class Record(BaseModel):
+    """Base of every schema. Keys that a schema does not name pass: later editions may add some."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    format_version: Count = 1
+
+
+class Averages(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    macro: Share
+
+
+class ClassScores(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    precision: Share
+    recall: Share
+    f1: Share
+    support: Annotated[int, Field(ge=0)]
+
+
+class ConfusionMatrix(BaseModel):
+    """Rows are true classes, columns predicted ones."""
+
+    model_config = ConfigDict(extra="allow")
+
+    labels: Names
+    counts: list[list[Annotated[int, Field(ge=0)]]]
+
+
+class Evaluation(Record):
+    """evaluation-<split>.json. Metrics that came after the first edition are absent from its files."""
+
+    n: Count
+    accuracy: Share
+    loss: NotNegative
+    precision: Averages
+    recall: Averages
+    f1: Averages
+    ece: Share
+    per_class: dict[str, ClassScores]
+    confusion_matrix: ConfusionMatrix
+    classes: Names
+
+
+class Summary(Record):
+    """summary.json of a finished run; `val` holds each metric of the val split by its name."""
+
+    name: str
+    best_epoch: Count
+    epochs: Count
+    val: dict[str, float]
+    parameters: Count
+    seconds: NotNegative
+    images_per_second: NotNegative
+    stopped_because: str
+    skipped_files: int = 0
+
+
+class SplitIds(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    train: Names
+    val: Names
+
+
+class Splits(Record):
+    """splits.json: the ids of each split, and the hash of the data that was divided."""
+
+    hash: str
+    splits: SplitIds
+
+
+class Environment(Record):
+    """environment.json."""
+
+    versions: dict[str, str] = {}
+
+
+class TestAccess(Record):
+    """A line of test-access.jsonl."""
+
+    when: str
+    command: str
+
+
+class Fold(Record):
+    """fold.json of a finished fold: what it scored on the images that it held out."""
+
+    fold: Count
+    repeat: Count
+    seed: int
+    n: Count
+    seconds: NotNegative
+    accuracy: Share
+    precision: Share
+    recall: Share
+    f1: Share
+    loss: NotNegative
+    best_epoch: Count
+    epochs: Count
+    chosen: dict[str, Any]
+
+
+class Division(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    repeat: Count
+    number: Count
+    train: list[int]
+    val: list[int]
+
+
+class Folds(Record):
+    """folds.json of a study: the ids of the pool and of the sealed test split; folds as positions in the pool."""
+
+    hash: str
+    pool: Names
+    test: list[str]
+    divisions: Annotated[list[Division], Field(min_length=1)]
+
+
+class FoldScore(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    fold: Count
+    n: Count
+    seconds: NotNegative
+
+
+class Crossval(Record):
+    """crossval.json; `std` and `ci95` are empty where fewer than two folds are done."""
+
+    folds: Count
+    repeats: Count
+    missing: dict[str, str]
+    per_fold: list[FoldScore]
+    mean: dict[str, float]
+    std: dict[str, float]
+    ci95: dict[str, tuple[float, float]]
+
+
+class Arm(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    name: str
+    changes: dict[str, Any]
+    mean: float | None
+    verdict: str = ""
+
+
+class Ablation(Record):
+    """ablation.json."""
+
+    metric: str
+    base: Arm
+    arms: list[Arm]
+
+
+class MetricsRow(Record):
+    """A row of metrics.csv. A cell of a metric that the run's edition did not know is absent."""
+
+    epoch: Count
+    train_loss: float  # focal and weighted losses, smoothing and penalties included
+    train_accuracy: Share
+    val_loss: NotNegative
+    val_accuracy: Share
+    val_f1: Share
+    learning_rate: NotNegative
+    seconds: NotNegative
+
+
+def write(path: Path, kind: type[Record], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `value` as JSON with the present `format_version` in front, and return what the file holds.
+
+    A value that does not fit its schema is our own mistake: an AssertionError.
+    """
+    record = {"format_version": FORMAT_VERSION, **{k: v for k, v in value.items() if k != "format_version"}}
+    problem = _problem(kind, record)
+    assert problem is None, f"{path.name}: {problem}"
+    write_json(path, record)
+    return record
+
+
+def read(path: Path, kind: type[Record]) -> dict[str, Any]:
+    """A JSON object that fits its schema; UserError where it does not, or where a newer edition wrote it."""
+    value = read_json(path)
+    check(path, kind, value)
+    return dict(value)
+
+
+def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
+    """UserError where `value`, read from `path` (at `where`), does not fit `kind` or is of a newer edition."""
+    if isinstance(value, Mapping):
+        refuse_newer(path, value.get("format_version", 1))
+    if (problem := _problem(kind, value)) is not None:
+        raise damaged(path, where + problem)
+
+
+def refuse_newer(path: Path, version: Any) -> None:
+    """UserError for a file of a later edition than this one can read."""
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"'{path}' was written by a newer convsmith (format_version {version}; this one reads up to "
+            f"{FORMAT_VERSION}): pip install --upgrade convsmith"
+        )
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """The error for a file that does not hold what it should."""
+    return UserError(f"'{path}' is damaged ({reason}): restore it, or run again")
+
+
+def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; none where the file is absent."""
+    if not path.exists():
+        return []
+    try:
+        values = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    for number, value in enumerate(values, start=1):
+        check(path, kind, value, f"line {number}, ")
+    return values
+
+
+def _problem(kind: type[Record], value: Any) -> str | None:
+    """``precision.macro: Field required``; None where the value fits."""
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        return f"{key}: {problem['msg']}" if key else str(problem["msg"])
+    return None
