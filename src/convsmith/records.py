@@ -7,7 +7,7 @@ Whoever writes a file and whoever reads it use the same schema, through `write` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,6 +72,38 @@ Names = Annotated[list[str], Field(min_length=1)]
 def metric_of(monitor: str) -> Metric:
     """The metric that ``val_<name>`` monitors."""
     return METRICS[monitor.removeprefix("val_")]
+
+
+def is_better(monitor: str, row: Mapping[str, Any], best: Mapping[str, Any] | None, min_delta: float = 0.0) -> bool:
+    """Whether the epoch of `row` is to be kept in place of `best`, an earlier epoch; both are rows of metrics.csv.
+
+    It is where its `monitor` is better by more than `min_delta`, or, with a `min_delta` of 0, where both are equal and
+    its val_loss is lower: an accuracy of few images has many ties. Otherwise the earlier epoch stays. UserError where
+    a row has no such metric (an older edition recorded it).
+    """
+    if best is None:
+        return True
+    gain = metric_of(monitor).sign * (recorded(row, monitor) - recorded(best, monitor))
+    tied = gain == 0 and min_delta == 0
+    return gain > min_delta or (tied and recorded(row, "val_loss") < recorded(best, "val_loss"))
+
+
+def best_row(rows: Iterable[Mapping[str, Any]], monitor: str) -> Mapping[str, Any]:
+    """The row of the epoch that `is_better` keeps of these, in the order of the epochs; at least one row."""
+    best: Mapping[str, Any] | None = None
+    for row in rows:
+        if is_better(monitor, row, best):
+            best = row
+    assert best is not None, "no rows"
+    return best
+
+
+def recorded(record: Mapping[str, Any], name: str) -> float:
+    """The number of this name in a row or a record; UserError where its edition did not record it."""
+    if record.get(name) is None:
+        known = ", ".join(key for key in record if key in METRICS or key in MONITORS)
+        raise UserError(f"this run has not recorded '{name}' (an older convsmith wrote it). It has: {known}")
+    return float(record[name])
 
 
 class Record(BaseModel):
