@@ -12,9 +12,9 @@ from rich.console import Console
 
 from convsmith.config import RunConfig, compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
+from convsmith.events import EpochEnd
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
-from convsmith.training.experiment import EpochEnd
 
 ROW = {
     "epoch": 100,

@@ -19,12 +19,12 @@ from rich.text import Text
 
 from convsmith.config import RunConfig
 from convsmith.errors import command
+from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import wilson_interval
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.training.experiment import EpochEnd, Event, Featuring, Finished, Interrupted, Thawed, epochs
-from convsmith.training.loop import Progress as TrainProgress
+from convsmith.training.experiment import Event, epochs
 from convsmith.training.setup import Experiment
 
 EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -144,10 +144,10 @@ class Display:
                     self.last = event
                     if isinstance(event, EpochEnd):
                         self.line(epoch_line(event, experiment.config))
-                    elif isinstance(event, Featuring):
+                    elif isinstance(event, FeatureExtractionProgress):
                         featuring(event.done, event.total)
-                    elif isinstance(event, Thawed):
-                        self.line(thaw_line(event))
+                    elif isinstance(event, Unfroze):
+                        self.line(unfroze_line(event))
         if isinstance(self.last, Finished):
             self.finished(experiment, self.last)
             return 0
@@ -169,7 +169,7 @@ class Display:
             bar = progress.add_task("", total=whole, completed=experiment.state.step, loss=0.0, accuracy=0.0, rate=0.0)
             for event in epochs(experiment, interrupts):
                 self.last = event
-                if isinstance(event, TrainProgress):
+                if isinstance(event, StepProgress):
                     progress.update(
                         bar,
                         completed=event.step,
@@ -180,10 +180,10 @@ class Display:
                     )
                 elif isinstance(event, EpochEnd):
                     self.console.print(epoch_line(event, experiment.config), style="" if event.best else "dim")
-                elif isinstance(event, Featuring):
+                elif isinstance(event, FeatureExtractionProgress):
                     progress.update(bar, description=f"features of {event.done:,}/{event.total:,} images")
-                elif isinstance(event, Thawed):
-                    self.console.print(thaw_line(event))
+                elif isinstance(event, Unfroze):
+                    self.console.print(unfroze_line(event))
 
     def finished(self, experiment: Experiment, end: Finished) -> None:
         run, summary, val = experiment.run, end.summary, end.evaluation
@@ -308,7 +308,7 @@ def epoch_line(end: EpochEnd, config: RunConfig) -> str:
     )
 
 
-def thaw_line(event: Thawed) -> str:
+def unfroze_line(event: Unfroze) -> str:
     return (
         f"{'':7} from epoch {event.epoch + 1} on {', '.join(event.stages)} train too: {event.parameters:,} parameters"
     )

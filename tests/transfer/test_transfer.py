@@ -22,11 +22,12 @@ from convsmith.data.config import DataConfig
 from convsmith.data.expected import as_expected, differences
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import UserError
+from convsmith.events import FeatureExtractionProgress, Finished, Unfroze
 from convsmith.prediction.model_file import ModelCard, save_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
-from convsmith.training.experiment import Event, Featuring, Finished, Thawed, epochs
+from convsmith.training.experiment import Event, epochs
 from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles
 from convsmith.verbs.flags import read_config
@@ -114,9 +115,9 @@ def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> 
     passes, results = [], []
     for _ in range(2):
         events = follow(begin(tmp_path, config))
-        passes.append([event for event in events if isinstance(event, Featuring)])
+        passes.append([event for event in events if isinstance(event, FeatureExtractionProgress)])
         results.append(next(event.evaluation for event in events if isinstance(event, Finished)))
-        assert [event.stages for event in events if isinstance(event, Thawed)] == [
+        assert [event.stages for event in events if isinstance(event, Unfroze)] == [
             ("stage3", "stage2"),
             ("stage1", "stem"),
         ]
@@ -150,7 +151,7 @@ def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
     for cached in ("true", "false"):
         experiment = begin(tmp_path, config_of(*flags, "--transfer.cache_features", cached))
         events = follow(experiment)
-        assert any(isinstance(event, Featuring) for event in events) == (cached == "true")
+        assert any(isinstance(event, FeatureExtractionProgress) for event in events) == (cached == "true")
         heads.append(experiment.state.model.head.weight.detach())
         accuracies.append(csv.read(experiment.run.metrics)[-1]["val_accuracy"])
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-3, atol=1e-4)
@@ -159,7 +160,7 @@ def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
 
 def test_mixed_images_are_new_each_time_so_nothing_is_kept(here: Path, tmp_path: Path) -> None:
     events = follow(begin(tmp_path, config_of("--augment.mixup", "0.4", "--epochs", "4")))
-    assert not [event for event in events if isinstance(event, Featuring)]
+    assert not [event for event in events if isinstance(event, FeatureExtractionProgress)]
     assert isinstance(events[-1], Finished)
 
 
@@ -176,7 +177,7 @@ def test_folds_share_their_features(here: Path, tmp_path: Path) -> None:
         events = follow(
             begin(tmp_path, fold_config, splits | {"test": prepared.dataset.splits_record()["splits"]["test"]})
         )
-        passes.append([event for event in events if isinstance(event, Featuring)])
+        passes.append([event for event in events if isinstance(event, FeatureExtractionProgress)])
     assert passes[0]
     assert not passes[1]
 

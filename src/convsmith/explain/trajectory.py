@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convsmith.config import read_layer, read_run_config, validate
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import RunFailed, UserError
+from convsmith.events import EpochEnd
 from convsmith.explain.activations import evenly
 from convsmith.explain.context import Subject
 from convsmith.explain.landscape import weights_of
@@ -20,7 +21,7 @@ from convsmith.files import read_json
 from convsmith.nets.build import build
 from convsmith.runtime import Interrupts, seed_everything
 from convsmith.training import checkpoint, setup
-from convsmith.training.experiment import EpochEnd, epochs
+from convsmith.training.experiment import epochs
 
 QUICK = 120.0  # seconds of a training that is repeated for its path; the picture itself takes as long
 MOST_POINTS = 12  # of a path, besides the start and the explained model

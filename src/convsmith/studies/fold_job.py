@@ -13,14 +13,14 @@ from convsmith import rundir
 from convsmith.config import RunConfig, validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.errors import UserError
+from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, StepProgress
 from convsmith.files import read_json, write_json
 from convsmith.prediction.evaluate import evaluate_split
 from convsmith.prediction.model_file import load_model
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.training import setup
-from convsmith.training.experiment import EpochEnd, Featuring, Finished, epochs
-from convsmith.training.loop import Progress
+from convsmith.training.experiment import epochs
 
 RECORD = "fold.json"  # in the fold's directory: its scores; it is there when, and only when, the fold is done
 LOCK_WAIT = 30.0  # seconds that a fold waits for a process that is still writing to its directory
@@ -148,9 +148,9 @@ def _follow(
     experiment: setup.Experiment, interrupts: Interrupts, report: Report
 ) -> tuple[setup.Experiment, Finished] | None:
     for event in epochs(experiment, interrupts):
-        if isinstance(event, Progress | EpochEnd):
+        if isinstance(event, StepProgress | EpochEnd):
             report({"epoch": experiment.state.step / experiment.steps, "epochs": experiment.config.train.epochs})
-        elif isinstance(event, Featuring):
+        elif isinstance(event, FeatureExtractionProgress):
             report({"features": event.total})
         elif isinstance(event, Finished):
             return experiment, event

@@ -14,13 +14,14 @@ from filelock import FileLock, Timeout
 from convsmith.config import RunConfig
 from convsmith.data.dataset import open_dataset
 from convsmith.errors import RunFailed, UserError
+from convsmith.events import EpochEnd, Finished
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies import storage
 from convsmith.studies.search import Search, read_search, record_of, suggest
 from convsmith.tracking import csv
 from convsmith.training import setup
-from convsmith.training.experiment import EpochEnd, Finished, epochs
+from convsmith.training.experiment import epochs
 
 LOCK_WAIT = 30.0  # seconds that a trial waits for a process that is still writing to its directory
 DEATHS = 2  # so many workers may die of one epoch of a trial before it counts as failed

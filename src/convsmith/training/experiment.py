@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from convsmith.data.augment import Augment
 from convsmith.data.sampler import batch_positions, epoch_order
 from convsmith.data.sources import cache_folder
 from convsmith.errors import RunFailed
+from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
 from convsmith.figures.curves import learning_curves
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
@@ -32,7 +32,7 @@ from convsmith.prediction.model_file import load_model, save_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
-from convsmith.training.loop import EpochResult, Progress, fit
+from convsmith.training.loop import EpochResult, fit
 from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles, logits_of_features
 from convsmith.transfer.unfreezing import Phase
@@ -41,48 +41,7 @@ from convsmith.transfer.weights import caches_features
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class EpochEnd:
-    """A finished epoch: its row in metrics.csv, and whether it is the best so far."""
-
-    row: Row
-    best: bool
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """The run has been saved and can be resumed."""
-
-    signal: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run at its end: summary.json, evaluation-val.json, and where its tracker shows it."""
-
-    summary: dict[str, Any]
-    evaluation: dict[str, Any]
-    tracked: str | None
-
-
-@dataclass(frozen=True)
-class Featuring:
-    """The one pass over the images that a frozen backbone needs: how many are done, of how many."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Thawed:
-    """From the epoch after `epoch` on, `stages` train too; `parameters` are all that train then."""
-
-    epoch: int
-    stages: tuple[str, ...]
-    parameters: int
-
-
-Event = Progress | EpochEnd | Featuring | Thawed | Interrupted | Finished
+Event = StepProgress | EpochEnd | FeatureExtractionProgress | Unfroze | Interrupted | Finished
 
 
 def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
@@ -149,7 +108,7 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
                 run.log(f"epoch {event.epoch}: val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.4f}")
                 yield EpochEnd(row, best)
                 if phase and state.epoch < config.train.epochs:
-                    yield _thawed(experiment, phase)
+                    yield _unfroze(experiment, phase)
                 if state.exhausted or state.epoch == config.train.epochs:
                     break
         if interrupts.received:  # in validation too: the epoch's training is kept, its validation comes again
@@ -178,7 +137,7 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
     return batches
 
 
-def _compute_features(experiment: Experiment, interrupts: Interrupts) -> Iterator[Featuring]:
+def _compute_features(experiment: Experiment, interrupts: Interrupts) -> Iterator[FeatureExtractionProgress]:
     """Set `experiment.features`, which trains the head until more is thawed; the pass is time of the present epoch."""
     config, began = experiment.config, time.perf_counter()
     files = FeatureFiles(
@@ -190,19 +149,19 @@ def _compute_features(experiment: Experiment, interrupts: Interrupts) -> Iterato
         cache_folder(config.data) / "features",
     )
     for done, total in files.compute(lambda: bool(interrupts)):
-        yield Featuring(done, total)
+        yield FeatureExtractionProgress(done, total)
     if not interrupts:
         experiment.features = files.load()
         experiment.state.seconds += time.perf_counter() - began
 
 
-def _thawed(experiment: Experiment, phase: Phase) -> Thawed:
+def _unfroze(experiment: Experiment, phase: Phase) -> Unfroze:
     state = experiment.state
     if not phase.head_alone:
         experiment.features = None
     count = sum(parameter.numel() for parameter in state.model.parameters() if parameter.requires_grad)
     experiment.run.log(f"from epoch {state.epoch + 1} on {', '.join(phase.thawed)} train too: {count:,} parameters")
-    return Thawed(state.epoch, phase.thawed, count)
+    return Unfroze(state.epoch, phase.thawed, count)
 
 
 def _finish(experiment: Experiment, tracker: Tracker) -> Finished:

@@ -8,36 +8,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from convsmith.contracts import Batch
+from convsmith.events import StepProgress
 from convsmith.training.state import TrainState
 from convsmith.training.step import Recipe, step
 
 
 @dataclass(frozen=True)
-class Progress:
-    """The present epoch so far. `loss` is the mean data loss, `seconds` the time in training."""
-
-    epoch: int
-    position: int
-    steps: int
-    step: int
-    loss: float
-    accuracy: float
-    images: int
-    learning_rate: float
-    seconds: float
-    bad_step: int  # the first step whose loss was not finite, or -1
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class EpochResult(Progress):
+class EpochResult(StepProgress):
     """A whole epoch of training, before its validation."""
 
 
-P = TypeVar("P", bound=Progress)
+P = TypeVar("P", bound=StepProgress)
 
 
 def fit(
@@ -49,10 +30,10 @@ def fit(
     steps: int,
     log_every: int,
     stop: Callable[[], bool],
-) -> Iterator[Progress | EpochResult]:
+) -> Iterator[StepProgress | EpochResult]:
     """Train from wherever `state` stands.
 
-    `batches(epoch, position)` gives the batches of an epoch from a position on. Yields a Progress every
+    `batches(epoch, position)` gives the batches of an epoch from a position on. Yields a StepProgress every
     `log_every` steps and when `stop()` turns true, and an EpochResult at each epoch's end, after which the
     caller validates and calls ``state.close_epoch()``. The time between two yields alone counts as training.
     """
@@ -62,7 +43,7 @@ def fit(
         for batch in batches(state.epoch, state.position):
             step(state, batch, recipe)
             if state.position % log_every == 0 or stop():
-                progress = _progress(state, steps, began, Progress)
+                progress = _progress(state, steps, began, StepProgress)
                 yield progress
                 began = time.perf_counter()
         epoch = state.epoch
