@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from convsmith import files
-from convsmith.cli import VERBS, main
+from convsmith.cli import main, verbs
 
 QUICK = "--epochs 1 --data.limit 300 --train.threads 1".split()
 
@@ -221,7 +221,7 @@ def test_print_config_is_the_config(inside: Path, capsys: pytest.CaptureFixture[
 def test_version_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version").startswith("convsmith 0.")
     assert "--optim.lr" in call(capsys, "--print-completion", "zsh")
-    for verb in VERBS:
+    for verb in verbs():
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
         assert ended.value.code == 0

@@ -5,38 +5,31 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import functools
 import importlib
 import io
 import os
+import pkgutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 from convsmith.errors import RunFailed, Stopped, UserError, nearest
+from convsmith.verbs import __path__ as _PACKAGE
 
-#: verb -> the module of `convsmith.verbs` that has its arguments and its work, and a line for --help
-VERBS: dict[str, tuple[str, str]] = {
-    "train": ("train", "train a classifier on a data set, into a new run directory"),
-    "resume": ("resume", "go on with a run that was stopped or killed, to the very same weights"),
-    "evaluate": ("evaluate", "accuracy, precision, recall, F1 and confusion matrix on the val or test split"),
-    "report": ("report", "one page about a run: diagnosis, curves, confusions, mistakes, calibration, layers, data"),
-    "compare": ("compare", "runs side by side: configs, curves, and McNemar's test on paired predictions"),
-    "predict": ("predict", "classify files, folders or patterns of files"),
-    "explain": ("explain", "heat maps of what the net looked at, and pictures of how it works"),
-    "summary": ("summary", "the network layer by layer: sizes, equations, parameters, multiply-adds"),
-    "crossval": ("crossval", "N-fold cross-validation: mean, deviation and interval of every metric"),
-    "ablate": ("ablate", "which change helps, by how much, and how sure: arms compared on the same folds"),
-    "tune": ("tune", "search the best values of any keys: Optuna's trials, resumable, without the test split"),
-    "lr-find": ("lr_find", "which learning rates learn: the range test, with its curve and a suggestion"),
-    "data": ("data", "check a data set: broken files, duplicates, class counts"),
-    "export": ("export", "the model as an ONNX or torch.export file, checked against PyTorch on real images"),
-    "serve": ("serve", "a page on this machine to try the model on images, and a JSON endpoint"),
-    "presets": ("presets", "list the presets, or show one"),
-    "doctor": ("doctor", "versions, devices, threads, cache and W&B of this machine"),
-}
+
+@functools.cache
+def verbs() -> dict[str, ModuleType]:
+    """Every verb by its name, in the order of `PLACE`: the modules of `convsmith.verbs` that have a `LINE` for --help.
+
+    Each has `add_arguments(parser)` and `run(args) -> exit code` as well, and imports nothing heavy before it runs.
+    """
+    found = [importlib.import_module(f"convsmith.verbs.{known.name}") for known in pkgutil.iter_modules(_PACKAGE)]
+    ordered = sorted((module for module in found if hasattr(module, "LINE")), key=lambda module: int(module.PLACE))
+    return {module.__name__.rpartition(".")[2].replace("_", "-"): module for module in ordered}
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,8 +51,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def verb_parser(verb: str) -> Parser:
-    module = importlib.import_module(f"convsmith.verbs.{VERBS[verb][0]}")
-    parser = Parser(prog=f"convsmith {verb}", description=VERBS[verb][1], allow_abbrev=False)
+    module = verbs()[verb]
+    parser = Parser(prog=f"convsmith {verb}", description=module.LINE, allow_abbrev=False)
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)
     return parser
@@ -75,11 +68,11 @@ def top_parser(whole: bool = False) -> Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--print-completion", choices=["bash", "zsh", "tcsh"], help="print a completion script")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
-    for verb, (module, line) in VERBS.items():
-        sub = verbs.add_parser(verb, help=line, add_help=False)
+    listed = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
+    for verb, module in verbs().items():
+        sub = listed.add_parser(verb, help=module.LINE, add_help=False)
         if whole:
-            importlib.import_module(f"convsmith.verbs.{module}").add_arguments(sub)
+            module.add_arguments(sub)
             _complete(sub)
     return parser
 
@@ -112,8 +105,8 @@ def dispatch(argv: Sequence[str]) -> int:
             top_parser().print_help()
         return 0
     verb = argv[0]
-    if verb not in VERBS:
-        raise UserError(f"unknown verb '{verb}'.{nearest(verb, VERBS)} Verbs: {', '.join(VERBS)}")
+    if verb not in verbs():
+        raise UserError(f"unknown verb '{verb}'.{nearest(verb, verbs())} Verbs: {', '.join(verbs())}")
     args = verb_parser(verb).parse_all(argv[1:])
     code: int = args.run(args)
     return code

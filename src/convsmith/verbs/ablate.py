@@ -9,6 +9,8 @@ from pathlib import Path
 from convsmith.errors import UserError
 from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, at_least, read_flags
 
+PLACE, LINE = 100, "which change helps, by how much, and how sure: arms compared on the same folds"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of one that comes along")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from convsmith.display import Display
     from convsmith.report.compare import Compared
 
+PLACE, LINE = 50, "runs side by side: configs, curves, and McNemar's test on paired predictions"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directories", nargs="+", metavar="RUN", help="finished runs; the first is the reference")

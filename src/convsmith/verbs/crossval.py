@@ -7,6 +7,8 @@ from pathlib import Path
 
 from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, at_least, read_config
 
+PLACE, LINE = 90, "N-fold cross-validation: mean, deviation and interval of every metric"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)

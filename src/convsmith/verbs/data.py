@@ -9,6 +9,8 @@ from pathlib import Path
 from convsmith.config import validate
 from convsmith.errors import UserError, command
 
+PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["check"], help="look at every file; nothing is changed")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+PLACE, LINE = 170, "versions, devices, threads, cache and W&B of this machine"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """No arguments: it tells what there is."""

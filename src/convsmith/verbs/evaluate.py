@@ -6,6 +6,8 @@ import argparse
 
 from convsmith.errors import command
 
+PLACE, LINE = 30, "accuracy, precision, recall, F1 and confusion matrix on the val or test split"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")

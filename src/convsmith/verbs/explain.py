@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from convsmith.display import Display
     from convsmith.explain.context import Subject
 
+PLACE, LINE = 70, "heat maps of what the net looked at, and pictures of how it works"
+
 FIGURES = (
     "activations",
     "batch-norm",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from convsmith.errors import command
 
+PLACE, LINE = 140, "the model as an ONNX or torch.export file, checked against PyTorch on real images"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")

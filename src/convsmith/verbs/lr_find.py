@@ -19,6 +19,8 @@ from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_
 if TYPE_CHECKING:
     from convsmith.studies.lr_find import Sweep
 
+PLACE, LINE = 120, "which learning rates learn: the range test, with its curve and a suggestion"
+
 DEFAULTS = {"low": 1e-6, "high": 10.0, "steps": 100}
 WIDTH, HEIGHT = 64, 12  # characters of the curve
 #: bits of a braille character (U+2800 + bits) by column and row of its dots

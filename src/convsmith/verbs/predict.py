@@ -10,6 +10,8 @@ from typing import Any
 
 from convsmith.errors import UserError, command
 
+PLACE, LINE = 60, "classify files, folders or patterns of files"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory, or its model/ folder")

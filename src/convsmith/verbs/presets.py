@@ -7,6 +7,8 @@ import argparse
 from convsmith.config import presets
 from convsmith.errors import choose
 
+PLACE, LINE = 160, "list the presets, or show one"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this preset's file")

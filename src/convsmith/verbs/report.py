@@ -7,6 +7,8 @@ from pathlib import Path
 
 from convsmith.errors import command
 
+PLACE, LINE = 40, "one page about a run: diagnosis, curves, confusions, mistakes, calibration, layers, data"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="the directory of a finished run or cross-validation")

@@ -8,6 +8,8 @@ import importlib
 from convsmith.errors import UserError, command
 from convsmith.verbs.flags import add_jobs_arguments, at_least
 
+PLACE, LINE = 20, "go on with a run that was stopped or killed, to the very same weights"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="the directory of a run or of a study")

@@ -6,6 +6,8 @@ import argparse
 
 from convsmith.errors import UserError, missing_extra
 
+PLACE, LINE = 150, "a page on this machine to try the model on images, and a JSON endpoint"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")

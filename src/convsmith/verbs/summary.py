@@ -9,6 +9,8 @@ from convsmith.errors import UserError, command
 from convsmith.nets.config import ModelConfig
 from convsmith.verbs.flags import add_config_arguments, read_config
 
+PLACE, LINE = 80, "the network layer by layer: sizes, equations, parameters, multiply-adds"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
 
+PLACE, LINE = 10, "train a classifier on a data set, into a new run directory"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, at_least, read_flags
 
+PLACE, LINE = 110, "search the best values of any keys: Optuna's trials, resumable, without the test split"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of one that comes along")
