@@ -61,7 +61,7 @@ def main() -> None:
         "layers": [f"blocks.{number}.conv" for number in range(DEPTH)],
         "series": series,
     }
-    path = ROOT / "src/convsmith/evidence/results/gradients.json"
+    path = ROOT / "docs/results/evidence/gradients.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     title = "Gradients of a new net, by layer (CIFAR-10)"
     save(gradient_figure(series, title), ROOT / "docs/images/evidence-gradients.svg")

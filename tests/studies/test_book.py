@@ -1,17 +1,21 @@
-"""The evidence book's page is what the committed results say, and these belong to the shipped studies."""
+"""The evidence book's page and digest are what the committed results say, and these belong to the shipped studies."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-from convsmith.cli import verb_parser
-from convsmith.studies import book
+from convsmith.studies import book as packaged
 from convsmith.studies.config import BASE, arms_of, changes, read_study
-from convsmith.verbs.flags import read_flags
 
 ROOT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location("evidence_book", ROOT / "benchmarks/evidence_book.py")
+assert _spec
+assert _spec.loader
+book = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(book)
 
 
 def ablations() -> list[str]:
@@ -20,7 +24,21 @@ def ablations() -> list[str]:
 
 def test_the_page_is_made_of_the_results() -> None:
     page = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
-    assert page == book.page(), "run: python benchmarks/evidence_book.py page"
+    assert page == book.page_text(), "run: python benchmarks/evidence_book.py page"
+
+
+def test_the_digest_says_what_the_full_results_say() -> None:
+    digest = packaged.results()
+    assert digest == book.digest(), "run: python benchmarks/evidence_book.py page"
+    assert list(digest) == ablations()
+    for name, record in digest.items():
+        full = book.results()[name]
+        assert record["n_images"] == full["n_images"]
+        for arm, whole in zip(record["arms"], full["arms"], strict=True):
+            differences = [one["difference"] for one in whole["per_fold"]]
+            assert arm["difference"] == pytest.approx(sum(differences) / len(differences))
+            assert arm["ci95"][0] <= arm["difference"] <= arm["ci95"][1]
+            assert arm["verdict"] in ("helps", "hurts", "equivalent", "no difference shown")
 
 
 def test_every_study_of_the_book_has_its_result_and_figure() -> None:
@@ -32,8 +50,7 @@ def test_every_study_of_the_book_has_its_result_and_figure() -> None:
 @pytest.mark.parametrize("name", ablations())
 def test_a_result_is_that_of_the_study_as_it_is_now(name: str) -> None:
     study, record = read_study(name), book.results()[name]
-    arguments = verb_parser("ablate").parse_all([name, *book.FLAGS.get(name, ())])
-    arms = arms_of(study, read_flags(arguments))
+    arms = arms_of(study, book.flags_of(name))
     assert record["question"] == study.question
     assert (record["folds"], record["repeats"], record["seeds"]) == (study.folds, study.repeats, study.seeds)
     assert {arm["name"]: arm["changes"] for arm in record["arms"]} == {
