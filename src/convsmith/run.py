@@ -21,7 +21,7 @@ from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
 from convsmith.rundir import RunDir, open_run, refuse_taken
 from convsmith.tracking import csv
-from convsmith.training import setup
+from convsmith.training import checkpoint, setup
 from convsmith.training.own import OptimizerFactory
 from convsmith.training.setup import Experiment, Parts
 
@@ -74,11 +74,21 @@ class Run:
         return write_report(self.directory, self._source, self._module)
 
     def curves(self) -> Any:
-        """The learning curves as a matplotlib Figure, which a notebook shows."""
+        """The learning curves as a matplotlib Figure, which a notebook shows. They mark the epoch that was kept."""
         from convsmith.figures.curves import learning_curves
 
+        rows = self.metrics
+        if not rows:
+            raise UserError(f"run '{self.directory}' has not finished an epoch yet: there are no curves to draw")
         _show_figures_in_notebooks()
-        return learning_curves(self.metrics)
+        return learning_curves(rows, self.best_epoch)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights the run has kept, as summary.json or the newest checkpoint records it."""
+        if self.files.summary.exists():
+            return int(self.summary["best_epoch"])
+        return int(checkpoint.read_newest(self.files.checkpoints)[1]["stopper"]["best_epoch"])
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"

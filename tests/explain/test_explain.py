@@ -81,7 +81,7 @@ class Page(HTMLParser):
 
 
 def read_page(path: Path) -> Page:
-    text = trajectory.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     found = Page(text)
     assert not found.open
     assert all(source.startswith("data:image/png;base64,") for source in found.sources)

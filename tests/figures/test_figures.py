@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convsmith.figures import style
+from convsmith.figures import curves, matrices, style
 
 ROWS = [
     {
@@ -33,19 +33,19 @@ def confusion(classes):
 
 
 DRAWN = {
-    "curves": lambda: style.learning_curves(ROWS),
-    "one epoch": lambda: style.learning_curves(ROWS[:1]),
-    "2 classes": lambda: style.confusion_figure(*confusion(2)),
-    "10 classes": lambda: style.confusion_figure(*confusion(10)),
-    "60 classes": lambda: style.confusion_figure(*confusion(60)),
-    "150 classes": lambda: style.confusion_figure(*confusion(150)),
-    "nothing seen": lambda: style.confusion_figure(np.zeros((3, 3), dtype=int), ["a", "b", "c"]),
-    "reliability": lambda: style.reliability_figure(RNG.random(100), RNG.random(100) < 0.5),
-    "lr": lambda: style.lr_curve([1e-4, 1e-3, 1e-2], [2.3, 1.1, 4.0], 1e-3),
-    "forest": lambda: style.forest_plot(FOREST, "accuracy (percentage points)", 0.5),
-    "one arm": lambda: style.forest_plot(FOREST[:1], "loss (nats)"),
-    "40 arms": lambda: style.forest_plot(FOREST * 8, "accuracy (percentage points)", 0.5),
-    "samples": lambda: style.samples_figure(
+    "curves": lambda: curves.learning_curves(ROWS, 7),
+    "one epoch": lambda: curves.learning_curves(ROWS[:1], 1),
+    "2 classes": lambda: matrices.confusion_figure(*confusion(2)),
+    "10 classes": lambda: matrices.confusion_figure(*confusion(10)),
+    "60 classes": lambda: matrices.confusion_figure(*confusion(60)),
+    "150 classes": lambda: matrices.confusion_figure(*confusion(150)),
+    "nothing seen": lambda: matrices.confusion_figure(np.zeros((3, 3), dtype=int), ["a", "b", "c"]),
+    "reliability": lambda: matrices.reliability_figure(RNG.random(100), RNG.random(100) < 0.5),
+    "lr": lambda: curves.lr_curve([1e-4, 1e-3, 1e-2], [2.3, 1.1, 4.0], 1e-3),
+    "forest": lambda: curves.forest_plot(FOREST, "accuracy (percentage points)", 0.5),
+    "one arm": lambda: curves.forest_plot(FOREST[:1], "loss (nats)"),
+    "40 arms": lambda: curves.forest_plot(FOREST * 8, "accuracy (percentage points)", 0.5),
+    "samples": lambda: matrices.samples_figure(
         RNG.integers(0, 256, (11, 8, 8, 1), dtype=np.uint8), ["a"] * 11, ["a"] * 10 + ["b"], [0.5] * 11
     ),
 }
@@ -74,16 +74,16 @@ def test_pyplot_is_not_imported():
     assert done.stdout.strip() == "False"
 
 
-def test_curves_mark_the_epoch_with_the_highest_validation_accuracy():
-    assert "best: epoch 7, 70.0 %" in texts(style.learning_curves(ROWS))
-
-
-def test_curves_mark_the_epoch_they_are_told():
-    assert "best: epoch 12, 65.0 %" in texts(style.learning_curves(ROWS, best_epoch=12))
+@pytest.mark.parametrize(("epoch", "accuracy"), [(7, "70.0"), (12, "65.0")])
+def test_curves_mark_the_kept_epoch(epoch, accuracy):
+    figure = curves.learning_curves(ROWS, epoch)
+    assert f"kept: epoch {epoch}, {accuracy} %" in texts(figure)
+    stars = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "*" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in stars] == [[epoch], [epoch]]
 
 
 def test_confusion_shows_the_counts_with_true_classes_in_rows():
-    figure = style.confusion_figure(np.array([[5, 2], [0, 7]]), ["ants", "bees"])
+    figure = matrices.confusion_figure(np.array([[5, 2], [0, 7]]), ["ants", "bees"])
     axes = figure.axes[0]
     shown = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert shown == {(0, 0): "5", (0, 1): "2", (1, 0): "0", (1, 1): "7"}
@@ -92,12 +92,12 @@ def test_confusion_shows_the_counts_with_true_classes_in_rows():
 
 
 def test_many_classes_show_no_counts():
-    assert not style.confusion_figure(*confusion(21)).axes[0].texts
+    assert not matrices.confusion_figure(*confusion(21)).axes[0].texts
 
 
 def test_samples_tell_right_from_wrong():
     images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
-    shown = texts(style.samples_figure(images, ["cat", "dog"], ["cat", "cat"], [0.987, 0.6]))
+    shown = texts(matrices.samples_figure(images, ["cat", "dog"], ["cat", "cat"], [0.987, 0.6]))
     assert "cat 99%\n" in shown
     assert "cat 60%\nis dog" in shown
     assert "Predictions: 1 right, 1 wrong (framed)" in shown
@@ -105,21 +105,21 @@ def test_samples_tell_right_from_wrong():
 
 def test_class_names_may_be_in_any_script_and_hold_dollar_signs(tmp_path):
     names = ["日本", "$x$ {", "Ä_b^c"]
-    style.save(style.confusion_figure(np.eye(3, dtype=int), names), tmp_path / "a.png")
+    style.save(matrices.confusion_figure(np.eye(3, dtype=int), names), tmp_path / "a.png")
     images = np.zeros((3, 4, 4, 3), dtype=np.uint8)
-    style.save(style.samples_figure(images, names, names[::-1], [1.0] * 3), tmp_path / "b.png")
+    style.save(matrices.samples_figure(images, names, names[::-1], [1.0] * 3), tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size > 0
 
 
 def test_svg_is_written_without_a_date(tmp_path):
-    style.save(style.lr_curve([1e-3, 1e-2], [2, 1]), tmp_path / "lr.svg")
+    style.save(curves.lr_curve([1e-3, 1e-2], [2, 1]), tmp_path / "lr.svg")
     text = (tmp_path / "lr.svg").read_text()
     assert text.startswith("<?xml")
     assert "dc:date" not in text
 
 
 def test_the_forest_draws_intervals_from_top_to_bottom_and_says_the_verdicts():
-    figure = style.forest_plot(FOREST, "accuracy (percentage points)", 0.5)
+    figure = curves.forest_plot(FOREST, "accuracy (percentage points)", 0.5)
     axes = figure.axes[0]
     assert axes.yaxis_inverted()
     spans = {line.get_ydata()[0]: tuple(line.get_xdata()) for line in axes.lines if len(set(line.get_xdata())) == 2}
@@ -140,4 +140,4 @@ def test_the_forest_has_a_look_for_every_verdict():
 
     from convsmith.studies.statistics import Verdict
 
-    assert set(style.VERDICTS) == set(get_args(Verdict))
+    assert set(curves.VERDICTS) == set(get_args(Verdict))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convsmith.figures.style import BLUE, GREEN, GREY, VERMILLION, epoch_axis, label_axes, new_figure, scaled
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from convsmith.figures.style import BLUE, GREEN, GREY, VERMILLION, epoch_axis, label_axes, new_figure, scaled
 
 VERDICTS = {  # of a comparison of two arms: colour and marker
     "helps": (GREEN, "^"),
@@ -22,16 +23,15 @@ VERDICTS = {  # of a comparison of two arms: colour and marker
 NO_VERDICT = (GREY, "x")
 
 
-def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> Figure:
-    """Loss, accuracy and learning rate by epoch, of the rows of metrics.csv.
+def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figure:
+    """Loss, accuracy and learning rate by epoch, from the rows of metrics.csv.
 
-    `best_epoch` is marked: by default the first with the highest validation accuracy.
+    `best_epoch` is the epoch whose weights the run has kept, as the run recorded it. The figure marks it and never
+    derives it from the rows: which epoch is best depends on `train.monitor`.
     """
     figure = new_figure(9, 5.6)
     grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], wspace=0.06)
     epochs = [row["epoch"] for row in rows]
-    if best_epoch is None:
-        best_epoch = max(rows, key=lambda row: row["val_accuracy"])["epoch"]
     best = next(row for row in rows if row["epoch"] == best_epoch)
     marker = "." if len(rows) <= 60 else ""
 
@@ -47,7 +47,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = 
         value = scaled(best[f"val_{metric}"], scale)
         axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
         axes.plot([best_epoch], [value], "*", color=GREEN, markersize=13, markeredgecolor="white", zorder=3)
-        axes.plot([], [], "*", color=GREEN, label=f"best: epoch {best_epoch}, {shown.format(value)}")
+        axes.plot([], [], "*", color=GREEN, label=f"kept: epoch {best_epoch}, {shown.format(value)}")
         axes.legend(fontsize=8)
         label_axes(axes, label, "Epoch", label)
         axes.set_title(label.split(" (")[0])

@@ -189,7 +189,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
     }
     counts = np.asarray(record["confusion_matrix"]["counts"])
     run.figures.mkdir(exist_ok=True)
-    save(learning_curves(rows), run.figures / "curves.png")
+    save(learning_curves(rows, state.stopper.best_epoch), run.figures / "curves.png")
     save(confusion_figure(counts, card.classes), run.figures / "confusion.png")
     if config.track.images:
         tracker.log({"samples": _samples(experiment, logits)}, state.step)
