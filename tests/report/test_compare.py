@@ -1,21 +1,11 @@
-"""Pairs of models: McNemar's test against scipy's binomial test, and what is refused or cannot be paired."""
+"""Pairs of models: whether interval, p and verdict agree, and what is refused or cannot be paired."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from convsmith.report.compare import _flat
+from convsmith.report.compare import Versus, _corrected, _flat
 from convsmith.report.files import Predictions
-from convsmith.report.paired import mcnemar, pair
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_the_two_sided_binomial_test(only_first, only_second):
-    discordant = only_first + only_second
-    expected = binomtest(only_first, discordant).pvalue if discordant else 1.0
-    assert mcnemar(only_first, only_second) == pytest.approx(expected, rel=1e-9)
+from convsmith.report.paired import Pairing, pair
 
 
 def predictions(ids, labels, predicted, classes=("a", "b")):
@@ -32,8 +22,8 @@ def test_pairing_goes_by_id_and_by_class_name():
     assert found.second.tolist() == [True, False, False, True]
     assert found.only_first.tolist() == [1]
     assert found.only_second.tolist() == []
-    assert found.difference == -0.25
-    assert found.p == 1.0
+    assert found.test().difference == -0.25
+    assert found.test().p == 1.0
     assert [second.ids[at] for at in found.partner] == list("xyzw")
 
 
@@ -48,3 +38,20 @@ def test_configs_are_compared_down_to_the_keys_of_a_block():
     config = {"model": {"blocks": [{"norm": "none"}, {"pool": None}], "hidden": [3, 4]}, "transfer": {}}
     flat = {"model.blocks[0].norm": "none", "model.blocks[1].pool": None, "model.hidden": [3, 4], "transfer": {}}
     assert dict(_flat(config)) == flat
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 5])
+@pytest.mark.parametrize(("losses", "wins", "n"), [(0, 3, 18), (0, 6, 18), (0, 0, 18), (2, 11, 40), (9, 30, 359)])
+def test_the_interval_in_the_sentence_excludes_zero_where_a_difference_is_shown_and_only_there(
+    losses, wins, n, comparisons
+):
+    first, second = np.ones((2, n), dtype=bool)
+    second[:losses] = False
+    first[losses : losses + wins] = False
+    pairing = Pairing(first, second, np.arange(n))
+    versus = Versus("b", pairing, "", _corrected(pairing, comparisons), comparisons)
+    words = versus.words("a")
+    shown = versus.result.low > 0 or versus.result.high < 0
+    assert shown == ("no difference shown" not in words)
+    assert f"{100 * versus.result.low:+.2f} to {100 * versus.result.high:+.2f}" in words
+    assert (f"for {comparisons} comparisons" in words) == (comparisons > 1)

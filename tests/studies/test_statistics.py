@@ -14,6 +14,7 @@ from convsmith.studies.statistics import (
     bootstrap_interval,
     holm,
     mean_interval,
+    paired_accuracies,
     paired_comparison,
     smallest_detectable,
     verdict,
@@ -362,3 +363,42 @@ def test_the_expected_accuracy_of_the_simulation_is_that_of_many_images(benchmar
     test, truth = benchmark.draw_images(500, 400, rng)
     right = np.sign(np.einsum("rnp,rp->rn", test, weights) + bias[:, None]) == truth
     assert expected == pytest.approx(right.mean(), abs=4 * right.std() / math.sqrt(right.size))
+
+
+COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 2000))
+
+
+@given(COUNTS, st.sampled_from([0.95, 0.9, 0.95 + 0.05 / 2]))
+def test_the_interval_of_paired_accuracies_excludes_zero_where_the_test_rejects_and_only_there(counts, level):
+    only_first, only_second, both = counts
+    n = max(1, only_first + only_second + both)
+    found = paired_accuracies(only_first, only_second, n, level)
+    assert (found.low > 0 or found.high < 0) == (found.p < 1 - level)
+    assert -1 <= found.low <= found.difference <= found.high <= 1
+    discordant = only_first + only_second
+    assert found.p == (stats.binomtest(only_first, discordant).pvalue if discordant else 1.0)
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "n"), [(0, 3, 18), (0, 0, 18), (2, 9, 18), (30, 60, 2000)])
+def test_the_melded_interval_is_that_of_a_million_draws(only_first, only_second, n):
+    rng, m = np.random.default_rng(0), only_first + only_second
+
+    def low(wins):
+        theta = rng.beta(wins, m - wins + 1, 10**6) if wins else np.zeros(10**6)
+        small = rng.beta(m, n - m + 1, 10**6) if m else np.zeros(10**6)
+        large = rng.beta(m + 1, n - m, 10**6)
+        return np.quantile(np.where(theta > 0.5, small, large) * (2 * theta - 1), 0.025)
+
+    found = paired_accuracies(only_first, only_second, n)
+    assert found.low == pytest.approx(low(only_second), abs=0.002)
+    assert found.high == pytest.approx(-low(only_first), abs=0.002)
+
+
+@pytest.mark.parametrize(("shares", "n"), [((0.05, 0.25), 18), ((0.02, 0.02), 50), ((0.1, 0.2), 200)])
+def test_the_interval_of_paired_accuracies_covers_the_true_difference(shares, n):
+    """As exact intervals do: at least as often as they say."""
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n, [*shares, 1 - sum(shares)], size=300)
+    truth = shares[1] - shares[0]
+    covered = [found.low <= truth <= found.high for b, c, _ in drawn.tolist() for found in [paired_accuracies(b, c, n)]]
+    assert np.mean(covered) >= 0.93  # 300 draws of 0.95 vary by 0.0126

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from convsmith.report.material import Material, read_material
 from convsmith.report.page import render
 from convsmith.report.paired import Pairing, pair
 from convsmith.report.pictures import Gallery
-from convsmith.studies.statistics import holm
+from convsmith.studies.statistics import PairedAccuracies
 
 EACH_WAY = 18  # images shown that one model alone gets right
 LONGEST_NAME = 120  # characters of the page's file name
@@ -28,26 +28,36 @@ ABSENT = "-"  # of a key that one config does not have, such as that of a furthe
 
 @dataclass(frozen=True)
 class Versus:
-    """A run against the first one. Without a `pairing` they saw different images, and `unpaired` says so."""
+    """A run against the first one. Without a `pairing` they saw different images, and `unpaired` says so.
+
+    `result` is corrected for the number of comparisons (Bonferroni): its p times that number, and its interval at the
+    level that goes with it, so that all intervals together hold with 95%.
+    """
 
     name: str
     pairing: Pairing | None
     unpaired: str
-    interval: tuple[float, float] | None
-    p: float | None  # corrected for the number of comparisons (Holm)
+    result: PairedAccuracies | None
+    comparisons: int
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``no difference shown``."""
+        if self.result is None or self.result.p >= ALPHA:
+            return "no difference shown"
+        return "better" if self.result.difference > 0 else "worse"
 
     def words(self, first: str) -> str:
         """What the comparison found, in one or two sentences."""
-        if self.pairing is None or self.interval is None or self.p is None:
+        if self.pairing is None or self.result is None:
             return f"{self.name} and {first} cannot be paired: {self.unpaired}."
         wins, losses = len(self.pairing.only_second), len(self.pairing.only_first)
-        low, high = (100 * end for end in self.interval)
-        chance = f"p = {self.p:.4f}" if self.p >= 0.0001 else "p < 0.0001"
-        verdict = "no difference shown" if self.p >= ALPHA else "better" if wins > losses else "worse"
+        result, corrected = self.result, f", for {self.comparisons} comparisons" if self.comparisons > 1 else ""
+        chance = f"p = {result.p:.4f}" if result.p >= 0.0001 else "p < 0.0001"
         return (
             f"{self.name} is right on {wins:,} images on which {first} is wrong, and wrong on {losses:,} on which "
-            f"{first} is right: {100 * self.pairing.difference:+.2f} points of accuracy (95% interval {low:+.2f} to "
-            f"{high:+.2f}), {chance}: {verdict}."
+            f"{first} is right: {100 * result.difference:+.2f} points of accuracy (95% interval "
+            f"{100 * result.low:+.2f} to {100 * result.high:+.2f}, {chance}{corrected}): {self.verdict}."
         )
 
 
@@ -70,15 +80,20 @@ def compare(paths: Sequence[Path]) -> Compared:
     runs = {str(path) if alike else path.resolve().name: read_material(path) for path in paths}
     first, *others = runs.values()
     pairings = [pair(first.predictions, other.predictions) for other in others]
-    adjusted = iter(holm([pairing.p for pairing in pairings if isinstance(pairing, Pairing)]))
-    versus = []
-    for name, pairing in zip(list(runs)[1:], pairings, strict=True):
-        if isinstance(pairing, str):
-            versus.append(Versus(name, None, pairing, None, None))
-        else:
-            interval = pairing.interval(np.random.default_rng(0))
-            versus.append(Versus(name, pairing, "", interval, next(adjusted)))
+    comparisons = sum(isinstance(pairing, Pairing) for pairing in pairings)
+    versus = [
+        Versus(name, None, pairing, None, comparisons)
+        if isinstance(pairing, str)
+        else Versus(name, pairing, "", _corrected(pairing, comparisons), comparisons)
+        for name, pairing in zip(list(runs)[1:], pairings, strict=True)
+    ]
     return Compared(runs, _differences(list(runs.values())), versus)
+
+
+def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:
+    """The test and its interval, both corrected by Bonferroni's method, which keeps the two in agreement."""
+    result = pairing.test(1 - ALPHA / comparisons)
+    return replace(result, p=min(1.0, comparisons * result.p))
 
 
 def _differences(runs: Sequence[Material]) -> list[tuple[str, list[str]]]:
@@ -150,6 +165,7 @@ def write_page(compared: Compared, path: Path) -> None:
         "charts": [_chart(compared, *chart) for chart in CHARTS],
         "legend": [(at % KINDS, name) for at, name in enumerate(compared.runs)],
         "versus": [_shown(compared, one, gallery) for one in compared.versus],
+        "comparisons": sum(one.pairing is not None for one in compared.versus),
         "absent": first.absent,
         "command": command("compare", *(run.run.path for run in compared.runs.values())),
     }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.report.files import Predictions
-from convsmith.studies.statistics import bootstrap_interval
+from convsmith.studies.statistics import PairedAccuracies, paired_accuracies
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,30 +31,9 @@ class Pairing:
     def only_second(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.second & ~self.first)
 
-    @property
-    def p(self) -> float:
-        return mcnemar(len(self.only_first), len(self.only_second))
-
-    @property
-    def difference(self) -> float:
-        """Accuracy of the second minus that of the first."""
-        return float(self.second.mean() - self.first.mean())
-
-    def interval(self, rng: np.random.Generator) -> tuple[float, float]:
-        """The 95% percentile bootstrap interval of the difference, over images."""
-        return bootstrap_interval(self.second.astype(float) - self.first.astype(float), rng)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided p of McNemar's exact test (McNemar 1947): are both models equally often right where they differ?
-
-    Of the ``n = only_first + only_second`` images on which exactly one is right, each goes either way with probability
-    1/2 if the models are equally good: ``p = min(1, 2 P[B <= min(only_first, only_second)])``, B binomial (n, 1/2).
-    """
-    from scipy.stats import binom
-
-    few, many = sorted((only_first, only_second))
-    return min(1.0, 2 * float(binom.cdf(few, few + many, 0.5)))
+    def test(self, level: float = 0.95) -> PairedAccuracies:
+        """McNemar's exact test and the interval of the difference that belongs to it."""
+        return paired_accuracies(len(self.only_first), len(self.only_second), len(self.first), level)
 
 
 def pair(first: Predictions, second: Predictions) -> Pairing | str:

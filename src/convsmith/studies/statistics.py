@@ -198,6 +198,69 @@ def assumed_std(n_test: int, discordance: float = 0.2) -> float:
     return math.sqrt(discordance / n_test)
 
 
+@dataclass(frozen=True)
+class PairedAccuracies:
+    """Two models on the same images: `difference` is the accuracy of the second minus that of the first.
+
+    `p` is that of McNemar's exact test and `low` to `high` the confidence interval that belongs to it: where p is below
+    1 - level the interval excludes zero, and only there.
+    """
+
+    difference: float
+    p: float
+    low: float
+    high: float
+
+
+def paired_accuracies(only_first: int, only_second: int, n: int, level: float = 0.95) -> PairedAccuracies:
+    """Compare two models by the images that exactly one of them classifies correctly, of `n` images in all.
+
+    Of these ``m = only_first + only_second`` images each goes either way with probability 1/2 if the models are equally
+    good: the two-sided p is that of the exact binomial test (McNemar 1947). The interval of the difference of the
+    accuracies ``psi (2 theta - 1)``, with psi the share of images on which exactly one is right and theta the second
+    model's share of those, melds the exact (Clopper-Pearson) confidence distributions of psi and theta, as Fay and
+    Lumbard 2021 describe ("Confidence intervals for difference in proportions for matched pairs compatible with exact
+    McNemar's or sign tests", Statistics in Medicine 40, 1147-1159). psi decides how far from zero the interval ends,
+    and theta alone on which side, so that interval and test cannot contradict each other at any size.
+    """
+    assert min(only_first, only_second) >= 0, f"{only_first} and {only_second} images"
+    assert 0 < n >= only_first + only_second, f"{only_first} and {only_second} of {n} images"
+    discordant = only_first + only_second
+    p = float(stats.binomtest(only_second, discordant).pvalue) if discordant else 1.0
+    tail = (1 - level) / 2
+    low = _melded_low(only_second, discordant, n, tail)
+    high = -_melded_low(only_first, discordant, n, tail)
+    return PairedAccuracies((only_second - only_first) / n, p, low, high)
+
+
+def _melded_low(wins: int, discordant: int, n: int, tail: float) -> float:
+    """The `tail` quantile of ``psi (2 theta - 1)``, with theta ~ Beta(wins, discordant - wins + 1).
+
+    psi is cautious: small where 2 theta - 1 is positive, ~ Beta(discordant, n - discordant + 1), and large where that
+    is negative, ~ Beta(discordant + 1, n - discordant). A Beta with a parameter of 0 stands for an end of [0, 1]. The
+    mean over theta is taken at the midpoints of equally probable parts.
+    """
+    parts = (np.arange(400) + 0.5) / 400
+    negative = float(stats.binom.sf(wins - 1, discordant, 0.5))  # P[theta < 1/2], the one-sided p of the test
+    if negative >= tail:
+        if discordant == n and wins == 0:
+            return -1.0
+        sides = 2 * stats.beta.ppf(negative * parts, wins, discordant - wins + 1) - 1 if wins else -np.ones(1)
+
+        def excess(end: float) -> float:
+            above = stats.beta.sf(end / sides, discordant + 1, n - discordant) if discordant < n else end > sides
+            return negative * float(np.mean(above)) - tail
+
+        return float(brentq(excess, -1.0, 0.0))
+    sides = 2 * stats.beta.ppf(negative + (1 - negative) * parts, wins, discordant - wins + 1) - 1
+
+    def shortfall(end: float) -> float:
+        below = stats.beta.cdf(end / sides, discordant, n - discordant + 1)
+        return negative + (1 - negative) * float(np.mean(below)) - tail
+
+    return float(brentq(shortfall, 0.0, 1.0))
+
+
 def bootstrap_interval(
     differences: ArrayLike, rng: np.random.Generator, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
