@@ -7,7 +7,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsmith import config
 from convsmith.config import (
     RunConfig,
     choices,
@@ -20,7 +19,7 @@ from convsmith.config import (
     read_layer,
     read_run_config,
     to_yaml,
-    unheeded,
+    unused,
     validate,
 )
 from convsmith.errors import UserError
@@ -222,13 +221,13 @@ def test_none_is_no_value_and_true_is_no_number() -> None:
 
 
 def test_settings_that_change_nothing_are_named() -> None:
-    assert unheeded(compose("strong", None, {})) == []
+    assert unused(compose("strong", None, {})) == []
     idle = {
         "optim": {"name": "adam", "nesterov": True, "alpha": 0.5},
         "schedule": {"gamma": 0.5},
         "train": {"min_delta": 0.1},
     }
-    assert unheeded(validate(idle)) == [
+    assert unused(validate(idle)) == [
         "optim.alpha changes nothing: optim.name is adam",
         "optim.nesterov changes nothing: optim.name is adam",
         "schedule.gamma changes nothing: schedule.name is constant",
@@ -236,16 +235,27 @@ def test_settings_that_change_nothing_are_named() -> None:
     ]
 
 
-def test_every_choice_says_which_keys_it_heeds() -> None:
+def test_every_choice_says_which_keys_it_uses() -> None:
     """A new optimiser or schedule needs its line, and keys that are not in the table are for all."""
     known = dict(fields())
-    for (section, chooser), heeded in config._OF_CHOICE.items():
-        assert set(heeded) == set(choices(known[f"{section}.{chooser}"]))
-        assert {f"{section}.{key}" for keys in heeded.values() for key in keys} <= known.keys()
-    general = {"name", "lr", "bias_lr_factor", "warmup_epochs"}
-    for section in ("optim", "schedule"):
-        named = set().union(*config._OF_CHOICE[section, "name"].values())
-        assert named | general >= {key.split(".")[1] for key in known if key.startswith(f"{section}.")}
+    named = set()
+    for section, field in RunConfig.model_fields.items():
+        for chooser, table in field.annotation.uses.items():  # type: ignore[union-attr]
+            assert set(table) == set(choices(known[f"{section}.{chooser}"]))
+            named |= {f"{section}.{key}" for keys in table.values() for key in keys}
+        needs = field.annotation.needs  # type: ignore[union-attr]
+        named |= {f"{section}.{key}" for key in [*needs, *needs.values()]}
+    assert named <= known.keys()
+    general = {"optim.name", "optim.lr", "optim.bias_lr_factor", "schedule.name", "schedule.warmup_epochs"}
+    assert named | general >= {key for key in known if key.startswith(("optim.", "schedule."))}
+
+
+def test_a_setting_of_a_pooling_is_used_where_a_block_has_that_pooling() -> None:
+    blocks = [{"channels": 4}, {"channels": 4, "pool": "t-max-avg"}]
+    layer = {"model": {"name": "convnet", "blocks": blocks, "pool_t": 0.5}}
+    assert unused(validate(layer)) == []
+    layer["model"]["blocks"] = blocks[:1]
+    assert unused(validate(layer)) == ["model.pool_t changes nothing: model.pool is max"]
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:

@@ -106,28 +106,3 @@ def test_help_print_config_and_typing_errors_import_nothing_heavy(command: str) 
     check = f"{command}\nimport sys\nprint([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize(
-    ("literal", "registry"),
-    [
-        ("convsmith.nets.config:Activation", "convsmith.nets.blocks:ACTIVATIONS"),
-        ("convsmith.nets.config:Norm", "convsmith.nets.blocks:NORMS"),
-        ("convsmith.nets.config:Pool", "convsmith.nets.blocks:POOLS"),
-        ("convsmith.nets.config:Init", "convsmith.nets.init:SCHEMES"),
-        ("convsmith.optim.config:OptimizerName", "convsmith.optim.optimizers:OPTIMIZERS"),
-        ("convsmith.optim.config:ScheduleName", "convsmith.optim.schedules:SCHEDULES"),
-    ],
-)
-def test_the_names_in_configs_are_the_keys_of_the_registries(literal: str, registry: str) -> None:
-    import importlib
-    import typing
-
-    def look_up(place: str) -> object:
-        module, name = place.split(":")
-        return getattr(importlib.import_module(module), name)
-
-    names = set(typing.get_args(look_up(literal)))
-    if registry.endswith("SCHEMES"):
-        names.remove("default")  # PyTorch's own: what initialise leaves alone
-    assert names == set(look_up(registry))  # type: ignore[call-overload]

@@ -184,44 +184,9 @@ def merge(*layers: Layer) -> Layer:
     return result
 
 
-_OF_CHOICE: dict[tuple[str, str], dict[str, set[str]]] = {  # keys that only some choices of another key heed
-    ("optim", "name"): {
-        "sgd": {"momentum", "nesterov", "dampening"},
-        "adam": {"betas", "eps"},
-        "adamw": {"betas", "eps"},
-        "rmsprop": {"momentum", "alpha", "eps"},
-        "adagrad": {"eps"},
-    },
-    ("schedule", "name"): {
-        "constant": set(),
-        "step": {"step_epochs", "gamma"},
-        "exponential": {"gamma"},
-        "plateau": {"patience", "factor", "threshold"},
-        "cosine": {"final"},
-        "one-cycle": {"start", "peak", "final", "anneal"},
-    },
-    ("train", "loss"): {"cross-entropy": set(), "focal": {"focal_gamma"}},
-}
-_NEEDS = [("train.min_delta", "train.patience"), ("augment.shift_fill", "augment.shift")]
-_NEEDS += [("regularize.l1_mode", "regularize.l1"), ("regularize.l2_mode", "regularize.l2")]
-
-
-def unheeded(config: RunConfig) -> list[str]:
+def unused(config: RunConfig) -> list[str]:
     """In words, the settings that differ from their defaults and yet change nothing in this run."""
-    defaults = RunConfig()
-
-    def is_set(section: str, key: str) -> bool:
-        return bool(getattr(getattr(config, section), key) != getattr(getattr(defaults, section), key))
-
-    said = []
-    for (section, chooser), heeded in _OF_CHOICE.items():
-        choice = getattr(getattr(config, section), chooser)
-        idle = [key for key in sorted(set().union(*heeded.values()) - heeded[choice]) if is_set(section, key)]
-        said += [f"{section}.{key} changes nothing: {section}.{chooser} is {choice}" for key in idle]
-    for key, needed in _NEEDS:
-        if is_set(*key.split(".")) and not is_set(*needed.split(".")):
-            said.append(f"{key} changes nothing without {needed}")
-    return said
+    return [line for section in RunConfig.model_fields for line in getattr(config, section).unused(section)]
 
 
 def over_preset(preset: str | None, *layers: Layer) -> Layer:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, get_origin, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -16,6 +16,27 @@ class Section(BaseModel):
     """Base of every config section: frozen, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    #: For a key that chooses something by name: the other keys of the section that each choice uses.
+    uses: ClassVar[Mapping[str, Mapping[str, Collection[str]]]] = {}
+    #: For a key that changes nothing while another key of the section has its default: that other key.
+    needs: ClassVar[Mapping[str, str]] = {}
+
+    def chosen(self, key: str) -> set[str]:
+        """The choices of `key` that are in effect."""
+        return {getattr(self, key)}
+
+    def unused(self, section: str) -> Iterator[str]:
+        """In words, the settings that differ from their defaults and yet change nothing; `section` is its name."""
+        fields = type(self).model_fields
+        changed = {key for key, field in fields.items() if getattr(self, key) != field.get_default()}
+        for chooser, table in self.uses.items():
+            used = {key for choice in self.chosen(chooser) for key in table.get(choice, ())}
+            for key in sorted(changed & set().union(*table.values()) - used):
+                yield f"{section}.{key} changes nothing: {section}.{chooser} is {getattr(self, chooser)}"
+        for key, needed in self.needs.items():
+            if key in changed and needed not in changed:
+                yield f"{section}.{key} changes nothing without {section}.{needed}"
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,10 +1,10 @@
-"""Models by name, and the settings that each heeds."""
+"""Models by name, and the settings that each uses."""
 
 import pytest
 
 from convsmith.errors import UserError
-from convsmith.nets.build import LIBRARIES, MODELS, build
-from convsmith.nets.config import BlockConfig, ModelConfig
+from convsmith.nets.build import _BACKBONES, build
+from convsmith.nets.config import LIBRARIES, MODELS, BlockConfig, ModelConfig
 
 
 def test_an_unknown_model_gets_the_nearest_and_all_choices():
@@ -27,13 +27,17 @@ def test_a_setting_that_changes_nothing_is_refused_with_those_that_do():
         build(ModelConfig(name="small-resnet", pool="average"), 3, 32, 10)
     assert str(error.value) == (
         "model.pool = average changes nothing in 'small-resnet': leave it at its default (max) or choose a model "
-        "that heeds it. Settings of 'small-resnet': activation, depth, init, logit_scale, norm, width"
+        "that uses it. Settings of 'small-resnet': activation, depth, init, logit_scale, norm, width"
     )
 
 
-def test_every_setting_is_heeded_by_some_model():
-    heeded = {"name"}.union(*(model.settings for model in MODELS.values()))
-    assert heeded == set(ModelConfig.model_fields)
+def test_every_setting_is_used_by_some_model():
+    used = {"name"}.union(*(model.uses for model in MODELS.values()))
+    assert used == set(ModelConfig.model_fields)
+
+
+def test_every_library_of_the_config_has_its_builder():
+    assert set(LIBRARIES) == set(_BACKBONES)
 
 
 def test_the_names_are_in_the_description_of_the_config():

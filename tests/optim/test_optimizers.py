@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from convsmith.optim.config import OptimConfig, RegularizeConfig
-from convsmith.optim.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
-from convsmith.optim.penalties import add_l1_gradient, after_step, penalty_values
+from convsmith.optim.config import OPTIMIZERS, OptimConfig, RegularizeConfig
+from convsmith.optim.optimizers import BUILDERS, build_optimizer, parameter_groups
+from convsmith.optim.penalties import after_step, before_step, penalty_values
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, regularize: Regula
         optimizer.zero_grad()
         loss.backward()
         if regularize:
-            add_l1_gradient(optimizer, regularize)
+            before_step(optimizer, regularize)
         optimizer.step()
         if regularize:
             after_step(optimizer, regularize)
@@ -78,7 +78,7 @@ def test_optimizer_with_coupled_l2_equals_torch(name: str) -> None:
 
 
 def test_every_optimizer_of_the_config_has_an_oracle() -> None:
-    assert {key.split()[0] for key in ORACLES} == set(OPTIMIZERS)
+    assert {key.split()[0] for key in ORACLES} == set(OPTIMIZERS) == set(BUILDERS)
 
 
 def test_adam_with_decoupled_l2_is_adamw() -> None:
@@ -110,7 +110,7 @@ def test_l1_subgradient_equals_autograd_of_the_penalty() -> None:
     images = torch.randn(5, 1, 8, 8)
     optimizer = build_optimizer(parameter_groups(ours), OptimConfig(name="sgd"), regularize, CPU)
     ours(images).square().mean().backward()
-    add_l1_gradient(optimizer, regularize)
+    before_step(optimizer, regularize)
     penalty = 0.3 * sum(p.abs().sum() for p in theirs.parameters() if p.ndim > 1)
     (theirs(images).square().mean() + penalty).backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

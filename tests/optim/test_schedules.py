@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from convsmith.optim.config import ScheduleConfig
-from convsmith.optim.schedules import SCHEDULES, Plateau, Schedule
+from convsmith.optim.config import SCHEDULES, ScheduleConfig
+from convsmith.optim.schedules import SHAPES, Plateau, Schedule
 
 EPOCHS, STEPS = 12, 7
 
@@ -80,9 +80,7 @@ def test_schedule_equals_torch(name: str) -> None:
 
 
 def test_each_schedule_of_the_registry_has_an_oracle() -> None:
-    assert {name.split()[0] for name in ORACLES} | {"plateau"} == {
-        name if name != "one-cycle" else "one-cycle" for name in SCHEDULES
-    }
+    assert {name.split()[0] for name in ORACLES} | {"plateau"} == set(SCHEDULES) == set(SHAPES)
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=40), st.integers(0, 4))

@@ -52,8 +52,8 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
 
 def groups_of(model: nn.Module, lr: float) -> list[dict[str, Any]]:
     return [
-        {"name": "weights", "params": [p for p in model.parameters() if p.ndim > 1], "lr": lr},
-        {"name": "others", "params": [p for p in model.parameters() if p.ndim <= 1], "lr": 8 * lr},
+        {"name": "decay", "params": [p for p in model.parameters() if p.ndim > 1], "lr": lr},
+        {"name": "no_decay", "params": [p for p in model.parameters() if p.ndim <= 1], "lr": 8 * lr},
     ]
 
 
@@ -108,7 +108,7 @@ class Weight(nn.Module):
 @pytest.mark.parametrize("curvature", [0.5, 4.0, 30.0])
 def test_a_quadratic_loss_falls_up_to_its_stability_bound_and_rises_past_it(curvature: float) -> None:
     model = Weight()
-    state = state_of(model, torch.optim.SGD([{"name": "weights", "params": list(model.parameters())}], lr=0.1))
+    state = state_of(model, torch.optim.SGD([{"name": "decay", "params": list(model.parameters())}], lr=0.1))
     recipe = Recipe(lambda logits, batch: (curvature / 2 * logits**2).sum() + 1, RegularizeConfig())
     sweep = Sweep(1e-3, 100.0, 200)
     images = torch.zeros(1, 1)
@@ -127,7 +127,7 @@ def test_a_quadratic_loss_falls_up_to_its_stability_bound_and_rises_past_it(curv
 
 def test_a_loss_that_is_no_number_ends_the_test() -> None:
     model = Weight()
-    state = state_of(model, torch.optim.SGD([{"name": "weights", "params": list(model.parameters())}], lr=0.1))
+    state = state_of(model, torch.optim.SGD([{"name": "decay", "params": list(model.parameters())}], lr=0.1))
     recipe = Recipe(lambda logits, batch: (logits * batch.images).sum(), RegularizeConfig())
     labels = torch.zeros(1, dtype=torch.long)
     batches = (Batch(torch.full((1, 1), value), labels) for value in (1.0, 1.0, math.nan, 1.0))

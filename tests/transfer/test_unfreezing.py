@@ -13,7 +13,8 @@ from convsmith.errors import UserError
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig, TransferConfig
-from convsmith.optim.optimizers import build_optimizer, keep_base_rates, weights_of
+from convsmith.optim.optimizers import build_optimizer, keep_base_rates
+from convsmith.optim.penalties import decayed
 from convsmith.optim.schedules import Schedule
 from convsmith.training.config import TrainConfig
 from convsmith.training.loss import build_loss
@@ -156,7 +157,7 @@ def test_each_stage_has_its_share_of_the_rate_and_each_parameter_one_group() -> 
 
 def test_penalties_touch_only_what_trains() -> None:
     state = state_of(TransferConfig(freeze=("all-but-head",), unfreeze={"after": 1}))  # type: ignore[arg-type]
-    penalised = [id(weight) for _, weights in weights_of(state.optimizer) for weight in weights]
+    penalised = [id(weight) for _, weight in decayed(state.optimizer)]
     assert penalised == [id(state.model.head.weight)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,6 +76,8 @@ class DataConfig(Section):
 
 class AugmentConfig(Section):
     """Each is off at 0 (or false); all work on the whole batch, in training only."""
+
+    needs: ClassVar = {"shift_fill": "shift"}
 
     hflip: bool = Field(False, description="mirror left-right with probability 1/2")
     shift: int | float = Field(

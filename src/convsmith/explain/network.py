@@ -24,8 +24,8 @@ from convsmith.figures import layers as pictures
 from convsmith.figures.curves import gradient_figure
 from convsmith.figures.matrices import confusion_figure
 from convsmith.nets.blocks import ACTIVATIONS, TMaxAvgPool2d
-from convsmith.nets.build import MODELS, build
-from convsmith.nets.config import ModelConfig
+from convsmith.nets.build import build
+from convsmith.nets.config import MODELS, ModelConfig
 from convsmith.prediction.evaluation import probabilities
 from convsmith.prediction.metrics import confusion_matrix
 from convsmith.runtime import seed_everything
@@ -97,7 +97,7 @@ def pooling(subject: Subject, asked: Asked) -> Figure:
 
 
 def activations(subject: Subject, asked: Asked) -> Figure:
-    functions = {name: make() for name, make in ACTIVATIONS.items()}
+    functions = {name: entry.build() for name, entry in ACTIVATIONS.items()}
     kinds = {type(function): name for name, function in functions.items()}
     found = layers(subject.model, *kinds)
     used = {kinds[type(module)] for module in found.values() if type(module) in kinds}

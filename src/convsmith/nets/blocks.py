@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,22 +47,46 @@ class TMaxAvgPool2d(nn.Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, t={self.t}, k={self.k}"
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
+@dataclass(frozen=True)
+class Activation:
+    """All that is known of an activation.
+
+    `gain` is what a layer's weights are multiplied by at initialisation so that the activation f keeps the scale of the
+    signal. PyTorch has none for gelu and silu; theirs are 1 / sqrt(E[f(z)^2]) for standard normal z, which is also how
+    ReLU gets its sqrt(2). `after_max_pool`: f may change places with a max pooling that follows it, for the same values
+    and the same gradients to the last bit.
+    """
+
+    build: Callable[[], nn.Module]
+    gain: float
+    after_max_pool: bool = False
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(nn.ReLU, nn.init.calculate_gain("relu"), after_max_pool=True),
+    "leaky_relu": Activation(nn.LeakyReLU, nn.init.calculate_gain("leaky_relu", 0.01)),
+    "sigmoid": Activation(nn.Sigmoid, nn.init.calculate_gain("sigmoid")),
+    "tanh": Activation(nn.Tanh, nn.init.calculate_gain("tanh")),
+    "gelu": Activation(nn.GELU, 1.5335),
+    "silu": Activation(nn.SiLU, 1.6765),
 }
 
-# channels -> module
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "none": nn.Identity,
+
+@dataclass(frozen=True)
+class Norm:
+    """All that is known of a norm: how it is built for a number of channels, and whether it subtracts the mean of each
+    channel, so that a convolution before it needs no bias."""
+
+    build: Callable[[int], nn.Module]
+    removes_bias: bool = False
+
+
+NORMS: dict[str, Norm] = {
+    "batch": Norm(nn.BatchNorm2d, removes_bias=True),
+    "none": Norm(nn.Identity),
 }
 
-# size, stride, the model's settings -> module
+#: (size, stride, the model's settings) -> module; which settings each uses stands in config.py
 POOLS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
     "max": lambda size, stride, _: nn.MaxPool2d(size, stride),
     "average": lambda size, stride, _: nn.AvgPool2d(size, stride),
@@ -70,12 +95,12 @@ POOLS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
 }
 
 
-RELU_MAX = ("relu", "max")
-
-
 def _pool_first(order: list[Part]) -> list[Part]:
-    """ReLU and max pooling change places where the one follows the other: the same values and the same gradients,
-    to the last bit, since ReLU is monotone, for a fraction of the memory traffic."""
+    """The order in which the pooling comes before the activation where it follows it directly.
+
+    ReLU and max pooling give the same values and gradients in either order, since ReLU is monotone; pooling first
+    takes a fraction of the memory traffic.
+    """
     at = order.index("activation")
     return order if order[at + 1 : at + 2] != ["pool"] else [*order[:at], "pool", "activation", *order[at + 2 :]]
 
@@ -84,8 +109,8 @@ class ConvBlock(nn.Module):
     """Convolution, norm, activation, pooling and dropout in `config.order`, each under its own name.
 
     What `config` leaves open is taken from `defaults`; parts that are none are left out. The norm has as
-    many channels as there are where it stands. The convolution has no bias where the batch norm comes
-    next, since the norm would take it away again. Dropout falls on single values, not on whole channels.
+    many channels as there are where it stands. The convolution has no bias where a norm that would remove it comes
+    next. Dropout falls on single values, not on whole channels.
     `name` is how errors call the block.
     """
 
@@ -93,6 +118,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.name, self.in_channels, self.config = name, in_channels, config
         norm, pool = config.norm or defaults.norm, config.pool or defaults.pool
+        activation = ACTIVATIONS[config.activation or defaults.activation]
         dropout = defaults.dropout if config.dropout is None else config.dropout
         if pool == "t-max-avg" and defaults.pool_k > config.pool_size**2:
             raise UserError(
@@ -110,19 +136,17 @@ class ConvBlock(nn.Module):
                 config.kernel,
                 config.stride,
                 config.padding,
-                bias=order[conv + 1 : conv + 2] != ["norm"],
+                bias=not (order[conv + 1 : conv + 2] == ["norm"] and NORMS[norm].removes_bias),
             ),
-            "norm": lambda: NORMS[norm](norm_channels),
-            "activation": ACTIVATIONS[config.activation or defaults.activation],
+            "norm": lambda: NORMS[norm].build(norm_channels),
+            "activation": activation.build,
             "pool": lambda: POOLS[pool](config.pool_size, config.pool_stride or config.pool_size, defaults),
             "dropout": lambda: nn.Dropout(dropout),
         }
         for part in order:
             self.add_module(part, make[part]())
         self._pools = "pool" in order
-        self._training_order = (
-            _pool_first(order) if (config.activation or defaults.activation, pool) == RELU_MAX else order
-        )
+        self._training_order = _pool_first(order) if activation.after_max_pool and pool == "max" else order
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, config.channels, H', W']."""
@@ -136,12 +160,12 @@ class ConvBlock(nn.Module):
         config, result = self.config, size
         for part in config.order:
             if part == "conv":
-                mend = "use a smaller kernel, more padding or a larger image"
-                result = fitted_size(f"{self.name} conv", result, config.kernel, config.padding, config.stride, mend)
+                fix = "use a smaller kernel, more padding or a larger image"
+                result = fitted_size(f"{self.name} conv", result, config.kernel, config.padding, config.stride, fix)
             elif part == "pool" and self._pools:
-                mend = "use a smaller pool_size, pool: none or a larger image"
+                fix = "use a smaller pool_size, pool: none or a larger image"
                 stride = config.pool_stride or config.pool_size
-                result = fitted_size(f"{self.name} pool", result, config.pool_size, 0, stride, mend)
+                result = fitted_size(f"{self.name} pool", result, config.pool_size, 0, stride, fix)
         before, after = (self.in_channels, size, size), (config.channels, result, result)
         if config.residual and before != after:
             raise UserError(

@@ -1,40 +1,22 @@
-"""From the `model` section to a network."""
+"""From the `model` section to a network; which settings each network uses stands in config.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
 from typing import TypeAlias
 
 from convsmith.errors import UserError, choose
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
-from convsmith.nets.config import ModelConfig
-from convsmith.nets.convnet import ConvNet, simple_cnn
+from convsmith.nets.config import LIBRARIES, MODELS, ModelConfig
+from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import initialise
 from convsmith.nets.resnet import SmallResNet
 
 Network: TypeAlias = ConvNet | SmallResNet | Backbone
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to build a network, and which settings of the `model` section it heeds besides its name."""
-
-    build: Callable[[ModelConfig, int, int, int], ConvNet | SmallResNet]
-    settings: frozenset[str]
-
-
-_COMMON = frozenset({"activation", "norm", "init", "logit_scale"})
-_CONVNET = _COMMON | {"hidden", "global_pool", "pool", "pool_t", "pool_k", "dropout", "hidden_dropout"}
-
-MODELS: dict[str, Architecture] = {
-    "simple-cnn": Architecture(simple_cnn, _CONVNET),
-    "convnet": Architecture(ConvNet, _CONVNET | {"blocks", "whiten"}),
-    "small-resnet": Architecture(SmallResNet, _COMMON | {"width", "depth"}),
-}
-
 # name after the slash, channels, image size, classes -> network
-LIBRARIES: dict[str, Callable[[str, int, int, int], Backbone]] = {
+_BACKBONES: dict[str, Callable[[str, int, int, int], Backbone]] = {
     "torchvision": torchvision_backbone,
     "timm": timm_backbone,
 }
@@ -44,16 +26,19 @@ def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> 
     """An untrained `contracts.Classifier` for images [N, channels, image_size, image_size].
 
     Weights come from torch's global generator: the same seed before gives the same weights. UserError for an
-    unknown name, a setting that the model would not heed, and sizes that do not fit.
+    unknown name, a setting that the model would not use, and sizes that do not fit.
     """
     library, slash, name = config.name.partition("/")
     if slash and library in LIBRARIES:
-        _refuse_unheeded(config, frozenset())
-        return LIBRARIES[library](name, channels, image_size, classes)
+        _refuse_unused(config, frozenset())
+        return _BACKBONES[library](name, channels, image_size, classes)
     refuse_unknown(config.name)
-    architecture = MODELS[config.name]
-    _refuse_unheeded(config, architecture.settings)
-    model = architecture.build(config, channels, image_size, classes)
+    entry = MODELS[config.name]
+    _refuse_unused(config, entry.uses)
+    module, constructor = entry.build.split(".")
+    model: ConvNet | SmallResNet = getattr(import_module(f"convsmith.nets.{module}"), constructor)(
+        config, channels, image_size, classes
+    )
     initialise(model, config.init, config.activation)
     return model
 
@@ -65,13 +50,13 @@ def refuse_unknown(name: str) -> None:
         raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
 
 
-def _refuse_unheeded(config: ModelConfig, settings: frozenset[str]) -> None:
+def _refuse_unused(config: ModelConfig, used: frozenset[str]) -> None:
     """A setting that changes nothing would make a study compare a model with itself."""
     for key, field in ModelConfig.model_fields.items():
         value = getattr(config, key)
-        if key != "name" and key not in settings and value != field.default:
+        if key != "name" and key not in used and value != field.default:
             raise UserError(
                 f"model.{key} = {value} changes nothing in '{config.name}': leave it at its default "
-                f"({field.default}) or choose a model that heeds it. Settings of '{config.name}': "
-                f"{', '.join(sorted(settings)) or 'none'}"
+                f"({field.default}) or choose a model that uses it. Settings of '{config.name}': "
+                f"{', '.join(sorted(used)) or 'none'}"
             )

@@ -1,8 +1,10 @@
-"""The `model` section."""
+"""The `model` section, and all that is known of poolings and models without torch; layers and networks stand apart."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
@@ -10,10 +12,17 @@ from convsmith.contracts import Section
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 Norm = Literal["batch", "none"]
-Pool = Literal["max", "average", "t-max-avg", "none"]
 Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 ORDER: tuple[Part, ...] = ("conv", "norm", "activation", "pool", "dropout")
+
+#: The poolings, each with the keys of the section that it uses; `blocks.POOLS` builds them.
+POOLS: dict[str, tuple[str, ...]] = {"max": (), "average": (), "t-max-avg": ("pool_t", "pool_k"), "none": ()}
+
+if TYPE_CHECKING:
+    Pool: TypeAlias = str
+else:  # the table is the one place where the names stand
+    Pool = Literal[tuple(POOLS)]
 
 
 class BlockConfig(Section):
@@ -40,10 +49,43 @@ class BlockConfig(Section):
         return order
 
 
+@dataclass(frozen=True)
+class ModelEntry:
+    """All that is known of a network without torch.
+
+    `build` is its constructor, ``module.name`` within `convsmith.nets`: (ModelConfig, channels, image size, classes) ->
+    `contracts.Classifier`. `uses` names the keys of the section that it uses besides `name`.
+    """
+
+    description: str
+    build: str
+    uses: frozenset[str]
+
+
+_COMMON = frozenset({"activation", "norm", "init", "logit_scale"})
+_CONVNET = _COMMON | {"hidden", "global_pool", "pool", "pool_t", "pool_k", "dropout", "hidden_dropout"}
+
+MODELS: dict[str, ModelEntry] = {
+    "simple-cnn": ModelEntry("two convolutions and a hidden layer", "convnet.simple_cnn", _CONVNET),
+    "convnet": ModelEntry("blocks of your own", "convnet.ConvNet", _CONVNET | {"blocks", "whiten"}),
+    "small-resnet": ModelEntry(
+        "the residual network for 32 x 32 pixels", "resnet.SmallResNet", _COMMON | {"width", "depth"}
+    ),
+}
+LIBRARIES = ("torchvision", "timm")  # a name of theirs stands after a slash: timm/resnet18
+
+
 class ModelConfig(Section):
+    uses: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {"pool": POOLS}
+
     name: str = Field(
         default="simple-cnn",
-        description="simple-cnn, convnet, small-resnet, torchvision/<architecture> or timm/<architecture>",
+        description="; ".join(
+            [
+                *(f"{name}: {entry.description}" for name, entry in MODELS.items()),
+                *(f"{library}/<architecture>" for library in LIBRARIES),
+            ]
+        ),
     )
     blocks: tuple[BlockConfig, ...] | None = Field(
         default=None, description="convnet only: its blocks, such as '[{channels: 32}, {channels: 64, pool: average}]'"
@@ -70,6 +112,10 @@ class ModelConfig(Section):
     depth: int = Field(
         default=3, ge=1, le=50, description="small-resnet: residual blocks a stage (layers = 6 depth + 2)"
     )
+
+    def chosen(self, key: str) -> set[str]:
+        """The choices in effect: blocks have poolings of their own."""
+        return super().chosen(key) | {value for block in self.blocks or () if (value := getattr(block, key, None))}
 
     @field_validator("hidden")
     @classmethod

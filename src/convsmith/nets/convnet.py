@@ -56,7 +56,7 @@ class ConvNet(nn.Module):
         for index, neurons in enumerate(config.hidden or ()):
             # The linear layers are numbered alone, so that their names do not depend on the dropout.
             self.hidden.add_module(str(index), nn.Linear(features, neurons))
-            self.hidden.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
+            self.hidden.add_module(f"activation{index}", ACTIVATIONS[config.activation].build())
             if config.hidden_dropout:
                 self.hidden.add_module(f"dropout{index}", nn.Dropout(config.hidden_dropout))
             features = neurons

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from convsmith.nets.blocks import ACTIVATIONS
 from convsmith.nets.config import Activation, Init
-
-# What a layer's weights are multiplied by so that its activation f keeps the scale of the signal. PyTorch has none
-# for gelu and silu; theirs are 1 / sqrt(E[f(z)^2]) for standard normal z, which is also how ReLU gets its sqrt(2).
-GAINS: dict[str, float] = {
-    "relu": nn.init.calculate_gain("relu"),
-    "leaky_relu": nn.init.calculate_gain("leaky_relu", 0.01),
-    "sigmoid": nn.init.calculate_gain("sigmoid"),
-    "tanh": nn.init.calculate_gain("tanh"),
-    "gelu": 1.5335,
-    "silu": 1.6765,
-}
 
 
 def _kaiming_std(weight: Tensor, gain: float) -> float:
@@ -71,7 +61,7 @@ def initialise(model: nn.Module, scheme: Init, activation: Activation) -> None:
     of_head = set(head.modules()) if isinstance(head, nn.Module) else set()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            SCHEMES[scheme](module.weight, 1.0 if module in of_head else GAINS[activation])
+            SCHEMES[scheme](module.weight, 1.0 if module in of_head else ACTIVATIONS[activation].gain)
             if module.bias is not None:
                 module.bias.zero_()
 

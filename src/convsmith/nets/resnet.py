@@ -13,7 +13,7 @@ from convsmith.nets.convnet import ScaledLinear
 
 
 def _conv3x3(in_channels: int, channels: int, stride: int, config: ModelConfig) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=config.norm == "none")
+    return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=not NORMS[config.norm].removes_bias)
 
 
 class BasicBlock(nn.Module):
@@ -27,11 +27,11 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.stride, self.added_channels = stride, channels - in_channels
         self.conv1 = _conv3x3(in_channels, channels, stride, config)
-        self.norm1 = NORMS[config.norm](channels)
-        self.activation1 = ACTIVATIONS[config.activation]()
+        self.norm1 = NORMS[config.norm].build(channels)
+        self.activation1 = ACTIVATIONS[config.activation].build()
         self.conv2 = _conv3x3(channels, channels, 1, config)
-        self.norm2 = NORMS[config.norm](channels)
-        self.activation2 = ACTIVATIONS[config.activation]()
+        self.norm2 = NORMS[config.norm].build(channels)
+        self.activation2 = ACTIVATIONS[config.activation].build()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.norm1(self.conv1(x)))
@@ -57,8 +57,8 @@ class SmallResNet(nn.Module):
         width = config.width
         self.stem = nn.Sequential()
         self.stem.add_module("conv", _conv3x3(channels, width, 1, config))
-        self.stem.add_module("norm", NORMS[config.norm](width))
-        self.stem.add_module("activation", ACTIVATIONS[config.activation]())
+        self.stem.add_module("norm", NORMS[config.norm].build(width))
+        self.stem.add_module("activation", ACTIVATIONS[config.activation].build())
 
         def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
             first = BasicBlock(in_channels, out_channels, stride, config)

@@ -37,14 +37,14 @@ def equation(size: int, kernel: int, padding: int, stride: int) -> str:
     return f"floor({quotient}) + 1 = {result}, discards {what}"
 
 
-def fitted_size(layer: str, size: int, kernel: int, padding: int, stride: int, mend: str) -> int:
-    """`output_size` where the window fits; else a UserError that names the layer, its equation and the mend."""
+def fitted_size(layer: str, size: int, kernel: int, padding: int, stride: int, fix: str) -> int:
+    """`output_size` where the window fits; else a UserError that names the layer, its equation and how to fix it."""
     if kernel > size + 2 * padding:
         quotient = f"({size} - {kernel} + 2*{padding})/{stride}"
         floored = quotient if stride == 1 else f"floor({quotient})"
         raise UserError(
             f"{layer}: {floored} + 1 = {output_size(size, kernel, padding, stride)}: "
-            f"a {kernel} x {kernel} window does not fit into {size} x {size} pixels; {mend}"
+            f"a {kernel} x {kernel} window does not fit into {size} x {size} pixels; {fix}"
         )
     return output_size(size, kernel, padding, stride)
 

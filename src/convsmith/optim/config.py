@@ -2,36 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from convsmith.contracts import Section
 
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"]
-ScheduleName = Literal["constant", "step", "exponential", "plateau", "cosine", "one-cycle"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
-#: Learning rates where none is given: the values that the optimisers' own papers and torch start from.
-DEFAULT_LR: dict[OptimizerName, float] = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """All that is known of an optimiser without torch; `optimizers.BUILDERS` builds it.
+
+    `lr` is the learning rate where none is given: the value that its paper or torch starts from. `uses` names the
+    keys of the section that it uses besides `lr` and `bias_lr_factor`. `state_per_parameter` is how many values it
+    keeps for each parameter at most.
+    """
+
+    description: str
+    lr: float
+    uses: tuple[str, ...]
+    state_per_parameter: int
+
+
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "sgd": OptimizerEntry("stochastic gradient descent with momentum", 0.05, ("momentum", "nesterov", "dampening"), 1),
+    "adam": OptimizerEntry("adaptive step sizes (Kingma and Ba 2015)", 1e-3, ("betas", "eps"), 2),
+    "adamw": OptimizerEntry("adam, always with decoupled L2 (Loshchilov and Hutter 2019)", 1e-3, ("betas", "eps"), 2),
+    "rmsprop": OptimizerEntry("step sizes by the running squared gradient", 1e-3, ("momentum", "alpha", "eps"), 2),
+    "adagrad": OptimizerEntry("step sizes by the sum of squared gradients (Duchi et al. 2011)", 1e-2, ("eps",), 1),
+}
+
+
+@dataclass(frozen=True)
+class ScheduleEntry:
+    """All that is known of a schedule but its factor, which `schedules.SHAPES` computes; `uses` as of an optimiser."""
+
+    description: str
+    uses: tuple[str, ...]
+
+
+SCHEDULES: dict[str, ScheduleEntry] = {
+    "constant": ScheduleEntry("lr throughout", ()),
+    "step": ScheduleEntry("a cut every step_epochs", ("step_epochs", "gamma")),
+    "exponential": ScheduleEntry("a cut every epoch", ("gamma",)),
+    "plateau": ScheduleEntry("a cut when val_loss stops falling", ("patience", "factor", "threshold")),
+    "cosine": ScheduleEntry("half a cosine from lr down to final", ("final",)),
+    "one-cycle": ScheduleEntry("up to lr at the share peak, then down to final", ("start", "peak", "final", "anneal")),
+}
+
+if TYPE_CHECKING:
+    OptimizerName: TypeAlias = str
+    ScheduleName: TypeAlias = str
+else:  # the tables are the one place where the names stand
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
+
+
+def _described(table: Mapping[str, OptimizerEntry] | Mapping[str, ScheduleEntry]) -> str:
+    return "; ".join(f"{name}: {entry.description}" for name, entry in table.items())
+
+
+def _users(table: Mapping[str, OptimizerEntry] | Mapping[str, ScheduleEntry], key: str) -> str:
+    return ", ".join(name for name, entry in table.items() if key in entry.uses)
 
 
 class OptimConfig(Section):
-    name: OptimizerName = "adam"
+    uses: ClassVar = {"name": {name: entry.uses for name, entry in OPTIMIZERS.items()}}
+
+    name: OptimizerName = Field("adam", description=_described(OPTIMIZERS))
     lr: float | None = Field(None, gt=0, le=100, description="learning rate; none: the optimiser's usual one")
     bias_lr_factor: float = Field(
         1.0, gt=0, le=1000, description="learning rate of biases and norm parameters, as a multiple of lr"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and rmsprop")
-    nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
-    dampening: float = Field(0.0, ge=0, le=1, description="sgd: dampening of the momentum")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam and adamw")
-    eps: float = Field(1e-8, gt=0, le=1, description="adam, adamw, rmsprop, adagrad")
-    alpha: float = Field(0.99, ge=0, lt=1, description="rmsprop: smoothing of the squared gradient")
+    momentum: float = Field(0.9, ge=0, lt=1, description=_users(OPTIMIZERS, "momentum"))
+    nesterov: bool = Field(False, description=f"{_users(OPTIMIZERS, 'nesterov')}: Nesterov's momentum")
+    dampening: float = Field(
+        0.0, ge=0, le=1, description=f"{_users(OPTIMIZERS, 'dampening')}: dampening of the momentum"
+    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_users(OPTIMIZERS, "betas"))
+    eps: float = Field(1e-8, gt=0, le=1, description=_users(OPTIMIZERS, "eps"))
+    alpha: float = Field(
+        0.99, ge=0, lt=1, description=f"{_users(OPTIMIZERS, 'alpha')}: smoothing of the squared gradient"
+    )
 
 
 class ScheduleConfig(Section):
-    name: ScheduleName = "constant"
+    uses: ClassVar = {"name": {name: entry.uses for name, entry in SCHEDULES.items()}}
+
+    name: ScheduleName = Field("constant", description=_described(SCHEDULES))
     warmup_epochs: float = Field(0.0, ge=0, le=1000, description="linear rise from 0 before the schedule")
     step_epochs: int = Field(5, ge=1, description="step: epochs between two cuts")
     gamma: float = Field(0.1, gt=0, le=1, description="step: factor of a cut; exponential: factor of an epoch")
@@ -45,6 +107,8 @@ class ScheduleConfig(Section):
 
 
 class RegularizeConfig(Section):
+    needs: ClassVar = {"l1_mode": "l1", "l2_mode": "l2"}
+
     l2: float = Field(0.0, ge=0, le=10, description="strength of the L2 penalty (weight decay)")
     l2_mode: Literal["coupled", "decoupled"] = Field(
         "coupled", description="coupled: added to the gradient; decoupled: weights shrunk by lr x l2 (AdamW)"

@@ -1,49 +1,62 @@
-"""L1 and L2 on the group `weights`: their gradients, their steps, and their values for the log.
+"""L1 and L2 on the groups named `decay`: their gradients, their steps, and their values for the log.
 
-L2 of strength s is s/2 times the sum of squares, so that its gradient is s times the weight.
+L2 of strength s is s/2 times the sum of squares, so that its gradient is s times the weight. An optimiser that
+applies L2 itself says so in its groups (`applies_l2`); for every other one, the user's own too, it is applied here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from convsmith.optim.config import RegularizeConfig
-from convsmith.optim.optimizers import weights_of
+from convsmith.optim.optimizers import DECAY, Group
+
+
+def decayed(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Group, torch.Tensor]]:
+    """Each penalised parameter that trains at present, with its group, whose `lr` is the present learning rate."""
+    for group in optimizer.param_groups:
+        if group["name"] == DECAY:
+            yield from ((group, parameter) for parameter in group["params"] if parameter.requires_grad)
 
 
 @torch.no_grad()
-def add_l1_gradient(optimizer: torch.optim.Optimizer, config: RegularizeConfig) -> None:
-    """Subgradient of l1 x sum |w|: l1 x sign(w), 0 at 0. Gives small weights, hardly ever exact zeros."""
-    if config.l1 and config.l1_mode == "subgradient":
-        for _, weights in weights_of(optimizer):
-            for weight in weights:
-                if weight.grad is not None:  # a module of the user's own may have what no image reaches
-                    weight.grad.add_(weight.sign(), alpha=config.l1)
+def before_step(optimizer: torch.optim.Optimizer, config: RegularizeConfig) -> None:
+    """Add the gradients of the penalties that act through the gradient.
+
+    L1: the subgradient of l1 x sum |w|, l1 x sign(w), 0 at 0, which gives small weights and hardly ever exact zeros.
+    L2, where it is coupled and the optimiser does not apply it itself: l2 x w.
+    """
+    l1 = config.l1 if config.l1_mode == "subgradient" else 0.0
+    l2 = config.l2 if config.l2_mode == "coupled" else 0.0
+    for group, weight in decayed(optimizer):
+        if weight.grad is None:  # a module of the user's own may have what no image reaches
+            continue
+        if l1:
+            weight.grad.add_(weight.sign(), alpha=l1)
+        if l2 and not group.get("applies_l2"):
+            weight.grad.add_(weight, alpha=l2)
 
 
 @torch.no_grad()
 def after_step(optimizer: torch.optim.Optimizer, config: RegularizeConfig) -> None:
-    """Decoupled L2 where the optimiser has none of its own, and the proximal step of L1.
+    """Decoupled L2, where the optimiser does not apply it itself, and the proximal step of L1.
 
     Decoupled: w <- w (1 - lr x l2), Loshchilov and Hutter 2019. Proximal: w <- sign(w) max(|w| - lr x l1, 0),
     the soft threshold of ISTA, which makes exact zeros.
     """
-    for lr, weights in weights_of(optimizer):
-        for weight in weights:
-            if config.l2 and config.l2_mode == "decoupled" and not isinstance(optimizer, torch.optim.AdamW):
-                weight.mul_(1 - lr * config.l2)
-            if config.l1 and config.l1_mode == "proximal":
-                weight.copy_(torch.nn.functional.softshrink(weight, lr * config.l1))
+    for group, weight in decayed(optimizer):
+        if config.l2 and config.l2_mode == "decoupled" and not group.get("applies_l2"):
+            weight.mul_(1 - group["lr"] * config.l2)
+        if config.l1 and config.l1_mode == "proximal":
+            weight.copy_(torch.nn.functional.softshrink(weight, group["lr"] * config.l1))
 
 
 @torch.no_grad()
 def penalty_values(optimizer: torch.optim.Optimizer, config: RegularizeConfig) -> dict[str, float]:
     """Present values of the penalties, apart from the data loss, and the share of weights that are exactly 0."""
-    weights = [
-        weight.double() if weight.device.type != "mps" else weight
-        for _, group in weights_of(optimizer)
-        for weight in group
-    ]
+    weights = [weight.double() if weight.device.type != "mps" else weight for _, weight in decayed(optimizer)]
     count = sum(weight.numel() for weight in weights)
     return {
         "l1_penalty": config.l1 * sum(float(weight.abs().sum()) for weight in weights),

@@ -1,4 +1,7 @@
-"""Learning-rate schedules: pure functions of the step, plateau alone remembers."""
+"""What each schedule makes of the learning rate, as pure functions of the step; plateau alone remembers.
+
+Their names, their keys and what they are stand in config.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from convsmith.optim.config import ScheduleConfig, ScheduleName
+from convsmith.optim.config import ScheduleConfig
 
 #: (config, step after warm-up, steps of an epoch, steps after warm-up in all) -> factor on the learning rate
 Shape = Callable[[ScheduleConfig, int, int, int], float]
@@ -48,8 +51,8 @@ def _between(first: float, last: float, share: float, anneal: str) -> float:
     return first + (last - first) * rise
 
 
-#: plateau's own factor lies in Plateau; before it there is nothing to do.
-SCHEDULES: dict[ScheduleName, Shape] = {
+#: The factor of plateau lies in Plateau, since it depends on the losses.
+SHAPES: dict[str, Shape] = {
     "constant": constant,
     "step": step_decay,
     "exponential": exponential,
@@ -92,9 +95,7 @@ class Schedule:
         after = max(step - self.warmup, 0)
         rise = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
         return (
-            rise
-            * self.plateau.factor
-            * SCHEDULES[self.config.name](self.config, after, self.steps_per_epoch, self.total)
+            rise * self.plateau.factor * SHAPES[self.config.name](self.config, after, self.steps_per_epoch, self.total)
         )
 
     def epoch_ended(self, val_loss: float) -> None:

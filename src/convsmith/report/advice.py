@@ -12,7 +12,7 @@ from convsmith.config import RunConfig
 from convsmith.data.config import DataConfig
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
-from convsmith.nets.build import MODELS
+from convsmith.nets.config import MODELS
 from convsmith.report.diagnosis import NO_FAULT, TOO_SHORT, Finding
 from convsmith.studies import book, text
 from convsmith.studies.config import DIVISION
@@ -159,12 +159,12 @@ def _overfitting(config: RunConfig) -> Iterator[Experiment]:
 def _underfitting(config: RunConfig) -> Iterator[Experiment]:
     model = config.model
     if model.name == "simple-cnn":
-        unheeded = {
+        unused = {
             f"model.{key}": field.default
             for key, field in type(model).model_fields.items()
-            if key not in MODELS["small-resnet"].settings and getattr(model, key) != field.default
+            if key not in MODELS["small-resnet"].uses and getattr(model, key) != field.default
         }
-        yield Experiment(unheeded | {"model.name": "small-resnet"}, "a deeper net, with residual connections")
+        yield Experiment(unused | {"model.name": "small-resnet"}, "a deeper net, with residual connections")
     elif model.name == "small-resnet":
         yield Experiment({"model.width": 2 * model.width}, "twice as many channels")
     if model.hidden_dropout and model.name == "simple-cnn":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ Monitor = Literal["val_accuracy", "val_loss", "val_f1", "val_precision", "val_re
 
 
 class TrainConfig(Section):
+    uses: ClassVar = {"loss": {"cross-entropy": (), "focal": ("focal_gamma",)}}
+    needs: ClassVar = {"min_delta": "patience"}
+
     epochs: int = Field(10, ge=1, le=100_000)
     batch_size: int = Field(128, ge=1, le=65_536)
     seed: int = Field(0, ge=0, le=2**31 - 1)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from convsmith.errors import UserError
-from convsmith.optim.optimizers import Group
+from convsmith.optim.optimizers import DECAY, NO_DECAY, Group
 
 OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
@@ -36,7 +36,11 @@ def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> N
 
 
 def own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim.Optimizer:
-    """What the user's own factory makes of the groups; a UserError where schedules and penalties could not use it."""
+    """What the user's own factory makes of the groups; a UserError where schedules and penalties could not use it.
+
+    The factory sees the groups by name alone and decides all rates. What `regularize` asks for is applied beside it, by
+    `optim.penalties`; a weight decay that the optimiser has itself comes on top.
+    """
     wanted = {id(parameter) for group in groups for parameter in group["params"]}
     if not callable(factory):
         raise UserError(
@@ -46,9 +50,12 @@ def own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim
     optimizer = factory(groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer must return a torch optimiser, not {type(optimizer).__name__}")
-    mend = "hand the groups on as they are, such as lambda groups: torch.optim.SGD(groups, lr=0.1)"
-    if any("name" not in group for group in optimizer.param_groups):
-        raise UserError(f"optimizer: the groups of {type(optimizer).__name__} have lost their names: {mend}")
+    fix = "hand the groups on as they are, such as lambda groups: torch.optim.SGD(groups, lr=0.1)"
+    if any(group.get("name") not in (DECAY, NO_DECAY) for group in optimizer.param_groups):
+        raise UserError(
+            f"optimizer: the groups of {type(optimizer).__name__} have lost their names, {DECAY} and {NO_DECAY}, "
+            f"by which penalties apply: {fix}"
+        )
     if wanted != {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
-        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {mend}")
+        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {fix}")
     return optimizer

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from convsmith import files, rundir
-from convsmith.config import RunConfig, read_run_config, unheeded
+from convsmith.config import RunConfig, read_run_config, unused
 from convsmith.contracts import Batch, InputSpec
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
@@ -28,6 +28,7 @@ from convsmith.nets.build import build
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
+from convsmith.optim.config import OPTIMIZERS
 from convsmith.optim.optimizers import build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
 from convsmith.prediction.model_file import ModelCard, memory_format
@@ -95,10 +96,10 @@ class Experiment:
 
     @property
     def needs(self) -> Estimate:
-        """Memory, before the first step. An optimiser keeps up to two values a parameter."""
+        """Memory, before the first step."""
         if not self.image_epochs:  # a pass over the frozen backbone, and then its head on what that said
             return estimate(self.layers, batch=PASS_BATCH, state_per_parameter=0, backward=False)
-        kept = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 2, "adagrad": 1}[self.config.optim.name]
+        kept = OPTIMIZERS[self.config.optim.name].state_per_parameter
         return estimate(
             self.layers, batch=self.config.train.batch_size, state_per_parameter=kept + bool(self.config.train.ema)
         )
@@ -145,7 +146,7 @@ def prepare(
         whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
     notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
     if parts.optimizer is None:
-        notes = (*notes, *unheeded(config))
+        notes = (*notes, *unused(config))
     finetuning = plan(model, config.transfer, config.train.epochs)
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"

@@ -174,7 +174,7 @@ class TrainState:
         Biases and norms may have another (optim.bias_lr_factor).
         """
         groups = self.optimizer.param_groups
-        return float(max(group["lr"] for group in groups if group.get("name") != "others" or len(groups) == 1))
+        return float(max(group["lr"] for group in groups if group.get("name") != "no_decay" or len(groups) == 1))
 
     def close_epoch(self, seconds: float) -> None:
         self.epoch += 1

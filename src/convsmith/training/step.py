@@ -8,7 +8,7 @@ import torch
 
 from convsmith.contracts import Batch
 from convsmith.optim.config import RegularizeConfig
-from convsmith.optim.penalties import add_l1_gradient, after_step
+from convsmith.optim.penalties import after_step, before_step
 from convsmith.training.loss import Loss
 from convsmith.training.state import TrainState
 
@@ -32,7 +32,7 @@ def step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
 
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    add_l1_gradient(state.optimizer, recipe.regularize)
+    before_step(state.optimizer, recipe.regularize)
     if recipe.regularize.clip_norm:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.regularize.clip_norm)
 

@@ -80,7 +80,7 @@ class Finetuning:
             assert isinstance(model, Classifier)
             stage_of = {id(p): stage for stage, module in _stages_and_head(model) for p in module.parameters()}
             groups = [
-                {"name": group["name"], "stage": stage, "params": members, "lr_factor": factor}
+                {**group, "stage": stage, "params": members, "lr_factor": factor}
                 for stage, factor in self.factors.items()
                 for group in groups
                 if (members := [p for p in group["params"] if stage_of[id(p)] == stage])
