@@ -50,6 +50,38 @@ def test_focal_loss_of_two_classes_is_torchvisions_sigmoid_focal_loss() -> None:
     torch.testing.assert_close(ours, sigmoid_focal_loss(single, labels.double(), alpha=-1, gamma=2, reduction="mean"))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_focal_gradients_in_float32_are_those_of_the_formula(gamma: float, weights: torch.Tensor | None) -> None:
+    """Up to a lead of the right logit that makes its probability 1 in float32, where (1 - p) ** (gamma - 1) is infinite.
+
+    The oracle differentiates -(1 - p)^gamma log p by hand in float64: with q = 1 - p from the other classes alone,
+    d/dz_k = -q^gamma ([k = y] - p_k) (1 - gamma p log(p) / q), whose limit at q = 0 is 0 for gamma > 0.
+    """
+    leads = torch.tensor([-300.0, -20.0, 0.0, 5.0, 15.0, 18.0, 30.0, 80.0, 300.0], dtype=torch.float64)
+    labels = torch.arange(len(leads)) % 4
+    logits = torch.randn(len(leads), 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits[torch.arange(len(leads)), labels] = logits.max(1).values + leads
+    right = F.one_hot(labels, 4).double()
+    p_k = logits.softmax(1)
+    q = (p_k * (1 - right)).sum(1)
+    p = (p_k * right).sum(1)
+    log_p = torch.where(q < 0.5, torch.log1p(-q), F.log_softmax(logits, 1)[right.bool()])
+    ratio = torch.where(q > 0, log_p / q.clamp_min(1e-300), -1.0)
+    error = torch.where(right.bool(), q[:, None], -p_k)  # [k = y] - p_k without cancellation
+    expected = -(q**gamma)[:, None] * error * (1 - gamma * p * ratio)[:, None]
+    share = torch.ones_like(leads) if weights is None else weights[labels]
+    expected *= (share / share.sum())[:, None]
+
+    ours = logits.float().requires_grad_()
+    config = TrainConfig(loss="focal", focal_gamma=gamma)
+    batch = Batch(torch.zeros(len(leads)), labels)
+    loss = build_loss(config, 0, None if weights is None else weights.float())(ours, batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(share * q**gamma * log_p).sum().item() / share.sum().item(), rel=1e-5)
+    torch.testing.assert_close(ours.grad, expected.float(), rtol=1e-4, atol=1e-7)
+
+
 def test_balanced_weights_are_scikit_learns_and_zero_for_an_absent_class() -> None:
     labels = np.repeat([0, 1, 3], [5, 3, 8])
     weights = balanced_weights(labels, 4).numpy()

@@ -1,4 +1,4 @@
-"""The data loss: cross-entropy or focal, with smoothing, class weights, and mixed labels."""
+"""The data loss: cross-entropy or focal, with smoothing, class weights and mixed labels; penalties are not in it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
-    """Mean of -w (1 - p)^gamma log p over the batch (Lin et al. 2017), weighted as torch's cross-entropy is."""
+    """Mean of -w (1 - p)^gamma log p over the batch (Lin et al. 2017), weighted as torch's cross-entropy is.
+
+    1 - p is taken in logarithms from the other classes' logits, since p may round to 1: there the derivative of
+    (1 - p)^gamma is infinite for gamma < 1, although that of the loss goes to 0.
+    """
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    losses = -((1 - log_p.exp()) ** gamma) * log_p
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    log_rest = others.logsumexp(1) - logits.logsumexp(1)
+    losses = -(gamma * log_rest).exp() * log_p
     if weights is None:
         return losses.mean()
     weight = weights[labels]
