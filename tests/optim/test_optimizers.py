@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from convsmith.errors import UserError
 from convsmith.optim.config import OPTIMIZERS, OptimConfig, RegularizeConfig
 from convsmith.optim.optimizers import BUILDERS, build_optimizer, parameter_groups
 from convsmith.optim.penalties import after_step, before_step, penalty_values
+from convsmith.training.own import own_optimizer
 
 CPU = torch.device("cpu")
 
@@ -102,6 +104,26 @@ def test_decoupled_l2_of_plain_sgd_shrinks_weights_alone() -> None:
     after_step(optimizer, regularize)
     for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(now, then * 0.95 if now.ndim > 1 else then, msg=name)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("sgd", "coupled"), ("sgd", "decoupled"), ("adam", "coupled")])
+def test_l2_reaches_an_optimiser_of_the_users_own_as_it_does_ours(name: str, mode: str) -> None:
+    regularize = RegularizeConfig(l2=0.1, l2_mode=mode)
+    classes = {"sgd": lambda groups: torch.optim.SGD(groups, 0.05, 0.9), "adam": lambda g: torch.optim.Adam(g, 1e-3)}
+    ours, own = net(), net()
+    train(ours, build_optimizer(parameter_groups(ours), OptimConfig(name=name), regularize, CPU), regularize)
+    train(own, own_optimizer(classes[name], parameter_groups(own)), regularize)
+    same(ours, own)
+    unpenalised = net()
+    train(unpenalised, own_optimizer(classes[name], parameter_groups(unpenalised)))
+    assert not torch.allclose(unpenalised[3].weight, own[3].weight, rtol=1e-4)
+
+
+def test_groups_by_other_names_would_get_no_penalty_and_are_refused() -> None:
+    with pytest.raises(UserError, match="lost their names, decay and no_decay, by which penalties apply: hand the gr"):
+        own_optimizer(
+            lambda groups: torch.optim.SGD([{**g, "name": "mine"} for g in groups], 0.1), [*parameter_groups(net())]
+        )
 
 
 def test_l1_subgradient_equals_autograd_of_the_penalty() -> None:

@@ -53,7 +53,7 @@ def test_focal_loss_of_two_classes_is_torchvisions_sigmoid_focal_loss() -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_focal_gradients_in_float32_are_those_of_the_formula(gamma: float, weights: torch.Tensor | None) -> None:
-    """Up to a lead of the right logit that makes its probability 1 in float32, where (1 - p) ** (gamma - 1) is infinite.
+    """Even where the right probability rounds to 1 in float32, so that (1 - p) ** (gamma - 1) is infinite.
 
     The oracle differentiates -(1 - p)^gamma log p by hand in float64: with q = 1 - p from the other classes alone,
     d/dz_k = -q^gamma ([k = y] - p_k) (1 - gamma p log(p) / q), whose limit at q = 0 is 0 for gamma > 0.
