@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsmith.data.config import Preprocessing
-from convsmith.data.preprocess import ToInput
+from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.errors import RunFailed, UserError, missing_extra
 from convsmith.files import explain_os_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
@@ -110,14 +110,14 @@ def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "g
     predictor = load_predictor(run.path, "cpu")
     val = run_dataset(run).val
     positions = np.unique(np.linspace(0, len(val) - 1, IMAGES).round().astype(np.int64))
-    pixels = val.gather(positions)
+    pixels = val.inputs(positions)
     expected = logits_of(predictor.model, [pixels], predictor.to_input(), predictor.device)
     assert expected is not None
 
     model = predictor.model.to(memory_format=torch.contiguous_format)
     network = FromPixels(model, predictor.card.preprocessing).eval() if place == "graph" else model
     to_input = (lambda taken: taken) if place == "graph" else ToInput(predictor.card.preprocessing, predictor.device)
-    sample = to_input(torch.from_numpy(pixels[:2]))
+    sample = to_input(pixels.tensor(predictor.device)[:2])
     with explain_os_errors(f"'{path}'"):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{os.getpid()}-{path.name}")
@@ -132,12 +132,10 @@ def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "g
     return Export(path, f"{takes['input']}: {takes['how']}", len(pixels), difference, scale)
 
 
-def _logits(
-    file: Path, form: Format, pixels: NDArray[np.uint8], to_input: Callable[[Tensor], Tensor]
-) -> NDArray[np.float32]:
+def _logits(file: Path, form: Format, pixels: InputPixels, to_input: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
     """The logits [N, K] of a file that was written a moment ago, in batches of one and of many."""
     model: nn.Module = open_exported(file)[0] if form == "onnx" else _Reopened(file)
-    batches = [pixels[:1], pixels[1:]] if len(pixels) > 1 else [pixels]
+    batches = [InputPixels(part) for part in (pixels.array[:1], pixels.array[1:]) if len(part)]
     found = logits_of(model, batches, to_input, torch.device("cpu"))
     assert found is not None
     return found

@@ -17,13 +17,13 @@ from PIL import Image
 
 from convsmith.data import cache as module
 from convsmith.data.cache import Failure, Images, native_shape, open_images, pixel_moments
-from convsmith.data.config import DataConfig
-from convsmith.data.decode import DecodeRules, decode
+from convsmith.data.config import DataConfig, DecodeRules
+from convsmith.data.decode import decode
 from convsmith.data.sources import Source, from_arrays, open_source
 from convsmith.errors import UserError
 
 Plant = Callable[..., Path]
-RULES = DecodeRules(size=8)
+RULES = DecodeRules(working_size=8)
 PATHS = [f"{name}/{i}.png" for name in ("cat", "owl") for i in range(40)]
 
 
@@ -63,7 +63,7 @@ def test_a_second_start_decodes_nothing(plant: Plant, cache: Path, monkeypatch: 
 def test_the_key_is_what_goes_in(plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(plant(*PATHS))
     open_images(source, RULES, cache)
-    open_images(source, DecodeRules(size=8, background="red"), cache)
+    open_images(source, DecodeRules(working_size=8, background="red"), cache)
     open_images(dataclasses.replace(source, fingerprint="other"), RULES, cache)
     monkeypatch.setattr(module, "CACHE_VERSION", -1)
     open_images(source, RULES, cache)
@@ -145,11 +145,11 @@ def test_a_killed_build_is_not_found_and_the_next_one_is_whole(plant: Plant, cac
 import dataclasses, os, signal, pathlib
 from convsmith.data.cache import open_images
 from convsmith.data.config import DataConfig
-from convsmith.data.decode import DecodeRules
+from convsmith.data.config import DecodeRules
 from convsmith.data.sources import open_source
 source = open_source(DataConfig(source={str(root)!r}))
 read = lambda row: os.kill(os.getpid(), signal.SIGKILL) if row == 70 else source.read(row)
-open_images(dataclasses.replace(source, read=read), DecodeRules(size=8), pathlib.Path({str(cache)!r}))
+open_images(dataclasses.replace(source, read=read), DecodeRules(working_size=8), pathlib.Path({str(cache)!r}))
 """
     killed = subprocess.run([sys.executable, "-c", program], check=False)
     assert killed.returncode == -signal.SIGKILL

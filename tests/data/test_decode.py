@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from convsmith.data import decode as module
-from convsmith.data.config import DataConfig
-from convsmith.data.decode import DecodeError, DecodeRules, decode, from_array, read_header, resize_square
+from convsmith.data.config import DataConfig, DecodeRules
+from convsmith.data.decode import DecodeError, decode, from_array, read_header, resize_square
 from convsmith.errors import UserError
 
 NATIVE = DecodeRules()
@@ -205,7 +205,7 @@ def test_each_resize_policy_shows_what_it_says() -> None:
 def test_the_rules_of_a_config_and_of_its_preprocessing_are_the_same() -> None:
     config = DataConfig(working_size=40, channels=1, resize="pad", interpolation="bicubic", background="#123456")
     assert DecodeRules.of(config) == DecodeRules(
-        size=40, channels=1, resize="pad", interpolation="bicubic", background="#123456"
+        working_size=40, channels=1, resize="pad", interpolation="bicubic", background="#123456"
     )
 
 
@@ -289,7 +289,7 @@ def test_photographs_decode_upright_at_the_working_size(ants_bees: Path) -> None
             expected = np.asarray(
                 ImageOps.exif_transpose(image).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
             )
-        np.testing.assert_array_equal(decode(path, DecodeRules(size=64)), expected)
+        np.testing.assert_array_equal(decode(path, DecodeRules(working_size=64)), expected)
 
 
 def test_the_users_mistakes_are_named() -> None:

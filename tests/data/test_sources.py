@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from convsmith.data.config import DataConfig
-from convsmith.data.decode import DecodeRules, decode
+from convsmith.data.config import DataConfig, DecodeRules
+from convsmith.data.decode import decode
 from convsmith.data.source import walk
 from convsmith.data.sources import SOURCES, Source, cache_folder, from_arrays, open_source
 from convsmith.errors import UserError

@@ -325,10 +325,11 @@ def test_what_nobody_set_stays_unset_when_other_values_change() -> None:
 
 
 def test_crop_keeps_the_centre(tmp_path: Path) -> None:
-    from convsmith.data.decode import DecodeRules, from_array
+    from convsmith.data.config import DecodeRules
+    from convsmith.data.decode import from_array
 
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[5:35, 15:45] = 200  # the centre 0.75 of the centre square
-    rules = {"size": 30, "resize": "crop"}
+    rules = {"working_size": 30, "resize": "crop"}
     assert (from_array(pixels, DecodeRules(**rules, crop=0.75)) == 200).all()
     assert not (from_array(pixels, DecodeRules(**rules)) == 200).all()

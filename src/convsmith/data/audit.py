@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from convsmith.data.cache import Progress
-from convsmith.data.config import DataConfig
-from convsmith.data.decode import SUFFIXES, DecodeError, DecodeRules, Kind, decode, from_array, read_header
+from convsmith.data.config import DataConfig, DecodeRules
+from convsmith.data.decode import SUFFIXES, DecodeError, Kind, decode, from_array, read_header
 from convsmith.data.parallel import thread_map
 from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import open_source

@@ -15,7 +15,8 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.decode import DecodeError, DecodeRules, Kind, Pixels, decode, from_array, read_header
+from convsmith.data.config import DecodeRules
+from convsmith.data.decode import DecodeError, Kind, Pixels, decode, from_array, read_header
 from convsmith.data.parallel import thread_map
 from convsmith.data.source import Record, Source
 from convsmith.errors import UserError
@@ -69,7 +70,7 @@ def open_images(
     `progress(done, total)` is called while building. Raises UserError where records do not decode and
     `on_error` is 'stop', where none does, and where the cache cannot be written.
     """
-    assert rules.size is not None, "the cache holds images of one size"
+    assert rules.working_size is not None, "the cache holds images of one size"
     key = f"{CACHE_VERSION} {source.fingerprint} {rules.model_dump_json()}"
     folder = cache / "images" / hashlib.sha256(key.encode()).hexdigest()
     if not _is_whole(folder):
@@ -166,8 +167,8 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
 
 
 def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
-    assert rules.size is not None
-    needed = len(source) * rules.size**2 * rules.channels
+    assert rules.working_size is not None
+    needed = len(source) * rules.working_size**2 * rules.channels
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -214,7 +215,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     meta = {
         "source": source.name,
         "rules": rules.model_dump(),
-        "shape": [len(kept), rules.size, rules.size, rules.channels],
+        "shape": [len(kept), rules.working_size, rules.working_size, rules.channels],
         "hash": digest.hexdigest(),
         "failures": [failure._asdict() for failure in failures],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from convsmith.contracts import Section
 
@@ -107,18 +107,34 @@ class AugmentConfig(Section):
         return int(self.shift) if self.shift >= 1 else round(self.shift * side)
 
 
-class Preprocessing(Section):
+class DecodeRules(Section):
+    """What decoding gives: a square of `working_size` pixels (none: the image's own size) of 1 or 3 channels."""
+
+    working_size: int | None = None
+    channels: Literal[1, 3] = 3
+    resize: Resize = "stretch"
+    crop: float = 1.0
+    interpolation: Interpolation = "bilinear"
+    background: str = "white"
+
+    @classmethod
+    def of(cls, settings: BaseModel) -> DecodeRules:
+        """The fields of this class, taken by their names from a resolved `data` section or a whole preprocessing."""
+        return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
+
+
+class Preprocessing(DecodeRules):
     """From a file to the net's input: the same in training, evaluation, prediction and export.
 
-    `mean` and `std` are per channel, of pixel values scaled to [0, 1].
+    The rules of decoding, each of them stated, and what follows: the side of the net's input in pixels, and `mean`
+    and `std` per channel, of pixel values scaled to [0, 1].
     """
 
-    image_size: int
     working_size: int
     channels: Literal[1, 3]
     resize: Resize
-    crop: float = 1.0
     interpolation: Interpolation
     background: str
+    image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

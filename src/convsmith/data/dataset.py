@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from convsmith.contracts import InputSpec
 from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
-from convsmith.data.config import DataConfig, Preprocessing
-from convsmith.data.decode import DecodeRules, Pixels, background_rgb
+from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
+from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
+from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
@@ -55,6 +56,10 @@ class Subset:
     def gather(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> Pixels:
         """The images at `positions` within the subset, copied: uint8 [B, H, W, C]."""
         return np.take(self._pixels, self.rows[positions], axis=0)
+
+    def inputs(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> InputPixels:
+        """The images at `positions` as what may go into a network: they were prepared when they were decoded."""
+        return InputPixels(self.gather(positions))
 
     def moments(self) -> Moments:
         """Each image's sum and sum of squares of pixel values by channel: int64 [N, 2, C]."""
@@ -126,10 +131,8 @@ class Dataset:
             mean, std = channel_statistics(self.train)
         else:
             mean, std = config.mean, config.std
-        return Preprocessing.model_validate(
-            {name: getattr(config, name) for name in Preprocessing.model_fields if name not in ("mean", "std")}
-            | {"mean": mean, "std": std}
-        )
+        rules = DecodeRules.of(config).model_dump()
+        return Preprocessing(**rules, image_size=config.image_size, mean=mean, std=std)
 
     def splits_record(self) -> dict[str, Any]:
         """For splits.json: the data's hash, the seed, and the ids of each split."""

@@ -28,8 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
-from convsmith.contracts import Section
-from convsmith.data.config import DataConfig, Interpolation, Preprocessing, Resize
+from convsmith.data.config import DecodeRules, Interpolation, Resize
 from convsmith.data.quiet import quiet
 from convsmith.errors import UserError
 
@@ -74,31 +73,6 @@ class DecodeError(Exception):
         super().__init__(f"{kind}: {message}")
         self.kind: Kind = kind
         self.message = message
-
-
-class DecodeRules(Section):
-    """What `decode` gives: a square of `size` pixels (none: the image's own size) of 1 or 3 channels."""
-
-    size: int | None = None
-    channels: Literal[1, 3] = 3
-    resize: Resize = "stretch"
-    crop: float = 1.0
-    interpolation: Interpolation = "bilinear"
-    background: str = "white"
-
-    @classmethod
-    def of(cls, settings: DataConfig | Preprocessing) -> DecodeRules:
-        """The rules of a resolved `data` section, or of a model's preprocessing: the same by construction."""
-        assert settings.working_size is not None, "resolve the config first"
-        assert settings.channels is not None, "resolve the config first"
-        return cls(
-            size=settings.working_size,
-            channels=settings.channels,
-            resize=settings.resize,
-            crop=settings.crop,
-            interpolation=settings.interpolation,
-            background=settings.background,
-        )
 
 
 class Header(NamedTuple):
@@ -310,9 +284,14 @@ def _finish(pixels: Pixels, rules: DecodeRules) -> Pixels:
     """Channels, then size: uint8 [H, W, C]."""
     if rules.channels == 1 and pixels.ndim == 3:
         pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
-    if rules.size is not None:
+    if rules.working_size is not None:
         pixels = resize_square(
-            np.ascontiguousarray(pixels), rules.size, rules.resize, rules.interpolation, rules.background, rules.crop
+            np.ascontiguousarray(pixels),
+            rules.working_size,
+            rules.resize,
+            rules.interpolation,
+            rules.background,
+            rules.crop,
         )
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], rules.channels, axis=2)

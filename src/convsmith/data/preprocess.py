@@ -1,11 +1,94 @@
-"""From decoded pixels to the net's input."""
+"""One way in, from an image of any form to the net's input, and back to what can be looked at. Knows no network.
+
+Images become pixels of the working size here (`prepare`) and floats of the net's size (`ToInput`). `InputPixels` is
+the type of what has been prepared, so that nothing is prepared twice: a centre crop of a centre crop is another image.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from convsmith.data.config import Preprocessing
+from convsmith.data.config import DecodeRules, Preprocessing
+from convsmith.data.decode import Pixels, decode, from_array, from_image
+from convsmith.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class InputPixels:
+    """N images that have been prepared: `array` uint8 [N, W, W, C], W the working size. No image is prepared again.
+
+    `prepare` and the subsets of a data set make them; whoever computes logits takes nothing else.
+    """
+
+    array: Pixels
+
+    def __post_init__(self) -> None:
+        assert self.array.dtype == np.uint8
+        assert self.array.ndim == 4, self.array.shape
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """The pixels as a tensor uint8 [N, W, W, C] on a device, copied, so that it may be written to."""
+        return torch.tensor(self.array, device=device)
+
+
+def prepare(image: Any, rules: DecodeRules) -> InputPixels:
+    """One image by the rules of decoding: a path, encoded bytes, a PIL image, an array or a tensor -> N = 1.
+
+    Arrays are uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels; tensors are uint8 [H, W] or [C, H, W], or floats in
+    [0, 1] of those shapes. Raises DecodeError for what cannot be decoded, UserError for what is no image at all.
+    """
+    if isinstance(image, str | Path):
+        pixels = decode(Path(image), rules)
+    elif isinstance(image, bytes):
+        pixels = decode(image, rules)
+    elif isinstance(image, Image.Image):
+        pixels = from_image(image, rules)
+    elif isinstance(image, InputPixels):
+        raise UserError("these pixels have been prepared already: predict takes them as they are")
+    else:
+        pixels = from_array(_as_array(image), rules)
+    return InputPixels(pixels[None])
+
+
+def stacks(images: Iterable[InputPixels], size: int) -> Iterator[InputPixels]:
+    """The same images in batches of `size`, the last one smaller."""
+    stack: list[Pixels] = []
+    for image in images:
+        stack += list(image.array)
+        while len(stack) >= size:
+            yield InputPixels(np.stack(stack[:size]))
+            del stack[:size]
+    if stack:
+        yield InputPixels(np.stack(stack))
+
+
+def _as_array(image: Any) -> Pixels:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        if image.is_floating_point():
+            # Written so that NaN is refused as well.
+            if image.numel() and not (float(image.min()) >= 0 and float(image.max()) <= 1):
+                raise UserError("a float tensor must hold values in [0, 1]: hand in pixels before any normalisation")
+            image = (image * 255).round().to(torch.uint8)
+        return np.asarray(image.permute(1, 2, 0) if image.ndim == 3 else image)
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"cannot predict a {type(image).__name__}: give paths, PIL images, arrays or tensors")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise UserError(f"an array must be uint8 [H, W] or [H, W, C], not {image.dtype} {list(image.shape)}")
+    pixels: npt.NDArray[np.uint8] = image
+    return pixels
 
 
 class ToInput:
@@ -42,6 +125,11 @@ class ToInput:
         mode = self.preprocessing.interpolation
         images = torch.nn.functional.interpolate(images.float(), (size, size), mode=mode, antialias=True)
         return images.clamp_(0, 255)
+
+    def back(self, images: Tensor) -> Pixels:
+        """Normalised float32 [B, C, S, S] -> the pixels that they show: uint8 [B, S, S, C] on the CPU."""
+        pixels = ((images - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return self.normalize(self.resize(pixels))

@@ -62,7 +62,7 @@ def class_index(subject: Subject, name: str | None) -> int | None:
 
 def cases_of_files(subject: Subject, files: Sequence[Path], target: int | None) -> list[Case]:
     """Files that decode, each asked about its predicted class or about `target`."""
-    pixels = np.stack([subject.predictor.pixels(file) for file in files])
+    pixels = np.concatenate([subject.predictor.pixels(file).array for file in files])
     with torch.no_grad():
         chances = probabilities(subject.model(subject.inputs(pixels)).float().cpu().numpy())
     return _cases([str(file) for file in files], subject.seen(pixels), chances, target, [None] * len(files), None)

@@ -237,7 +237,7 @@ def draw(subject: Subject, name: str, asked: Asked) -> Figure:
 def _image(subject: Subject, asked: Asked) -> NDArray[np.uint8]:
     """The image asked for, or else the surest hit among the validation images: uint8 [S, S, C]."""
     if asked.image is not None:
-        pixels = subject.predictor.pixels(asked.image)[None]
+        pixels = subject.predictor.pixels(asked.image).array
     else:
         worst, best = telling(probabilities(subject.val_logits), subject.val.labels, None)
         pixels = subject.val.gather([*best, *worst][:1])

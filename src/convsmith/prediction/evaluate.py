@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convsmith.config import read_run_config
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
-from convsmith.data.preprocess import ToInput
+from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.files import explain_os_errors, write_json, write_text
@@ -29,12 +29,12 @@ BATCH = 256  # images a forward pass; small enough for 224 x 224, large enough f
 @torch.inference_mode()
 def logits_of(
     model: nn.Module,
-    batches: Iterable[NDArray[np.uint8]],
+    batches: Iterable[InputPixels],
     to_input: Callable[[Tensor], Tensor],
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32] | None:
-    """Logits float32 [N, K] of batches of uint8 [B, W, W, C]; None where `stop()` turned true on the way.
+    """Logits float32 [N, K] of batches of prepared images; None where `stop()` turned true on the way.
 
     Puts the model into eval mode and back. Draws no random numbers.
     """
@@ -44,15 +44,16 @@ def logits_of(
     for pixels in batches:
         if stop():
             break
-        parts.append(model(to_input(torch.from_numpy(pixels).to(device))))
+        parts.append(model(to_input(pixels.tensor(device))))
     model.train(training)
     assert parts or stop(), "no images"
     return None if stop() else torch.cat(parts).float().cpu().numpy()
 
 
-def batches_of(subset: Subset, size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
+def batches_of(subset: Subset, size: int = BATCH) -> Iterator[InputPixels]:
+    """All images of a subset, in its order, in batches of `size`."""
     for start in range(0, len(subset), size):
-        yield subset.gather(np.arange(start, min(start + size, len(subset))))
+        yield subset.inputs(np.arange(start, min(start + size, len(subset))))
 
 
 def evaluate_split(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError, DecodeRules, decode, from_array, from_image
-from convsmith.data.preprocess import ToInput
+from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError
+from convsmith.data.preprocess import InputPixels, ToInput, prepare, stacks
+from convsmith.data.source import readable
 from convsmith.errors import UserError
 from convsmith.prediction.evaluate import BATCH, logits_of
 from convsmith.prediction.evaluation import prediction_rows
@@ -72,21 +73,21 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         return self.card.classes
 
-    def pixels(self, image: Any) -> NDArray[np.uint8]:
-        """A path, PIL image, array or tensor -> uint8 [W, W, C] by the model's own preprocessing.
+    def pixels(self, image: Any) -> InputPixels:
+        """One image of any form that `prepare` takes, by the model's own preprocessing; what is prepared is kept.
 
-        Arrays are uint8 [H, W] or [H, W, C]; tensors are uint8 [C, H, W] or floats in [0, 1] of that shape. DecodeError
-        for a file that cannot be read, UserError for what is no image at all.
+        DecodeError for a file that cannot be read, UserError for what is no image at all.
         """
-        rules = DecodeRules.of(self.card.preprocessing)
-        if isinstance(image, str | Path):
-            return decode(Path(image), rules)
-        if isinstance(image, Image.Image):
-            return from_image(image, rules)
-        return from_array(_as_array(image), rules)
+        rules = self.card.preprocessing
+        if not isinstance(image, InputPixels):
+            return prepare(image, rules)
+        if image.array.shape[1:] != (expected := (rules.working_size, rules.working_size, rules.channels)):
+            found = list(image.array.shape[1:])
+            raise UserError(f"these pixels {found} were prepared for another model, which takes {list(expected)}")
+        return image
 
     def to_input(self) -> Callable[[Tensor], Tensor]:
-        """From uint8 [B, W, W, C], as `pixels` gives them, to what the model takes."""
+        """From a tensor of prepared pixels, uint8 [B, W, W, C], to what the model takes."""
         if self.takes_pixels:
             return lambda pixels: pixels
         return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
@@ -94,18 +95,39 @@ class Predictor:
     def rows(self, ids: Sequence[str], images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Rows as in predictions-<split>.csv, without labels; a UserError names what cannot be read."""
 
-        def pixels() -> Iterator[NDArray[np.uint8]]:
+        def prepared() -> Iterator[InputPixels]:
             for name, image in zip(ids, images, strict=True):
                 try:
                     yield self.pixels(image)
                 except DecodeError as error:
                     raise UserError(f"cannot read image '{name}': {error}") from None
 
-        if not ids:
-            return iter(())
-        logits = logits_of(self.model, _stacks(pixels()), self.to_input(), self.device)
+        return prediction_rows(ids, self._logits(prepared()), self.classes) if ids else iter(())
+
+    def predict_files(self, files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
+        """Rows of the files that decode, in order, and the files that do not with the reason; each is read once."""
+        ids: list[str] = []
+        broken: list[tuple[Path, str]] = []
+
+        def prepared() -> Iterator[InputPixels]:
+            for file in files:
+                try:
+                    pixels = self.pixels(file)
+                except DecodeError as error:
+                    broken.append((file, str(error)))
+                else:
+                    ids.append(readable(str(file)))
+                    yield pixels
+
+        images = prepared()
+        if (first := next(images, None)) is None:
+            return [], broken
+        return list(prediction_rows(ids, self._logits(chain([first], images)), self.classes)), broken
+
+    def _logits(self, images: Iterable[InputPixels]) -> NDArray[np.float32]:
+        logits = logits_of(self.model, stacks(images, BATCH), self.to_input(), self.device)
         assert logits is not None
-        return prediction_rows(ids, logits, self.classes)
+        return logits
 
     def readable(self, files: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
         """The files that decode, and those that do not with the reason."""
@@ -119,7 +141,7 @@ class Predictor:
         return sound, broken
 
     def predict(self, images: Any) -> list[Prediction]:
-        """Predict a list of images or one: paths, PIL images, uint8 arrays, tensors (see `pixels`)."""
+        """Predict one image, a list or a batch of them, each in a form that `pixels` takes."""
         many = _as_list(images)
         ids = [str(image) if isinstance(image, str | Path) else str(number) for number, image in enumerate(many)]
         return [_prediction(row) for row in self.rows(ids, many)]
@@ -131,22 +153,13 @@ def _prediction(row: dict[str, Any]) -> Prediction:
     return Prediction(row["id"], row["predicted"], row["confidence"], ranked)
 
 
-def _stacks(pixels: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    stack: list[NDArray[np.uint8]] = []
-    for image in pixels:
-        stack.append(image)
-        if len(stack) == BATCH:
-            yield np.stack(stack)
-            stack = []
-    if stack:
-        yield np.stack(stack)
-
-
 def _as_list(images: Any) -> list[Any]:
     """A batch (array or tensor of one more dimension) or a sequence as a list; one image as a list of one.
 
     An array [A, B, C] with 1, 3 or 4 in the last place is one image, else it is gray images [N, H, W].
     """
+    if isinstance(images, InputPixels):
+        return [InputPixels(image[None]) for image in images.array]
     if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] not in (1, 3, 4):
         return list(images)
     if isinstance(images, Tensor | np.ndarray):
@@ -154,24 +167,6 @@ def _as_list(images: Any) -> list[Any]:
     if isinstance(images, Sequence) and not isinstance(images, str):
         return list(images)
     return [images]
-
-
-def _as_array(image: Any) -> NDArray[np.uint8]:
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        if image.is_floating_point():
-            if image.numel() and not (
-                float(image.min()) >= 0 and float(image.max()) <= 1
-            ):  # so written, NaN is refused
-                raise UserError("a float tensor must hold values in [0, 1]: hand in pixels before any normalisation")
-            image = (image * 255).round().to(torch.uint8)
-        return np.asarray(image.permute(1, 2, 0) if image.ndim == 3 else image)
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"cannot predict a {type(image).__name__}: give paths, PIL images, arrays or tensors")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise UserError(f"an array must be uint8 [H, W] or [H, W, C], not {image.dtype} {list(image.shape)}")
-    pixels: NDArray[np.uint8] = image
-    return pixels
 
 
 def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | None = None) -> Predictor:

@@ -133,8 +133,7 @@ def samples(material: Material) -> list[Section]:
     generator = torch.Generator().manual_seed(config.train.seed)
     labels = torch.from_numpy(train.labels[chosen])
     batch = Augment(config.augment, to_input)(torch.from_numpy(pixels), labels, generator)
-    seen = (batch.images - to_input.shift) / to_input.scale  # normalisation undone: pixels in [0, 255]
-    shown = seen.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    shown = to_input.back(batch.images)
     classes = card.classes
     result = []
     for at, label in enumerate(batch.labels.tolist()):

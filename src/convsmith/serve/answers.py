@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convsmith.data.decode import DecodeError, DecodeRules, decode, read_header
+from convsmith.data.decode import DecodeError, read_header
+from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
 from convsmith.prediction.predictor import Predictor
@@ -39,13 +40,13 @@ class Answers:
         """The same, with pictures as data URLs: the image as the net sees it, its heat map, the nearest images."""
         return self.explain_pixels(self._pixels(content))
 
-    def explain_pixels(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    def explain_pixels(self, pixels: InputPixels) -> dict[str, Any]:
         answer = self._prediction(pixels)
         winner = self.classes.index(answer["label"])
-        answer["seen"] = data_url(pixels)
+        answer["seen"] = data_url(pixels.array[0])
         try:
-            heat = heat_maps(self._predictor.model, self._predictor.to_input(), pixels[None], [winner])[0]
-            answer["heat_map"] = data_url(overlay(pixels, heat))
+            heat = heat_maps(self._predictor.model, self._predictor.to_input(), pixels.array, [winner])[0]
+            answer["heat_map"] = data_url(overlay(pixels.array[0], heat))
         except UserError as error:
             answer["heat_map"], answer["heat_map_missing"] = None, str(error)
         near = self._neighbours.nearest(pixels, NEIGHBOURS) if self._neighbours else []
@@ -60,21 +61,21 @@ class Answers:
         ]
         return answer
 
-    def _pixels(self, content: bytes) -> NDArray[np.uint8]:
-        """Uint8 [W, W, C]; Refused where the image is broken or too large."""
+    def _pixels(self, content: bytes) -> InputPixels:
+        """The image, prepared; Refused where the image is broken or too large."""
         try:
             header = read_header(content)
             if header.width * header.height > MAX_PIXELS:
                 size = f"{header.width} x {header.height}"
                 raise Refused(413, f"the image is too large: {size} pixels, at most {MAX_PIXELS // 10**6} million")
-            return decode(content, DecodeRules.of(self._predictor.card.preprocessing))
+            return self._predictor.pixels(content)
         except DecodeError as error:
             status = 413 if error.kind == "bomb" else 422
             raise Refused(status, f"the image cannot be read ({error}): send another one") from None
         except MemoryError:
             raise Refused(413, "the image needs more memory than there is: send a smaller one") from None
 
-    def _prediction(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    def _prediction(self, pixels: InputPixels) -> dict[str, Any]:
         found = self._predictor.predict(pixels)[0]
         return {"label": found.label, "confidence": found.confidence, "probabilities": found.probabilities}
 

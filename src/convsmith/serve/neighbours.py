@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convsmith.contracts import Classifier
 from convsmith.data.dataset import Subset
+from convsmith.data.preprocess import InputPixels
 from convsmith.prediction.predictor import Predictor
 
 MOST = 2_000  # training images in the index: enough to recognise one's data, seconds to compute
@@ -37,7 +38,7 @@ class Neighbours:
         total = len(self._positions)
         parts = []
         for start in range(0, total, BATCH):
-            parts.append(self._features(subset.gather(self._positions[start : start + BATCH])))
+            parts.append(self._features(subset.inputs(self._positions[start : start + BATCH])))
             progress(min(start + BATCH, total), total)
         self._vectors = torch.cat(parts)
 
@@ -45,15 +46,15 @@ class Neighbours:
         return len(self._positions)
 
     @torch.inference_mode()
-    def _features(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _features(self, pixels: InputPixels) -> Tensor:
         model = self._predictor.model
         assert isinstance(model, Classifier)
-        images = self._predictor.to_input()(torch.tensor(pixels, device=self._predictor.device))
+        images = self._predictor.to_input()(pixels.tensor(self._predictor.device))
         return torch.nn.functional.normalize(model.features(images).float(), dim=1).cpu()
 
-    def nearest(self, pixels: NDArray[np.uint8], count: int) -> list[Neighbour]:
-        """The `count` images of the index most like `pixels` uint8 [W, W, C], the most alike first."""
-        similar = (self._vectors @ self._features(pixels[None])[0]).clamp(-1, 1)
+    def nearest(self, pixels: InputPixels, count: int) -> list[Neighbour]:
+        """The `count` images of the index most like the one in `pixels`, the most alike first."""
+        similar = (self._vectors @ self._features(pixels)[0]).clamp(-1, 1)
         values, places = similar.topk(min(count, len(self)))
         found = self._positions[places.numpy()]
         return [

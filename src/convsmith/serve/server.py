@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convsmith.config import read_run_config
+from convsmith.data.preprocess import InputPixels
 from convsmith.display import Display
 from convsmith.errors import UserError
 from convsmith.prediction.evaluate import run_dataset
@@ -70,7 +71,7 @@ def serve(run: RunDir, listener: socket.socket, host: str, device: str, display:
     answers = Answers(predictor, _neighbours(run, predictor, display))
     side, channels = predictor.card.preprocessing.working_size, predictor.card.preprocessing.channels
     # The first answer imports and allocates much: let it be this one.
-    missing = answers.explain_pixels(np.zeros((side, side, channels), np.uint8)).get("heat_map_missing")
+    missing = answers.explain_pixels(InputPixels(np.zeros((1, side, side, channels), np.uint8))).get("heat_map_missing")
     if missing:
         display.line(f"warning: no heat maps: {missing}")
     port = listener.getsockname()[1]

@@ -27,18 +27,16 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else None
     if out and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
-    from convsmith.data.source import readable
     from convsmith.display import Display
     from convsmith.prediction.predictor import find_images, load_predictor
 
     files = find_images(args.paths)
     predictor = load_predictor(args.directory, args.device)
-    sound, broken = predictor.readable(files)
+    rows, broken = predictor.predict_files(files)
     listed = "; ".join(f"{file}: {reason}" for file, reason in broken[:10])
     listed += f"; and {len(broken) - 10} more" if len(broken) > 10 else ""
-    if not sound:
+    if not rows:
         raise UserError(f"none of {len(files)} files could be read: {listed}")
-    rows = list(predictor.rows([readable(str(file)) for file in sound], sound))
     if out:
         _write(out, rows)
     display = Display()
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if broken:
         raise UserError(f"{len(broken)} of {len(files)} files could not be read, the others were predicted: {listed}")
     if (Path(args.directory) / "config.yaml").exists():  # not for an exported file, which has no stages to look into
-        display.line(f"next: {command('explain', args.directory, sound[0])}   (where the model looked)")
+        display.line(f"next: {command('explain', args.directory, rows[0]['id'])}   (where the model looked)")
     return 0
 
 
