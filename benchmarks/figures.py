@@ -29,7 +29,7 @@ from convsmith import parts
 from convsmith.config import compose
 from convsmith.data.dataset import open_dataset
 config = compose(None, None, {"data.source": sys.argv[1]})
-train = open_dataset(config.data, 0).train
+train = open_dataset(config.data).train
 assert train.gather(range(128)).shape == (128, 32, 32, 3)
 """
 

@@ -34,7 +34,7 @@ def data(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     from convsmith.data.config import DataConfig
     from convsmith.data.dataset import open_dataset
 
-    train = open_dataset(DataConfig(source=str(folder)), seed=0).train
+    train = open_dataset(DataConfig(source=str(folder))).train
     return train.gather(np.arange(IMAGES)), train.labels[:IMAGES]
 
 

@@ -36,7 +36,7 @@ NETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    dataset = open_dataset(DataConfig(source=parser.parse_args().folder), seed=0)
+    dataset = open_dataset(DataConfig(source=parser.parse_args().folder))
     pixels = torch.from_numpy(dataset.train.gather(np.arange(IMAGES)))
     images = ToInput(dataset.preprocessing(), torch.device("cpu"))(pixels)
     labels = torch.from_numpy(dataset.train.labels[:IMAGES])

@@ -284,7 +284,7 @@ def test_a_damaged_run_is_refused_in_one_line(
 
 def test_resume_says_what_was_changed_behind_its_back(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = unfinished / "config.yaml"
-    config.write_text(config.read_text().replace("seed: 0", "seed: 5"))
+    config.write_text(config.read_text().replace("\n  seed: 0", "\n  seed: 5"))
     lines = (unfinished / "metrics.csv").read_text().splitlines(keepends=True)
     (unfinished / "metrics.csv").write_text("".join(lines[:-1]))
     out = call(capsys, "resume", "runs/unfinished")

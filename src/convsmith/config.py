@@ -127,10 +127,14 @@ def read_layer(path: Path) -> Layer:
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The resolved config of a run. UserError where sections are missing: defaults would be another run."""
+    """The resolved config of a run. UserError where sections are missing: defaults would be another run.
+
+    The first edition divided the data by `train.seed`; its runs keep the splits that they were trained on.
+    """
     layer = read_layer(path)
     if missing := [section for section in RunConfig.model_fields if section not in layer]:
         raise UserError(f"'{path}' is damaged (no section {', '.join(missing)}): restore it, or run again")
+    layer["data"].setdefault("split_seed", layer["train"].get("seed", 0))
     return validate(layer)
 
 

@@ -25,8 +25,8 @@ def arrays(count: int = 120, channels: int = 3, side: int = 8) -> tuple[np.ndarr
     return pixels, np.arange(count) % 3
 
 
-def opened(seed: int = 0, **settings: object) -> Dataset:
-    return open_dataset(DataConfig(**settings), seed, source=from_arrays(*arrays()))  # type: ignore[arg-type]
+def opened(**settings: object) -> Dataset:
+    return open_dataset(DataConfig(**settings), source=from_arrays(*arrays()))  # type: ignore[arg-type]
 
 
 def test_rows_labels_and_ids_belong_together() -> None:
@@ -50,7 +50,7 @@ def test_rows_labels_and_ids_belong_together() -> None:
 
 
 def test_digits_are_split_70_10_20() -> None:
-    dataset = open_dataset(DataConfig(source="digits"), seed=0)
+    dataset = open_dataset(DataConfig(source="digits"))
     assert [len(subset) for subset in (dataset.train, dataset.val, unseal_test(dataset))] == [1258, 180, 359]
     config = dataset.config
     assert (config.image_size, config.working_size, config.channels) == (8, 8, 1)
@@ -59,16 +59,16 @@ def test_digits_are_split_70_10_20() -> None:
 
 
 def test_the_resolved_config_gives_the_same_data_again() -> None:
-    first = opened(seed=3, limit=40)
-    again = open_dataset(first.config, 3, source=from_arrays(*arrays()))
+    first = opened(split_seed=3, limit=40)
+    again = open_dataset(first.config, source=from_arrays(*arrays()))
     assert again.config == first.config
     assert again.splits_record() == first.splits_record()
     assert again.preprocessing() == first.preprocessing()
-    assert opened(seed=4, limit=40).splits_record() != first.splits_record()
+    assert opened(split_seed=4, limit=40).splits_record() != first.splits_record()
 
 
 def test_a_tree_with_train_and_val_has_no_test_split(plant: Plant) -> None:
-    dataset = open_dataset(DataConfig(source=str(plant(*TREE))), seed=0)
+    dataset = open_dataset(DataConfig(source=str(plant(*TREE))))
     assert set(dataset.train.ids) == set(TREE[:10])
     assert set(dataset.val.ids) == set(TREE[10:])
     assert (dataset.config.val_fraction, dataset.config.test_fraction) == (None, None)
@@ -78,13 +78,13 @@ def test_a_tree_with_train_and_val_has_no_test_split(plant: Plant) -> None:
 
 def test_class_folders_alone_are_split_70_15_15(plant: Plant) -> None:
     root = plant(*(f"{name}/{i}.png" for name in ("cat", "owl") for i in range(20)))
-    dataset = open_dataset(DataConfig(source=str(root)), seed=0)
+    dataset = open_dataset(DataConfig(source=str(root)))
     assert [len(dataset.train), len(dataset.val), len(unseal_test(dataset))] == [28, 6, 6]
-    whole = open_dataset(DataConfig(source=str(root), test_fraction=0, val_fraction=0.5), seed=0)
+    whole = open_dataset(DataConfig(source=str(root), test_fraction=0, val_fraction=0.5))
     assert list(whole.splits_record()["splits"]) == ["train", "val"]
     assert len(whole.val) == 20
     with pytest.raises(UserError, match="leave nothing to train on"):
-        open_dataset(DataConfig(source=str(root), val_fraction=0.9), seed=0)
+        open_dataset(DataConfig(source=str(root), val_fraction=0.9))
 
 
 @pytest.mark.parametrize(
@@ -102,24 +102,24 @@ def test_sizes_are_decided_by_the_data_where_the_config_does_not(
     plant: Plant, size: tuple[int, int], settings: dict[str, int], expected: tuple[int, int]
 ) -> None:
     root = plant(*TREE, size=size)
-    config = open_dataset(DataConfig(source=str(root), **settings), seed=0).config  # type: ignore[arg-type]
+    config = open_dataset(DataConfig(source=str(root), **settings)).config  # type: ignore[arg-type]
     assert (config.image_size, config.working_size) == expected
     assert input_shape(DataConfig(source=str(root), **settings)) == (3, expected[0], 2)  # type: ignore[arg-type]
 
 
 def test_headroom_is_for_a_working_size_that_is_left_open() -> None:
     source = from_arrays(*arrays())
-    assert open_dataset(DataConfig(), 0, source=source, headroom=1.15).config.working_size == 10
-    assert open_dataset(DataConfig(working_size=9), 0, source=source, headroom=1.15).config.working_size == 9
+    assert open_dataset(DataConfig(), source=source, headroom=1.15).config.working_size == 10
+    assert open_dataset(DataConfig(working_size=9), source=source, headroom=1.15).config.working_size == 9
     with pytest.raises(UserError, match=r"data\.working_size 5 is smaller than data\.image_size 8"):
-        open_dataset(DataConfig(working_size=5), 0, source=source)
+        open_dataset(DataConfig(working_size=5), source=source)
 
 
 def test_gray_stays_gray_unless_it_is_asked_to_be_rgb() -> None:
     pixels, labels = arrays(channels=1)
     source = from_arrays(pixels, labels)
-    assert open_dataset(DataConfig(), 0, source=source).train.shape == (8, 8, 1)
-    assert open_dataset(DataConfig(channels=3), 0, source=source).train.shape == (8, 8, 3)
+    assert open_dataset(DataConfig(), source=source).train.shape == (8, 8, 1)
+    assert open_dataset(DataConfig(channels=3), source=source).train.shape == (8, 8, 3)
 
 
 def test_no_public_name_leads_to_the_test_split() -> None:
@@ -142,7 +142,7 @@ def test_no_public_name_leads_to_the_test_split() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channel_statistics_are_numpys(channels: int) -> None:
     pixels, labels = arrays(channels=channels)
-    dataset = open_dataset(DataConfig(), 0, source=from_arrays(pixels, labels))
+    dataset = open_dataset(DataConfig(), source=from_arrays(pixels, labels))
     mean, std = channel_statistics(dataset.train)
     floats = dataset.train.gather(np.arange(len(dataset.train))) / 255
     np.testing.assert_allclose(mean, floats.mean(axis=(0, 1, 2)), rtol=1e-13)
@@ -155,7 +155,7 @@ def test_channel_statistics_are_numpys(channels: int) -> None:
 def test_the_deviation_of_a_constant_channel_is_one() -> None:
     pixels = np.zeros((30, 8, 8, 3), dtype=np.uint8)
     pixels[..., 1], pixels[..., 2] = 77, 255
-    mean, std = channel_statistics(open_dataset(DataConfig(), 0, source=from_arrays(pixels, np.arange(30) % 2)).train)
+    mean, std = channel_statistics(open_dataset(DataConfig(), source=from_arrays(pixels, np.arange(30) % 2)).train)
     assert mean == (0, pytest.approx(77 / 255), 1)
     assert std == (1, 1, 1)
 
@@ -170,10 +170,10 @@ def test_preprocessing_is_that_of_train() -> None:
 
 
 def test_splits_can_be_recorded_and_given_back() -> None:
-    dataset = opened(seed=7)
+    dataset = opened(split_seed=7)
     record = json.loads(json.dumps(dataset.splits_record()))
     assert (record["hash"], record["seed"]) == (dataset.hash, 7)
-    assert opened(seed=8).with_splits(record["splits"]).splits_record()["splits"] == record["splits"]
+    assert opened(split_seed=8).with_splits(record["splits"]).splits_record()["splits"] == record["splits"]
     pool = dataset.pool()
     assert len(pool) == len(dataset.train) + len(dataset.val)
     fold = dataset.with_splits({"train": pool.ids[10:], "val": pool.ids[:10]})
@@ -198,14 +198,14 @@ def test_files_that_do_not_decode_are_left_out_and_counted(plant: Plant) -> None
     root = plant(*TREE)
     (root / "train/cat/3.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"train/cat/3\.png \(empty\)"):
-        open_dataset(DataConfig(source=str(root)), 0)
-    dataset = open_dataset(DataConfig(source=str(root), on_error="skip"), 0)
+        open_dataset(DataConfig(source=str(root)))
+    dataset = open_dataset(DataConfig(source=str(root), on_error="skip"))
     assert [failure.id for failure in dataset.failures] == ["train/cat/3.png"]
     assert set(dataset.train.ids) == set(TREE[:10]) - {"train/cat/3.png"}
     for path in root.rglob("cat/*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"no image of class 'cat' of .* decodes"):
-        open_dataset(DataConfig(source=str(root), on_error="skip"), 0)
+        open_dataset(DataConfig(source=str(root), on_error="skip"))
 
 
 def test_cifar10_is_the_real_thing(cifar10: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_cifar10_is_the_real_thing(cifar10: Path, tmp_path: Path) -> None:
     for split, groups in (("train", [0, 1, 2]), ("test", [0])):
         file = pq.ParquetFile(cifar10 / f"{split}-00000-of-00001.parquet")
         pq.write_table(file.read_row_groups(groups), tmp_path / f"{split}-00000-of-00001.parquet")
-    dataset = open_dataset(DataConfig(source=str(tmp_path)), 0)
+    dataset = open_dataset(DataConfig(source=str(tmp_path)))
     assert (len(dataset.train), len(dataset.val), len(unseal_test(dataset))) == (2550, 450, 1000)
     assert dataset.classes[:3] == ("airplane", "automobile", "bird")
     assert (dataset.config.image_size, dataset.config.channels) == (32, 3)
@@ -227,7 +227,7 @@ def test_cifar10_is_the_real_thing(cifar10: Path, tmp_path: Path) -> None:
 import sys
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import open_dataset
-dataset = open_dataset(DataConfig(source={str(tmp_path)!r}), 0)
+dataset = open_dataset(DataConfig(source={str(tmp_path)!r}))
 dataset.preprocessing(), dataset.train.gather(slice(0, 128))
 print(dataset.hash, [name for name in ("pyarrow", "torchvision", "sklearn", "scipy") if name in sys.modules])
 """

@@ -234,7 +234,7 @@ def test_wrong_tables_are_one_line(tmp_path: Path, text: str, message: str) -> N
 
 
 def opened(root: Path, **settings: object) -> Dataset:
-    return open_dataset(DataConfig(source=str(root), **settings), 0)  # type: ignore[arg-type]
+    return open_dataset(DataConfig(source=str(root), **settings))  # type: ignore[arg-type]
 
 
 def test_a_data_set_keeps_patients_in_one_split_and_tells_the_groups_of_its_pool(plant: Plant) -> None:
@@ -289,7 +289,7 @@ def test_the_config_holds_the_place_of_a_table(plant: Plant, tmp_path: Path, mon
     assert dataset.config.groups == str((tmp_path / "groups.csv").resolve())
     assert opened(root, groups=PATTERN).config.groups == PATTERN
     monkeypatch.chdir(root)
-    assert open_dataset(dataset.config, 0).splits_record() == dataset.splits_record()
+    assert open_dataset(dataset.config).splits_record() == dataset.splits_record()
     assert dataset.splits_record() == opened(root, groups=PATTERN).splits_record()
     monkeypatch.setenv("HOME", str(tmp_path))
     assert opened(root, groups="~/groups.csv").config == dataset.config
@@ -307,7 +307,7 @@ def test_files_that_do_not_decode_leave_the_groups_of_the_others_alone(plant: Pl
 
 def test_numbered_images_have_groups_too() -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
-    dataset = open_dataset(DataConfig(groups=r"(\d+)\d$"), 0, source=from_arrays(images, np.arange(60) % 2))
+    dataset = open_dataset(DataConfig(groups=r"(\d+)\d$"), source=from_arrays(images, np.arange(60) % 2))
     assert sorted(len(part.ids) for part in (dataset.train, dataset.val, unseal_test(dataset))) == [10, 10, 40]
 
 

@@ -46,6 +46,9 @@ class DataConfig(Section):
         None,
         description=r"images to keep together: a CSV with columns id,group, or a pattern such as (patient\d+)_",
     )
+    split_seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="decides splits, folds and limit, whatever the training's own train.seed"
+    )
     limit: int | None = Field(None, ge=2, description="keep this many of the train and val images, stratified")
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="shuffle (each image once an epoch) or balanced (each class equally often)"

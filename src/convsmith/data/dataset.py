@@ -78,7 +78,6 @@ class Dataset:
 
     config: DataConfig
     classes: tuple[str, ...]
-    seed: int
     _images: Images
     _labels: Labels
     _ids: tuple[str, ...]
@@ -135,9 +134,9 @@ class Dataset:
         return Preprocessing(**rules, image_size=config.image_size, mean=mean, std=std)
 
     def splits_record(self) -> dict[str, Any]:
-        """For splits.json: the data's hash, the seed, and the ids of each split."""
+        """For splits.json: the data's hash, the seed that divided it, and the ids of each split."""
         ids = {split: [self._ids[row] for row in rows] for split, rows in self._splits.items()}
-        return {"hash": self.hash, "seed": self.seed, "splits": ids}
+        return {"hash": self.hash, "seed": self.config.split_seed, "splits": ids}
 
     def with_splits(self, splits: Mapping[str, Iterable[str]]) -> Dataset:
         """The same data divided by ids of 'train', 'val', of a fold 'held-out' and, or else as it is, 'test'.
@@ -160,6 +159,23 @@ class Dataset:
             refuse_divided(self._groups, divided, "has data.groups changed since the splits were made?")
         return replace(self, _splits={split: divided[split] for split in (*SPLITS, HELD_OUT) if split in divided})
 
+    def as_recorded(self, record: Mapping[str, Any], run: str) -> Dataset:
+        """The same data divided as the splits.json of a run says; `run` names it.
+
+        Raises UserError where the data has changed, or where the config now asks for other splits.
+        """
+        if self.hash != record["hash"]:
+            raise UserError(
+                f"the data of run '{run}' has changed since it was trained: its splits are no longer the same"
+            )
+        ours = self.config.split_seed
+        if (theirs := record.get("seed", ours)) != ours:
+            raise UserError(
+                f"run '{run}' was divided with data.split_seed {theirs}, and its config.yaml now says {ours}: set it "
+                f"back, or train a new run"
+            )
+        return self.with_splits(record["splits"])
+
     def _pool_rows(self) -> Rows:
         return np.sort(np.concatenate([self._splits["train"], self._splits["val"]]))
 
@@ -170,7 +186,6 @@ class Dataset:
 
 def open_dataset(
     config: DataConfig,
-    seed: int,
     progress: Progress | None = None,
     source: Source | None = None,
     headroom: float = 1.0,
@@ -204,10 +219,10 @@ def open_dataset(
         groups = groups._replace(numbers=groups.numbers[images.kept])
     fractions = config.val_fraction or 0, config.test_fraction or 0
     numbers = groups.numbers if groups is not None else None
-    splits = make_splits(labels, given, *fractions, seed, source.classes, config.limit, numbers)
+    splits = make_splits(labels, given, *fractions, config.split_seed, source.classes, config.limit, numbers)
     ids = tuple(source.ids[row] for row in images.kept)
     notes = _idle_fractions(asked, set(given.tolist()))
-    return Dataset(config, source.classes, seed, images, labels, ids, splits, groups, notes)
+    return Dataset(config, source.classes, images, labels, ids, splits, groups, notes)
 
 
 def input_shape(config: DataConfig, spec: InputSpec | None = None) -> tuple[int, int, int]:

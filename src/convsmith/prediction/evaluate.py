@@ -101,12 +101,7 @@ def evaluate(
 def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
     """The data of a run, divided as it was in training; UserError where it has changed or cannot be had again."""
     config, splits = read_run_config(run.config), read_splits(run)
-    dataset = open_dataset(config.data, config.train.seed, source=source)
-    if dataset.hash != splits["hash"]:
-        raise UserError(
-            f"the data of run '{run.path}' has changed since it was trained: its splits are no longer the same"
-        )
-    return dataset.with_splits(splits["splits"])
+    return open_dataset(config.data, source=source).as_recorded(splits, str(run.path))
 
 
 def write_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:

@@ -49,7 +49,7 @@ class Crossval:
     def opened(self) -> tuple[Subset | None, str]:
         """The images that were divided into folds, or why they cannot be had."""
         try:
-            dataset = open_dataset(self.config.data, self.config.train.seed)
+            dataset = open_dataset(self.config.data)
             if dataset.hash != files.read(self.run.path / FOLDS, files.Folds)["hash"]:
                 raise UserError(f"the data of '{self.run.path}' has changed since")
             return dataset.pool(), ""

@@ -17,7 +17,7 @@ from convsmith.errors import UserError, choose, command, nearest
 
 BASE = "base"
 #: what decides which images there are: arms that differ in it could not be compared image by image
-DIVISION = ("source", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
+DIVISION = ("source", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
 
 
 class Choice(Section):

@@ -65,7 +65,7 @@ def divide(dataset: Dataset, config: RunConfig, folds: int, repeats: int) -> lis
         folds,
         repeats,
         config.data.val_fraction or INNER_VAL,
-        config.train.seed,
+        config.data.split_seed,
         dataset.classes,
         dataset.pool_groups(),
     )

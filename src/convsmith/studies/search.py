@@ -71,7 +71,7 @@ def read_search(run: RunDir) -> Search:
     base = read_run_config(run.config)
     known = read_json(run.path / OPTUNA)
     url = known["storage"] or f"sqlite:///{(run.path / DATABASE).resolve()}"
-    data = DataConfig.model_validate(known["data"])
+    data = DataConfig.model_validate({"split_seed": base.data.split_seed, **known["data"]})  # new in the second edition
     return Search(run, asked, base, space_of(asked, base), url, known["study"], data, known["hash"])
 
 

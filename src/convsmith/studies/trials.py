@@ -151,7 +151,7 @@ def _experiment(search: Search, number: int, values: dict[str, Any]) -> setup.Ex
     try:
         prepared = setup.prepare(_config(search, values))
     except UserError as error:
-        open_dataset(search.data, search.base.train.seed)  # raises where the data is at fault and not the trial
+        open_dataset(search.data)  # raises where the data is at fault and not the trial
         raise RunFailed(str(error)) from None
     return setup.start(prepared, search.trials, str(number))
 

@@ -18,7 +18,7 @@ from convsmith.training.config import Monitor
 
 #: why a key cannot be searched; the keys of DIVISION come on top
 NOT_SEARCHED = {
-    "train.seed": "it divides the images, and trials must see the same ones",
+    "train.seed": "a seed that did well is luck, and no better setting",
     "train.monitor": "it is the study's metric",
     "train.device": "it is one for the whole study",
     "train.threads": "it is one for the whole study",

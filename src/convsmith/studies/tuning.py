@@ -68,7 +68,7 @@ def begin(
 def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
     """Run the trials that are not done yet, and write what all of them found."""
     search = read_search(run)
-    if open_dataset(search.data, search.base.train.seed).hash != search.data_hash:
+    if open_dataset(search.data).hash != search.data_hash:
         raise UserError(f"the data '{search.base.data.source}' has changed since '{run.path}' was begun: start anew")
     with search.opened() as known:
         _await_savers(search, known)

@@ -200,10 +200,7 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     """A stopped run as its newest sound checkpoint left it."""
     config, dataset, device = _open(read_run_config(run.config), parts)
-    splits = rundir.read_splits(run)
-    if dataset.hash != splits["hash"]:
-        raise UserError(f"the data of run '{run.path}' has changed since it was started: train anew")
-    dataset = dataset.with_splits(splits["splits"])
+    dataset = dataset.as_recorded(rundir.read_splits(run), str(run.path))
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
     model = _model(config, dataset, parts)
     finetuning = plan(model, config.transfer, config.train.epochs)
@@ -247,7 +244,7 @@ def _open(
     if parts.module is not None:
         config = config.with_values(model={"name": OWN + type(parts.module).__name__})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
-    dataset = open_dataset(config.data, config.train.seed, progress, parts.source, headroom, spec)
+    dataset = open_dataset(config.data, progress, parts.source, headroom, spec)
     _refuse_blank(config.augment, dataset.config)
     config = config.with_values(
         data=dataset.config.model_dump(mode="json"),
