@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from convsmith.config import RunConfig, compose
+from convsmith.config import compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
 from convsmith.events import EpochEnd
 from convsmith.nets.build import build
@@ -30,7 +30,7 @@ ROW = {
 
 
 def test_a_line_of_an_epoch_fits_80_columns_under_its_heading() -> None:
-    line = epoch_line(EpochEnd(ROW, best=True), RunConfig.model_validate({"train": {"epochs": 100}}))
+    line = epoch_line(EpochEnd(ROW, best=True), 100)
     assert len(line) <= 80
     assert line.removesuffix(" best").endswith("1:06:40")
     assert len(line.removesuffix(" best")) == len(COLUMNS)

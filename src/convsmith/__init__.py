@@ -4,11 +4,16 @@
 >>> run = convsmith.train(data="digits", model="simple-cnn", epochs=5)
 >>> run.evaluate("test")["accuracy"]
 >>> convsmith.load("runs/digits-simple-cnn-1").predict(["seven.png"])
+
+Every verb of the command line is a function here or a method of `Run`, with the same options. Those that take a while
+have `show`: true shows the progress in the terminal or notebook, false shows nothing, and a function of your own gets
+each event of `convsmith.events`. All raise the errors of `convsmith.errors`: `UserError` for a mistake in what they are
+given, `RunFailed` where the work itself fails, and `Stopped` where a signal ended it after it had been saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +24,24 @@ if TYPE_CHECKING:
     from convsmith.run import Run
     from convsmith.training.own import OptimizerFactory
 
+    Arrays = tuple[np.ndarray, Any]
+    Data = str | Path | Arrays | Mapping[str, Any] | None
+    Model = str | torch.nn.Module | Mapping[str, Any] | None
+    Show = bool | Callable[[Any], None]
+
 __all__ = ["Run", "load", "resume", "train"]
 
 
 def train(
-    data: str | Path | tuple[np.ndarray, Any] | Mapping[str, Any] | None = None,
-    model: str | torch.nn.Module | Mapping[str, Any] | None = None,
+    data: Data = None,
+    model: Model = None,
     *,
     preset: str | None = None,
     config: str | Path | None = None,
     name: str | None = None,
     runs_dir: str | Path = "runs",
     optimizer: OptimizerFactory | None = None,
+    show: Show = True,
     **settings: Any,
 ) -> Run:
     """Train a classifier into a new run directory and return it.
@@ -41,30 +52,42 @@ def train(
     ``data={"source": "photos", "image_size": 64}``.
     `optimizer`: a function of parameter groups that returns a torch optimiser. `settings`: the short names
     (epochs, batch_size, lr, seed, device) and whole sections, such as ``augment={"hflip": True}``.
-    Raises `convsmith.errors.UserError` for wrong settings or data, `RunFailed` for a loss that is no number.
     """
     from convsmith import run as runs
+    from convsmith.display import listening
+    from convsmith.spec import spec_of
 
-    return runs.train(data, model, preset, config, name, Path(runs_dir), optimizer, settings)
+    spec = spec_of(data, model, preset, config, optimizer, settings)
+    with listening(show) as listener:
+        return runs.train(spec.config, spec.parts, name, Path(runs_dir), listener)
 
 
 def resume(
     run: str | Path,
     model: torch.nn.Module | None = None,
     optimizer: OptimizerFactory | None = None,
-    data: tuple[np.ndarray, Any] | None = None,
+    data: Arrays | None = None,
+    *,
+    show: Show = True,
 ) -> Run:
     """Go on with a stopped run to the same weights, bit for bit. Hand in again what was handed in to `train`."""
     from convsmith import run as runs
+    from convsmith.display import listening
+    from convsmith.rundir import open_run
+    from convsmith.spec import parts_of
 
-    return runs.resume(Path(run), model, optimizer, data)
+    with listening(show) as listener:
+        return runs.resume(open_run(run), parts_of(data, model, optimizer), listener)
 
 
-def load(run: str | Path, model: torch.nn.Module | None = None, data: tuple[np.ndarray, Any] | None = None) -> Run:
+def load(
+    run: str | Path, model: torch.nn.Module | None = None, data: Arrays | None = None, *, device: str = "auto"
+) -> Run:
     """A run that has been trained. Hand in the module or the arrays where they are your own."""
     from convsmith import run as runs
+    from convsmith.spec import parts_of
 
-    return runs.Run(Path(run), model, data)
+    return runs.Run(Path(run), parts_of(data, model), device)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,15 @@
-"""What a person sees of a run: progress, a line an epoch, tables, a last panel; plain lines without a terminal."""
+"""What a terminal or a notebook shows of events and results: bars, a line an epoch, tables. It drives nothing."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import signal
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -17,36 +19,82 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from convsmith.config import RunConfig
 from convsmith.errors import command
-from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
+from convsmith.events import (
+    Counted,
+    EpochEnd,
+    FeatureExtractionProgress,
+    Finished,
+    Interrupted,
+    Listener,
+    Note,
+    StepProgress,
+    TrainingStarted,
+    Unfroze,
+    Written,
+    nobody,
+)
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import wilson_interval
+from convsmith.records import METRICS
 from convsmith.rundir import RunDir
-from convsmith.runtime import Interrupts
-from convsmith.training.experiment import Event, epochs
-from convsmith.training.setup import Experiment
 
-EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # 73 columns, and 5 more for `best`: a terminal has 80.
 COLUMNS = (
     f"{'epoch':>7} {'train loss':>10} {'acc':>6}  {'val loss':>8} {'acc':>6} {'F1':>5}  "
     f"{'lr':>7} {'img/s':>7} {'time':>7}"
 )
-INDENT = 8  # of what is told before the first step
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+INDENT = 8  # of what stands before the first step
 MOST_CLASSES = 30
 
 
 class Display:
-    """Shows events of a run on a console (the terminal's or a notebook's, as rich finds it)."""
+    """A listener that shows events on a console (the terminal's or a notebook's, as rich finds it).
+
+    As a context manager it takes away a bar whose work was broken off.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         if not self.live:  # a file or a pipe has no edge to wrap at
             self.console.width = max(self.console.width, 160)
-        self.last: Event | None = None
         self._bar: Progress | None = None
+        self._training: TrainingStarted | None = None
         atexit.register(self.clear)  # a bar hides the cursor: whatever ends the process, it comes back
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.clear()
+
+    def __call__(self, event: object) -> None:
+        """Show one event; an event that is not known here is passed over."""
+        match event:
+            case Counted():
+                self.counted(event)
+            case Note():
+                self.line(event.text)
+            case Written():
+                self.line(f"written: {', '.join(map(str, event.paths))}")
+            case TrainingStarted():
+                self._started(event)
+            case StepProgress():
+                self._step(event)
+            case EpochEnd():
+                self._epoch(event)
+            case FeatureExtractionProgress():
+                self._features(event)
+            case Unfroze():
+                self.console.print(Text(unfroze_line(event)))
+            case Interrupted():
+                self.clear()
+            case Finished():
+                self.clear()
+                self._finished(event)
 
     @property
     def live(self) -> bool:
@@ -56,73 +104,39 @@ class Display:
     def line(self, text: str) -> None:
         self.console.print(Text(text))
 
+    def counted(self, event: Counted) -> None:
+        """A bar, or a line at the end where there is no terminal."""
+        if not self.live:
+            if event.done == event.total:
+                self.line(f"{event.what} {event.total:,} images: done")
+            return
+        if self._bar is None:
+            text = TextColumn("{task.completed:,} of {task.total:,}")
+            self._bar = Progress(TextColumn(event.what), BarColumn(), text, TimeRemainingColumn(), console=self.console)
+            self._bar.add_task("", total=event.total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=event.done)
+        if event.done == event.total:
+            self._bar.stop()
+            self._bar = None
+
     def counting(self, what: str) -> Callable[[int, int], None]:
-        """A function of (done, total) that draws a bar, or a line at the end where there is no terminal."""
-
-        def show(done: int, total: int) -> None:
-            if not self.live:
-                if done == total:
-                    self.line(f"{what} {total:,} images: done")
-                return
-            if self._bar is None:
-                text = TextColumn("{task.completed:,} of {task.total:,}")
-                self._bar = Progress(TextColumn(what), BarColumn(), text, TimeRemainingColumn(), console=self.console)
-                self._bar.add_task("", total=total)
-                self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=done)
-            if done == total:
-                self._bar.stop()
-                self._bar = None
-
-        return show
+        """A function of (done, total) that shows how far the work `what` is."""
+        return lambda done, total: self.counted(Counted(what, done, total))
 
     def clear(self) -> None:
-        """Take away a bar whose work was broken off."""
+        """Take away a bar whose work has ended or was broken off."""
         if self._bar is not None:
             self._bar.live.transient = True
             self._bar.stop()
             self._bar = None
 
-    def opening(self, experiment: Experiment) -> None:
-        """Data, model, machine, and what the training will need, before its first step."""
-        config, dataset, needs = experiment.config, experiment.dataset, experiment.needs
-        data, train = config.data, config.train
-        size = f"{data.image_size} x {data.image_size} x {data.channels}"
-        if data.working_size != data.image_size:
-            size += f" from {data.working_size} x {data.working_size} in the cache"
-        sealed = f"{dataset.test_size:,} test (sealed)" if dataset.test_size else "no test split"
-        parameters = sum(parameter.numel() for parameter in experiment.state.model.parameters())
-        self._told("run", str(experiment.run.path))
-        self._told(
-            "data",
-            f"{data.source}: {len(dataset.train):,} train, {len(dataset.val):,} val, {sealed}; "
-            f"{len(dataset.classes)} classes; {size}, resize {data.resize}",
-        )
-        if failures := len(dataset.failures):
-            files = "1 file that does not decode is" if failures == 1 else f"{failures} files that do not decode are"
-            self._told("", f"{files} skipped: {experiment.run.skipped}")
-        work = totals(experiment.layers).multiply_adds / 1e6
-        self._told("model", f"{config.model.name}: {parameters:,} parameters, {work:,.1f} M multiply-adds an image")
-        threads = "1 thread" if train.threads == 1 else f"{train.threads} threads"
-        self._told("machine", f"{train.device}, {threads}, {train.layout} layout")
-        estimate = f"about {needs.memory / 1e6:,.0f} MB for weights, optimiser and activations"
-        if experiment.seconds_per_epoch:
-            epoch = experiment.seconds_per_epoch
-            count = experiment.image_epochs
-            times = f"about {duration(epoch)} an epoch, {duration(epoch * count)} for {count}"
-            if count < train.epochs:
-                few = f"next to nothing for {train.epochs - count} epochs on features that are computed once"
-                times = f"{times} on images; {few}" if count else few
-            estimate = f"{times}; {estimate}"
-        self._told("needs", estimate)
-        self.notes(experiment.notes)
-
     def notes(self, notes: Sequence[str]) -> None:
         for number, note in enumerate(notes):
-            self._told("" if number else "note", note)
+            self.labelled("" if number else "note", note)
 
-    def _told(self, label: str, text: str) -> None:
-        """A labelled line; on a terminal its words are wrapped below each other."""
+    def labelled(self, label: str, text: str) -> None:
+        """A line with a label; on a terminal its words are wrapped below each other."""
         line = f"{label:{INDENT}}{text}"
         if not self.live:
             self.line(line)
@@ -131,67 +145,96 @@ class Display:
         whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
         self.line("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * INDENT, **whole)))  # type: ignore[arg-type]
 
-    def follow(self, experiment: Experiment) -> int:
-        """Run the experiment to its end or to a signal; the exit code of the process."""
-        self.opening(experiment)
-        with Interrupts() as interrupts:
-            if self.live:
-                self._follow_live(experiment, interrupts)
-            else:
-                self.line(COLUMNS)
-                featuring = self.counting("features of")
-                for event in epochs(experiment, interrupts):
-                    self.last = event
-                    if isinstance(event, EpochEnd):
-                        self.line(epoch_line(event, experiment.config))
-                    elif isinstance(event, FeatureExtractionProgress):
-                        featuring(event.done, event.total)
-                    elif isinstance(event, Unfroze):
-                        self.line(unfroze_line(event))
-        if isinstance(self.last, Finished):
-            self.finished(experiment, self.last)
-            return 0
-        assert isinstance(self.last, Interrupted)
-        go_on = command("resume", experiment.run.path)
-        self.line(f"\nstopped and saved at step {experiment.state.step}; go on with: {go_on}")
-        return EXIT_CODES[self.last.signal]
-
-    def _follow_live(self, experiment: Experiment, interrupts: Interrupts) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[rate]:,.0f} img/s"),
-            TimeRemainingColumn(compact=True),
+    def _started(self, event: TrainingStarted) -> None:
+        """Data, model, machine, and what the training will need, before its first step."""
+        self._training = event
+        size = f"{event.image_size} x {event.image_size} x {event.channels}"
+        if event.working_size != event.image_size:
+            size += f" from {event.working_size} x {event.working_size} in the cache"
+        sealed = f"{event.test:,} test (sealed)" if event.test else "no test split"
+        self.labelled("run", str(event.directory))
+        self.labelled(
+            "data",
+            f"{event.source}: {event.train:,} train, {event.val:,} val, {sealed}; "
+            f"{event.classes} classes; {size}, resize {event.resize}",
         )
-        self.console.print(COLUMNS, style="bold")
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            whole = experiment.steps * experiment.config.train.epochs
-            bar = progress.add_task("", total=whole, completed=experiment.state.step, loss=0.0, accuracy=0.0, rate=0.0)
-            for event in epochs(experiment, interrupts):
-                self.last = event
-                if isinstance(event, StepProgress):
-                    progress.update(
-                        bar,
-                        completed=event.step,
-                        description=f"epoch {event.epoch}/{experiment.config.train.epochs}",
-                        loss=event.loss,
-                        accuracy=event.accuracy,
-                        rate=event.images_per_second,
-                    )
-                elif isinstance(event, EpochEnd):
-                    self.console.print(epoch_line(event, experiment.config), style="" if event.best else "dim")
-                elif isinstance(event, FeatureExtractionProgress):
-                    progress.update(bar, description=f"features of {event.done:,}/{event.total:,} images")
-                elif isinstance(event, Unfroze):
-                    self.console.print(unfroze_line(event))
+        if event.skipped:
+            files = (
+                "1 file that does not decode is"
+                if event.skipped == 1
+                else f"{event.skipped} files that do not decode are"
+            )
+            self.labelled("", f"{files} skipped: {RunDir(event.directory).skipped}")
+        self.labelled(
+            "model", f"{event.model}: {event.parameters:,} parameters, {event.macs / 1e6:,.1f} M MACs an image"
+        )
+        threads = "1 thread" if event.threads == 1 else f"{event.threads} threads"
+        self.labelled("machine", f"{event.device}, {threads}, {event.layout} layout")
+        estimate = f"about {event.memory / 1e6:,.0f} MB for weights, optimiser and activations"
+        if event.seconds_per_epoch:
+            epoch, count = event.seconds_per_epoch, event.image_epochs
+            times = f"about {duration(epoch)} an epoch, {duration(epoch * count)} for {count}"
+            if count < event.epochs:
+                few = f"next to nothing for {event.epochs - count} epochs on features that are computed once"
+                times = f"{times} on images; {few}" if count else few
+            estimate = f"{times}; {estimate}"
+        self.labelled("needs", estimate)
+        self.notes(event.notes)
+        self.console.print(Text(COLUMNS, style="bold" if self.live else ""))
+        if self.live:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn(
+                    "loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[rate]:,.0f} img/s"
+                ),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.add_task(
+                "", total=event.steps * event.epochs, completed=event.step, loss=0.0, accuracy=0.0, rate=0.0
+            )
+            self._bar.start()
 
-    def finished(self, experiment: Experiment, end: Finished) -> None:
-        run, summary, val = experiment.run, end.summary, end.evaluation
+    def _step(self, event: StepProgress) -> None:
+        if self._bar is not None and self._training is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=event.step,
+                description=f"epoch {event.epoch}/{self._training.epochs}",
+                loss=event.loss,
+                accuracy=event.accuracy,
+                rate=event.images_per_second,
+            )
+
+    def _epoch(self, event: EpochEnd) -> None:
+        assert self._training is not None
+        if self._bar is not None:  # an epoch of few steps has told of none of them
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=event.row["epoch"] * self._training.steps,
+                description=f"epoch {event.row['epoch']}/{self._training.epochs}",
+                loss=event.row["train_loss"],
+                accuracy=event.row["train_accuracy"],
+                rate=event.row["images_per_second"],
+            )
+        dim = self.live and not event.best
+        self.console.print(Text(epoch_line(event, self._training.epochs), style="dim" if dim else ""))
+
+    def _features(self, event: FeatureExtractionProgress) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=f"features of {event.done:,}/{event.total:,} images")
+        elif event.done == event.total:
+            self.line(f"features of {event.total:,} images: done")
+
+    def _finished(self, end: Finished) -> None:
+        assert self._training is not None
+        run, summary, val = RunDir(self._training.directory), end.summary, end.evaluation
         low, high = wilson_interval(round(val["accuracy"] * val["n"]), val["n"])
         lines = [
             f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
-            f"precision {val['precision']['macro']:.4f}   recall {val['recall']['macro']:.4f}   "
-            f"F1 {val['f1']['macro']:.4f}   loss {val['loss']:.4f}   ECE {val['ece']:.4f}",
+            *textwrap.wrap("   ".join(_scores(val)), 76, break_on_hyphens=False),
             f"best epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
             "",
@@ -203,27 +246,29 @@ class Display:
         if end.tracked:
             lines.append(f"W&B      {end.tracked}")
         lines.append("")
-        steps = [command("evaluate", run.path, "--split", "test")] if experiment.dataset.test_size else []
+        steps = [command("evaluate", run.path, "--split", "test")] if self._training.test else []
         steps.append(f"{command('predict', run.path)} IMAGE...")
         lines += [f"{'' if number else 'next:':6}{step}" for number, step in enumerate(steps)]
         self.console.print(Panel(Text("\n".join(lines)), title=Text(summary["name"]), expand=False), soft_wrap=False)
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
+        """The record of evaluation-<split>.json."""
         low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
         self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
-        self.line(f"loss      {record['loss']:.4f}   ECE {record['ece']:.4f}")
-        averages = Table("average", "precision", "recall", "F1", box=None, pad_edge=False)
+        averaged = [metric for metric in METRICS.values() if metric.averages]
+        for text in textwrap.wrap("   ".join(_scores(record, averages=False)), 78, break_on_hyphens=False):
+            self.line(text)
+        averages = Table("average", *(metric.label for metric in averaged), box=None, pad_edge=False)
         for average in ("macro", "micro", "weighted"):
-            averages.add_row(average, *(f"{record[score][average]:.4f}" for score in ("precision", "recall", "f1")))
+            averages.add_row(average, *(f"{record[metric.name][average]:.{metric.digits}f}" for metric in averaged))
         self.console.print(averages)
         worst = sorted(record["per_class"].items(), key=lambda item: item[1]["f1"])
         shown = record["per_class"].items() if len(worst) <= MOST_CLASSES else worst[:MOST_CLASSES]
-        table = Table("class", "precision", "recall", "F1", "images", box=None, pad_edge=False)
+        table = Table("class", *(metric.label for metric in averaged), "images", box=None, pad_edge=False)
         for name, scores in shown:
-            table.add_row(
-                Text(name), *(f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")), f"{scores['support']:,}"
-            )
+            cells = (f"{scores[metric.name]:.{metric.digits}f}" for metric in averaged)
+            table.add_row(Text(name), *cells, f"{scores['support']:,}")
         self.line(
             "" if len(worst) <= MOST_CLASSES else f"\nthe {MOST_CLASSES} classes with the lowest F1 of {len(worst)}:"
         )
@@ -246,7 +291,7 @@ class Display:
             "size: (T - K + 2P)/S + 1": [row.equation for row in rows],
             "output": [" x ".join(map(str, row.output_shape)) for row in rows],
             "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in rows],
-            "multiply-adds": [f"{row.multiply_adds:,}" if row.multiply_adds else "" for row in rows],
+            "MACs": [f"{row.multiply_adds:,}" if row.multiply_adds else "" for row in rows],
             "field": [str(row.receptive_field or "") for row in rows],
         }
         self.line(title)
@@ -259,8 +304,10 @@ class Display:
             self.line("")
             self.console.print(_table({name: columns[name] for name in ("layer", *below)}))
         whole = totals(rows)
-        self.line(f"\n{whole.parameters:,} parameters, {whole.multiply_adds:,} multiply-adds for one image")
-        self.line("K kernel, S stride, P padding, T input size; field: receptive field in pixels")
+        self.line(f"\n{whole.parameters:,} parameters, {whole.multiply_adds:,} MACs for one image")
+        self.line(
+            "K kernel, S stride, P padding, T input size; field: receptive field in pixels; MACs: multiply-accumulates"
+        )
         lost = [row for row in rows if row.discarded]
         for row in lost:
             pixels = "1 pixel" if row.discarded == 1 else f"{row.discarded} pixels"
@@ -280,29 +327,50 @@ class Display:
     def predicted(self, rows: Sequence[dict[str, Any]], top_k: int, out: Path | None) -> None:
         table = Table("image", "predicted", "probabilities", box=None, pad_edge=False)
         for row in rows:
-            chances = sorted(((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True)
-            listed = "  ".join(f"{name} {chance:.1%}" for chance, name in chances[:top_k])
+            probabilities = sorted(
+                ((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True
+            )
+            listed = "  ".join(f"{name} {value:.1%}" for value, name in probabilities[:top_k])
             table.add_row(Text(str(row["id"])), Text(row["predicted"]), Text(listed))
         self.console.print(table)
         if out:
             self.line(f"\nwritten: {out}")
 
 
+@contextlib.contextmanager
+def listening(show: bool | Listener) -> Iterator[Listener]:
+    """The listener that `show` asks for: true is a display, false shows nothing, and a function is taken as it is."""
+    if isinstance(show, bool):
+        with Display() as display:
+            yield display if show else nobody
+    else:
+        yield show
+
+
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     """Columns by heading; numbers and shapes stand to the right."""
     table = Table(box=None, pad_edge=False)
     for heading in columns:
-        right = heading in ("output", "parameters", "multiply-adds", "field")
+        right = heading in ("output", "parameters", "MACs", "field")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(Text, cells))
     return table
 
 
-def epoch_line(end: EpochEnd, config: RunConfig) -> str:
+def _scores(record: Mapping[str, Any], averages: bool = True) -> list[str]:
+    """``F1 0.9876``: every metric of an evaluation but the accuracy; `averages` says whether to name macro averages."""
+    return [
+        f"{metric.label} {record[metric.name]['macro'] if metric.averages else record[metric.name]:.{metric.digits}f}"
+        for metric in METRICS.values()
+        if metric.name != "accuracy" and metric.name in record and (averages or not metric.averages)
+    ]
+
+
+def epoch_line(end: EpochEnd, epochs: int) -> str:
     row = end.row
     return (
-        f"{row['epoch']:>3}/{config.train.epochs:<3} {row['train_loss']:>10.4f} {row['train_accuracy']:>6.1%}  "
+        f"{row['epoch']:>3}/{epochs:<3} {row['train_loss']:>10.4f} {row['train_accuracy']:>6.1%}  "
         f"{row['val_loss']:>8.4f} {row['val_accuracy']:>6.1%} {row['val_f1']:>5.3f}  {row['learning_rate']:>7.2g} "
         f"{row['images_per_second']:>7,.0f} {clock(row['seconds']):>7}{' best' if end.best else ''}"
     )

@@ -28,6 +28,42 @@ class Note:
 
 
 @dataclass(frozen=True)
+class TrainingStarted:
+    """A training before its next step: what it trains on, with what, and what that is expected to take.
+
+    `train`, `val` and `test` count images, `skipped` files that do not decode; `macs` are the multiply-accumulate
+    operations of one image; `memory` is in bytes; `seconds_per_epoch` is None where it was not measured. `image_epochs`
+    of the `epochs` train on images, the others on features that are computed once. `step` steps are done, and an epoch
+    has `steps`.
+    """
+
+    directory: Path
+    source: str
+    train: int
+    val: int
+    test: int
+    skipped: int
+    classes: int
+    image_size: int
+    working_size: int
+    channels: int
+    resize: str
+    model: str
+    parameters: int
+    macs: int
+    device: str
+    threads: int
+    layout: str
+    memory: float
+    seconds_per_epoch: float | None
+    epochs: int
+    image_epochs: int
+    steps: int
+    step: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StepProgress:
     """The present epoch so far. `loss` is the mean data loss, `seconds` the time in training."""
 

@@ -1,40 +1,43 @@
-"""A run as a Python object, and how Python's arguments become a config. `convsmith.train` and its kin are the doors."""
+"""A run as a Python object, and trainings from a config to that object. Prints nothing: a listener is told."""
 
 from __future__ import annotations
 
 import html
 import sys
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import nn
-
-from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_layer, validate
-from convsmith.data.sources import ARRAYS, Source, from_arrays
-from convsmith.display import Display
-from convsmith.errors import UserError, nearest
+from convsmith.config import RunConfig
+from convsmith.errors import Stopped, UserError, command
+from convsmith.events import Counted, Interrupted, Listener, Note, nobody
 from convsmith.files import read_json
 from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
 from convsmith.rundir import RunDir, open_run, refuse_taken
+from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
-from convsmith.training.own import OptimizerFactory
+from convsmith.training.experiment import epochs
 from convsmith.training.setup import Experiment, Parts
 
-Arrays = tuple[np.ndarray, Any]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1")  # shown in a notebook
 
 
 class Run:
-    """A run directory: its numbers, its model, and its evaluation."""
+    """A run directory: its numbers, its model, and what can be done with it.
 
-    def __init__(self, directory: Path, model: nn.Module | None = None, data: Arrays | None = None) -> None:
+    `parts` holds the module or the data where they are the user's own; `device` is auto, cpu, cuda or mps.
+    """
+
+    def __init__(self, directory: Path, parts: Parts = setup.NO_PARTS, device: str = "auto") -> None:
         self.files: RunDir = open_run(directory)
-        self._module = model
-        self._source = _source(data)
+        self.device = device
+        self._module = parts.module
+        self._source = parts.source
 
     @property
     def directory(self) -> Path:
@@ -53,7 +56,7 @@ class Run:
     @cached_property
     def predictor(self) -> Predictor:
         """The best model with its preprocessing."""
-        return load_predictor(self.directory, module=self._module)
+        return load_predictor(self.directory, self.device, module=self._module)
 
     def predict(self, images: Any) -> list[Prediction]:
         """Predict paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W]: one, a list or a batch of them.
@@ -64,8 +67,8 @@ class Run:
 
     def evaluate(self, split: str = "val") -> dict[str, Any]:
         """The record of evaluation-<split>.json; `test` opens the sealed split, which is noted in the run."""
-        command = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
-        return evaluate(self.files, split, command, source=self._source, module=self._module)
+        typed = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
+        return evaluate(self.files, split, typed, self.device, source=self._source, module=self._module)
 
     def report(self) -> Path:
         """Write report.html again, and return where it is."""
@@ -73,7 +76,7 @@ class Run:
 
         return write_report(self.directory, self._source, self._module)
 
-    def curves(self) -> Any:
+    def curves(self) -> Figure:
         """The learning curves as a matplotlib Figure, which a notebook shows. They mark the epoch that was kept."""
         from convsmith.figures.curves import learning_curves
 
@@ -90,15 +93,28 @@ class Run:
             return int(self.summary["best_epoch"])
         return int(checkpoint.read_newest(self.files.checkpoints)[1]["stopper"]["best_epoch"])
 
+    def confusion(self, split: str = "val") -> Figure:
+        """The confusion matrix of an evaluated split as a matplotlib Figure; rows are true classes."""
+        import numpy as np
+
+        from convsmith.figures.matrices import confusion_figure
+
+        path = self.files.evaluation(split)
+        if not path.exists():
+            raise UserError(f"run '{self.directory}' has no {path.name} yet: evaluate('{split}') writes it")
+        _show_figures_in_notebooks()
+        record = read_json(path)
+        return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
+
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: the result, the last epochs and the learning curves."""
-        rows = self.metrics[-5:]
-        columns = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1")
-        head = "".join(f"<th>{column}</th>" for column in columns)
-        body = "".join("<tr>" + "".join(f"<td>{row[column]:.4g}</td>" for column in columns) + "</tr>" for row in rows)
+        """In a notebook: the last epochs and the learning curves."""
+        head = "".join(f"<th>{column}</th>" for column in COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{row[column]:.4g}</td>" for column in COLUMNS) + "</tr>" for row in self.metrics[-5:]
+        )
         curves = self.files.figures / "curves.png"
         image = ""
         if curves.exists():
@@ -111,70 +127,42 @@ class Run:
 
 
 def train(
-    data: str | Path | Arrays | Mapping[str, Any] | None,
-    model: str | nn.Module | Mapping[str, Any] | None,
-    preset: str | None,
-    config: str | Path | None,
-    name: str | None,
-    runs_dir: Path,
-    optimizer: OptimizerFactory | None,
-    settings: Mapping[str, Any],
+    config: RunConfig,
+    parts: Parts = setup.NO_PARTS,
+    name: str | None = None,
+    runs_dir: Path = Path("runs"),
+    listener: Listener = nobody,
 ) -> Run:
-    sections: dict[str, dict[str, Any]] = {
-        "data": dict(data) if isinstance(data, Mapping) else {} if data is None else {"source": data},
-        "model": dict(model) if isinstance(model, Mapping) else {} if model is None else {"name": model},
-    }
-    source, network = sections["data"].get("source"), sections["model"].get("name")
-    arrays = source if isinstance(source, tuple) else None
-    module = network if isinstance(network, nn.Module) else None
-    if source is not None and not isinstance(source, str | Path | tuple):
-        raise UserError(f"data must be a name, a path, (images, labels) or a dict of settings, not {_kind(source)}")
-    if network is not None and not isinstance(network, str | nn.Module):
-        raise UserError(f"model must be a name, a torch module or a dict of settings, not {_kind(network)}")
-    if source is not None:
-        sections["data"]["source"] = ARRAYS if arrays else str(source)
-    if module is not None:
-        del sections["model"]["name"]
-    layers = [read_layer(Path(config))] if config else []
-    layers += [_settings_layer(settings), sections]
-    own = _parts(arrays, module, optimizer)
-    display = Display()
+    """Train into a new run directory and write its report. Raises UserError, RunFailed, and Stopped on a signal."""
     refuse_taken(runs_dir, name)
-    whole = validate(over_preset(preset or (None if config else "baseline"), *layers))
-    try:
-        prepared = setup.prepare(whole, own, display.counting("decoding"))
-    finally:
-        display.clear()
-    started = setup.start(prepared, runs_dir, name, own)
-    return _follow(display, started, module, arrays)
+    prepared = setup.prepare(config, parts, lambda done, total: listener(Counted("decoding", done, total)))
+    return _finish(setup.start(prepared, runs_dir, name, parts), parts, listener)
 
 
-def resume(directory: Path, model: nn.Module | None, optimizer: OptimizerFactory | None, data: Arrays | None) -> Run:
-    run = open_run(directory, "checkpoints")
+def resume(run: RunDir, parts: Parts = setup.NO_PARTS, listener: Listener = nobody) -> Run:
+    """Go on with a stopped run to its end; a run that is finished stays as it is. Raises as `train` does."""
     if run.summary.exists():
-        return Run(directory, model, data)
-    return _follow(Display(), setup.resume(run, _parts(data, model, optimizer)), model, data)
+        return Run(run.path, parts)
+    open_run(run.path, run.checkpoints.name)
+    return _finish(setup.resume(run, parts), parts, listener)
 
 
-def _follow(display: Display, started: Experiment, module: nn.Module | None, arrays: Arrays | None) -> Run:
-    with started.run.lock():
-        if display.follow(started):
-            raise KeyboardInterrupt
-        from convsmith.report.write import after_training
+def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
+    from convsmith.report.write import after_training
 
-        finished = Run(started.run.path, module, arrays)
-        after_training(finished.files, display.line, finished._source, module)
-    return finished
-
-
-def _parts(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None) -> Parts:
-    return Parts(_source(arrays), module, optimizer)
-
-
-def _source(arrays: Arrays | None) -> Source | None:
-    if arrays is not None and len(arrays) != 2:
-        raise UserError(f"data must be (images, labels), not {len(arrays)} things")
-    return None if arrays is None else from_arrays(*arrays)
+    run = experiment.run
+    with run.lock():
+        with Interrupts() as interrupts:
+            listener(setup.opening(experiment))
+            for event in epochs(experiment, interrupts):
+                listener(event)
+                if isinstance(event, Interrupted):
+                    raise Stopped(
+                        event.signal,
+                        f"stopped and saved at step {experiment.state.step}; go on with: {command('resume', run.path)}",
+                    )
+        after_training(run, lambda text: listener(Note(text)), parts.source, parts.module)
+    return Run(run.path, parts)
 
 
 def _show_figures_in_notebooks() -> None:
@@ -183,30 +171,3 @@ def _show_figures_in_notebooks() -> None:
         from IPython.core.pylabtools import select_figure_formats
 
         select_figure_formats(shell, {"png"})
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__
-
-
-def _settings_layer(settings: Mapping[str, Any]) -> Layer:
-    """``epochs=5, augment={"hflip": True}`` -> sections."""
-    shorts = {short.replace("-", "_"): key for short, key in SHORTHANDS.items() if short not in ("data", "model")}
-    layer: Layer = {}
-    for name, value in settings.items():
-        if name in shorts:
-            section, key = shorts[name].split(".")
-            layer = merge(layer, {section: {key: value}})
-        elif name in RunConfig.model_fields:
-            if not isinstance(value, Mapping):
-                raise UserError(
-                    f"{name} must be a dict of settings, such as {name}={{'key': value}}, not {_kind(value)}"
-                )
-            layer = merge(layer, {name: dict(value)})
-        else:
-            names = [*shorts, *RunConfig.model_fields]
-            raise UserError(
-                f"unknown setting '{name}'.{nearest(name, names)} Short names: {', '.join(shorts)}; sections, each "
-                f"as a dict: {', '.join(RunConfig.model_fields)}"
-            )
-    return layer

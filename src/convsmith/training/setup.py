@@ -23,6 +23,7 @@ from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import steps_per_epoch
 from convsmith.data.sources import SOURCES, Source, cache_folder
 from convsmith.errors import UserError
+from convsmith.events import TrainingStarted
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
 from convsmith.nets.convnet import ConvNet
@@ -365,6 +366,41 @@ def _measure(
         with suppress(OSError):  # a cache that cannot be written costs the next start a measurement
             files.write_text(remembered, layout)
     return layout, times[layout] / len(images) * len(dataset.train)
+
+
+def opening(experiment: Experiment) -> TrainingStarted:
+    """What a person should know of a training before its next step."""
+    config, dataset, data = experiment.config, experiment.dataset, experiment.dataset.config
+    assert data.image_size is not None
+    assert data.working_size is not None
+    assert data.channels is not None
+    assert config.train.threads is not None
+    return TrainingStarted(
+        directory=experiment.run.path,
+        source=data.source,
+        train=len(dataset.train),
+        val=len(dataset.val),
+        test=dataset.test_size,
+        skipped=len(dataset.failures),
+        classes=len(dataset.classes),
+        image_size=data.image_size,
+        working_size=data.working_size,
+        channels=data.channels,
+        resize=data.resize,
+        model=config.model.name,
+        parameters=sum(parameter.numel() for parameter in experiment.state.model.parameters()),
+        macs=totals(experiment.layers).multiply_adds,
+        device=config.train.device,
+        threads=config.train.threads,
+        layout=config.train.layout,
+        memory=experiment.needs.memory,
+        seconds_per_epoch=experiment.seconds_per_epoch,
+        epochs=config.train.epochs,
+        image_epochs=experiment.image_epochs,
+        steps=experiment.steps,
+        step=experiment.state.step,
+        notes=experiment.notes,
+    )
 
 
 def stem(config: RunConfig) -> str:

@@ -41,13 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if not directory.checkpoints.is_dir():
         raise UserError(f"run '{directory.path}' has no checkpoints to go on from: restore them, or train again")
     from convsmith.display import Display
-    from convsmith.training import setup
+    from convsmith.run import resume
 
-    display = Display()
-    with directory.lock():
-        code = display.follow(setup.resume(directory))
-        if code == 0:
-            from convsmith.report.write import after_training
-
-            after_training(directory, display.line)
-        return code
+    with Display() as display:
+        resume(directory, listener=display)
+    return 0

@@ -21,19 +21,9 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
-    from convsmith import rundir
     from convsmith.display import Display
-    from convsmith.training import setup
+    from convsmith.run import train
 
-    display = Display()
-    runs_dir = Path(args.runs_dir)
-    rundir.refuse_taken(runs_dir, args.name)
-    prepared = setup.prepare(config, progress=display.counting("decoding"))
-    started = setup.start(prepared, runs_dir, args.name)
-    with started.run.lock():
-        code = display.follow(started)
-        if code == 0:
-            from convsmith.report.write import after_training
-
-            after_training(started.run, display.line)
-        return code
+    with Display() as display:
+        train(config, name=args.name, runs_dir=Path(args.runs_dir), listener=display)
+    return 0

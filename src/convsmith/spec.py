@@ -1,0 +1,105 @@
+"""What the public functions take (names, paths, arrays, modules, dicts of settings) as a config and parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_layer, validate
+from convsmith.data.sources import ARRAYS, from_arrays
+from convsmith.errors import UserError, nearest
+from convsmith.training.own import OptimizerFactory
+from convsmith.training.setup import Parts
+
+Arrays = tuple[np.ndarray, Any]
+Data = str | Path | Arrays | Mapping[str, Any] | None
+Model = str | nn.Module | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What was asked for: the layers of a config above any preset, and what was handed in as an object."""
+
+    preset: str | None
+    layers: tuple[Layer, ...]
+    parts: Parts
+
+    @property
+    def config(self) -> RunConfig:
+        """The config that the layers make; without a preset and a file, over the preset `baseline`."""
+        return validate(over_preset(self.preset, *self.layers))
+
+    @property
+    def layer(self) -> Layer:
+        """The layers merged, for studies, whose base is in a file of its own."""
+        return merge(*self.layers)
+
+
+def spec_of(
+    data: Data,
+    model: Model,
+    preset: str | None,
+    config: str | Path | None,
+    optimizer: OptimizerFactory | None,
+    settings: Mapping[str, Any],
+) -> Spec:
+    """The arguments of `convsmith.train` and its kin; a UserError names what cannot be meant."""
+    sections: dict[str, dict[str, Any]] = {
+        "data": dict(data) if isinstance(data, Mapping) else {} if data is None else {"source": data},
+        "model": dict(model) if isinstance(model, Mapping) else {} if model is None else {"name": model},
+    }
+    source, network = sections["data"].get("source"), sections["model"].get("name")
+    arrays = source if isinstance(source, tuple) else None
+    module = network if isinstance(network, nn.Module) else None
+    if source is not None and not isinstance(source, str | Path | tuple):
+        raise UserError(f"data must be a name, a path, (images, labels) or a dict of settings, not {_kind(source)}")
+    if network is not None and not isinstance(network, str | nn.Module):
+        raise UserError(f"model must be a name, a torch module or a dict of settings, not {_kind(network)}")
+    if source is not None:
+        sections["data"]["source"] = ARRAYS if arrays else str(source)
+    if module is not None:
+        del sections["model"]["name"]
+    layers = [read_layer(Path(config))] if config else []
+    layers += [_settings_layer(settings), {name: values for name, values in sections.items() if values}]
+    if preset is None and config is None:
+        preset = "baseline"
+    return Spec(preset, tuple(layers), parts_of(arrays, module, optimizer))
+
+
+def parts_of(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None = None) -> Parts:
+    """What a user hands in as objects; ``(images, labels)`` become a source of labelled records."""
+    if arrays is not None and len(arrays) != 2:
+        raise UserError(f"data must be (images, labels), not {len(arrays)} things")
+    return Parts(None if arrays is None else from_arrays(*arrays), module, optimizer)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _settings_layer(settings: Mapping[str, Any]) -> Layer:
+    """``epochs=5, augment={"hflip": True}`` -> sections."""
+    shorts = {short.replace("-", "_"): key for short, key in SHORTHANDS.items() if short not in ("data", "model")}
+    layer: Layer = {}
+    for name, value in settings.items():
+        if name in shorts:
+            section, key = shorts[name].split(".")
+            layer = merge(layer, {section: {key: value}})
+        elif name in RunConfig.model_fields:
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{name} must be a dict of settings, such as {name}={{'key': value}}, not {_kind(value)}"
+                )
+            layer = merge(layer, {name: dict(value)})
+        else:
+            names = [*shorts, *RunConfig.model_fields]
+            raise UserError(
+                f"unknown setting '{name}'.{nearest(name, names)} Short names: {', '.join(shorts)}; sections, each "
+                f"as a dict: {', '.join(RunConfig.model_fields)}"
+            )
+    return layer
