@@ -1,4 +1,7 @@
-"""Which two or three experiments a diagnosis suggests, as commands, and what the evidence book measured for each."""
+"""Which experiments a diagnosis suggests, as commands, and what the evidence book measured in a setting like the run's.
+
+Judges no curves: `diagnosis` does.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from convsmith.data.config import DataConfig
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.nets.config import MODELS
-from convsmith.report.diagnosis import NO_FAULT, TOO_SHORT, Finding
+from convsmith.report.diagnosis import DIVERGED, NO_FAULT, ROOM, TOO_SHORT, Finding
 from convsmith.studies import book, text
 from convsmith.studies.config import DIVISION
 
 MOST = 3
 KEEPS_ITS_CLASS = ("cifar10", "cifar100", "fashion-mnist")  # named sets in which a mirrored image is of the same class
 MIRRORED_DIFFERS = ("digits", "mnist", "svhn")  # a mirrored digit is no digit
-#: train images a class up to which pretrained weights are proposed -> the study that measured them
-FEW = {22: "transfer-10", 112: "transfer-50", 500: "transfer-250"}
+FEW = 500  # training images a class up to which pretrained weights are proposed
+ALIKE = 2  # factor by which epochs and images a class of a study may differ from those of a run that it speaks for
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -44,61 +47,92 @@ class Proposal:
     measured: str
 
 
-def results() -> Results:
-    """The evidence book's records by study; none where the book has not been measured."""
-    try:
-        return book.results()
-    except FileNotFoundError:
-        return {}
+@dataclass(frozen=True)
+class Setting:
+    """What decides whether evidence from elsewhere speaks for a run: its net, its images a class, its epochs.
 
-
-def proposals(
-    findings: Sequence[Finding], config: RunConfig, config_file: Path, images_per_class: float, records: Results
-) -> list[Proposal]:
-    """The next experiments after `findings`, for the run of this `config`, which lies in `config_file`.
-
-    What the book found to hurt is left out, what it found to help goes first; before all, where images are few,
-    pretrained weights.
+    `room` is how much validation accuracy the run has left to gain.
     """
+
+    config: RunConfig
+    images_per_class: float
+    room: float
+
+    def resembles(self, study: Mapping[str, Any], arm: Mapping[str, Any]) -> bool:
+        """Whether what the study found for `arm` may be quoted for this run.
+
+        The nets are of one kind and start alike, epochs and images a class differ by at most a factor of two, and the
+        run has as much left to gain as the arm gained.
+        """
+        base, config = study["base"], self.config
+        gain = abs(arm["difference"] or 0.0)
+        return (
+            kind(base["model"]) == kind(config.model.name)
+            and (base["weights"] == "none") == (config.transfer.weights == "none")
+            and _near(study["epochs"], config.train.epochs)
+            and _near(images_per_class(study), self.images_per_class)
+            and (arm["verdict"] != "helps" or gain <= self.room)
+        )
+
+
+def kind(model: str) -> str:
+    """Nets of one kind: plain convolutions, residual blocks, or a published architecture."""
+    return {"simple-cnn": "plain", "convnet": "plain", "small-resnet": "residual"}.get(model, "published")
+
+
+def images_per_class(study: Mapping[str, Any]) -> float:
+    """Training images a class in each fold of a study."""
+    return float(study["n_images"] * (1 - 1 / study["folds"]) / study["n_classes"])
+
+
+def results() -> Results:
+    """The digest of the evidence book, by study."""
+    return book.results()
+
+
+def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, records: Results) -> list[Proposal]:
+    """The next experiments after `findings`, for the run of this `setting`, whose config lies in `config_file`.
+
+    What the evidence book found to hurt in a setting like this one is left out, and what it found to help goes first;
+    before all, where images are few, pretrained weights. Where the validation accuracy leaves no room, nothing is
+    proposed but to find out how certain it is.
+    """
+    config = setting.config
+    folds = Proposal(
+        _command("crossval", config_file, {}) + " --folds 5",
+        "how far the result depends on which images were held out: five folds give an interval",
+        "",
+    )
+    if setting.room < ROOM:
+        return [folds]
     ranked: list[tuple[int, Experiment]] = []
     seen: set[str] = set()
     for finding in findings:
         for experiment in SUGGESTIONS[finding.name](config):
-            verdict = (_arm(experiment.measured_in, records) or {}).get("verdict")
+            verdict = (_arm(experiment.measured_in, setting, records) or {}).get("verdict")
             names = json.dumps(sorted(experiment.changes))
             if verdict != "hurts" and names not in seen:
                 seen.add(names)
                 ranked.append((0 if verdict == "helps" else 1, experiment))
     ranked.sort(key=lambda pair: pair[0])
     chosen = [
-        Proposal(_command("train", config_file, one.changes), one.reason, measured(one, records))
+        Proposal(_command("train", config_file, one.changes), one.reason, measured(one, setting, records))
         for _, one in ranked[:MOST]
     ]
+    if findings[0].name == DIVERGED:  # whatever it lacks, it must train first
+        return chosen
     if findings[0].name == NO_FAULT:
-        folds = Proposal(
-            _command("crossval", config_file, {}) + " --folds 5",
-            "how far the result depends on which images were held out: five folds give an interval",
-            "",
-        )
         chosen = [folds, *chosen]
-    return [*_pretrained(config, images_per_class, records), *chosen][:MOST]
+    return [*_pretrained(setting, records), *chosen][:MOST]
 
 
-def _pretrained(config: RunConfig, images_per_class: float, records: Results) -> Iterator[Proposal]:
-    """Finetuning instead of random weights, where the book's arm `from scratch` was worse on about as many images."""
-    study = next((study for most, study in FEW.items() if images_per_class <= most), "")
-    arm = _arm((study, "from scratch"), records)
+def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
+    """Finetuning instead of random weights, where images are few and may be photographs."""
+    config = setting.config
     if config.transfer.weights != "none" or config.data.source in (*MIRRORED_DIFFERS, ARRAYS):
         return
-    if not arm or arm["verdict"] != "hurts":
+    if setting.images_per_class > FEW:
         return
-    low, high = arm["ci95"]
-    finetuned = {
-        "name": "base (against from scratch)",
-        "difference": -arm["difference"],
-        "ci95": [-high, -low],
-        "verdict": "helps",
-    }
     words = ["train", "--preset", "finetune", "--model", "torchvision/resnet18"]
     data, usual = config.data.model_dump(mode="json"), DataConfig().model_dump(mode="json")
     for key in DIVISION:
@@ -106,36 +140,62 @@ def _pretrained(config: RunConfig, images_per_class: float, records: Results) ->
             words += [f"--data.{key}", str(data[key])]
     yield Proposal(
         command(*words),
-        f"about {images_per_class:.0f} train images a class are few: start from pretrained weights",
-        _words(finetuned, study, records),
+        f"about {setting.images_per_class:.0f} training images a class are few: start from pretrained weights",
+        _gain_of_pretraining(setting, records),
     )
 
 
-def measured(experiment: Experiment, records: Results) -> str:
-    """The effect that the evidence book measured for the arm which tried the same, with its interval and conditions."""
-    arm = _arm(experiment.measured_in, records)
+def _gain_of_pretraining(setting: Setting, records: Results) -> str:
+    """What the studies' arms `from scratch` lost, turned round: those nets were trained as the run at hand was."""
+    for study, record in records.items():
+        arm = next((arm for arm in record["arms"] if arm["name"] == "from scratch"), None)
+        if arm is None or arm["verdict"] != "hurts":
+            continue
+        low, high = arm["ci95"]
+        gained = {
+            "name": "base (against from scratch)",
+            "difference": -arm["difference"],
+            "ci95": [-high, -low],
+            "verdict": "helps",
+        }
+        from_scratch = {**record, "base": {**record["base"], "weights": "none"}}
+        if setting.resembles(from_scratch, gained):
+            return _words(gained, study, record)
+    return ""
+
+
+def measured(experiment: Experiment, setting: Setting, records: Results) -> str:
+    """The effect that the evidence book measured for the arm that tried the same in a setting like this one, or ""."""
+    arm = _arm(experiment.measured_in, setting, records)
     if arm is None or experiment.measured_in is None or arm["difference"] is None:
         return ""
-    return _words(arm, experiment.measured_in[0], records)
+    study = experiment.measured_in[0]
+    return _words(arm, study, records[study])
 
 
-def _words(arm: Mapping[str, Any], study: str, records: Results) -> str:
-    record = records[study]
+def _words(arm: Mapping[str, Any], study: str, record: Mapping[str, Any]) -> str:
     unit = text.unit(record["metric"])
     interval = f" (95% interval {unit.interval(arm['ci95'])})" if arm["ci95"] else ""
+    base = record["base"]
+    weights = "pretrained weights" if base["weights"] != "none" else "random weights"
     return (
         f"{unit.difference(arm['difference'])} {unit.written_out} of {record['metric']}{interval}: {arm['verdict']}. "
-        f"Study {study}, arm {arm['name']}: {record['n_images']:,} images of {record['data']}, "
-        f"{record['folds']} folds, base of {record['epochs']} epochs."
+        f"Study {study}, arm {arm['name']}: {base['model']} with {weights}, {images_per_class(record):.0f} training "
+        f"images a class of {record['data']}, {record['epochs']} epochs, {record['folds']} folds."
     )
 
 
-def _arm(measured_in: tuple[str, str] | None, records: Results) -> Mapping[str, Any] | None:
-    if measured_in is None:
+def _arm(measured_in: tuple[str, str] | None, setting: Setting, records: Results) -> Mapping[str, Any] | None:
+    """The arm of the book, where its study was run in a setting like this one."""
+    if measured_in is None or measured_in[0] not in records:
         return None
     study, name = measured_in
-    arms: list[Mapping[str, Any]] = records.get(study, {}).get("arms", [])
-    return next((arm for arm in arms if arm["name"] == name), None)
+    arm = next((arm for arm in records[study]["arms"] if arm["name"] == name), None)
+    return arm if arm and setting.resembles(records[study], arm) else None
+
+
+def _near(one: float, other: float) -> bool:
+    return max(one, other) <= ALIKE * min(one, other)
 
 
 def _overfitting(config: RunConfig) -> Iterator[Experiment]:
@@ -148,12 +208,12 @@ def _overfitting(config: RunConfig) -> Iterator[Experiment]:
     if config.model.name == "simple-cnn" and config.model.hidden_dropout < 0.5:
         more = 0.3 if config.model.hidden_dropout < 0.3 else 0.5
         reason = "more dropout keeps neurons from relying on each other"
-        yield Experiment({"model.hidden_dropout": more}, reason, ("dropout", f"dropout {more:g}"))
+        measured_in = None if config.model.hidden_dropout else ("dropout", f"dropout {more:g}")
+        yield Experiment({"model.hidden_dropout": more}, reason, measured_in)
     if not regularize.l2:
         yield Experiment({"regularize.l2": 0.001}, "a penalty holds the weights small", ("penalties", "l2 0.001"))
     if config.train.patience is None:
-        stopped = ("epochs", "10 epochs stopped early")
-        yield Experiment({"train.patience": 3}, "stops when validation no longer improves", stopped)
+        yield Experiment({"train.patience": 3}, "stops when validation no longer improves")
 
 
 def _underfitting(config: RunConfig) -> Iterator[Experiment]:
@@ -169,6 +229,9 @@ def _underfitting(config: RunConfig) -> Iterator[Experiment]:
         yield Experiment({"model.width": 2 * model.width}, "twice as many channels")
     if model.hidden_dropout and model.name == "simple-cnn":
         yield Experiment({"model.hidden_dropout": 0.0}, "no dropout: it holds back a net that does not fit")
+    for name in ("mixup", "cutmix"):
+        if getattr(config.augment, name):
+            yield Experiment({f"augment.{name}": 0.0}, f"no {name}: it makes the images harder to fit")
     yield _longer(config, "more steps")
     yield _rate(config, 3, "larger steps get further in as many epochs")
 
@@ -187,8 +250,7 @@ def _unstable(config: RunConfig) -> Iterator[Experiment]:
     if not config.train.ema:
         yield Experiment({"train.ema": 0.99}, "averaged weights do not follow each step")
     doubled = 2 * config.train.batch_size
-    arm = ("batch-sizes", f"batch {doubled}")
-    yield Experiment({"train.batch_size": doubled}, "gradients of larger batches are less noisy", arm)
+    yield Experiment({"train.batch_size": doubled}, "gradients of larger batches are less noisy")
 
 
 def _rate_too_high(config: RunConfig) -> Iterator[Experiment]:
@@ -215,6 +277,7 @@ RATES = {3: "lr 0.006", 0.1: "lr 0.0002"}
 
 #: finding -> what to try about it, the most promising first
 SUGGESTIONS = {
+    DIVERGED: _rate_too_high,
     "overfitting": _overfitting,
     "underfitting": _underfitting,
     "still improving": _still_improving,

@@ -1,11 +1,13 @@
-"""What the learning curves say, in words: stated rules on the rows of metrics.csv, which a reader can redo by hand.
+"""What the learning curves say, in words: stated rules on recorded numbers, which a reader can redo by hand.
 
 Each rule is a sentence in `RULES`, and a function that returns the numbers it found, or None where it does not hold.
 The thresholds are conventions, chosen so that noise alone seldom meets them; differences of accuracies are measured in
-standard errors where few validation images make them coarse.
+standard errors where few images make them coarse. Nothing here proposes an experiment: `advice` does.
 
-Training accuracy and loss are means over an epoch, with augmentation and dropout on, and the training loss has label
-smoothing and class weights in it: no rule compares the two losses with each other.
+The training accuracy of metrics.csv is a mean over an epoch, measured under augmentation and dropout, and says little
+about what the net has learned. Rules that compare training with validation use the accuracy of the kept model on clean
+training images, which the summary records; for runs without such a record see `unfit_settings`. The training loss has
+label smoothing, class weights and penalties in it: no rule compares it with the validation loss.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from convsmith.config import RunConfig
+from convsmith.nets.config import MODELS
+
 Rows = Sequence[Mapping[str, Any]]
 
-ENOUGH = 3  # epochs; fewer show no course
-RISE = 1.2  # factor by which a training loss must rise to count
+ENOUGH = 3  # epochs; fewer show no trend
+RISE = 1.2  # factor by which a loss must rise to count
 NOISE = 0.05  # nats: a loss that moves by less has not moved
+WORSE = 1.5  # factor of the loss of guessing, which only a wrong and confident net exceeds
+GUESSING = 0.95  # factor of the loss of guessing from which on a net has learned nothing
 OVERFIT_LOSS = 1.1  # factor of the lowest validation loss
 OVERFIT_GAP = 0.05  # of accuracy
 FALL = 0.02  # of validation accuracy, from one epoch to the next
@@ -30,11 +37,22 @@ FALLING = 0.2  # share of the epochs
 FITTED = 0.95  # training accuracy
 SAME = 0.02  # of accuracy: training and validation are alike
 SLOPE = 0.02  # relative change of the validation loss over the last third
+ROOM = 0.02  # of validation accuracy: with less left to gain, nothing holds the net back that could be shown
+
+DIVERGED = "the loss diverged"
+TOO_SHORT = "too short to say"
+NO_FAULT = "no fault found"
 
 RULES = {
+    DIVERGED: (
+        f"training and validation loss of the last epoch are at least {GUESSING:g} ln(classes), where guessing has "
+        f"ln(classes), and the net was not simply slow to learn: some epoch's loss was above {WORSE:g} ln(classes), or "
+        f"both losses are at least {RISE:g} times their lowest. No other rule is asked then"
+    ),
     "learning rate too high": (
-        f"the training loss of an epoch is at least {RISE:g} times the lowest before it (and {NOISE:g} nats above), or "
-        "that of the first epoch is above 1.5 ln(classes), where guessing has ln(classes)"
+        f"in one epoch the training loss and the validation loss are both at least {RISE:g} times their lowest before "
+        f"it (and {NOISE:g} nats above), or the training loss of the first epoch is above {WORSE:g} ln(classes), where "
+        "guessing has ln(classes)"
     ),
     "unstable": (
         f"the validation accuracy falls from one epoch to the next by more than {100 * FALL:g} points and 3 standard "
@@ -42,20 +60,58 @@ RULES = {
     ),
     "overfitting": (
         f"the validation loss has risen to {OVERFIT_LOSS:g} times its lowest (and {NOISE:g} nats above) while the "
-        f"training loss went on falling, or the training accuracy of the best epoch is more than "
-        f"{100 * OVERFIT_GAP:g} points and 3 standard errors above the validation accuracy"
+        f"training loss went on falling, or the kept model's accuracy on training images is more than "
+        f"{100 * OVERFIT_GAP:g} points and 3 standard errors above its validation accuracy"
     ),
     "still improving": (
-        f"the best epoch is among the last tenth, training did not stop early, and over the last third of the epochs "
+        "the best epoch is among the last tenth, training did not stop early, and over the last third of the epochs "
         f"the validation loss fell by more than {100 * SLOPE:g}%"
     ),
     "underfitting": (
-        f"the training accuracy of the best epoch is below {100 * FITTED:g}%, the validation accuracy is at most "
-        f"{100 * SAME:g} points or 1 standard error below it, and the run is not still improving"
+        f"the kept model's accuracy on training images is below {100 * FITTED:g}%, its validation accuracy is at most "
+        f"{100 * SAME:g} points or 1 standard error below that, and the run is not still improving"
     ),
 }
-TOO_SHORT = "too short to say"
-NO_FAULT = "no fault found"
+#: Rules that find what holds the validation accuracy back: they are not asked where nothing does.
+NEED_ROOM = ("learning rate too high", "still improving", "underfitting")
+
+
+@dataclass(frozen=True)
+class TrainAccuracy:
+    """The share of `n` training images that the kept model classifies correctly, and `how` it was measured."""
+
+    accuracy: float
+    n: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """A finished training as the rules see it.
+
+    `rows` are those of metrics.csv, whose val_accuracy is of `val_images` images. `train` is None where no training
+    accuracy is comparable with the validation accuracy; `unfit` then names the settings that make the recorded one
+    incomparable. `plain_loss` says that the training loss is a cross-entropy, whose value for guessing is known.
+    """
+
+    rows: Rows
+    best_epoch: int
+    classes: int
+    val_images: int
+    train: TrainAccuracy | None
+    unfit: tuple[str, ...] = ()
+    stopped_early: bool = False
+    plain_loss: bool = True
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The row of the epoch that was kept."""
+        return next(row for row in self.rows if row["epoch"] == self.best_epoch)
+
+    @property
+    def room(self) -> float:
+        """How much validation accuracy there is left to gain."""
+        return 1 - float(self.best["val_accuracy"])
 
 
 @dataclass(frozen=True)
@@ -66,70 +122,138 @@ class Finding:
     evidence: str
 
 
-def diagnose(
-    rows: Rows, classes: int, val_images: int, monitor: str = "val_accuracy", stopped_early: bool = False
-) -> list[Finding]:
-    """What is wrong with a training, by `RULES`; at least one finding, the most urgent first.
-
-    `rows` are those of metrics.csv, whose val_accuracy is of `val_images` images; `monitor` chose the best epoch.
-    """
-    if len(rows) < ENOUGH:
-        return [Finding(TOO_SHORT, f"{len(rows)} of the {ENOUGH} epochs that a curve needs")]
-    best = best_row(rows, monitor)
-    improving = None if stopped_early else _still_improving(rows, best)
-    found = {
-        "learning rate too high": _rate_too_high(rows, classes),
-        "unstable": _unstable(rows, val_images),
-        "overfitting": _overfitting(rows, best, val_images),
-        "still improving": improving,
-        "underfitting": None if improving else _underfitting(best, val_images),
-    }
-    findings = [Finding(name, evidence) for name, evidence in found.items() if evidence]
-    return findings or [Finding(NO_FAULT, f"none of the {len(RULES)} rules applies")]
-
-
-def best_row(rows: Rows, monitor: str) -> Mapping[str, Any]:
-    """The first epoch with the best value of `monitor`."""
-    sign = -1 if monitor == "val_loss" else 1
-    return max(rows, key=lambda row: sign * row[monitor])
-
-
-def _rate_too_high(rows: Rows, classes: int) -> str | None:
-    guessing = math.log(classes)
-    first = rows[0]["train_loss"]
-    if first > 1.5 * guessing:
-        return (
-            f"the training loss of the first epoch is {first:.2f}; guessing among {classes} classes has {guessing:.2f}"
-        )
-    lowest = rows[0]
-    for row in rows[1:]:
-        if row["train_loss"] > max(RISE * lowest["train_loss"], lowest["train_loss"] + NOISE):
-            return (
-                f"the training loss rose from {lowest['train_loss']:.3f} in epoch {lowest['epoch']} to "
-                f"{row['train_loss']:.3f} in epoch {row['epoch']}"
-            )
-        lowest = min(lowest, row, key=lambda one: one["train_loss"])
-    return None
-
-
-def _unstable(rows: Rows, val_images: int) -> str | None:
-    falls = [
-        (before["val_accuracy"] - after["val_accuracy"], after["epoch"])
-        for before, after in itertools.pairwise(rows)
-        if before["val_accuracy"] - after["val_accuracy"]
-        > max(FALL, 3 * standard_error(before["val_accuracy"], val_images))
-    ]
-    if len(falls) < max(2, FALLING * (len(rows) - 1)):
-        return None
-    worst, epoch = max(falls)
-    return (
-        f"the validation accuracy fell {len(falls)} times in {len(rows)} epochs, by as much as {100 * worst:.1f} "
-        f"points (epoch {epoch})"
+def course(
+    rows: Rows, summary: Mapping[str, Any], config: RunConfig, classes: int, train_images: int, val_images: int
+) -> Course:
+    """The course of a finished run, of the rows of its metrics.csv, its summary.json and its config."""
+    best_epoch = int(summary["best_epoch"])
+    row = next(row for row in rows if row["epoch"] == best_epoch)
+    unfit = unfit_settings(config)
+    train: TrainAccuracy | None = None
+    if clean := summary.get("train"):
+        how = f"of {clean['n']:,} training images, without augmentation and dropout"
+        train = TrainAccuracy(clean["accuracy"], clean["n"], how)
+    elif not unfit:
+        how = "of the training images on average over that epoch"
+        train = TrainAccuracy(row["train_accuracy"], train_images, how)
+    penalties = config.regularize.l1 or config.regularize.l2
+    weighted = config.train.loss != "cross-entropy" or config.train.class_weights != "none"
+    return Course(
+        rows=rows,
+        best_epoch=best_epoch,
+        classes=classes,
+        val_images=val_images,
+        train=train,
+        unfit=() if train else unfit,
+        stopped_early=summary["stopped_because"] == "early stopping",
+        plain_loss=not (penalties or weighted),
     )
 
 
-def _overfitting(rows: Rows, best: Mapping[str, Any], val_images: int) -> str | None:
-    lowest, last = min(rows, key=lambda row: row["val_loss"]), rows[-1]
+def unfit_settings(config: RunConfig) -> tuple[str, ...]:
+    """What makes the running training accuracy another one than that of the net on the training images as they are."""
+    augment = config.augment.model_dump(exclude={"shift_fill"})
+    mixing = [name for name in ("mixup", "cutmix") if augment.pop(name)]
+    model = config.model
+    used = MODELS[model.name].uses if model.name in MODELS else None
+    rates = [model.dropout * (used is None or "dropout" in used)]
+    rates += [model.hidden_dropout * (used is None or "hidden_dropout" in used)]
+    rates += [block.dropout or 0.0 for block in model.blocks or ()]
+    found = {
+        "augmentation": any(augment.values()),
+        **dict.fromkeys(mixing, True),
+        "dropout": any(rates) or used is None,  # a net that is not ours may have any
+        "averaged weights": bool(config.train.ema),
+        "balanced sampling": config.data.sampling == "balanced",
+    }
+    return tuple(name for name, there in found.items() if there)
+
+
+def diagnose(course: Course) -> list[Finding]:
+    """What is wrong with a training, by `RULES`; at least one finding, the most urgent first."""
+    rows = course.rows
+    if evidence := _diverged(course):
+        return [Finding(DIVERGED, evidence)]
+    if len(rows) < ENOUGH:
+        return [Finding(TOO_SHORT, f"the run has {len(rows)} of the {ENOUGH} epochs that a curve needs")]
+    improving = None if course.stopped_early else _still_improving(course)
+    found = {
+        "learning rate too high": _rate_too_high(course),
+        "unstable": _unstable(course),
+        "overfitting": _overfitting(course),
+        "still improving": improving,
+        "underfitting": None if improving else _underfitting(course),
+    }
+    findings = [
+        Finding(name, evidence)
+        for name, evidence in found.items()
+        if evidence and (course.room >= ROOM or name not in NEED_ROOM)
+    ]
+    return findings or [Finding(NO_FAULT, f"none of the {len(RULES)} rules applies")]
+
+
+def not_judged(course: Course) -> str:
+    """Which question the rules leave open, and why; "" where they leave none."""
+    if course.train or len(course.rows) < ENOUGH:
+        return ""
+    return (
+        f"Training and validation accuracy are not compared: this run has measured the training accuracy only with "
+        f"{_listed(course.unfit)}, and under these it says little about how well the net fits its training images"
+    )
+
+
+def _diverged(course: Course) -> str | None:
+    guessing, last = math.log(course.classes), course.rows[-1]
+    losses = {key: [row[key] for row in course.rows] for key in ("train_loss", "val_loss")}
+    if min(last["train_loss"], last["val_loss"]) < GUESSING * guessing:
+        return None
+    key = "train_loss" if course.plain_loss else "val_loss"
+    risen = all(values[-1] >= RISE * min(values) for values in losses.values())
+    if not risen and max(losses[key]) <= WORSE * guessing:
+        return None
+    return (
+        f"the last epoch ends with a training loss of {last['train_loss']:.4g} and a validation loss of "
+        f"{last['val_loss']:.4g}; guessing among {course.classes} classes has {guessing:.2f}"
+    )
+
+
+def _rate_too_high(course: Course) -> str | None:
+    guessing, rows = math.log(course.classes), course.rows
+    first = rows[0]["train_loss"]
+    if course.plain_loss and first > WORSE * guessing:
+        return (
+            f"the training loss of the first epoch is {first:.2f}; guessing among {course.classes} classes has "
+            f"{guessing:.2f}"
+        )
+    for at in range(1, len(rows)):
+        before = {key: min(row[key] for row in rows[:at]) for key in ("train_loss", "val_loss")}
+        if all(rows[at][key] > max(RISE * low, low + NOISE) for key, low in before.items()):
+            return (
+                f"in epoch {rows[at]['epoch']} the training loss rose to {rows[at]['train_loss']:.3f} from "
+                f"{before['train_loss']:.3f}, and the validation loss to {rows[at]['val_loss']:.3f} from "
+                f"{before['val_loss']:.3f}"
+            )
+    return None
+
+
+def _unstable(course: Course) -> str | None:
+    falls = [
+        (before["val_accuracy"] - after["val_accuracy"], after["epoch"])
+        for before, after in itertools.pairwise(course.rows)
+        if before["val_accuracy"] - after["val_accuracy"]
+        > max(FALL, 3 * standard_error(before["val_accuracy"], course.val_images))
+    ]
+    if len(falls) < max(2, FALLING * (len(course.rows) - 1)):
+        return None
+    worst, epoch = max(falls)
+    return (
+        f"the validation accuracy fell {len(falls)} times in {len(course.rows)} epochs, by as much as "
+        f"{100 * worst:.1f} points (epoch {epoch})"
+    )
+
+
+def _overfitting(course: Course) -> str | None:
+    lowest, last = min(course.rows, key=lambda row: row["val_loss"]), course.rows[-1]
     risen = last["val_loss"] > max(OVERFIT_LOSS * lowest["val_loss"], lowest["val_loss"] + NOISE)
     if risen and last["train_loss"] < lowest["train_loss"]:
         return (
@@ -137,14 +261,19 @@ def _overfitting(rows: Rows, best: Mapping[str, Any], val_images: int) -> str | 
             f"{last['val_loss']:.3f} at the end, while the training loss fell from {lowest['train_loss']:.3f} to "
             f"{last['train_loss']:.3f}"
         )
-    gap = best["train_accuracy"] - best["val_accuracy"]
-    if gap > max(OVERFIT_GAP, 3 * standard_error(best["val_accuracy"], val_images)):
-        return f"{_both(best)}: {100 * gap:.1f} points apart"
+    if course.train is None:
+        return None
+    val = course.best["val_accuracy"]
+    gap = course.train.accuracy - val
+    error = math.hypot(standard_error(val, course.val_images), standard_error(course.train.accuracy, course.train.n))
+    if gap > max(OVERFIT_GAP, 3 * error):
+        return f"{_both(course, course.train)}: {100 * gap:.1f} points apart"
     return None
 
 
-def _still_improving(rows: Rows, best: Mapping[str, Any]) -> str | None:
-    if best["epoch"] <= len(rows) - max(1, len(rows) // 10):
+def _still_improving(course: Course) -> str | None:
+    rows = course.rows
+    if course.best_epoch <= len(rows) - max(1, len(rows) // 10):
         return None
     last = rows[-max(ENOUGH, len(rows) // 3) :]
     losses = [row["val_loss"] for row in last]
@@ -153,26 +282,33 @@ def _still_improving(rows: Rows, best: Mapping[str, Any]) -> str | None:
     if change >= -SLOPE:
         return None
     return (
-        f"epoch {best['epoch']} of {len(rows)} is the best, and the validation loss fell by {-100 * change:.1f}% over "
-        f"the last {len(last)} epochs"
+        f"epoch {course.best_epoch} of {len(rows)} is the best, and the validation loss fell by {-100 * change:.1f}% "
+        f"over the last {len(last)} epochs"
     )
 
 
-def _underfitting(best: Mapping[str, Any], val_images: int) -> str | None:
-    gap = best["train_accuracy"] - best["val_accuracy"]
-    if best["train_accuracy"] >= FITTED or gap > max(SAME, standard_error(best["val_accuracy"], val_images)):
+def _underfitting(course: Course) -> str | None:
+    if course.train is None:
         return None
-    return f"{_both(best)}: the net does not fit what it trains on, and has room for more"
+    val = course.best["val_accuracy"]
+    gap = course.train.accuracy - val
+    if course.train.accuracy >= FITTED or gap > max(SAME, standard_error(val, course.val_images)):
+        return None
+    return f"{_both(course, course.train)}: the net does not fit even the images that it trains on"
 
 
 def standard_error(share: float, count: int) -> float:
-    """Of a share of `count` images; for a share of 0 or 1 that of half an image, as no share is that sure."""
+    """Of a share of `count` images; for a share of 0 or 1 that of half an image, as no share is that certain."""
     share = min(max(share, 0.5 / count), 1 - 0.5 / count)
     return math.sqrt(share * (1 - share) / count)
 
 
-def _both(row: Mapping[str, Any]) -> str:
+def _both(course: Course, train: TrainAccuracy) -> str:
     return (
-        f"in the best epoch ({row['epoch']}) the accuracy is {100 * row['train_accuracy']:.1f}% in training and "
-        f"{100 * row['val_accuracy']:.1f}% in validation"
+        f"the model of the best epoch ({course.best_epoch}) classifies {100 * train.accuracy:.1f}% {train.how}, and "
+        f"{100 * course.best['val_accuracy']:.1f}% of the validation images correctly"
     )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -14,11 +14,11 @@ from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.metrics import confusion_matrix, wilson_interval
-from convsmith.report.advice import proposals, results
+from convsmith.report.advice import Setting, proposals, results
 from convsmith.report.calibrated import scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
 from convsmith.report.classes import class_scores
-from convsmith.report.diagnosis import RULES, diagnose
+from convsmith.report.diagnosis import ROOM, RULES, course, diagnose, not_judged
 from convsmith.report.files import Predictions
 from convsmith.report.material import Material
 from convsmith.training.setup import OWN
@@ -52,15 +52,19 @@ def _scores(record: Mapping[str, Any]) -> Section:
 
 def diagnosis(material: Material) -> Section:
     """Findings with their rules, and the next experiments."""
-    monitor, stopped = material.config.train.monitor, material.summary["stopped_because"] == "early stopping"
-    findings = diagnose(material.rows, len(material.card.classes), material.evaluation["n"], monitor, stopped)
-    per_class = len(material.splits["splits"]["train"]) / len(material.card.classes)
+    classes, train = len(material.card.classes), len(material.splits["splits"]["train"])
+    seen = course(material.rows, material.summary, material.config, classes, train, material.evaluation["n"])
+    findings = diagnose(seen)
+    setting = Setting(material.config, train / classes, seen.room)
     own = material.config.data.source == ARRAYS or material.config.model.name.startswith(OWN)
     return {
         "findings": [asdict(finding) | {"rule": RULES.get(finding.name)} for finding in findings],
         "rules": RULES,
         "own": own,
-        "proposals": proposals(findings, material.config, material.run.config, per_class, results()),
+        "not_judged": not_judged(seen),
+        "room": seen.room,
+        "has_room": seen.room >= ROOM,
+        "proposals": proposals(findings, setting, material.run.config, results()),
     }
 
 

@@ -18,7 +18,7 @@ from convsmith.errors import UserError, command
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.report import files, looks, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
-from convsmith.report.diagnosis import diagnose
+from convsmith.report.diagnosis import course, diagnose
 from convsmith.report.files import Predictions
 from convsmith.report.glance import glance
 from convsmith.report.material import NEEDED
@@ -121,11 +121,13 @@ def study_page(run: RunDir) -> str:
 
 def _findings(study: Crossval) -> list[tuple[str, int]]:
     """What the folds' curves show, and in how many folds."""
-    monitor, found = study.config.train.monitor, Counter[str]()
+    found, classes = Counter[str](), len(study.card.classes)
     for rows, fold in zip(study.rows, study.folds.values(), strict=True):
-        images = files.read(fold.evaluation("val"), files.Evaluation)["n"]
-        stopped = files.read(fold.summary, files.Summary)["stopped_because"] == "early stopping"
-        found.update(finding.name for finding in diagnose(rows, len(study.card.classes), images, monitor, stopped))
+        val_images = files.read(fold.evaluation("val"), files.Evaluation)["n"]
+        train_images = len(files.read(fold.splits, files.Splits)["splits"]["train"])
+        summary = files.read(fold.summary, files.Summary)
+        seen = course(rows, summary, study.config, classes, train_images, val_images)
+        found.update(finding.name for finding in diagnose(seen))
     return found.most_common()
 
 
