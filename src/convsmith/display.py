@@ -36,7 +36,7 @@ from convsmith.events import (
 )
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import wilson_interval
-from convsmith.records import METRICS
+from convsmith.records import METRICS, metric_values, shown
 from convsmith.rundir import RunDir
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
@@ -234,7 +234,7 @@ class Display:
         low, high = wilson_interval(round(val["accuracy"] * val["n"]), val["n"])
         lines = [
             f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
-            *textwrap.wrap("   ".join(_scores(val)), 76, break_on_hyphens=False),
+            *_listed({name: value for name, value in metric_values(val).items() if name != "accuracy"}),
             f"best epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
             "",
@@ -256,19 +256,19 @@ class Display:
         low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
         self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
-        averaged = [metric for metric in METRICS.values() if metric.averages]
-        for text in textwrap.wrap("   ".join(_scores(record, averages=False)), 78, break_on_hyphens=False):
-            self.line(text)
-        averages = Table("average", *(metric.label for metric in averaged), box=None, pad_edge=False)
+        averaged = [name for name, metric in METRICS.items() if metric.averages]
+        plain = metric_values(record)
+        for line in _listed({name: plain[name] for name in plain if name not in ("accuracy", *averaged)}):
+            self.line(line)
+        headings = [METRICS[name].label for name in averaged]
+        averages = Table("average", *headings, box=None, pad_edge=False)
         for average in ("macro", "micro", "weighted"):
-            averages.add_row(average, *(f"{record[metric.name][average]:.{metric.digits}f}" for metric in averaged))
+            averages.add_row(average, *(shown(name, record[name][average]) for name in averaged))
         self.console.print(averages)
         worst = sorted(record["per_class"].items(), key=lambda item: item[1]["f1"])
-        shown = record["per_class"].items() if len(worst) <= MOST_CLASSES else worst[:MOST_CLASSES]
-        table = Table("class", *(metric.label for metric in averaged), "images", box=None, pad_edge=False)
-        for name, scores in shown:
-            cells = (f"{scores[metric.name]:.{metric.digits}f}" for metric in averaged)
-            table.add_row(Text(name), *cells, f"{scores['support']:,}")
+        table = Table("class", *headings, "images", box=None, pad_edge=False)
+        for name, scores in record["per_class"].items() if len(worst) <= MOST_CLASSES else worst[:MOST_CLASSES]:
+            table.add_row(Text(name), *(shown(key, scores[key]) for key in averaged), f"{scores['support']:,}")
         self.line(
             "" if len(worst) <= MOST_CLASSES else f"\nthe {MOST_CLASSES} classes with the lowest F1 of {len(worst)}:"
         )
@@ -358,15 +358,6 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     return table
 
 
-def _scores(record: Mapping[str, Any], averages: bool = True) -> list[str]:
-    """``F1 0.9876``: every metric of an evaluation but the accuracy; `averages` says whether to name macro averages."""
-    return [
-        f"{metric.label} {record[metric.name]['macro'] if metric.averages else record[metric.name]:.{metric.digits}f}"
-        for metric in METRICS.values()
-        if metric.name != "accuracy" and metric.name in record and (averages or not metric.averages)
-    ]
-
-
 def epoch_line(end: EpochEnd, epochs: int) -> str:
     row = end.row
     return (
@@ -374,6 +365,12 @@ def epoch_line(end: EpochEnd, epochs: int) -> str:
         f"{row['val_loss']:>8.4f} {row['val_accuracy']:>6.1%} {row['val_f1']:>5.3f}  {row['learning_rate']:>7.2g} "
         f"{row['images_per_second']:>7,.0f} {clock(row['seconds']):>7}{' best' if end.best else ''}"
     )
+
+
+def _listed(values: Mapping[str, float]) -> list[str]:
+    """Metrics with their values, five to a line."""
+    words = [f"{METRICS[name].label} {shown(name, value)}" for name, value in values.items()]
+    return ["   ".join(words[at : at + 5]) for at in range(0, len(words), 5)]
 
 
 def unfroze_line(event: Unfroze) -> str:

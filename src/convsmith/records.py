@@ -7,12 +7,13 @@ Whoever writes a file and whoever reads it use the same schema, through `write` 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from convsmith.errors import UserError
 from convsmith.files import read_json, write_json
@@ -27,41 +28,65 @@ class Metric:
     """One way to score a classifier on labelled images.
 
     `name` is its key in every file, `label` its heading. A `share` lies in [0, 1] and is shown in per cent, `nats` are
-    those of a cross-entropy, and a `score` is a number without a unit. The function of the same name in
-    `prediction.metrics` computes it. Where `averages` is true it has a value a class, and an evaluation holds its
-    macro, micro and weighted averages; the macro average goes by the bare name. `lowest` and `highest` bound it.
+    those of a cross-entropy, and a `score` is a number without a unit; `digits` are shown behind the point. The
+    function of the same name in `prediction.metrics` computes it. Where `averages` is true it has a value a class, and
+    an evaluation holds its macro, micro and weighted averages; the macro average goes by the bare name. `lowest` and
+    `highest` bound it. The `headline` metrics are those that a table shows where it has no room for all.
     """
 
     name: str
     label: str
     unit: Unit
     higher_is_better: bool = True
-    digits: int = 4
+    digits: int = 2
     averages: bool = False
     lowest: float = 0.0
-    highest: float | None = 1.0
+    highest: float = 1.0
+    headline: bool = False
 
     @property
     def sign(self) -> int:
         """1 where more is better, -1 where less is: the factor that makes the best value the largest."""
         return 1 if self.higher_is_better else -1
 
+    @property
+    def heading(self) -> str:
+        """The label, with the unit where the values do not show theirs: ``loss (nats)``."""
+        return f"{self.label} ({self.unit})" if self.unit == "nats" else self.label
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by to be shown in its unit."""
+        return 100 if self.unit == "share" else 1
+
+    def within(self, value: float) -> float:
+        """`value`, or the bound that it is beyond: of the end of a symmetric interval."""
+        return min(max(value, self.lowest), self.highest)
+
 
 #: Every metric, by its name, in the order in which tables show them.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "accuracy", "share"),
-        Metric("precision", "precision", "score", averages=True),
-        Metric("recall", "recall", "score", averages=True),
-        Metric("f1", "F1", "score", averages=True),
-        Metric("loss", "loss", "nats", higher_is_better=False, highest=None),
-        Metric("ece", "ECE", "score", higher_is_better=False),
+        Metric("accuracy", "accuracy", "share", headline=True),
+        Metric("precision", "precision", "share", averages=True, headline=True),
+        Metric("recall", "recall", "share", averages=True, headline=True),
+        Metric("f1", "F1", "share", averages=True, headline=True),
+        Metric("loss", "loss", "nats", higher_is_better=False, digits=4, highest=math.inf, headline=True),
+        Metric("ece", "ECE", "share", higher_is_better=False),
     )
 }
+HEADLINES: tuple[str, ...] = tuple(name for name, metric in METRICS.items() if metric.headline)
 
 #: What `train.monitor` may be, and under which names metrics.csv, W&B and tuning have the metrics of the val split.
 MONITORS: tuple[str, ...] = tuple(f"val_{name}" for name in METRICS)
+
+if TYPE_CHECKING:
+    MetricName = str
+    Monitor = str
+else:  # types for a config's field, whose choices are those of the table
+    MetricName = Literal[tuple(METRICS)]
+    Monitor = Literal[MONITORS]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -98,6 +123,18 @@ def best_row(rows: Iterable[Mapping[str, Any]], monitor: str) -> Mapping[str, An
     return best
 
 
+def shown(metric: str, value: float) -> str:
+    """A value of this metric (or of the val split's, as in val_f1) in words: ``91.60%`` or ``0.2481``."""
+    known = metric_of(metric)
+    return f"{known.scale * value:.{known.digits}f}{'%' if known.unit == 'share' else ''}"
+
+
+def metric_values(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Each metric's value by its name, from the record of an evaluation; those that its edition did not know lack."""
+    found = {name: evaluation[name] for name in METRICS if name in evaluation}
+    return {name: value["macro"] if METRICS[name].averages else value for name, value in found.items()}
+
+
 def recorded(record: Mapping[str, Any], name: str) -> float:
     """The number of this name in a row or a record; UserError where its edition did not record it."""
     if record.get(name) is None:
@@ -112,6 +149,23 @@ class Record(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
     format_version: Count = 1
+
+
+class Scored(Record):
+    """Base of what holds metrics by their names, or those of the val split as val_<name>: each lies in its bounds.
+
+    None stands for a metric that the run's edition did not know.
+    """
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Scored:
+        for key, value in (self.model_extra or {}).items():
+            if (metric := METRICS.get(key.removeprefix("val_"))) is None or value is None:
+                continue
+            for number in value.values() if metric.averages and isinstance(value, dict) else [value]:
+                if not isinstance(number, int | float) or number != metric.within(number):
+                    raise ValueError(f"{key} is {number}")
+        return self
 
 
 class Averages(BaseModel):
@@ -138,7 +192,7 @@ class ConfusionMatrix(BaseModel):
     counts: list[list[Annotated[int, Field(ge=0)]]]
 
 
-class Evaluation(Record):
+class Evaluation(Scored):
     """evaluation-<split>.json. Metrics that came after the first edition are absent from its files."""
 
     n: Count
@@ -194,7 +248,7 @@ class TestAccess(Record):
     command: str
 
 
-class Fold(Record):
+class Fold(Scored):
     """fold.json of a finished fold: what it scored on the images that it held out."""
 
     fold: Count
@@ -230,9 +284,7 @@ class Folds(Record):
     divisions: Annotated[list[Division], Field(min_length=1)]
 
 
-class FoldScore(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
-
+class FoldScore(Scored):
     fold: Count
     n: Count
     seconds: NotNegative
@@ -267,7 +319,7 @@ class Ablation(Record):
     arms: list[Arm]
 
 
-class MetricsRow(Record):
+class MetricsRow(Scored):
     """A row of metrics.csv. A cell of a metric that the run's edition did not know is absent."""
 
     epoch: Count

@@ -3,19 +3,28 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn import metrics as oracle
 
-from convsmith.prediction.metrics import confusion_counts, confusion_matrix, scores
+from convsmith.errors import RunFailed
+from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, confusion_matrix, wilson_interval
+from convsmith.records import METRICS
 
 
 @st.composite
 def outcomes(draw):
-    """Labels and predictions, with classes absent or never predicted as a matter of course."""
-    classes = draw(st.integers(2, 7))
-    index = st.integers(0, classes - 1)
-    pairs = draw(st.lists(st.tuples(index, index), min_size=1, max_size=30))
-    labels, predictions = np.array(pairs).T
-    return labels, predictions, classes
+    """Labels and logits without ties; classes absent or never predicted as a matter of course."""
+    classes, count = draw(st.integers(2, 9)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    labels = rng.integers(0, draw(st.integers(1, classes)), count)
+    logits = rng.normal(size=(count, classes)) * draw(st.sampled_from([0.1, 1.0, 5.0]))
+    logits[np.arange(count), labels] += draw(st.sampled_from([-3.0, 0.0, 3.0]))
+    return Outcomes(labels, logits.astype(np.float32))
+
+
+def predicting(labels, predictions, classes):
+    """Outcomes whose logits lead to these predictions."""
+    return Outcomes(np.asarray(labels), 9 * np.eye(classes, dtype=np.float32)[np.asarray(predictions)])
 
 
 DEGENERATE = {
@@ -26,66 +35,110 @@ DEGENERATE = {
     "a class absent": ([0, 0, 1], [0, 2, 1], 3),
     "a class absent and never predicted": ([0, 1], [1, 1], 4),
     "one class predicted": ([0, 1, 2, 3], [2, 2, 2, 2], 4),
+    "one class alone": ([2, 2, 2], [2, 2, 2], 4),
 }
 
 
-def agree_with_scikit_learn(labels, predictions, classes):
-    labels, predictions, names = np.asarray(labels), np.asarray(predictions), np.arange(classes)
-    confusion = confusion_matrix(labels, predictions, classes)
-    np.testing.assert_array_equal(confusion, oracle.confusion_matrix(labels, predictions, labels=names))
-    found = scores(confusion)
-    assert found.accuracy == pytest.approx(oracle.accuracy_score(labels, predictions), abs=1e-12)
-    for average in ("macro", "micro", "weighted", None):
-        expected = oracle.precision_recall_fscore_support(
-            labels, predictions, labels=names, average=average, zero_division=0
-        )
-        for score, value in zip((found.precision, found.recall, found.f1), expected, strict=False):
-            np.testing.assert_allclose(getattr(score, average or "per_class"), value, atol=1e-12)
-    np.testing.assert_array_equal(found.support, np.bincount(labels, minlength=classes))
+def averaged(score):
+    """scikit-learn's `score` in the averages of an evaluation, and by class."""
+
+    def averages(found):
+        names = np.arange(found.classes)
+        return [
+            score(found.labels, found.predicted, labels=names, average=average, zero_division=0)
+            for average in ("macro", "micro", "weighted", None)
+        ]
+
+    return averages
 
 
-@given(outcomes())
-def test_scores_are_those_of_scikit_learn(case):
-    agree_with_scikit_learn(*case)
+#: What scikit-learn says of the same labels and probabilities, for each metric that it has.
+ORACLES = {
+    "accuracy": lambda found: oracle.accuracy_score(found.labels, found.predicted),
+    "precision": averaged(oracle.precision_score),
+    "recall": averaged(oracle.recall_score),
+    "f1": averaged(oracle.f1_score),
+    "loss": lambda found: oracle.log_loss(
+        found.labels, softmax(found.logits.astype(np.float64), axis=1), labels=np.arange(found.classes)
+    ),
+}
+
+
+def agree(found, name):
+    value = COMPUTE[name](found)
+    expected = ORACLES[name](found)
+    if isinstance(value, Averages):
+        *averages, per_class = expected
+        np.testing.assert_allclose([value.macro, value.micro, value.weighted], averages, atol=1e-12)
+        np.testing.assert_allclose(value.per_class, per_class, atol=1e-12)
+    else:
+        assert value == pytest.approx(expected, abs=1e-9)
+
+
+def test_each_metric_is_computed_by_the_function_of_its_name_and_has_an_oracle():
+    assert set(COMPUTE) == set(METRICS) == {*ORACLES, "ece"}  # the ECE's oracle is in test_calibration
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@given(found=outcomes())
+def test_metrics_are_those_of_scikit_learn(found, name):
+    agree(found, name)
 
 
 @pytest.mark.parametrize("case", DEGENERATE.values(), ids=DEGENERATE)
-def test_scores_are_those_of_scikit_learn_on_degenerate_inputs(case):
-    agree_with_scikit_learn(*case)
+@pytest.mark.parametrize("name", ORACLES)
+def test_metrics_are_those_of_scikit_learn_on_degenerate_inputs(case, name):
+    agree(predicting(*case), name)
 
 
-def test_scores_are_those_of_torchmetrics():
+@given(outcomes())
+def test_values_lie_within_their_bounds_and_averages_are_where_the_table_says(found):
+    for name, metric in METRICS.items():
+        value = COMPUTE[name](found)
+        assert isinstance(value, Averages) == metric.averages
+        number = value.macro if isinstance(value, Averages) else value
+        assert number == metric.within(number)
+
+
+@given(outcomes())
+def test_confusion_matrix_is_that_of_scikit_learn(found):
+    expected = oracle.confusion_matrix(found.labels, found.predicted, labels=np.arange(found.classes))
+    np.testing.assert_array_equal(found.confusion, expected)
+    np.testing.assert_array_equal(found.support, np.bincount(found.labels, minlength=found.classes))
+
+
+def test_averages_are_those_of_torchmetrics():
     from torchmetrics.functional import classification as other
 
     generator = torch.Generator().manual_seed(0)
     labels, predictions = torch.randint(0, 5, (2, 200), generator=generator)
-    found = scores(confusion_counts(labels, predictions, 5))
+    found = predicting(labels.numpy(), predictions.numpy(), 5)
     for average in ("macro", "weighted"):
-        for name, score in (("precision", found.precision), ("recall", found.recall), ("f1_score", found.f1)):
-            expected = getattr(other, f"multiclass_{name}")(predictions, labels, num_classes=5, average=average)
-            assert getattr(score, average) == pytest.approx(expected.item(), abs=1e-6)
-
-
-@given(outcomes())
-def test_counts_on_the_device_are_the_confusion_matrix(case):
-    labels, predictions, classes = case
-    counts = confusion_counts(torch.from_numpy(labels), torch.from_numpy(predictions), classes)
-    assert counts.dtype == torch.int64
-    np.testing.assert_array_equal(counts.numpy(), confusion_matrix(labels, predictions, classes))
-    assert scores(counts).flat() == scores(counts.numpy()).flat()
-
-
-def test_flat_scores_are_macro_averages():
-    found = scores(np.array([[3, 1], [0, 4]]))
-    assert found.flat() == {
-        "accuracy": pytest.approx(7 / 8),
-        "precision": pytest.approx((1 + 4 / 5) / 2),
-        "recall": pytest.approx((3 / 4 + 1) / 2),
-        "f1": pytest.approx((6 / 7 + 8 / 9) / 2),
-    }
+        for name in ("precision", "recall", "f1"):
+            function = getattr(other, f"multiclass_{name.replace('f1', 'f1_score')}")
+            expected = function(predictions, labels, num_classes=5, average=average)
+            assert getattr(COMPUTE[name](found), average) == pytest.approx(expected.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_an_index_out_of_range_is_no_other_cell(bad):
     with pytest.raises(AssertionError, match="out of range"):
         confusion_matrix([0, 1], [0, bad], 3)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    with pytest.raises(RunFailed, match="not finite"):
+        COMPUTE["loss"](Outcomes(np.array([0]), np.array([[0, np.nan]])))
+
+
+@given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_the_interval_holds_what_a_score_test_does_not_reject(case):
+    """Wilson's interval is the score test turned round (Wilson 1927): at its ends |p - q| = z sqrt(q (1 - q) / n)."""
+    correct, count = case
+    low, high = wilson_interval(correct, count)
+    for end, extreme in ((low, correct == 0), (high, correct == count)):
+        distance = abs(correct / count - end)
+        if extreme:
+            assert distance == pytest.approx(0, abs=1e-12)
+        else:
+            assert distance == pytest.approx(1.959963984540054 * (end * (1 - end) / count) ** 0.5, abs=1e-9)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convsmith.records import MONITORS
 from convsmith.tracking.csv import COLUMNS, MetricsCsv, cut_back, read
 
 
@@ -28,6 +29,22 @@ def test_columns_are_those_of_the_design():
         "epoch,train_loss,train_accuracy,val_loss,val_accuracy,val_precision,val_recall,val_f1,"
         "learning_rate,seconds,images_per_second"
     )
+
+
+def test_every_metric_of_the_val_split_has_a_column():
+    assert set(MONITORS) <= set(COLUMNS)
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_rows_of_an_older_edition_get_the_present_header_and_keep_their_text(path):
+    older = COLUMNS[:11]
+    path.write_text(",".join(older) + "\n" + "1," + ",".join(["0.10000000000000001"] * 10) + "\n")
+    assert cut_back(path, 1) == 1
+    MetricsCsv(path).append(row(2))
+    first, second = read(path)
+    assert second == row(2)
+    assert first == {"epoch": 1} | dict.fromkeys(older[1:], 0.1) | dict.fromkeys(COLUMNS[11:])
+    assert "0.10000000000000001" in path.read_text()
 
 
 def test_rows_come_back_exactly(path):

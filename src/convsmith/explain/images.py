@@ -15,7 +15,7 @@ from convsmith.errors import UserError, choose
 from convsmith.explain.attribution import area, deletion, insertion, occlusion, occlusion_window, random_orders
 from convsmith.explain.context import Subject
 from convsmith.explain.gradcam import enlarge, grad_cam, stage_with_maps, stages_of
-from convsmith.prediction.evaluation import probabilities
+from convsmith.prediction.metrics import probabilities
 
 TELLING = 4  # worst mistakes, and as many best hits, where no image was asked for
 MOST = 24  # images of one command

@@ -26,8 +26,7 @@ from convsmith.figures.matrices import confusion_figure
 from convsmith.nets.blocks import ACTIVATIONS, TMaxAvgPool2d
 from convsmith.nets.build import build
 from convsmith.nets.config import MODELS, ModelConfig
-from convsmith.prediction.evaluation import probabilities
-from convsmith.prediction.metrics import confusion_matrix
+from convsmith.prediction.metrics import confusion_matrix, probabilities
 from convsmith.runtime import seed_everything
 
 if TYPE_CHECKING:

@@ -12,52 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith.errors import RunFailed
-from convsmith.prediction.calibration import expected_calibration_error, log_softmax
-from convsmith.prediction.metrics import confusion_matrix, scores
-
-
-def probabilities(logits: NDArray[Any]) -> NDArray[np.float32]:
-    """Softmax of `logits` [N, K], computed in float64, as float32 [N, K]; each row's argmax is that of its logits.
-
-    Raises `RunFailed` where a logit is not a finite number.
-    """
-    if not np.isfinite(logits).all():
-        raise RunFailed(
-            "the model's outputs are not finite numbers (its training diverged, or its weights are damaged)"
-        )
-    result = np.exp(log_softmax(logits)).astype(np.float32)
-    # Rounding to float32 can make the largest two equal, and the lower index win: lift the true winner by one ulp.
-    winner = np.argmax(logits, axis=1)
-    tied = np.flatnonzero(result.argmax(axis=1) != winner)
-    result[tied, winner[tied]] = np.nextafter(result[tied].max(axis=1), np.float32(1))
-    return result
+from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, probabilities
+from convsmith.records import METRICS
 
 
 def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
     """The record of a split as JSON: `labels` int64 [N], `logits` float [N, K], `classes` K names.
 
-    The loss is the mean cross-entropy in nats, in float64, without smoothing, class weights or penalties.
+    It has each of `METRICS` by its name, those with `averages` as an object and in `per_class` too.
     """
-    assert len(labels) == len(logits) > 0, f"{len(labels)} labels, {len(logits)} logits"
     assert logits.shape[1] == len(classes), f"{logits.shape[1]} logits, {len(classes)} classes"
-    chances = probabilities(logits)
-    predicted = chances.argmax(axis=1)
-    confusion = confusion_matrix(labels, predicted, len(classes))
-    result = scores(confusion)
+    outcomes = Outcomes(labels, logits)
+    values = {name: COMPUTE[name](outcomes) for name in METRICS}
+    averages = {name: value for name, value in values.items() if isinstance(value, Averages)}
     return {
         "n": len(labels),
-        "accuracy": result.accuracy,
-        "loss": float(-log_softmax(logits)[np.arange(len(labels)), labels].mean()),
-        "precision": result.precision.to_dict(),
-        "recall": result.recall.to_dict(),
-        "f1": result.f1.to_dict(),
+        **{name: value.to_dict() if isinstance(value, Averages) else value for name, value in values.items()},
         "per_class": {
             name: {
-                "precision": float(result.precision.per_class[index]),
-                "recall": float(result.recall.per_class[index]),
-                "f1": float(result.f1.per_class[index]),
-                "support": int(result.support[index]),
+                **{metric: float(value.per_class[index]) for metric, value in averages.items()},
+                "support": int(outcomes.support[index]),
             }
             for index, name in enumerate(classes)
         },
@@ -65,9 +39,8 @@ def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequenc
             "rows": "true class",
             "columns": "predicted class",
             "labels": list(classes),
-            "counts": confusion.tolist(),
+            "counts": outcomes.confusion.tolist(),
         },
-        "ece": expected_calibration_error(chances.max(axis=1), predicted == labels),
         "classes": list(classes),
     }
 

@@ -1,21 +1,22 @@
-"""Scores of a classifier, each a pure function of its confusion matrix.
+"""How each of `records.METRICS` is computed: a pure function of a split's labels and logits. Writes nothing.
 
 In a confusion matrix here a row is a true class and a column a predicted class. Averages run over all of
-the model's classes, and what is undefined counts as zero (a class never predicted has precision 0, a class
+the model's classes, and what is undefined counts as zero (a class that is never predicted has precision 0, a class
 that is absent has recall 0): scikit-learn's ``zero_division=0`` with ``labels`` given.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from convsmith.errors import RunFailed
+from convsmith.prediction.calibration import expected_calibration_error, log_softmax
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
@@ -26,19 +27,86 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) ->
     return np.bincount(true * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
-def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """The same on the tensors' device: int64 [classes, classes] of int64 [N], without waiting for the device.
+def probabilities(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Softmax of `logits` [N, K], computed in float64, as float32 [N, K]; each row's argmax is that of its logits.
 
-    (`torch.bincount` would wait: on CUDA it reads the largest index back to size its result.)
+    Raises `RunFailed` where a logit is not a finite number.
     """
-    cells = labels * classes + predictions
-    counts = cells.new_zeros(classes * classes).scatter_add_(0, cells, cells.new_ones(1).expand_as(cells))
-    return counts.reshape(classes, classes)
+    return _rounded(_checked_log_softmax(logits), np.argmax(logits, axis=1))
+
+
+def _checked_log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    if not np.isfinite(logits).all():
+        raise RunFailed(
+            "the model's outputs are not finite numbers (its training diverged, or its weights are damaged)"
+        )
+    return log_softmax(logits)
+
+
+def _rounded(log_probabilities: NDArray[np.float64], winner: NDArray[np.intp]) -> NDArray[np.float32]:
+    result = np.exp(log_probabilities).astype(np.float32)
+    # Rounding to float32 can make the largest two equal, and the lower index win: lift the true winner by one ulp.
+    tied = np.flatnonzero(result.argmax(axis=1) != winner)
+    result[tied, winner[tied]] = np.nextafter(result[tied].max(axis=1), np.float32(1))
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """The labels int64 [N] of a split and a model's logits float [N, K], with what several metrics need of them."""
+
+    labels: NDArray[np.int64]
+    logits: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        assert len(self.labels) == len(self.logits) > 0, f"{len(self.labels)} labels, {len(self.logits)} logits"
+
+    @property
+    def classes(self) -> int:
+        return int(self.logits.shape[1])
+
+    @cached_property
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """Float64 [N, K]; `RunFailed` where a logit is not a finite number."""
+        return _checked_log_softmax(self.logits)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Float32 [N, K], as a file of predictions has them."""
+        return _rounded(self.log_probabilities, np.argmax(self.logits, axis=1))
+
+    @cached_property
+    def predicted(self) -> NDArray[np.intp]:
+        """The most probable class of each image, [N]; of equals that of the lower index."""
+        winners: NDArray[np.intp] = np.argmax(self.logits, axis=1)
+        return winners
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [K, K]: rows are true classes, columns predicted ones."""
+        return confusion_matrix(self.labels, self.predicted, self.classes)
+
+    @cached_property
+    def support(self) -> NDArray[np.int64]:
+        """The number of images of each true class, [K]."""
+        counts: NDArray[np.int64] = self.confusion.sum(axis=1)
+        return counts
+
+    @cached_property
+    def times_predicted(self) -> NDArray[np.int64]:
+        """How often each class was predicted, [K]."""
+        counts: NDArray[np.int64] = self.confusion.sum(axis=0)
+        return counts
+
+    @cached_property
+    def true_positives(self) -> NDArray[np.int64]:
+        """The number of images of each class that were predicted as it, [K]."""
+        return self.confusion.diagonal()
 
 
 @dataclass(frozen=True, eq=False)
 class Averages:
-    """One score in its three averages, and by class (float64 [K])."""
+    """One metric in its three averages, and by class (float64 [K])."""
 
     macro: float
     micro: float
@@ -49,63 +117,71 @@ class Averages:
         return {"macro": self.macro, "micro": self.micro, "weighted": self.weighted}
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What a confusion matrix says. `support` is the number of samples of each true class, int64 [K]."""
-
-    accuracy: float
-    precision: Averages
-    recall: Averages
-    f1: Averages
-    support: NDArray[np.int64]
-
-    def flat(self) -> dict[str, float]:
-        """Accuracy and the macro averages, by the names that metrics.csv uses."""
-        return {
-            "accuracy": self.accuracy,
-            "precision": self.precision.macro,
-            "recall": self.recall.macro,
-            "f1": self.f1.macro,
-        }
+#: The function of each of `records.METRICS`, by its name.
+COMPUTE: dict[str, Callable[[Outcomes], float | Averages]] = {}
+Function = TypeVar("Function", bound=Callable[[Outcomes], float | Averages])
 
 
-def scores(confusion: NDArray[Any] | Tensor) -> Scores:
-    """Accuracy, precision, recall and F1 of a confusion matrix [K, K] (an array, or a tensor on any device).
+def _metric(function: Function) -> Function:
+    """Enter a function under its name."""
+    COMPUTE[function.__name__] = function
+    return function
 
-    Precision TP / (TP + FP), recall TP / (TP + FN), F1 their harmonic mean 2 TP / (2 TP + FP + FN). Macro F1 is
-    the mean of the classes' F1, not the F1 of the means. Micro averages equal the accuracy, as each sample
-    has one label and one prediction.
+
+@_metric
+def accuracy(outcomes: Outcomes) -> float:
+    """The share of the images that are predicted rightly."""
+    return float(np.mean(outcomes.predicted == outcomes.labels))
+
+
+@_metric
+def precision(outcomes: Outcomes) -> Averages:
+    """True positives among all that are predicted as a class: TP / (TP + FP)."""
+    return _averages(outcomes, _ratio(outcomes.true_positives, outcomes.times_predicted))
+
+
+@_metric
+def recall(outcomes: Outcomes) -> Averages:
+    """True positives among all images of a class: TP / (TP + FN)."""
+    return _averages(outcomes, _ratio(outcomes.true_positives, outcomes.support))
+
+
+@_metric
+def f1(outcomes: Outcomes) -> Averages:
+    """The harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN).
+
+    Macro F1 is the mean of the classes' F1, not the F1 of the means.
     """
-    counts = np.asarray(confusion if isinstance(confusion, np.ndarray) else confusion.cpu(), dtype=np.int64)
-    assert counts.ndim == 2, f"a confusion matrix has two axes, not {counts.shape}"
-    hits, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    accuracy = float(_ratio(hits.sum(), support.sum()))
-
-    def averages(per_class: NDArray[np.float64]) -> Averages:
-        weighted = _ratio((per_class * support).sum(), support.sum())
-        return Averages(float(per_class.mean()), accuracy, float(weighted), per_class)
-
-    return Scores(
-        accuracy=accuracy,
-        precision=averages(_ratio(hits, predicted)),
-        recall=averages(_ratio(hits, support)),
-        f1=averages(_ratio(2 * hits, support + predicted)),
-        support=support,
-    )
+    return _averages(outcomes, _ratio(2 * outcomes.true_positives, outcomes.support + outcomes.times_predicted))
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
+@_metric
+def loss(outcomes: Outcomes) -> float:
+    """The mean cross-entropy in nats, in float64, without smoothing, class weights or penalties."""
+    return float(-outcomes.log_probabilities[np.arange(len(outcomes.labels)), outcomes.labels].mean())
+
+
+@_metric
+def ece(outcomes: Outcomes) -> float:
+    """The expected calibration error in 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
+    return expected_calibration_error(outcomes.probabilities.max(axis=1), outcomes.predicted == outcomes.labels)
+
+
+def _averages(outcomes: Outcomes, per_class: NDArray[np.float64]) -> Averages:
+    """Micro averages equal the accuracy, as each image has one label and one prediction."""
+    weighted = float((per_class * outcomes.support).sum() / outcomes.support.sum())
+    return Averages(float(per_class.mean()), accuracy(outcomes), weighted, per_class)
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     """`part` / `whole`, zero where `whole` is zero."""
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    result: NDArray[np.float64] = np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
+    result: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
     return result
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """95% confidence interval of a proportion such as accuracy (Wilson 1927): how sure `count` samples let us be."""
-    z = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
-    share = correct / count
-    centre = share + z * z / (2 * count)
-    margin = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max((centre - margin) / scale, 0.0), min((centre + margin) / scale, 1.0)
+    """The 95% confidence interval of a proportion such as accuracy, from `correct` of `count` images (Wilson 1927)."""
+    from scipy.stats import binomtest  # takes long to import, and only results need it
+
+    interval = binomtest(correct, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

@@ -179,7 +179,7 @@ def _words(arm: Mapping[str, Any], study: str, record: Mapping[str, Any]) -> str
     base = record["base"]
     weights = "pretrained weights" if base["weights"] != "none" else "random weights"
     return (
-        f"{unit.difference(arm['difference'])} {unit.written_out} of {record['metric']}{interval}: {arm['verdict']}. "
+        f"{unit.words(unit.difference(arm['difference']))} of {record['metric']}{interval}: {arm['verdict']}. "
         f"Study {study}, arm {arm['name']}: {base['model']} with {weights}, {images_per_class(record):.0f} training "
         f"images a class of {record['data']}, {record['epochs']} epochs, {record['folds']} folds."
     )

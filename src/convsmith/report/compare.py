@@ -12,6 +12,7 @@ import numpy as np
 from convsmith.errors import UserError, command
 from convsmith.files import explain_os_errors, write_text
 from convsmith.prediction.metrics import wilson_interval
+from convsmith.records import METRICS, metric_values, shown
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.files import Predictions
 from convsmith.report.material import Material, read_material
@@ -127,14 +128,12 @@ def results(compared: Compared) -> list[dict[str, Any]]:
     rows = []
     for name, material in compared.runs.items():
         record, summary = material.evaluation, material.summary
+        values = metric_values(record)  # an older edition has not recorded all of them
         rows.append(
             {
                 "name": name,
-                "accuracy": record["accuracy"],
+                "shown": {name: shown(name, values[name]) if name in values else ABSENT for name in METRICS},
                 "interval": wilson_interval(round(record["accuracy"] * record["n"]), record["n"]),
-                "f1": record["f1"]["macro"],
-                "loss": record["loss"],
-                "ece": record["ece"],
                 "n": record["n"],
                 "best_epoch": summary["best_epoch"],
                 "epochs": summary["epochs"],
@@ -161,6 +160,7 @@ def write_page(compared: Compared, path: Path) -> None:
     values = {
         "names": list(compared.runs),
         "results": results(compared),
+        "metrics": [metric for name, metric in METRICS.items() if name != "accuracy"],
         "differences": compared.differences,
         "charts": [_chart(compared, *chart) for chart in CHARTS],
         "legend": [(at % KINDS, name) for at, name in enumerate(compared.runs)],

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from convsmith.records import shown
+
 TEMPLATES = Path(__file__).with_name("templates")
 SHORT, TAIL = 28, 48  # characters
 
@@ -26,6 +28,7 @@ def render(template: str, values: dict[str, Any]) -> str:
     )
     environment.filters |= {
         "percent": percent,
+        "shown": lambda value, metric: shown(metric, value),
         "number": number,
         "interval": interval,
         "shape": shape,

@@ -14,6 +14,7 @@ from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.metrics import confusion_matrix, wilson_interval
+from convsmith.records import METRICS, metric_values, shown
 from convsmith.report.advice import Setting, proposals, results
 from convsmith.report.calibrated import scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
@@ -42,11 +43,11 @@ def _scores(record: Mapping[str, Any]) -> Section:
         "n": record["n"],
         "accuracy": record["accuracy"],
         "interval": (low, high),
-        "precision": record["precision"]["macro"],
-        "recall": record["recall"]["macro"],
-        "f1": record["f1"]["macro"],
-        "loss": record["loss"],
-        "ece": record["ece"],
+        "further": [
+            (METRICS[name].heading, shown(name, value))
+            for name, value in metric_values(record).items()
+            if name != "accuracy"
+        ],
     }
 
 

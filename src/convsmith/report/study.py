@@ -16,6 +16,7 @@ from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
+from convsmith.records import METRICS
 from convsmith.report import files, looks, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
@@ -25,7 +26,7 @@ from convsmith.report.material import NEEDED
 from convsmith.report.page import render
 from convsmith.report.pictures import Gallery
 from convsmith.rundir import RunDir, example_of, open_run
-from convsmith.studies.crossval import METRICS, RESULT
+from convsmith.studies.crossval import RESULT
 from convsmith.studies.fold_job import RECORD
 from convsmith.studies.study import FOLDS, read_asked
 
@@ -101,7 +102,7 @@ def study_page(run: RunDir) -> str:
         "run": run,
         "config": study.config,
         "result": study.result,
-        "metrics": METRICS,
+        "metrics": {name: METRICS[name] for name in study.result["mean"] if name in METRICS},
         "images": len(predictions.ids),
         "findings": _findings(study),
         "charts": [_chart(study, *chart) for chart in CHARTS],

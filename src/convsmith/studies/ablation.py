@@ -13,6 +13,7 @@ from convsmith.config import Layer, RunConfig
 from convsmith.display import EXIT_CODES, Display, duration
 from convsmith.errors import UserError, command
 from convsmith.files import write_text
+from convsmith.records import METRICS
 from convsmith.rundir import RunDir
 from convsmith.studies import study, text
 from convsmith.studies.comparison import RESULT, mean_of, summarise
@@ -133,8 +134,8 @@ def _given_up(plan: Plan, alive: Sequence[str], done: int, at_once: int) -> list
     arms = [arm for arm in alive if arm != BASE and scores[arm]]
     if (spent + left) / at_once <= 60 * plan.asked["budget"] or len(arms) < 2:
         return []
-    sign = -1 if plan.asked["metric"] == "loss" else 1
-    ranked = sorted(arms, key=lambda arm: sign * mean_of(scores[arm], plan.asked["metric"]))
+    metric = METRICS[plan.asked["metric"]]
+    ranked = sorted(arms, key=lambda arm: metric.sign * mean_of(scores[arm], metric.name))
     return ranked[: len(arms) // 2]
 
 

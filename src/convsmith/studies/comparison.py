@@ -16,6 +16,7 @@ from convsmith.data.dataset import HELD_OUT
 from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
 from convsmith.files import write_json
+from convsmith.records import METRICS, recorded
 from convsmith.rundir import RunDir
 from convsmith.studies import text
 from convsmith.studies.config import BASE
@@ -45,7 +46,7 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def mean_of(records: Mapping[int, Mapping[str, Any]], key: str) -> float:
-    return float(np.mean([record[key] for record in records.values()]))
+    return float(np.mean([recorded(record, key) for record in records.values()]))
 
 
 def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         if arm in dropped:
             said = "given up"
         elif result is not None:
-            said = verdict(result, adjusted[arm], asked["margin"], metric != "loss", images=images)
+            said = verdict(result, adjusted[arm], asked["margin"], METRICS[metric].higher_is_better, images=images)
         arms.append(
             {
                 "name": arm,
@@ -183,4 +184,4 @@ def forest(record: Mapping[str, Any]) -> Figure | None:
     if not plotted:
         return None
     margin = shown.scale * record["margin"] if record["margin"] else None
-    return forest_plot(plotted, f"{record['metric']} ({shown.written_out})", margin, shown.digits)
+    return forest_plot(plotted, text.heading(record["metric"], shown.written_out), margin, shown.digits)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
 from convsmith.contracts import Section
 from convsmith.errors import UserError, choose, command, nearest
+from convsmith.records import MetricName
 
 BASE = "base"
 #: what decides which images there are: arms that differ in it could not be compared image by image
@@ -40,7 +41,7 @@ class StudyConfig(Section):
     folds: int = Field(5, ge=2, le=1000)
     repeats: int = Field(1, ge=1, le=1000, description="how often the images are divided anew")
     seeds: int = Field(1, ge=1, le=1000, description="how often each fold is trained, from other first weights")
-    metric: Literal["accuracy", "precision", "recall", "f1", "loss"] = "accuracy"
+    metric: MetricName = "accuracy"
     margin: float | None = Field(None, gt=0, description="differences smaller than this count as none (equivalence)")
 
 

@@ -20,6 +20,7 @@ from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
 from convsmith.files import read_json, write_json
 from convsmith.prediction.evaluate import write_rows
+from convsmith.records import HEADLINES, METRICS, shown
 from convsmith.rundir import RunDir
 from convsmith.studies import study
 from convsmith.studies.fold_job import FoldJob
@@ -28,9 +29,9 @@ from convsmith.studies.follow import follow
 from convsmith.studies.statistics import mean_interval
 from convsmith.training import setup
 
-METRICS = ("accuracy", "precision", "recall", "f1", "loss")
 INNER_VAL = 0.1  # of a fold's training images, where the data's own val split leaves data.val_fraction open
 RESULT = "crossval.json"
+PLAIN: dict[str, Any] = {"box": None, "pad_edge": False}
 
 
 def begin(
@@ -110,21 +111,21 @@ def summarise(
     """Write crossval.json, predictions-oof.csv and figures/confusion.png from the folds that are done."""
     folds = [RunDir(Path(job.directory)) for job in done]
     per_fold = [job.record() for job in done]
+    # Folds of an older edition may lack the latest metrics.
+    metrics = [metric for metric in METRICS if per_fold and all(metric in record for record in per_fold)]
     intervals = {}
     if len(per_fold) >= 2:
-        for metric in METRICS:
+        for metric in metrics:
             mean, std, low, high = mean_interval([record[metric] for record in per_fold], 1 / asked["folds"])
-            # A metric lies in [0, 1] (a loss above 0), whatever few folds make of the t distribution.
-            intervals[metric] = (mean, std, max(low, 0.0), high if metric == "loss" else min(high, 1.0))
+            # A metric keeps its bounds, whatever few folds make of the t distribution.
+            intervals[metric] = (mean, std, METRICS[metric].within(low), METRICS[metric].within(high))
     evaluations = [read_json(fold.evaluation(HELD_OUT)) for fold in folds]
     result: dict[str, Any] = {
         "folds": asked["folds"],
         "repeats": asked["repeats"],
         "missing": dict(failed),
         "per_fold": per_fold,
-        "mean": {metric: float(np.mean([record[metric] for record in per_fold])) for metric in METRICS}
-        if per_fold
-        else {},
+        "mean": {metric: float(np.mean([record[metric] for record in per_fold])) for metric in metrics},
         "std": {metric: std for metric, (_, std, _, _) in intervals.items()},
         "ci95": {metric: [low, high] for metric, (_, _, low, high) in intervals.items()},
     }
@@ -171,20 +172,20 @@ def _opening(run: RunDir, prepared: setup.Prepared, divisions: Sequence[Fold], a
 
 
 def _table(run: RunDir, result: Mapping[str, Any], display: Display) -> None:
-    table = Table("fold", *METRICS, "images", "seconds", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    folds = Table("fold", *(METRICS[metric].label for metric in HEADLINES), "images", "seconds", **PLAIN)
     for record in result["per_fold"]:
         label = str(record["fold"]) if result["repeats"] == 1 else f"{record['repeat']}.{record['fold']}"
-        table.add_row(label, *(f"{record[m]:.4f}" for m in METRICS), f"{record['n']:,}", f"{record['seconds']:.1f}")
-    if result["std"]:
-        table.add_section()
-        table.add_row("mean", *(f"{result['mean'][metric]:.4f}" for metric in METRICS))
-        table.add_row("std", *(f"{result['std'][metric]:.4f}" for metric in METRICS))
-        table.add_row("95% low", *(f"{result['ci95'][metric][0]:.4f}" for metric in METRICS))
-        table.add_row("95% high", *(f"{result['ci95'][metric][1]:.4f}" for metric in METRICS))
-    display.line("")
-    display.console.print(table)
+        scores = [shown(metric, record[metric]) for metric in HEADLINES]
+        folds.add_row(label, *scores, f"{record['n']:,}", f"{record['seconds']:.1f}")
+    over_folds = Table("metric", "mean", "std", "95% low", "95% high", **PLAIN)
+    for metric, std in result["std"].items():
+        values = (result["mean"][metric], std, *result["ci95"][metric])
+        over_folds.add_row(METRICS[metric].label, *(shown(metric, value) for value in values))
+    for table in (folds, over_folds) if result["std"] else (folds,):
+        for column in table.columns[1:]:
+            column.justify = "right"
+        display.line("")
+        display.console.print(table)
     for name, reason in result["missing"].items():
         display.line(f"missing: {name}, which failed: {reason}")
     if not result["std"]:

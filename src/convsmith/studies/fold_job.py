@@ -17,6 +17,7 @@ from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Step
 from convsmith.files import read_json, write_json
 from convsmith.prediction.evaluate import evaluate_split
 from convsmith.prediction.model_file import load_model
+from convsmith.records import metric_values
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.training import setup
@@ -112,9 +113,7 @@ def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
         "seed": config.train.seed,
         "n": scores["n"],
         "seconds": end.summary["seconds"] + spent,
-        "accuracy": scores["accuracy"],
-        **{score: scores[score]["macro"] for score in ("precision", "recall", "f1")},
-        "loss": scores["loss"],
+        **metric_values(scores),
         "best_epoch": end.summary["best_epoch"],
         "epochs": end.summary["epochs"],
         "chosen": chosen,

@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn
 
 from convsmith.display import Display, duration
+from convsmith.records import HEADLINES, METRICS, shown
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies import study
@@ -66,7 +67,7 @@ def _line(name: str, record: dict[str, Any]) -> str:
         f"{section}.{key} {value}" for section, layer in record["chosen"].items() for key, value in layer.items()
     )
     return (
-        f"{name}  accuracy {record['accuracy']:.2%}  F1 {record['f1']:.4f}  loss {record['loss']:.4f}  "
+        f"{name}  {'  '.join(f'{METRICS[metric].label} {shown(metric, record[metric])}' for metric in HEADLINES)}  "
         f"best epoch {record['best_epoch']} of {record['epochs']}  {duration(record['seconds'])}"
         f"{'  chosen ' + chosen if chosen else ''}"
     )

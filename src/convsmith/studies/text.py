@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from convsmith.records import METRICS
+
 Record = Mapping[str, Any]
 Rows = Sequence[Mapping[str, str]]
 
@@ -55,6 +57,12 @@ CITED = {
     "Efron": "Efron, B. and Tibshirani, R. J. (1993). An Introduction to the Bootstrap. Chapman and Hall.",
 }
 
+WORDS_OF_UNIT = {  # of values, of differences, of differences written out
+    "share": ("%", "points", "percentage points"),
+    "nats": ("nats", "nats", "nats"),
+    "score": ("", "", ""),
+}
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -73,15 +81,18 @@ class Unit:
     def difference(self, number: float | None) -> str:
         return "" if number is None else f"{self.scale * number:+.{self.digits}f}"
 
+    def words(self, number: str) -> str:
+        """A number with its unit, as it stands in a sentence."""
+        return f"{number} {self.written_out}".rstrip()
+
     def interval(self, ends: Sequence[float] | None) -> str:
         return "" if ends is None else f"{self.difference(ends[0])} to {self.difference(ends[1])}"
 
 
 def unit(metric: str) -> Unit:
-    """Percent and percentage points for accuracy, precision, recall and f1; nats for the loss."""
-    if metric == "loss":
-        return Unit(1, 4, "nats", "nats", "nats", higher_is_better=False)
-    return Unit(100, 2, "%", "points", "percentage points", higher_is_better=True)
+    """Percent and percentage points for a share, nats for the loss; a score has no unit."""
+    known = METRICS[metric]
+    return Unit(known.scale, known.digits, *WORDS_OF_UNIT[known.unit], known.higher_is_better)
 
 
 def table(record: Record) -> list[dict[str, str]]:
@@ -102,8 +113,8 @@ def table(record: Record) -> list[dict[str, str]]:
         row = {
             "arm": arm["name"],
             "changes": _changes(arm),
-            f"mean {record['metric']} ({shown.of_values})": shown.value(arm["mean"]),
-            f"difference ({shown.of_differences})": shown.difference(arm.get("difference")),
+            heading(f"mean {record['metric']}", shown.of_values): shown.value(arm["mean"]),
+            heading("difference", shown.of_differences): shown.difference(arm.get("difference")),
             f"{_percent(record['level'])} interval": shown.interval(arm.get("ci95")),
             "p (Holm)": _p(arm.get("p_holm")),
             "verdict": "base" if arm is base else arm["verdict"],
@@ -171,7 +182,7 @@ def methods(record: Record) -> str:
     if record["margin"] is not None:
         cited.append("Schuirmann")
         text += (
-            f"Equivalence within {shown.value(record['margin'])} {shown.written_out} either way was tested by two "
+            f"Equivalence within {shown.words(shown.value(record['margin']))} either way was tested by two "
             f"one-sided tests (Schuirmann, 1987) with the same variance, each at {alpha} and not adjusted; a variant "
             f"that passes is called equivalent, whether or not its difference is significant. "
         )
@@ -192,7 +203,7 @@ def conclusion(record: Record) -> str:
         lines = ["The base has no finished fold: nothing can be compared with it."]
     else:
         spread = "" if base["std"] is None else f" (standard deviation {shown.value(base['std'])} between folds)"
-        mean = f"{shown.value(base['mean'])} {shown.of_values}"
+        mean = f"{shown.value(base['mean'])} {shown.of_values}".rstrip()
         lines = [f"The base reaches a mean {record['metric']} of {mean}{spread}."]
     for verdict, words in WORDS.items():
         found = [arm for arm in record["arms"] if arm["verdict"] == verdict]
@@ -203,7 +214,7 @@ def conclusion(record: Record) -> str:
             line += "one that is too small for this study to see may be there."
         else:
             line += "the smallest difference that this study would have detected with a probability of 80% is about "
-            line += f"{shown.value(detectable)} {shown.written_out}."
+            line += f"{shown.words(shown.value(detectable))}."
         lines.append(line)
     untested = [arm for arm in record["arms"] if arm["verdict"] not in WORDS and arm["name"] not in record["dropped"]]
     lines += [f"'{arm['name']}' could not be compared: too few of its folds have finished." for arm in untested]
@@ -218,7 +229,7 @@ def conclusion(record: Record) -> str:
 def _finding(record: Record, arm: Record) -> str:
     """The difference with its interval and p, and what must be added to the arm's verdict to be fair."""
     shown, alpha = unit(record["metric"]), 1 - record["level"]
-    text = f"{shown.difference(arm['difference'])} {shown.written_out}"
+    text = shown.words(shown.difference(arm["difference"]))
     if arm["ci95"] is None:
         return text + "; it is the same on every fold, so that no test can tell it from chance."
     if not any(entry["difference"] for entry in arm["per_fold"]):
@@ -227,7 +238,7 @@ def _finding(record: Record, arm: Record) -> str:
     text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
     text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
     if arm["verdict"] == "equivalent":
-        text += f" The margin is {shown.value(record['margin'])} {shown.written_out} either way"
+        text += f" The margin is {shown.words(shown.value(record['margin']))} either way"
         text += ": a difference is there, and it is smaller than that." if arm["p_holm"] < alpha else "."
         if max(-low, high) >= record["margin"]:
             within = _percent(1 - 2 * alpha)
@@ -262,6 +273,11 @@ def _dropped(record: Record) -> Iterator[str]:
             f"chosen on images that their tests use again, so that their differences may lean to the better side and "
             f"their p-values may be too small."
         )
+
+
+def heading(name: str, of_what: str) -> str:
+    """``accuracy (%)``, or the name alone of what has no unit."""
+    return f"{name} ({of_what})" if of_what else name
 
 
 def _times(ratio: float) -> str:

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, validate
 from convsmith.contracts import Section
 from convsmith.errors import UserError, command, nearest
+from convsmith.records import Monitor, metric_of
 from convsmith.studies.config import DIVISION, read_values
-from convsmith.training.config import Monitor
 
 #: why a key cannot be searched; the keys of DIVISION come on top
 NOT_SEARCHED = {
@@ -38,7 +38,7 @@ class TuneConfig(Section):
 
     @property
     def minimize(self) -> bool:
-        return self.metric == "val_loss"
+        return not metric_of(self.metric).higher_is_better
 
 
 class Bounds(Section):

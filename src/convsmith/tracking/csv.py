@@ -1,15 +1,18 @@
-"""metrics.csv: a row an epoch, whole whatever happens to the process."""
+"""metrics.csv: a row an epoch, whole whatever happens to the process. Knows columns, not what they mean."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from convsmith.errors import UserError
+from convsmith.files import write_text
+from convsmith.records import MONITORS
 
-COLUMNS = (
+_FIRST = (  # what other programs may count on
     "epoch",
     "train_loss",
     "train_accuracy",
@@ -21,6 +24,10 @@ COLUMNS = (
     "learning_rate",
     "seconds",
     "images_per_second",
+)
+COLUMNS = (
+    *_FIRST,
+    *(name for name in MONITORS if name not in _FIRST),
     "l1_penalty",
     "l2_penalty",
     "zero_weights",
@@ -62,20 +69,21 @@ def read(path: Path) -> list[dict[str, Number]]:
 
 
 def cut_back(path: Path, epochs: int) -> int:
-    """Keeps the header and the first `epochs` rows, in one atomic step, and returns how many rows there are now.
+    """Keep the first `epochs` rows under the present header, in one atomic step; returns how many rows there are now.
 
-    For a resume, which repeats what came after its checkpoint. A last line not written whole is cut as well.
+    For a resume, which repeats what came after its checkpoint. A last line not written whole is cut as well. What an
+    older edition did not record stays empty; the other cells stay as they were written.
     """
     if not path.exists():
         return 0
-    kept = _whole_lines(path)[: 1 + epochs]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        file.write("".join(kept))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return max(0, len(kept) - 1)
+    rows = list(csv.DictReader(_whole_lines(path)))[:epochs]
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())
+    return len(rows)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The `train` section."""
+"""The `train` section: epochs, batches, loss, what chooses the best epoch. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from convsmith.contracts import Section
-
-Monitor = Literal["val_accuracy", "val_loss", "val_f1", "val_precision", "val_recall"]
+from convsmith.records import Monitor
 
 
 class TrainConfig(Section):

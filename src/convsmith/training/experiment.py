@@ -29,6 +29,7 @@ from convsmith.optim.penalties import penalty_values
 from convsmith.prediction.evaluate import batches_of, evaluate_split, logits_of
 from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import load_model, save_model
+from convsmith.records import metric_values
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
@@ -176,11 +177,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
         "name": run.name,
         "best_epoch": state.stopper.best_epoch,
         "epochs": state.epoch,
-        "val": {
-            "accuracy": record["accuracy"],
-            **{score: record[score]["macro"] for score in ("precision", "recall", "f1")},
-            "loss": record["loss"],
-        },
+        "val": metric_values(record),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": state.total_seconds,
         "images_per_second": statistics.median(row["images_per_second"] or 0.0 for row in rows),
@@ -221,9 +218,7 @@ def _row(experiment: Experiment, event: EpochResult, val: dict[str, Any]) -> Row
         "epoch": event.epoch,
         "train_loss": event.loss,
         "train_accuracy": event.accuracy,
-        "val_loss": val["loss"],
-        "val_accuracy": val["accuracy"],
-        **{f"val_{score}": val[score]["macro"] for score in ("precision", "recall", "f1")},
+        **{f"val_{name}": value for name, value in metric_values(val).items()},
         "learning_rate": event.learning_rate,
         "seconds": event.seconds + val["seconds"],
         "images_per_second": event.images_per_second,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
 from convsmith.optim.schedules import Schedule
+from convsmith.records import metric_of
 from convsmith.training.config import TrainConfig
 from convsmith.transfer.unfreezing import Finetuning, Phase
 
@@ -55,7 +56,7 @@ class Stopper:
 
     def watch(self, value: float, epoch: int) -> bool:
         """Take the epoch's value; true where it is the best so far. The earlier of equals wins."""
-        gain = 1.0 if self.monitor != "val_loss" else -1.0
+        gain = metric_of(self.monitor).sign
         if self.reference is None or gain * (value - self.reference) > self.min_delta:
             self.reference, self.bad_epochs = value, 0
         else:

@@ -38,16 +38,19 @@ def _print(compared: Compared, display: Display) -> None:
     from rich.text import Text
 
     from convsmith.display import duration
+    from convsmith.records import METRICS
     from convsmith.report.compare import results
 
-    table = Table("run", "val accuracy", "95% interval", "F1", "loss", "ECE", "parameters", "time", box=None)
+    rows = results(compared)
+    table = Table("val split", *(escape(row["name"]) for row in rows), box=None)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in results(compared):
-        low, high = row["interval"]
-        cells = [f"{row['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", f"{row['f1']:.4f}", f"{row['loss']:.4f}"]
-        cells += [f"{row['ece']:.4f}", f"{row['parameters']:,}", duration(row["seconds"])]
-        table.add_row(Text(row["name"]), *cells)
+    for name, metric in METRICS.items():
+        table.add_row(metric.label, *(row["shown"][name] for row in rows))
+        if name == "accuracy":
+            table.add_row("95% interval", *("{:.2%} to {:.2%}".format(*row["interval"]) for row in rows))
+    table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows))
+    table.add_row("time", *(duration(row["seconds"]) for row in rows))
     display.console.print(table)
     if compared.differences:
         keys = Table("differs", *(escape(name) for name in compared.runs), box=None)
