@@ -61,7 +61,7 @@ def _words(kinds: tuple[Any, ...]) -> set[str]:
 class Batch:
     """A batch as the net sees it: `images` float [B, C, S, S], `labels` int64 [B].
 
-    Under mixup and cutmix each image is `weight` (a scalar tensor, at least 1/2) of its label and the rest of
+    Under mixup and cutmix each image is `weight` (at least 1/2, on the host) of its label and the rest of
     its entry in `others`; without them `others` is None. Where `features` is true, `images` holds what
     `Classifier.features` gave for them, float [B, F], and the head alone is left to run.
     """
@@ -69,7 +69,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     others: Tensor | None = None
-    weight: Tensor | None = None
+    weight: float | None = None
     features: bool = False
 
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from convsmith.data import augment
 from convsmith.data.augment import Augment, crop_and_rotate, cutout, flip_and_shift, jitter_colour, mix
 from convsmith.data.config import AugmentConfig, Preprocessing
 from convsmith.data.preprocess import ToInput
@@ -158,7 +157,7 @@ def test_cutout_zeroes_one_rectangle_of_at_most_its_side(side: int, seed: int) -
 def test_mixup_is_the_weighted_sum_and_the_heavier_label_comes_first() -> None:
     images, labels = torch.randn(16, 3, 4, 4), torch.arange(16)
     for seed in range(20):
-        batch = mix(images, labels, AugmentConfig(mixup=0.8), generator(seed))
+        batch = mix(images, labels, AugmentConfig(mixup=0.8), generator(seed), np.random.default_rng(seed))
         assert batch.others is not None
         assert batch.weight is not None
         assert 0.5 <= batch.weight <= 1
@@ -170,19 +169,33 @@ def test_cutmix_weighs_labels_by_the_pixels_that_each_image_has() -> None:
     labels = torch.arange(16)
     images = labels.float().view(16, 1, 1, 1).expand(16, 1, 10, 10).contiguous()
     for seed in range(20):
-        batch = mix(images, labels, AugmentConfig(cutmix=1.0), generator(seed))
+        batch = mix(images, labels, AugmentConfig(cutmix=1.0), generator(seed), np.random.default_rng(seed))
         share = (batch.images == batch.labels.view(16, 1, 1, 1)).float().mean((1, 2, 3))
         other = (batch.images == batch.others.view(16, 1, 1, 1)).float().mean((1, 2, 3))
         distinct = batch.labels != batch.others
-        torch.testing.assert_close(share[distinct], batch.weight.expand(16)[distinct])
-        torch.testing.assert_close(other[distinct], (1 - batch.weight).expand(16)[distinct])
+        torch.testing.assert_close(share[distinct], torch.full((16,), batch.weight)[distinct])
+        torch.testing.assert_close(other[distinct], torch.full((16,), 1 - batch.weight)[distinct])
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 2.5])
-def test_beta_draws_have_the_distribution_of_scipy(alpha: float) -> None:
-    source = generator(7)
-    draws = [float(augment._beta(alpha, source, CPU)) for _ in range(1500)]
-    assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > 0.01
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 2.5])
+def test_shares_of_mixup_have_the_distribution_of_scipy(alpha: float) -> None:
+    images, labels = torch.zeros(2, 1, 1, 1), torch.arange(2)
+    weights = []
+    for seed in range(800):
+        batch = mix(images, labels, AugmentConfig(mixup=alpha), generator(), np.random.default_rng([0, 0, seed]))
+        weights.append(batch.weight)
+    folded = stats.beta(alpha, alpha)  # the heavier share: 2 F(x) - 1 above one half
+    assert stats.kstest(weights, lambda x: 2 * folded.cdf(x) - 1).pvalue > 0.01
+
+
+def test_mixup_and_cutmix_together_are_each_used_for_half_of_the_batches() -> None:
+    images, labels = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8).contiguous(), torch.arange(2)
+    config = AugmentConfig(mixup=1.0, cutmix=1.0)
+    key = np.random.default_rng
+    mixed = [mix(images, labels, config, generator(seed), key([0, 0, seed])).images for seed in range(400)]
+    blended = sum(bool(((image > 0) & (image < 1)).any()) for image in mixed)
+    swapped = 0.5  # of the batches of two; the others are their own partner, and look the same either way
+    assert stats.binomtest(blended, 400, 0.5 * swapped).pvalue > 0.01
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -201,7 +214,7 @@ def test_everything_on_gives_finite_inputs_of_the_image_size(channels: int, work
         cutmix=1,
     )
     to_input = ToInput(preprocessing(9, working, channels), CPU, torch.channels_last)
-    batch = Augment(config, to_input)(pixels(6, working, channels), torch.arange(6), generator())
+    batch = Augment(config, to_input)(pixels(6, working, channels), torch.arange(6), generator(), [0, 0, 0])
     assert batch.images.shape == (6, channels, 9, 9)
     assert batch.images.dtype == torch.float32
     assert torch.isfinite(batch.images).all()
@@ -211,7 +224,7 @@ def test_without_augmentation_training_sees_what_validation_sees() -> None:
     for working in (9, 12):
         to_input = ToInput(preprocessing(9, working), CPU)
         images = pixels(6, working)
-        batch = Augment(AugmentConfig(), to_input)(images, torch.arange(6), generator())
+        batch = Augment(AugmentConfig(), to_input)(images, torch.arange(6), generator(), [0, 0, 0])
         assert torch.equal(batch.images, to_input(images))
 
 

@@ -18,7 +18,7 @@ WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)
 def batch(mixed: bool = False) -> Batch:
     if not mixed:
         return Batch(torch.zeros(12), LABELS)
-    return Batch(torch.zeros(12), LABELS, LABELS.flip(0), torch.tensor(0.7, dtype=torch.float64))
+    return Batch(torch.zeros(12), LABELS, LABELS.flip(0), 0.7)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

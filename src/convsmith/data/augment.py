@@ -6,8 +6,10 @@ Pixels are moved as uint8 or as floats in [0, 255]; cutout, mixup and cutmix com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -106,38 +108,40 @@ def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -
     return images.clamp(0, 255)
 
 
-def _square(count: int, size: int, side: Tensor | int, generator: Generator, device: torch.device) -> Tensor:
-    """bool [count, 1, size, size]: squares of `side` pixels around uniform centres, cut at the borders."""
-    centres = torch.randint(0, size, (2, count, 1), generator=generator, device=device)
-    first = centres - side // 2
-    line = torch.arange(size, device=device)
-    inside = (line >= first) & (line < first + side)
-    return inside[0][:, None, :, None] & inside[1][:, None, None, :]
-
-
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
-    """Set a square to 0, the mean colour (DeVries and Taylor 2017), in place. Normalised float [B, C, S, S]."""
-    hole = _square(len(images), images.shape[-1], side, generator, images.device)
-    return images.masked_fill_(hole, 0.0)
+    """Set a square to 0, the mean colour (DeVries and Taylor 2017), in place. Normalised float [B, C, S, S].
+
+    The squares have `side` pixels around uniform centres, and are cut off at the borders.
+    """
+    size = images.shape[-1]
+    centres = torch.randint(0, size, (2, len(images), 1), generator=generator, device=images.device)
+    first = centres - side // 2
+    line = torch.arange(size, device=images.device)
+    inside = (line >= first) & (line < first + side)
+    return images.masked_fill_(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.0)
 
 
-def mix(images: Tensor, labels: Tensor, config: AugmentConfig, generator: Generator) -> Batch:
+def mix(
+    images: Tensor, labels: Tensor, config: AugmentConfig, generator: Generator, draws: np.random.Generator
+) -> Batch:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one weight a batch; with both, either at evens.
 
-    The partner is the batch in another order. The heavier label comes first.
+    The partner is the batch in another order. The heavier label comes first. What decides the shape of the
+    computation comes from `draws`, on the host, so that no step waits for the device.
     """
-    device = images.device
-    use_cutmix = bool(config.cutmix)
-    if config.mixup and config.cutmix:
-        use_cutmix = bool(torch.rand((), generator=generator, device=device) < 0.5)
-    share = _beta(config.cutmix if use_cutmix else config.mixup, generator, device)
-    partner = torch.randperm(len(images), generator=generator, device=device)
+    use_cutmix = bool(config.cutmix) and (not config.mixup or draws.random() < 0.5)
+    alpha = config.cutmix if use_cutmix else config.mixup
+    share = float(draws.beta(alpha, alpha))
+    partner = torch.randperm(len(images), generator=generator, device=images.device)
     if use_cutmix:
         size = images.shape[-1]
-        side = (size * (1 - share).sqrt()).round().long()
-        pasted = _square(1, size, side, generator, device)
-        mixed = torch.where(pasted, images[partner], images)
-        share = 1 - pasted.float().mean()
+        side = round(size * (1 - share) ** 0.5)
+        top, left = (int(centre) - side // 2 for centre in draws.integers(0, size, 2))
+        rows = slice(max(top, 0), min(top + side, size))
+        columns = slice(max(left, 0), min(left + side, size))
+        mixed = images.clone()
+        mixed[:, :, rows, columns] = images[partner][:, :, rows, columns]
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / size**2
     else:
         mixed = torch.lerp(images[partner], images, share)
     if share < 0.5:
@@ -145,38 +149,18 @@ def mix(images: Tensor, labels: Tensor, config: AugmentConfig, generator: Genera
     return Batch(mixed, labels, labels[partner], share)
 
 
-def _beta(alpha: float, generator: Generator, device: torch.device) -> Tensor:
-    """One draw of Beta(alpha, alpha) = G1 / (G1 + G2) with gamma draws G; torch's own Beta takes no generator."""
-    first, second = _log_gamma_draw(alpha, generator, device), _log_gamma_draw(alpha, generator, device)
-    draw: Tensor = torch.sigmoid(first - second)
-    return draw
-
-
-def _log_gamma_draw(alpha: float, generator: Generator, device: torch.device) -> Tensor:
-    """The logarithm of one draw of Gamma(alpha, 1): Marsaglia and Tsang, boosted by U^(1/alpha) below 1."""
-    boost = torch.zeros((), device=device)
-    if alpha < 1:
-        boost = torch.rand((), generator=generator, device=device).clamp_min(1e-30).log() / alpha
-        alpha += 1
-    d = alpha - 1 / 3
-    c = (9 * d) ** -0.5
-    while True:
-        normal = torch.randn((), generator=generator, device=device)
-        uniform = torch.rand((), generator=generator, device=device).clamp_min(1e-30)
-        v = (1 + c * normal) ** 3
-        if v > 0 and uniform.log() < normal**2 / 2 + d - d * v + d * v.log():
-            log_draw: Tensor = (d * v).log() + boost
-            return log_draw
-
-
 class Augment:
-    """Training's path from uint8 [B, W, W, C] and labels [B] to a Batch."""
+    """Training's path from uint8 [B, W, W, C] and labels [B] to a Batch.
+
+    `generator` is on the device, where it draws for each image. `key` names the batch ([seed, epoch, step]): what is
+    drawn once a batch comes from NumPy's generator of it, so that nothing waits for the device.
+    """
 
     def __init__(self, config: AugmentConfig, to_input: ToInput) -> None:
         self.config = config
         self.to_input = to_input
 
-    def __call__(self, pixels: Tensor, labels: Tensor, generator: Generator) -> Batch:
+    def __call__(self, pixels: Tensor, labels: Tensor, generator: Generator, key: Sequence[int]) -> Batch:
         config = self.config
         if config.hflip or config.shift:
             pixels = flip_and_shift(pixels, config, generator)
@@ -192,6 +176,6 @@ class Augment:
             images = cutout(images, config.cutout, generator)
         batch = Batch(images, labels)
         if config.mixup or config.cutmix:
-            batch = mix(images, labels, config, generator)
+            batch = mix(images, labels, config, generator, np.random.default_rng(key))
         # Not every operation above keeps the memory format that the convolutions are fast in.
         return replace(batch, images=batch.images.contiguous(memory_format=self.to_input.memory_format))

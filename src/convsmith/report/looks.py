@@ -132,14 +132,14 @@ def samples(material: Material) -> list[Section]:
     to_input = ToInput(card.preprocessing, torch.device("cpu"))
     generator = torch.Generator().manual_seed(config.train.seed)
     labels = torch.from_numpy(train.labels[chosen])
-    batch = Augment(config.augment, to_input)(torch.from_numpy(pixels), labels, generator)
+    batch = Augment(config.augment, to_input)(torch.from_numpy(pixels), labels, generator, [config.train.seed, 0, 0])
     shown = to_input.back(batch.images)
     classes = card.classes
     result = []
     for at, label in enumerate(batch.labels.tolist()):
         words = classes[label]
         if batch.others is not None and batch.weight is not None:
-            words = f"{100 * float(batch.weight):.0f}% {words} + {classes[int(batch.others[at])]}"
+            words = f"{100 * batch.weight:.0f}% {words} + {classes[int(batch.others[at])]}"
         before = f"{train.ids[chosen[at]]} ({classes[train.labels[chosen[at]]]})"
         result.append({"before": data_uri(pixels[at]), "after": data_uri(shown[at]), "text": words, "id": before})
     return result

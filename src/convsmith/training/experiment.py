@@ -127,13 +127,13 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
 
     def batches(epoch: int, position: int) -> Iterator[Batch]:
         order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
-        for positions in batch_positions(order, config.train.batch_size, position):
+        for step, positions in enumerate(batch_positions(order, config.train.batch_size, position), start=position):
             labels = torch.from_numpy(train.labels[positions]).to(device)
             if experiment.features:
                 yield Batch(experiment.features.view(epoch)[positions].to(device), labels, features=True)
             else:
                 pixels = torch.from_numpy(train.gather(positions)).to(device)
-                yield augment(pixels, labels, experiment.state.generator)
+                yield augment(pixels, labels, experiment.state.generator, [config.train.seed, epoch, step])
 
     return batches
 

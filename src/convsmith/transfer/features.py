@@ -128,7 +128,11 @@ class FeatureFiles:
             positions = np.arange(start, min(start + PASS_BATCH, len(subset)))
             pixels = torch.from_numpy(subset.gather(positions)).to(device)
             labels = torch.from_numpy(subset.labels[positions]).to(device)
-            images = self._to_input(pixels) if view is None else self._augment(pixels, labels, generator).images
+            images = (
+                self._to_input(pixels)
+                if view is None
+                else self._augment(pixels, labels, generator, [view, start]).images
+            )
             yield self._features(images).float().cpu().numpy()
 
     def _path(self, subset: Subset, view: int | None) -> Path:
