@@ -36,6 +36,7 @@ DEGENERATE = {
     "a class absent and never predicted": ([0, 1], [1, 1], 4),
     "one class predicted": ([0, 1, 2, 3], [2, 2, 2, 2], 4),
     "one class alone": ([2, 2, 2], [2, 2, 2], 4),
+    "more classes than images": ([0, 5, 7, 6], [0, 0, 7, 1], 8),
 }
 
 
@@ -60,6 +61,14 @@ ORACLES = {
     "f1": averaged(oracle.f1_score),
     "loss": lambda found: oracle.log_loss(
         found.labels, softmax(found.logits.astype(np.float64), axis=1), labels=np.arange(found.classes)
+    ),
+    # Backwards, since of equal scores scikit-learn puts the class of the higher index first.
+    "top5_accuracy": lambda found: (
+        oracle.top_k_accuracy_score(
+            found.classes - 1 - found.labels, found.probabilities[:, ::-1], k=5, labels=np.arange(found.classes)
+        )
+        if found.classes > 5
+        else 1.0
     ),
 }
 

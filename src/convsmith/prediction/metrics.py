@@ -167,6 +167,19 @@ def ece(outcomes: Outcomes) -> float:
     return expected_calibration_error(outcomes.probabilities.max(axis=1), outcomes.predicted == outcomes.labels)
 
 
+@_metric
+def top5_accuracy(outcomes: Outcomes) -> float:
+    """The share of the images whose class is among the five most probable ones, which of up to five classes is 1.
+
+    Of equal probabilities the class of the lower index comes first, as in what is predicted.
+    """
+    images = np.arange(len(outcomes.labels))
+    right = outcomes.probabilities[images, outcomes.labels][:, None]
+    before = np.arange(outcomes.classes) < outcomes.labels[:, None]
+    ahead = (outcomes.probabilities > right) | ((outcomes.probabilities == right) & before)
+    return float(np.mean(np.count_nonzero(ahead, axis=1) < 5))
+
+
 def _averages(outcomes: Outcomes, per_class: NDArray[np.float64]) -> Averages:
     """Micro averages equal the accuracy, as each image has one label and one prediction."""
     weighted = float((per_class * outcomes.support).sum() / outcomes.support.sum())
