@@ -75,6 +75,7 @@ METRICS: dict[str, Metric] = {
         Metric("loss", "loss", "nats", higher_is_better=False, digits=4, highest=math.inf, headline=True),
         Metric("ece", "ECE", "share", higher_is_better=False),
         Metric("top5_accuracy", "top-5 accuracy", "share"),
+        Metric("balanced_accuracy", "balanced accuracy", "share"),
     )
 }
 HEADLINES: tuple[str, ...] = tuple(name for name, metric in METRICS.items() if metric.headline)

@@ -180,6 +180,16 @@ def top5_accuracy(outcomes: Outcomes) -> float:
     return float(np.mean(np.count_nonzero(ahead, axis=1) < 5))
 
 
+@_metric
+def balanced_accuracy(outcomes: Outcomes) -> float:
+    """The mean recall of the classes that have images (Brodersen et al. 2010).
+
+    The macro recall also counts classes without images, as zero.
+    """
+    present = outcomes.support > 0
+    return float((outcomes.true_positives[present] / outcomes.support[present]).mean())
+
+
 def _averages(outcomes: Outcomes, per_class: NDArray[np.float64]) -> Averages:
     """Micro averages equal the accuracy, as each image has one label and one prediction."""
     weighted = float((per_class * outcomes.support).sum() / outcomes.support.sum())
