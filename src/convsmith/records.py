@@ -76,6 +76,7 @@ METRICS: dict[str, Metric] = {
         Metric("ece", "ECE", "share", higher_is_better=False),
         Metric("top5_accuracy", "top-5 accuracy", "share"),
         Metric("balanced_accuracy", "balanced accuracy", "share"),
+        Metric("auroc", "AUROC", "score", digits=4),
     )
 }
 HEADLINES: tuple[str, ...] = tuple(name for name, metric in METRICS.items() if metric.headline)

@@ -62,6 +62,11 @@ def quiet(score, *arguments):
         return score(*arguments)
 
 
+def mean_of_defined(areas):
+    areas = list(areas)
+    return np.mean(areas) if areas else 0.5
+
+
 #: What scikit-learn says of the same labels and probabilities, for each metric that it has.
 ORACLES = {
     "accuracy": lambda found: oracle.accuracy_score(found.labels, found.predicted),
@@ -80,6 +85,11 @@ ORACLES = {
         else 1.0
     ),
     "balanced_accuracy": lambda found: quiet(oracle.balanced_accuracy_score, found.labels, found.predicted),
+    "auroc": lambda found: mean_of_defined(
+        oracle.roc_auc_score(found.labels == index, found.probabilities[:, index])
+        for index in range(found.classes)
+        if 0 < np.count_nonzero(found.labels == index) < len(found.labels)
+    ),
 }
 
 
@@ -124,6 +134,15 @@ def test_confusion_matrix_is_that_of_scikit_learn(found):
     expected = oracle.confusion_matrix(found.labels, found.predicted, labels=np.arange(found.classes))
     np.testing.assert_array_equal(found.confusion, expected)
     np.testing.assert_array_equal(found.support, np.bincount(found.labels, minlength=found.classes))
+
+
+@given(outcomes())
+def test_macro_auroc_is_that_of_scikit_learn_where_all_classes_have_images(found):
+    if found.support.all() and found.classes > 2:
+        with np.errstate(all="ignore"):
+            wide = softmax(found.logits.astype(np.float64), axis=1)  # its rows must sum to 1 more exactly than float32
+        expected = oracle.roc_auc_score(found.labels, wide, multi_class="ovr", average="macro")
+        assert COMPUTE["auroc"](found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_averages_are_those_of_torchmetrics():

@@ -190,6 +190,26 @@ def balanced_accuracy(outcomes: Outcomes) -> float:
     return float((outcomes.true_positives[present] / outcomes.support[present]).mean())
 
 
+@_metric
+def auroc(outcomes: Outcomes) -> float:
+    """The area under the receiver operating characteristic, one class against the rest: the mean over classes.
+
+    That of a class is the probability that an image of it has a higher probability of the class than an image of
+    another class has (Hanley and McNeil 1982); ties count half. It is undefined for a class without images and for a
+    class without others: such classes are left out of the mean. Where all are, it is 0.5, as of a random ranking.
+    """
+    count, areas = len(outcomes.labels), []
+    # A class a row, so that each class's probabilities lie together.
+    ranked = np.sort(outcomes.probabilities.T, axis=1)
+    for index in np.flatnonzero((outcomes.support > 0) & (outcomes.support < count)):
+        own = outcomes.probabilities[outcomes.labels == index, index]
+        # Twice the mean rank of equals, counted from 1 (Mann and Whitney 1947).
+        ranks = 1 + sum(np.searchsorted(ranked[index], own, side).astype(np.int64) for side in ("left", "right"))
+        above = ranks.sum() / 2 - len(own) * (len(own) + 1) / 2
+        areas.append(above / (len(own) * (count - len(own))))
+    return float(np.mean(areas)) if areas else 0.5
+
+
 def _averages(outcomes: Outcomes, per_class: NDArray[np.float64]) -> Averages:
     """Micro averages equal the accuracy, as each image has one label and one prediction."""
     weighted = float((per_class * outcomes.support).sum() / outcomes.support.sum())
