@@ -77,6 +77,7 @@ METRICS: dict[str, Metric] = {
         Metric("top5_accuracy", "top-5 accuracy", "share"),
         Metric("balanced_accuracy", "balanced accuracy", "share"),
         Metric("auroc", "AUROC", "score", digits=4),
+        Metric("mcc", "MCC", "score", digits=4, lowest=-1.0),
     )
 }
 HEADLINES: tuple[str, ...] = tuple(name for name, metric in METRICS.items() if metric.headline)

@@ -90,6 +90,7 @@ ORACLES = {
         for index in range(found.classes)
         if 0 < np.count_nonzero(found.labels == index) < len(found.labels)
     ),
+    "mcc": lambda found: quiet(oracle.matthews_corrcoef, found.labels, found.predicted),
 }
 
 

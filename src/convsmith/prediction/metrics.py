@@ -210,6 +210,19 @@ def auroc(outcomes: Outcomes) -> float:
     return float(np.mean(areas)) if areas else 0.5
 
 
+@_metric
+def mcc(outcomes: Outcomes) -> float:
+    """Matthews' correlation of true and predicted class, in [-1, 1] (Gorodkin 2004, eq. 8).
+
+    It is 0 for a guess without information, and where it is undefined: all images or all predictions of one class.
+    """
+    support, predicted = outcomes.support.astype(np.float64), outcomes.times_predicted.astype(np.float64)
+    count = support.sum()
+    covariance = count * outcomes.true_positives.sum() - predicted @ support
+    variances = (count**2 - predicted @ predicted) * (count**2 - support @ support)
+    return float(covariance / np.sqrt(variances)) if variances > 0 else 0.0
+
+
 def _averages(outcomes: Outcomes, per_class: NDArray[np.float64]) -> Averages:
     """Micro averages equal the accuracy, as each image has one label and one prediction."""
     weighted = float((per_class * outcomes.support).sum() / outcomes.support.sum())
