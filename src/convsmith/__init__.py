@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from convsmith.modelsummary import ModelSummary
     from convsmith.run import Run
     from convsmith.training.own import OptimizerFactory
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     Model = str | torch.nn.Module | Mapping[str, Any] | None
     Show = bool | Callable[[Any], None]
 
-__all__ = ["Run", "load", "resume", "train"]
+__all__ = ["Run", "doctor", "load", "presets", "resume", "summary", "train"]
 
 
 def train(
@@ -88,6 +89,41 @@ def load(
     from convsmith.spec import parts_of
 
     return runs.Run(Path(run), parts_of(data, model), device)
+
+
+def summary(
+    data: Data = None,
+    model: Model = None,
+    *,
+    run: str | Path | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> ModelSummary:
+    """The network layer by layer: of the run directory `run`, or of what `train` would train with these arguments."""
+    from convsmith.modelsummary import of_config, of_run
+    from convsmith.spec import spec_of
+
+    spec = spec_of(data, model, preset, config, None, settings)
+    return of_config(spec.config, spec.parts) if run is None else of_run(Path(run), spec.parts)
+
+
+def presets(name: str | None = None) -> dict[str, str]:
+    """The presets that come with the package, or the one of this name: each name with its YAML text."""
+    from convsmith.config import presets as known
+    from convsmith.errors import choose
+
+    every = known()
+    if name is not None and name not in every:
+        raise choose("preset", name, every)
+    return every if name is None else {name: every[name]}
+
+
+def doctor() -> dict[str, str]:
+    """What this machine has, in words: versions, devices, threads, the cache, the W&B account."""
+    from convsmith.machine import facts
+
+    return facts()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,15 +11,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from filelock import FileLock, Timeout
 
 from convsmith.errors import UserError, command
 from convsmith.files import explain_os_errors, read_json, sync_folder
+from convsmith.plainyaml import parse_yaml
+from convsmith.records import damaged
 
 
 class RunDir:
@@ -40,6 +42,9 @@ class RunDir:
         self.figures = path / "figures"
         self.log_file = path / "log.txt"
         self.study = path / "study.yaml"  # of a study: what the user asked for
+        self.crossval = path / "crossval.json"  # of a cross-validation: what all folds say together
+        self.ablation = path / "ablation.json"  # of an ablation study
+        self.best = path / "best.yaml"  # of a tuning study: the best config
         self.lr_find = path / "lr_find.csv"  # of a learning-rate range test
 
     def evaluation(self, split: str) -> Path:
@@ -184,3 +189,52 @@ def example_of(study: RunDir) -> str:
     """A run of a study, as the end of a sentence."""
     runs = sorted(str(file.parent) for file in study.path.glob("*/**/summary.json"))
     return f"such as {runs[0]}" if runs else "once one is finished"
+
+
+Kind = Literal["run", "crossval", "ablate", "tune", "lr-find"]
+
+
+def kind_of(run: RunDir) -> Kind:
+    """What wrote the directory: a training, a study, or a range test. UserError where study.yaml names no kind."""
+    if run.lr_find.exists():
+        return "lr-find"
+    if not run.study.exists():
+        return "run"
+    spec = parse_yaml(run.study.read_text(encoding="utf-8"), f"'{run.study}'")
+    kind = spec.get("kind") if isinstance(spec, dict) else None
+    if kind not in get_args(Kind):
+        raise damaged(run.study, "it names no kind of study")
+    return cast(Kind, kind)
+
+
+def state_of(run: RunDir) -> Literal["running", "finished", "stopped"]:
+    """Whether a process holds the directory, or it has come to its end, or `resume` would go on with it."""
+    try:
+        with FileLock(run.path / ".lock", timeout=0):
+            pass
+    except Timeout:
+        return "running"
+    except OSError:  # a directory that may not be written to is held by nobody
+        pass
+    ends = (run.summary, run.crossval, run.ablation, run.best, run.lr_find)
+    return "finished" if any(end.exists() for end in ends) else "stopped"
+
+
+def runs_in(folder: Path) -> list[RunDir]:
+    """The run and study directories right below `folder`, the one that was changed last first."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder '{folder}': name one that holds runs, or train first")
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    found = [RunDir(path) for path in paths if (path / "config.yaml").exists()]
+    return sorted(found, key=lambda run: (-run.path.stat().st_mtime, run.name))
+
+
+def size_of(run: RunDir) -> int:
+    """Bytes of all files in the directory; a second name of the same file (a hard link) counts once."""
+    seen = {}
+    for file in run.path.rglob("*"):
+        with suppress(OSError):  # it may go while it is looked at
+            status = file.lstat()
+            if file.is_file():
+                seen[status.st_dev, status.st_ino] = status.st_size
+    return sum(seen.values())

@@ -225,11 +225,13 @@ def open_dataset(
     return Dataset(config, source.classes, images, labels, ids, splits, groups, notes)
 
 
-def input_shape(config: DataConfig, spec: InputSpec | None = None) -> tuple[int, int, int]:
+def input_shape(
+    config: DataConfig, spec: InputSpec | None = None, source: Source | None = None
+) -> tuple[int, int, int]:
     """Channels and image size that the net will see, and the number of classes; decodes and downloads nothing."""
-    known = known_shape(config.source)
+    known = None if source else known_shape(config.source)
     if known is None:
-        source = open_source(config)
+        source = source or open_source(config)
         native = native_shape(source, cache_folder(config))
         config = _sized(as_expected(config, spec, native.size), native)
         count = len(source.classes)

@@ -1,0 +1,29 @@
+"""What this machine has: versions, devices, threads, the cache, the W&B account. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from convsmith.config import RunConfig
+from convsmith.data.sources import cache_folder
+from convsmith.runtime import device_names, environment
+from convsmith.tracking.wandb import login_state
+
+
+def facts() -> dict[str, str]:
+    """Each thing by its name, in words."""
+    here = environment()
+    folder = cache_folder(RunConfig().data)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.exists() else 0
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return {
+        "python": f"{here['python']} on {here['platform']}",
+        **here["versions"],
+        "devices": ", ".join(device_names()),
+        "threads": f"{torch.get_num_threads()} of {here['cores']} cores",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cache": f"{folder} ({size / 1e6:,.0f} MB{'' if os.access(existing, os.W_OK) else ', NOT WRITABLE'})",
+        "W&B": login_state(),
+    }

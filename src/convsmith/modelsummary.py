@@ -1,0 +1,74 @@
+"""A network layer by layer, before anything is trained. Its words in a terminal are those of display.py."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convsmith.config import RunConfig
+from convsmith.data.dataset import input_shape
+from convsmith.errors import UserError
+from convsmith.nets.build import build
+from convsmith.nets.shapes import LayerRow, totals, trace
+from convsmith.prediction.model_file import read_card
+from convsmith.rundir import open_run
+from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.transfer import weights
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """The layers of a network on images [N, channels, image_size, image_size] of so many classes."""
+
+    name: str
+    channels: int
+    image_size: int
+    classes: int
+    layers: tuple[LayerRow, ...]
+
+    @property
+    def parameters(self) -> int:
+        return totals(self.layers).parameters
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of convolutions and fully connected layers for one image."""
+        return totals(self.layers).multiply_adds
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} on {self.image_size} x {self.image_size} x {self.channels}, {self.classes} classes"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a layer."""
+        return [asdict(row) for row in self.layers]
+
+
+def of_config(config: RunConfig, parts: Parts = NO_PARTS) -> ModelSummary:
+    """The network that a training with this config would have; nothing is decoded, and no weights are downloaded."""
+    config, spec = weights.expected(config)
+    channels, size, classes = input_shape(config.data, spec, parts.source)
+    model = parts.module or build(config.model, channels, size, classes)
+    return _traced(model, type(model).__name__ if parts.module else config.model.name, channels, size, classes)
+
+
+def of_run(directory: Path, parts: Parts = NO_PARTS) -> ModelSummary:
+    """The network of a run directory."""
+    card = read_card(open_run(directory, "model/model.json").model)
+    seen, classes = card.preprocessing, len(card.classes)
+    if parts.module is not None:
+        return _traced(parts.module, type(parts.module).__name__, seen.channels, seen.image_size, classes)
+    if card.architecture is None:
+        raise UserError(
+            f"the network of run '{directory}' is a module of your own: hand it in, "
+            "convsmith.summary(run=..., model=...)"
+        )
+    model = build(card.architecture, seen.channels, seen.image_size, classes)
+    return _traced(model, card.architecture.name, seen.channels, seen.image_size, classes)
+
+
+def _traced(model: nn.Module, name: str, channels: int, size: int, classes: int) -> ModelSummary:
+    return ModelSummary(name, channels, size, classes, tuple(trace(model, channels, size)))
