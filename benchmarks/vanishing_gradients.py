@@ -15,7 +15,7 @@ import torch
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import open_dataset
 from convsmith.data.preprocess import ToInput
-from convsmith.explain.gradients import gradient_rms
+from convsmith.explain.activations import gradient_rms
 from convsmith.figures.curves import gradient_figure
 from convsmith.figures.style import save
 from convsmith.nets.build import build

@@ -2,14 +2,19 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from convsmith.explain.attribution import (
-    area,
+    FEWEST,
+    SCORES,
+    area_under_curve,
     blurred,
     class_probability,
+    compare_with_random,
     deletion,
     insertion,
     occlusion,
@@ -117,18 +122,76 @@ def test_the_hottest_pixels_go_first():
         torch.testing.assert_close(batch, expected)
 
 
-def test_a_true_map_scores_better_than_chance_and_its_opposite_worse():
-    model = Quarter()
-    chance_gone = area(random_orders(deletion, model, IMAGES, LABELS, 4))
-    chance_come = area(random_orders(insertion, model, 2 * TRUTH[:, None], LABELS, 4))
-    assert (area(deletion(model, IMAGES, LABELS, TRUTH)) < chance_gone).all()
-    assert (area(deletion(model, IMAGES, LABELS, 1 - TRUTH)) > chance_gone).all()
-    assert (area(insertion(model, 2 * TRUTH[:, None], LABELS, TRUTH)) > chance_come).all()
+def areas(curves):
+    return area_under_curve(curves.numpy())
 
 
-def test_area_is_that_of_known_curves():
-    curves = torch.tensor([[1.0, 1, 1, 1, 1], [1, 0.75, 0.5, 0.25, 0], [0, 0, 0, 0, 0]])
-    torch.testing.assert_close(area(curves), torch.tensor([1.0, 0.5, 0.0]))
+def test_a_true_map_scores_better_than_random_ones_and_its_opposite_worse():
+    model, generator = Quarter(), torch.Generator().manual_seed(0)
+    random_gone = areas(random_orders(deletion, model, IMAGES, LABELS, 4, generator))
+    random_come = areas(random_orders(insertion, model, 2 * TRUTH[:, None], LABELS, 4, generator))
+    assert (areas(deletion(model, IMAGES, LABELS, TRUTH)) < random_gone).all()
+    assert (areas(deletion(model, IMAGES, LABELS, 1 - TRUTH)) > random_gone).all()
+    assert (areas(insertion(model, 2 * TRUTH[:, None], LABELS, TRUTH)) > random_come).all()
+
+
+def test_each_image_has_random_maps_of_its_own():
+    """Images that shared their random maps would not be independent, which the interval over them supposes."""
+    curves = random_orders(deletion, small_net(), IMAGES, LABELS, 4, torch.Generator().manual_seed(0))
+    assert not torch.equal(curves[0], curves[1])
+
+
+def test_the_area_under_a_curve_is_that_of_known_curves():
+    curves = np.array([[1.0, 1, 1, 1, 1], [1, 0.75, 0.5, 0.25, 0], [0, 0, 0, 0, 0]])
+    np.testing.assert_allclose(area_under_curve(curves), [1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_maps_without_an_effect_are_called_better_or_worse_in_one_of_twenty(score):
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(2000):
+        random = rng.uniform(0.2, 0.8, 8)
+        found = compare_with_random(score, list(zip(random + rng.normal(0, 0.1, 8), random, strict=True)))
+        verdicts.append(found.verdict)
+    claimed = [verdict for verdict in verdicts if verdict != "no difference shown"]
+    assert 0.03 < len(claimed) / len(verdicts) < 0.07
+    assert set(claimed) == {"better", "worse"}
+
+
+@pytest.mark.parametrize(("score", "shift", "verdict"), [("deletion", -0.2, "better"), ("deletion", 0.2, "worse")])
+@pytest.mark.parametrize("count", [FEWEST, 24])
+def test_a_strong_effect_is_shown(score, shift, verdict, count):
+    rng = np.random.default_rng(1)
+    random = rng.uniform(0.3, 0.7, count)
+    ours = random + shift + rng.normal(0, 0.02, count)
+    found = compare_with_random(score, list(zip(ours, random, strict=True)))
+    assert found.verdict == verdict
+    paired = stats.ttest_rel(ours, random)
+    np.testing.assert_allclose(found.ci95, paired.confidence_interval(0.95))
+    assert found.difference == pytest.approx(shift, abs=0.03)
+    opposite = compare_with_random("insertion", list(zip(ours, random, strict=True)))
+    assert {opposite.verdict, verdict} == {"better", "worse"}
+
+
+def test_nothing_is_claimed_of_a_difference_that_is_not_seen():
+    """0.870 against 0.870: the interval excludes zero, but no digit that is shown does."""
+    found = compare_with_random("insertion", [(0.87 + 1e-5 * at, 0.87) for at in range(1, 9)])
+    assert found.ci95[0] > 0
+    assert found.verdict == "no difference shown"
+
+
+def test_equal_differences_are_an_interval_without_width():
+    found = compare_with_random("insertion", [(0.75, 0.5)] * 6)
+    assert found.ci95 == (0.25, 0.25)
+    assert found.verdict == "better"
+    assert compare_with_random("insertion", [(0.5, 0.5)] * 6).verdict == "no difference shown"
+
+
+def test_few_images_are_not_judged():
+    found = compare_with_random("deletion", [(0.1, 0.9)] * (FEWEST - 1))
+    assert found.ci95 is None
+    assert found.verdict == "too few images"
 
 
 def test_equal_pixels_are_in_no_order_of_rows():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convsmith.explain.gradients import gradient_rms
+from convsmith.explain.activations import gradient_rms
 
 
 def test_the_values_are_those_of_autograd() -> None:

@@ -13,11 +13,11 @@ from convsmith.explain.landscape import (
     along,
     around,
     by_batch_statistics,
-    landscape_figure,
     loss_of,
     random_direction,
     weights_of,
 )
+from convsmith.figures.surfaces import landscape_figure
 
 
 def net():

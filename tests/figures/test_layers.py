@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from convsmith.explain.activations import evenly, layers, record, strongest
+from convsmith.explain.activations import evenly, layers, record
 from convsmith.figures.layers import (
     activations_figure,
     batch_norm_figure,
@@ -13,19 +13,21 @@ from convsmith.figures.layers import (
     feature_maps_figure,
     kernels_figure,
     pooling_figure,
+    strongest,
 )
 from convsmith.figures.style import save
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
 GRAY = RNG.integers(0, 256, (8, 8, 1), dtype=np.uint8)
-CURVE = torch.linspace(1, 0, 17)
+CURVE = np.linspace(1, 0, 17)
 
 
 def explanation(title="a: true $x$, predicted y", drop=0.4, pixels=COLOUR):
     heat = np.repeat(COLOUR[:, :, :1], 3, axis=2)
-    curves = {"deletion": (CURVE, CURVE), "insertion": (1 - CURVE, torch.full((17,), 0.25))}
-    return explanation_figure(pixels, title, heat, "blocks.1", heat, drop, curves)
+    curves = {"deletion": (CURVE, CURVE), "insertion": (1 - CURVE, np.full(17, 0.25))}
+    areas = {"deletion": (0.5, 0.5), "insertion": (0.5, 0.25)}
+    return explanation_figure(pixels, title, heat, "blocks.1", heat, drop, curves, areas)
 
 
 DRAWN = {
@@ -95,6 +97,16 @@ def test_the_models_own_activation_and_the_share_of_dead_inputs_are_named():
     assert {"relu (this model)", "tanh", "layer: 75% below 0"} <= set(shown)
 
 
+def test_every_activation_and_every_layer_has_a_line_of_its_own():
+    functions = {f"function {number}": nn.LeakyReLU(number / 10) for number in range(9)}
+    inputs = {f"layer {number}": torch.randn(50) for number in range(8)}
+    values, gradients, below = activations_figure(functions, {"function 0"}, inputs).axes
+    looks = [(line.get_color(), str(line.get_linestyle()), str(line._unscaled_dash_pattern)) for line in values.lines]
+    assert len(looks) == len(set(looks)) == len(gradients.lines) == 9
+    labels = [line.get_label() for line in below.lines]
+    assert [label.partition(":")[0] for label in labels if label[0] != "_"] == list(inputs)
+
+
 def test_batch_norm_says_means_and_deviations():
     before = torch.stack([torch.full((2, 4, 4), 3.0), torch.full((2, 4, 4), -1.0)], dim=1)
     shown = words(batch_norm_figure("norm", before, before / 2))
@@ -104,7 +116,7 @@ def test_batch_norm_says_means_and_deviations():
 
 def test_an_explanation_says_the_areas_under_its_curves():
     shown = words(explanation())
-    assert {"deletion 0.50", "by chance 0.50", "insertion 0.50", "by chance 0.25"} <= set(shown)
+    assert {"deletion 0.50", "random maps 0.50", "insertion 0.50", "random maps 0.25"} <= set(shown)
     assert "occlusion: costs up to 0.40" in shown
     assert "occlusion: costs nothing" in words(explanation(drop=0.0))
 

@@ -170,8 +170,9 @@ def test_pixels_of_another_model_are_refused(predictor: Predictor) -> None:
 def test_explain_asks_about_the_same_probabilities(
     run: RunDir, files: list[Path], predictor: Predictor, expected: Answers
 ) -> None:
-    from convsmith.explain.context import Subject
     from convsmith.explain.images import cases_of_files
+
+    from convsmith.explain.context import Subject
 
     for target, name in enumerate(predictor.classes):
         cases = cases_of_files(Subject(run, predictor), files, target)

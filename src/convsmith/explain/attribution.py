@@ -1,21 +1,31 @@
-"""A second opinion on heat maps, and a number for their worth: occlusion, deletion and insertion.
+"""Occlusion, a second opinion on heat maps; deletion and insertion, which score them against random maps.
 
 All work with the probability of a class, and treat the input's mean (zero after normalisation) as "nothing there".
+Whether the maps of several images are better than random ones is decided here too, by an interval. Nothing is drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsmith.explain.gradcam import enlarge, evaluating
 
 BATCH = 256  # images of 64 x 64 pixels at a time, and proportionally fewer of larger ones
 STEPS = 16  # equal shares of the pixels that deletion and insertion move
-RANDOM_ORDERS = 4  # that the baseline is the mean of
+RANDOM_ORDERS = 4  # random maps an image, whose mean is the baseline
+FEWEST = 5  # images from which on an interval over them is computed
+DIGITS = 3  # decimals with which differences are shown, and by which the verdict goes
+
+Verdict = Literal["better", "worse", "no difference shown", "too few images"]
+Curve = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 def occlusion_window(size: int) -> tuple[int, int]:
@@ -50,7 +60,7 @@ def deletion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, st
     """The probability of its class as the hottest pixels go first: float [N, steps + 1], from all there to none.
 
     `images` float [N, C, S, S], `classes` int64 [N], `heat` float [N, S, S]. A good map makes it fall early: the
-    smaller `area` under the curve the better.
+    smaller the area under the curve the better.
 
     Source of deletion and insertion: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation
     of Black-box Models" (BMVC 2018, arXiv:1806.07421), section 4.3.
@@ -59,7 +69,7 @@ def deletion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, st
 
 
 def insertion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, steps: int = STEPS) -> Tensor:
-    """The same as the hottest pixels of a blurred image turn sharp first: the larger the area the better."""
+    """The same as a blurred image turns sharp, the hottest pixels first: the larger the area the better."""
     return _exchange(model, blurred(images), images, classes, heat, steps)
 
 
@@ -74,26 +84,91 @@ def blurred(images: Tensor) -> Tensor:
     return result
 
 
-def area(curves: Tensor) -> Tensor:
-    """Area under each curve [N, steps + 1] over the share of moved pixels, by trapezoids: [N], in [0, 1]."""
-    return torch.trapezoid(curves, dx=1 / (curves.shape[1] - 1), dim=1)
+@dataclass(frozen=True)
+class Score:
+    """A way to score heat maps: its curves, and whether a larger area under them is better."""
+
+    curve: Curve
+    higher_is_better: bool
 
 
-Score = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+SCORES = {"deletion": Score(deletion, False), "insertion": Score(insertion, True)}
 
 
-def random_orders(score: Score, model: nn.Module, images: Tensor, classes: Tensor, side: int, seed: int = 0) -> Tensor:
-    """The baseline of `score` (deletion or insertion): its mean curve over random maps, [N, STEPS + 1].
+def area_under_curve(curves: NDArray[Any]) -> NDArray[np.float64]:
+    """Area under each curve [..., steps + 1] over the share of moved pixels, by trapezoids: [...], in [0, 1]."""
+    from scipy.integrate import trapezoid
 
-    The random maps are as coarse as the one judged, `side` x `side` values enlarged alike. Single pixels would be
-    another task: scattered ones upset a net more than a patch that is as large.
+    area: NDArray[np.float64] = trapezoid(curves.astype(np.float64), dx=1 / (curves.shape[-1] - 1))
+    return area
+
+
+def random_orders(
+    curve: Curve, model: nn.Module, images: Tensor, classes: Tensor, side: int, generator: torch.Generator
+) -> Tensor:
+    """The baseline of a score: its mean curve over random maps drawn with `generator`, [N, STEPS + 1].
+
+    The random maps are as coarse as the one that is scored: `side` x `side` values, enlarged in the same way. Single
+    pixels would be another task: scattered ones disturb a net more than a patch of the same area.
     """
-    generator = torch.Generator().manual_seed(seed)
     curves = []
     for _ in range(RANDOM_ORDERS):
         noise = torch.rand(len(images), side, side, generator=generator)
-        curves.append(score(model, images, classes, enlarge(noise, images.shape[-1]).to(images.device)))
+        curves.append(curve(model, images, classes, enlarge(noise, images.shape[-1]).to(images.device)))
     return torch.stack(curves).mean(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The curve of one score for a heat map, and its mean curve for random maps: each float [STEPS + 1]."""
+
+    curve: NDArray[np.float32]
+    random: NDArray[np.float32]
+
+    @property
+    def areas(self) -> tuple[float, float]:
+        """The areas under the two curves."""
+        return float(area_under_curve(self.curve)), float(area_under_curve(self.random))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A score of heat maps against random maps over `n` images.
+
+    `mean` and `random` are mean areas under the curve; `difference` is that of the maps less that of random ones, with
+    its 95% interval where there are at least `FEWEST` images.
+    """
+
+    score: str
+    n: int
+    mean: float
+    random: float
+    difference: float
+    ci95: tuple[float, float] | None
+    verdict: Verdict
+
+
+def compare_with_random(score: str, areas: Sequence[tuple[float, float]]) -> Comparison:
+    """Compare the areas (of the map, of random maps) of each image, by Student's t over the images' differences.
+
+    Each image has random maps of its own, so the spread of the differences holds that of the maps too. The maps are
+    better or worse only where the interval excludes zero as it is shown, with `DIGITS` decimals.
+    """
+    from scipy.stats import ttest_1samp
+
+    ours, random = np.array(areas, dtype=np.float64).T
+    differences = ours - random
+    mean = float(differences.mean())
+    ci95: tuple[float, float] | None = None
+    verdict: Verdict = "too few images"
+    if len(areas) >= FEWEST:
+        # Without any spread the interval is the mean itself, which scipy calls NaN.
+        spread = float(differences.std()) > 1e-12
+        low, high = ttest_1samp(differences, 0).confidence_interval(0.95) if spread else (mean, mean)
+        ci95 = float(low), float(high)
+        gains = sorted(round(end, DIGITS) * (1 if SCORES[score].higher_is_better else -1) for end in ci95)
+        verdict = "better" if gains[0] > 0 else "worse" if gains[1] < 0 else "no difference shown"
+    return Comparison(score, len(areas), float(ours.mean()), float(random.mean()), mean, ci95, verdict)
 
 
 def class_probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -117,7 +192,7 @@ def _exchange(model: nn.Module, source: Tensor, target: Tensor, classes: Tensor,
 
 
 def _ranks(heat: Tensor) -> Tensor:
-    """The place of each pixel from the hottest (0) on, int64 [N, S, S]; equals in an order drawn once and for all."""
+    """The rank of each pixel from the hottest (0) on, int64 [N, S, S]; equals in an order that is always the same."""
     flat = heat.flatten(1)
     shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(heat.device)
     order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]

@@ -1,4 +1,4 @@
-"""The run that is to be explained: its model, and its validation images. The test split stays sealed."""
+"""The run that is to be explained: its model and its validation images. The test split stays sealed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from convsmith.config import read_run_config
 from convsmith.data.dataset import Subset
+from convsmith.data.preprocess import ToInput
+from convsmith.data.sources import Source
 from convsmith.errors import UserError
+from convsmith.explain.gradcam import stage_with_maps
 from convsmith.prediction.evaluate import batches_of, logits_of, run_dataset
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir, open_run, open_single
@@ -22,9 +25,12 @@ from convsmith.runtime import set_threads
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExplainContext:
+    """A run with its model on a device. `source` holds the images where they are arrays of the user's own."""
+
     run: RunDir
     predictor: Predictor
+    source: Source | None = None
 
     @property
     def folder(self) -> Path:
@@ -38,17 +44,22 @@ class Subject:
     def classes(self) -> tuple[str, ...]:
         return self.predictor.classes
 
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of what the model sees."""
+        return self.predictor.card.preprocessing.image_size
+
     @cached_property
     def val(self) -> Subset:
         open_run(self.run.path, "splits.json")
-        val = run_dataset(self.run).val
+        val = run_dataset(self.run, self.source).val
         if not len(val):
             raise UserError(f"run '{self.run.path}' has no validation images: give PATHs of images to explain")
         return val
 
     @cached_property
     def val_logits(self) -> NDArray[np.float32]:
-        """Of all validation images, float32 [N, K]."""
+        """Those of all validation images, float32 [N, K]."""
         predictor = self.predictor
         logits = logits_of(self.model, batches_of(self.val), predictor.to_input(), predictor.device)
         assert logits is not None
@@ -62,13 +73,9 @@ class Subject:
         """`pixels` uint8 [N, W, W, C] as the model takes them: float [N, C, S, S]."""
         return self.to_input(torch.tensor(pixels, device=self.predictor.device))
 
-    def seen(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """`pixels` uint8 [N, W, W, C] at the size that the model sees: uint8 [N, S, S, C]."""
-        preprocessing = self.predictor.card.preprocessing
-        images = self.inputs(pixels).cpu()
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        shown = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return np.ascontiguousarray(shown.permute(0, 2, 3, 1).numpy())
+    def seen(self, images: Tensor) -> NDArray[np.uint8]:
+        """What the model's inputs `images` float [N, C, S, S] show: pixels uint8 [N, S, S, C]."""
+        return ToInput(self.predictor.card.preprocessing, images.device).back(images)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` validation images at equal distances, as the model takes them, and their labels int64 [count]."""
@@ -77,9 +84,16 @@ class Subject:
         labels = torch.from_numpy(self.val.labels[chosen]).to(self.predictor.device)
         return self.inputs(self.val.gather(chosen)), labels
 
+    def stage(self, name: str | None) -> str:
+        """The stage called `name`, or the last one with feature maps; UserError as `stage_with_maps` has it."""
+        blank = torch.zeros(1, self.predictor.card.preprocessing.channels, self.image_size, self.image_size)
+        return stage_with_maps(self.model, blank.to(self.predictor.device), name)
 
-def open_subject(path: str, device: str) -> Subject:
-    """UserError where `path` is no run, or has no model yet."""
-    run = open_single(path, "model/model.json", "model/model.safetensors")
-    set_threads(read_run_config(run.config).train.threads)
-    return Subject(run, load_predictor(path, device))
+
+def open_context(
+    run: str | Path, device: str = "auto", module: nn.Module | None = None, source: Source | None = None
+) -> ExplainContext:
+    """UserError where `run` is no run, or has no model yet. `module` is the net where it is the user's own."""
+    files = open_single(run, "model/model.json", "model/model.safetensors")
+    set_threads(read_run_config(files.config).train.threads)
+    return ExplainContext(files, load_predictor(files.path, device, module), source)

@@ -1,4 +1,4 @@
-"""The loss around a solution, and on the plane of the way to it.
+"""The loss around a solution, and on the plane of the optimiser's path to it, as numbers. Nothing is drawn here.
 
 Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the Loss Landscape of Neural Nets"
 (NeurIPS 2018, arXiv:1712.09913): filter-normalised directions in section 4, paths by PCA in section 7.
@@ -7,10 +7,7 @@ Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the Loss 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -18,11 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from convsmith.figures.style import GREY, VERMILLION, label_axes, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from convsmith.figures.surfaces import PathPoint, Surface
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], float]
@@ -30,31 +23,6 @@ Loss = Callable[[Weights], float]
 POINTS = 15  # values along each axis of a plane
 MARGIN = 0.3  # of its extent, around the path
 LARGEST = 1e3  # times the least loss: what exceeds it, or is no number, is drawn as this much
-LEVELS = 24
-CROWDED = 0.04  # of a plane's side: points as near to a named one go without a name
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A point on the optimiser's path: its place in the plane, and whether it is the solution."""
-
-    name: str
-    x: float
-    y: float
-    solution: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Surface:
-    """`loss` float [Y, X] in nats at the places `ys` x `xs` of a plane, and the path in it."""
-
-    title: str
-    x_label: str
-    y_label: str
-    xs: NDArray[np.float64]
-    ys: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    path: tuple[Stop, ...]
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -111,7 +79,7 @@ def around(weights: Weights, loss: Loss, seed: int = 0, tick: Callable[[], None]
     values = _grid(weights, loss, first, second, at, at, tick)
     unit = "filter norms along a random direction"
     return Surface(
-        "Around the solution, random directions", unit, unit, at, at, values, (Stop("the model", 0, 0, True),)
+        "Around the solution, random directions", unit, unit, at, at, values, (PathPoint("the model", 0, 0, True),)
     )
 
 
@@ -140,80 +108,12 @@ def along(
     centre = (places.max(axis=0) + places.min(axis=0)) / 2
     xs, ys = (np.linspace(middle - half, middle + half, POINTS) for middle in centre)
     values = _grid(origin, loss, _shaped(first, origin), _shaped(second, origin), xs, ys, tick)
-    path = tuple(Stop(name, float(x), float(y), name == solution) for name, (x, y) in zip(names, places, strict=True))
+    path = tuple(
+        PathPoint(name, float(x), float(y), name == solution) for name, (x, y) in zip(names, places, strict=True)
+    )
     shares = spread.square() / spread.square().sum().clamp_min(1e-30)
     x_label, y_label = (f"distance in weight space ({float(share):.0%} of the path's)" for share in shares[:2])
     return Surface("On the plane of the optimiser's path (PCA)", x_label, y_label, xs, ys, values, path)
-
-
-def landscape_figure(surfaces: Sequence[Surface], note: str) -> Figure:
-    """The surfaces side by side as contours of the loss on a logarithmic scale, with path and solution."""
-    from matplotlib.colors import LogNorm
-
-    figure = new_figure(6.2 * len(surfaces), 5.6)
-    figure.suptitle(f"Loss landscape: {note}", fontsize=11, parse_math=False)
-    for axes, surface in zip(figure.subplots(1, len(surfaces), squeeze=False)[0], surfaces, strict=True):
-        low = max(float(surface.loss.min()), 1e-6)
-        high = max(float(surface.loss.max()), 1.01 * low)
-        levels = np.geomspace(low, high * 1.0001, LEVELS)
-        drawn = np.clip(surface.loss, low, high)
-        filled = axes.contourf(surface.xs, surface.ys, drawn, levels=levels, cmap="viridis", norm=LogNorm(low, high))
-        axes.contour(surface.xs, surface.ys, drawn, levels=levels[::3], colors="white", linewidths=0.4)
-        bar = figure.colorbar(filled, ax=axes, shrink=0.8, label="loss (cross-entropy, nats; logarithmic)")
-        ticks = np.geomspace(low, high, 6)
-        bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks])
-        bar.minorticks_off()
-        _path(axes, surface)
-        axes.set_aspect("equal")
-        label_axes(axes, surface.title, surface.x_label, surface.y_label, grid=False)
-    return figure
-
-
-def _path(axes: Axes, surface: Surface) -> None:
-    from matplotlib.patheffects import withStroke
-
-    xs, ys = [stop.x for stop in surface.path], [stop.y for stop in surface.path]
-    axes.plot(xs, ys, "-o", color="white", markeredgecolor="black", linewidth=2, markersize=5, zorder=3)
-    for stop in surface.path:
-        if stop.solution:
-            axes.plot([stop.x], [stop.y], "*", color=VERMILLION, markeredgecolor="white", markersize=17, zorder=4)
-    ends = [stop for at, stop in enumerate(surface.path) if stop.solution or at in (0, len(xs) - 1)]
-    told = list(ends)
-    for stop in surface.path:
-        # Where epochs crowd together, as they do at the end, the first of them is named.
-        if all(math.hypot(stop.x - other.x, stop.y - other.y) > CROWDED * np.ptp(surface.xs) for other in told):
-            told.append(stop)
-            axes.annotate(
-                stop.name.removeprefix("epoch "),
-                (stop.x, stop.y),
-                xytext=(4, 5),
-                textcoords="offset points",
-                fontsize=7,
-                color="white",
-                path_effects=[withStroke(linewidth=2, foreground="black")],
-                zorder=4,
-            )
-    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "alpha": 0.85}
-    width = float(np.ptp(surface.xs))
-    placed: list[tuple[float, int]] = []  # (x, side) of the names so far
-    for number, stop in enumerate(reversed(ends)):
-        # On the side where less of the path is; the names of places side by side are stacked.
-        near = [other for other in surface.path if abs(other.x - stop.x) < 0.3 * width]
-        side = -1 if sum(other.y - stop.y for other in near) >= 0 else 1
-        stacked = sum(other == side and abs(x - stop.x) < 0.25 * width for x, other in placed)
-        placed.append((stop.x, side))
-        axes.annotate(
-            stop.name,
-            (stop.x, stop.y),
-            xytext=(0, side * (22 + 23 * stacked)),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=8,
-            bbox=box,
-            arrowprops={"arrowstyle": "-", "color": "white", "linewidth": 0.8},
-            zorder=5 + number,
-        )
 
 
 def _grid(

@@ -1,28 +1,34 @@
-"""`convsmith explain RUN --figure NAME`: the pictures of how a net works, from the user's own model and images."""
+"""The figures of `convsmith explain RUN --figure NAME`: how a net works, from the user's own model and images.
+
+Each comes with a caption whose statements about the picture are computed from the numbers that are drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from convsmith.contracts import Classifier
+from convsmith.data.decode import DecodeError
 from convsmith.errors import UserError, choose
-from convsmith.explain.activations import evenly, layers, record, strongest
-from convsmith.explain.context import Subject
+from convsmith.events import Counted, Listener, nobody
+from convsmith.explain.activations import evenly, gradient_rms, layers, record
+from convsmith.explain.context import ExplainContext
+from convsmith.explain.examples import most_informative
 from convsmith.explain.gradcam import feature_maps, stages_of
-from convsmith.explain.gradients import gradient_rms
-from convsmith.explain.images import telling
-from convsmith.explain.landscape import POINTS, along, around, by_batch_statistics, landscape_figure, loss_of
-from convsmith.explain.trajectory import path_of
+from convsmith.explain.landscape import POINTS, along, around, by_batch_statistics, loss_of
+from convsmith.explain.options import FIGURES
+from convsmith.explain.trajectory import trajectory_of
 from convsmith.figures import layers as pictures
 from convsmith.figures.curves import gradient_figure
+from convsmith.figures.layers import COLUMNS, strongest
 from convsmith.figures.matrices import confusion_figure
+from convsmith.figures.surfaces import landscape_figure
 from convsmith.nets.blocks import ACTIVATIONS, TMaxAvgPool2d
 from convsmith.nets.build import build
 from convsmith.nets.config import MODELS, ModelConfig
@@ -36,216 +42,307 @@ ROWS = 6  # layers or stages in one picture
 IMAGES = 256  # validation images of 64 x 64 pixels that numbers are taken from; fewer of larger ones
 LANDSCAPE_IMAGES = 128  # the same, for each of some hundred losses
 
-
-@dataclass(frozen=True)
-class Asked:
-    """What a picture is to show: an image of the user's own, a stage; and how it tells of its progress."""
-
-    image: Path | None
-    stage: str | None
-    progress: Callable[[int, int], None]
-    say: Callable[[str], None]
+Table = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """How to draw it, how to read it, and which of `image` and `stage` it heeds."""
+class FigureOptions:
+    """What a figure is to show: an image of the user's own (any form that a predictor takes), a stage."""
 
-    draw: Callable[[Subject, Asked], Figure]
+    image: Any = None
+    stage: str | None = None
+    listener: Listener = nobody
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkFigure:
+    """A figure of a net, what it shows in words, and the numbers in it as rows (none where they are in no table)."""
+
+    figure: Figure
     caption: str
-    heeds: frozenset[str] = frozenset()
+    table: Table
 
 
-def kernels(subject: Subject, asked: Asked) -> Figure:
-    found = _inside(subject.model, asked.stage, layers(subject.model, nn.Conv2d))
+def draw(context: ExplainContext, name: str, options: FigureOptions) -> NetworkFigure:
+    """The figure called `name`; UserError for a name that is none, and for an option that the figure does not use."""
+    if name not in FIGURES:
+        raise choose("figure", name, FIGURES)
+    for what, given, flag in (("paths", options.image, "PATH"), ("stage", options.stage, "--stage")):
+        if given is not None and what not in FIGURES[name]:
+            others = [other for other, used in FIGURES.items() if what in used]
+            raise UserError(f"figure '{name}' takes no {flag}: leave it out. Figures that do: {', '.join(others)}")
+    return DRAWN_BY[name](context, options)
+
+
+def kernels(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    found = _inside(context.model, options.stage, layers(context.model, nn.Conv2d))
     weights = {name: module.weight for name, module in found.items() if isinstance(module, nn.Conv2d)}
     weights = {name: weight for name, weight in weights.items() if max(weight.shape[2:]) > 1}
     if not weights:
-        where = f"stage '{asked.stage}' of this model" if asked.stage else "this model"
+        where = f"stage '{options.stage}' of this model" if options.stage else "this model"
         raise UserError(f"{where} has no kernels larger than 1 x 1 to look at: choose another stage or model")
-    return pictures.kernels_figure({name: weights[name] for name in evenly(weights, ROWS)})
+    shown = {name: weights[name] for name in evenly(weights, ROWS)}
+    caption = (
+        f"The weights of {_counted(len(shown), 'convolution')}, of each at most the {COLUMNS} kernels with the largest "
+        "norm. Each row has a scale of its own, so colours cannot be compared between rows. Where kernels of the first "
+        "layer look like edges, blobs or colours, they respond to these in the image; kernels of deeper layers can "
+        "seldom be read by eye."
+    )
+    return NetworkFigure(pictures.kernels_figure(shown), caption, [])
 
 
-def stage_maps(subject: Subject, asked: Asked) -> Figure:
-    pixels = _image(subject, asked)
-    found = {name: maps[0] for name, maps in feature_maps(subject.model, subject.inputs(pixels[None])).items()}
+def stage_maps(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    image, pixels = _image(context, options)
+    found = {name: maps[0] for name, maps in feature_maps(context.model, image[None]).items()}
     if not found:
         raise UserError("no stage of this model returns feature maps: choose a convolutional model")
-    if asked.stage is not None:
-        _known_stage(subject.model, asked.stage)
-        if asked.stage not in found:
-            raise UserError(f"stage '{asked.stage}' has no feature maps. Stages that have: {', '.join(found)}")
-        found = {asked.stage: found[asked.stage]}
-    return pictures.feature_maps_figure(pixels, {name: found[name] for name in evenly(found, ROWS)})
+    if options.stage is not None:
+        _known_stage(context.model, options.stage)
+        if options.stage not in found:
+            raise UserError(f"stage '{options.stage}' has no feature maps. Stages that have: {', '.join(found)}")
+        found = {options.stage: found[options.stage]}
+    shown = {name: found[name] for name in evenly(found, ROWS)}
+    table: Table = [{"stage": name, "maps": len(maps), "size": maps.shape[-1]} for name, maps in shown.items()]
+    sizes = ", ".join(f"{row['size']} x {row['size']} in {row['stage']}" for row in table)
+    caption = (
+        f"What the stages make of one image: of each stage at most the {COLUMNS} maps that vary most over their "
+        f"positions. The maps have these sizes: {sizes}. Each row has a scale of its own."
+    )
+    return NetworkFigure(pictures.feature_maps_figure(pixels, shown), caption, table)
 
 
-def pooling(subject: Subject, asked: Asked) -> Figure:
-    pixels = _image(subject, asked)
-    image = subject.inputs(pixels[None])
-    pools = layers(subject.model, nn.MaxPool2d, nn.AvgPool2d, TMaxAvgPool2d)
-    inputs = {name: before[0] for name, (before, _) in record(subject.model, image, pools).items()}
+def pooling(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    image, pixels = _image(context, options)
+    pools = layers(context.model, nn.MaxPool2d, nn.AvgPool2d, TMaxAvgPool2d)
+    inputs = {name: before[0] for name, (before, _) in record(context.model, image[None], pools).items()}
     what = "input of {}"
-    if not inputs:  # a net that shrinks by strides alone
-        first = list(layers(subject.model, nn.Conv2d))[:1]
-        inputs = {name: after[0] for name, (_, after) in record(subject.model, image, first).items()}
+    if not inputs:  # a net that reduces its maps by strides alone
+        first = list(layers(context.model, nn.Conv2d))[:1]
+        inputs = {name: after[0] for name, (_, after) in record(context.model, image[None], first).items()}
         what = "output of {}"
     if not inputs:
         raise UserError("this model has no convolutions, hence no maps to pool: choose a convolutional model")
     name, maps = next(iter(inputs.items()))
-    return pictures.pooling_figure(pixels, maps[strongest(maps, 1)[0]], what.format(name))
+    caption = (
+        "Max pooling keeps the largest value of each window, average pooling takes the mean of its values. The last "
+        "column is the difference between the two: how far the largest value of a window is above its mean."
+    )
+    return NetworkFigure(pictures.pooling_figure(pixels, maps[strongest(maps, 1)[0]], what.format(name)), caption, [])
 
 
-def activations(subject: Subject, asked: Asked) -> Figure:
+def activations(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
     functions = {name: entry.build() for name, entry in ACTIVATIONS.items()}
     kinds = {type(function): name for name, function in functions.items()}
-    found = layers(subject.model, *kinds)
+    found = layers(context.model, *kinds)
     used = {kinds[type(module)] for module in found.values() if type(module) in kinds}
-    inputs = record(subject.model, subject.sample(_images(subject, IMAGES))[0], evenly(found, 4)) if found else {}
-    return pictures.activations_figure(functions, used, {name: before for name, (before, _) in inputs.items()})
+    inputs = record(context.model, context.sample(_images(context, IMAGES))[0], evenly(found, 4)) if found else {}
+    before = {name: values for name, (values, _) in inputs.items()}
+    table: Table = [
+        {"layer": name, "share_below_zero": float((values < 0).float().mean())} for name, values in before.items()
+    ]
+    caption = "The activation functions that a model may have, and their gradients."
+    if table:
+        shares = ", ".join(f"{row['share_below_zero']:.0%} in {row['layer']}" for row in table)
+        caption += f" Below, the inputs that those of this model receive; this share of them lies below 0: {shares}."
+    caption += (
+        " No gradient passes where a function is flat: below 0 for ReLU, far from 0 on both sides for sigmoid and tanh."
+    )
+    return NetworkFigure(pictures.activations_figure(functions, used, before), caption, table)
 
 
-def batch_norm(subject: Subject, asked: Asked) -> Figure:
-    found = _inside(subject.model, asked.stage, layers(subject.model, nn.BatchNorm2d))
+def batch_norm(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    found = _inside(context.model, options.stage, layers(context.model, nn.BatchNorm2d))
     if not found:
-        where = f"stage '{asked.stage}' of this model" if asked.stage else "this model"
+        where = f"stage '{options.stage}' of this model" if options.stage else "this model"
         raise UserError(f"{where} has no batch norm: choose another --stage, or train with --model.norm batch")
     name, norm = next(iter(found.items()))
     assert isinstance(norm, nn.BatchNorm2d)
-    before = record(subject.model, subject.sample(_images(subject, IMAGES))[0], [name])[name][0]
-    # By hand: timm's batch norms apply their activation too.
+    before = record(context.model, context.sample(_images(context, IMAGES))[0], [name])[name][0]
+    # By hand: the batch norms of timm apply their activation too.
+    own = norm.running_mean is None  # it goes by the statistics of each batch, in evaluation too
     after = nn.functional.batch_norm(
-        before, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+        before, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=own, eps=norm.eps
     )
-    return pictures.batch_norm_figure(name, before, after)
+    means, deviations = _by_channel(before)
+    means_after, deviations_after = _by_channel(after)
+    columns = (means, deviations, means_after, deviations_after)
+    table: Table = [
+        dict(zip(("channel", "mean_before", "deviation_before", "mean_after", "deviation_after"), row, strict=True))
+        for row in zip(range(len(means)), *(values.tolist() for values in columns), strict=True)
+    ]
+    caption = (
+        "The values of each channel of a layer before and after batch norm. Each channel is normalised by "
+        f"{'its own mean and variance' if own else 'the mean and the variance that training has averaged'}, then "
+        "scaled and shifted as the layer has learned. The highest and "
+        f"the lowest mean of a channel are {np.ptp(means):.2g} apart before and {np.ptp(means_after):.2g} after; the "
+        f"standard deviations of the channels lie between {_span(deviations)} before and {_span(deviations_after)} "
+        "after."
+    )
+    if norm.running_mean is not None:
+        gaps = np.abs(means - norm.running_mean.double().cpu().numpy()) / np.maximum(deviations, 1e-12)
+        caption += (
+            " The averaged means differ from those of these images by at most "
+            f"{gaps.max():.2g} standard deviations of their channel."
+        )
+    return NetworkFigure(pictures.batch_norm_figure(name, before, after), caption, table)
 
 
-def gradients(subject: Subject, asked: Asked) -> Figure:
-    images, labels = subject.sample(_images(subject, IMAGES))
-    nets = {"this model, trained": subject.model}
-    card = subject.predictor.card
+def gradients(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    images, labels = context.sample(_images(context, IMAGES))
+    nets = {TRAINED: context.model}
+    card = context.predictor.card
     if card.architecture is not None and card.architecture.name in MODELS:
         for activation in ("relu", "sigmoid"):
             architecture = _everywhere(card.architecture, "activation", activation)
-            nets[f"new, {activation}"] = _new(subject, architecture)
+            nets[f"new, {activation}"] = _new(context, architecture)
             if card.architecture.norm != "none":
-                nets[f"new, {activation}, no norm"] = _new(subject, _everywhere(architecture, "norm", "none"))
+                nets[f"new, {activation}, no norm"] = _new(context, _everywhere(architecture, "norm", "none"))
     found = {
         name: gradient_rms(by_batch_statistics(model).requires_grad_(), images, labels) for name, model in nets.items()
     }
     title = f"Gradients of the weights by layer, {len(images)} validation images"
     figure = gradient_figure({name: list(values.values()) for name, values in found.items()}, title)
-    names = list(found["this model, trained"])
+    names = list(found[TRAINED])
     marked = evenly(names, 12)
     figure.axes[0].set_xticks([names.index(name) + 1 for name in marked], marked, rotation=30, ha="right", fontsize=8)
     figure.axes[0].set_xlabel("layer, from the image on")
-    return figure
+    table = [{"net": net, "layer": layer, "rms": value} for net, rows in found.items() for layer, value in rows.items()]
+    return NetworkFigure(figure, gradients_caption(found), table)
 
 
-def confusion(subject: Subject, asked: Asked) -> Figure:
-    predicted = subject.val_logits.argmax(axis=1)
-    counts = confusion_matrix(subject.val.labels, predicted, len(subject.classes))
-    return confusion_figure(counts, subject.classes)
+def gradients_caption(found: Mapping[str, Mapping[str, float]]) -> str:
+    """What the gradients of some nets, by layer from the image on, say: each by the ratio of its first and last layer.
+
+    The trained net is compared with each new one of the same layers, layer by layer.
+    """
+    ratios = []
+    for name, values in found.items():
+        rms = list(values.values())
+        if rms and rms[-1] > 0:
+            ratios.append(f"{rms[0] / rms[-1]:.2g} in '{name}'")
+    caption = "How large the gradient of the loss with respect to the weights of each layer is (root mean square)."
+    if ratios:
+        caption += (
+            f" The gradient of the first layer, divided by that of the last one, is {_listed(ratios)}. Where it is far "
+            "below 1, the first layers learn slowly: vanishing gradients."
+        )
+    trained = list(found[TRAINED].values())
+    for name, values in found.items():
+        if name != TRAINED and len(values) == len(trained):
+            smaller = sum(one < other for one, other in zip(trained, values.values(), strict=True))
+            caption += (
+                f" The trained model's gradient is smaller than that of '{name}' in {smaller} of {len(trained)} layers."
+            )
+    return caption
 
 
-def landscape(subject: Subject, asked: Asked) -> Figure:
-    images, labels = subject.sample(_images(subject, LANDSCAPE_IMAGES))
-    loss = loss_of(subject.model, images, labels)
-    trail = path_of(subject, asked.say)
-    points = trail.points
+def confusion(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    labels, predicted = context.val.labels, context.val_logits.argmax(axis=1)
+    counts = confusion_matrix(labels, predicted, len(context.classes))
+    caption = (
+        "Validation images by true class (row) and predicted class (column). The diagonal holds the "
+        f"{int((labels == predicted).sum()):,} of {len(labels):,} images that are predicted correctly."
+    )
+    return NetworkFigure(confusion_figure(counts, context.classes), caption, [])
+
+
+def landscape(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
+    images, labels = context.sample(_images(context, LANDSCAPE_IMAGES))
+    loss = loss_of(context.model, images, labels)
+    trajectory = trajectory_of(context, options.listener)
+    points = trajectory.points
     total = len(images) * POINTS**2 * (2 if len(points) > 1 else 1)
     done = 0
 
     def tick() -> None:
         nonlocal done
         done += len(images)
-        asked.progress(done, total)
+        options.listener(Counted("computing the loss of", done, total))
 
-    surfaces = [around(points[trail.solution], loss, tick=tick)]
+    surfaces = [around(points[trajectory.solution], loss, tick=tick)]
     if len(points) > 1:
-        surfaces.append(along(points, trail.solution, loss, tick=tick))
+        surfaces.append(along(points, trajectory.solution, loss, tick=tick))
+    losses = {name: loss(weights) for name, weights in points.items()}
+    table: Table = [
+        {
+            "point": place.name,
+            "x": place.x,
+            "y": place.y,
+            "loss": losses[trajectory.solution if place.solution else place.name],
+        }
+        for place in surfaces[-1].path
+    ]
     what = f"{len(images)} validation images, batch norm by their own statistics"
+    around_it = surfaces[0].loss
+    caption = (
+        f"The loss on {len(images)} validation images around the model: {losses[trajectory.solution]:.3g} nats at the "
+        f"model, and {around_it.min():.3g} to {around_it.max():.3g} in the area drawn. Two random directions are "
+        "drawn, in which each filter is scaled to its norm (Li et al. 2018); other directions may look different. "
+    )
     if len(points) > 1:
-        what += f"\npath: {len(points)} points, {trail.source}"
+        what += f"\npath: {len(points)} points, {trajectory.source}"
+        caption += (
+            "On the right, the plane of the optimiser's path by PCA of the weights that it passed: "
+            f"{len(points)} points, {trajectory.source}."
+        )
     else:
         what += "\nno path: no other weights of this run are known"
-    return landscape_figure(surfaces, what)
+        caption += "No path is drawn, since no other weights of this run are known."
+    return NetworkFigure(landscape_figure(surfaces, what), caption, table)
 
 
-FIGURES: dict[str, Picture] = {
-    "activations": Picture(
-        activations,
-        "The activation functions that a model may have, and their gradients; below, what the model's own ones get. "
-        "Where inputs lie in a flat part no gradient passes: below 0 for ReLU, far from 0 on both sides for sigmoid "
-        "and tanh.",
-    ),
-    "batch-norm": Picture(
-        batch_norm,
-        "The values of each channel of a layer before and after batch norm. Before, channels differ in mean and "
-        "spread; after, all are about the scale that the layer has learned, so the next one need not follow their "
-        "drift. Of a net that trained for few steps its statistics still lag behind, and so does what comes out.",
-        frozenset({"stage"}),
-    ),
-    "confusion": Picture(
-        confusion,
-        "Validation images by true class (row) and predicted class (column); the diagonal is right.",
-    ),
-    "feature-maps": Picture(
-        stage_maps,
-        "What the stages make of one image. Early maps keep its outline and answer to edges and colours; later ones "
-        "are coarser and answer to parts.",
-        frozenset({"image", "stage"}),
-    ),
-    "gradients": Picture(
-        gradients,
-        "How large the gradient of the loss is at the weights of each layer. Where the line falls towards the image, "
-        "the first layers hardly learn: vanishing gradients, as with sigmoid. A trained model's gradients are smaller "
-        "all over, since its loss is.",
-    ),
-    "kernels": Picture(
-        kernels,
-        "The weights of the convolutions. Smooth first kernels (edges, blobs, colours) have learned something; noise "
-        "has not.",
-        frozenset({"stage"}),
-    ),
-    "landscape": Picture(
-        landscape,
-        "The loss around the model: wide bowls forgive small changes of the weights. Left, two random directions, each "
-        "filter's scaled to its norm (Li et al. 2018); right, where it was computed, the plane of the optimiser's path "
-        "by PCA of the weights that it came past, an epoch a point where a short training could be repeated.",
-    ),
-    "pooling": Picture(
-        pooling,
-        "Max pooling keeps the strongest value of each window, average pooling blends it with its neighbours. The "
-        "last column shows how much the two differ: most at edges and single strong points.",
-        frozenset({"image"}),
-    ),
+TRAINED = "this model, trained"
+DRAWN_BY: dict[str, Callable[[ExplainContext, FigureOptions], NetworkFigure]] = {
+    "activations": activations,
+    "batch-norm": batch_norm,
+    "confusion": confusion,
+    "feature-maps": stage_maps,
+    "gradients": gradients,
+    "kernels": kernels,
+    "landscape": landscape,
+    "pooling": pooling,
 }
+assert DRAWN_BY.keys() == FIGURES.keys()
 
 
-def draw(subject: Subject, name: str, asked: Asked) -> Figure:
-    """UserError for a name that is none, and for what the figure would not heed."""
-    if name not in FIGURES:
-        raise choose("figure", name, FIGURES)
-    for what, given, flag in (("image", asked.image, "PATH"), ("stage", asked.stage, "--stage")):
-        if given is not None and what not in FIGURES[name].heeds:
-            others = [other for other, picture in FIGURES.items() if what in picture.heeds]
-            raise UserError(f"figure '{name}' takes no {flag}: leave it out. Figures that do: {', '.join(others)}")
-    return FIGURES[name].draw(subject, asked)
+def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDArray[np.uint8]]:
+    """The image of the options, or else the most confident correct prediction among the validation images.
 
-
-def _image(subject: Subject, asked: Asked) -> NDArray[np.uint8]:
-    """The image asked for, or else the surest hit among the validation images: uint8 [S, S, C]."""
-    if asked.image is not None:
-        pixels = subject.predictor.pixels(asked.image).array
+    As the net takes it, float [C, S, S], and as pixels uint8 [S, S, C].
+    """
+    if options.image is not None:
+        try:
+            pixels = context.predictor.pixels(options.image).array
+        except DecodeError as error:
+            raise UserError(f"cannot read '{options.image}': {error}") from None
     else:
-        worst, best = telling(probabilities(subject.val_logits), subject.val.labels, None)
-        pixels = subject.val.gather([*best, *worst][:1])
-    image: NDArray[np.uint8] = subject.seen(pixels)[0]
-    return image
+        wrong, right = most_informative(probabilities(context.val_logits), context.val.labels, None)
+        pixels = context.val.gather([*right, *wrong][:1])
+    image = context.inputs(pixels)
+    return image[0], context.seen(image)[0]
 
 
-def _images(subject: Subject, most: int) -> int:
-    size = subject.predictor.card.preprocessing.image_size
+def _by_channel(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and standard deviations by channel, float64 [K], of `values` [N, K, h, w]."""
+    channels = values.detach().cpu().transpose(0, 1).flatten(1).double().numpy()
+    return channels.mean(axis=1), channels.std(axis=1)
+
+
+def _span(values: NDArray[np.float64]) -> str:
+    return f"{values.min():.2g} and {values.max():.2g}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _images(context: ExplainContext, most: int) -> int:
+    size = context.image_size
     return max(16, most * 64**2 // max(size, 64) ** 2)
 
 
@@ -271,8 +368,8 @@ def _everywhere(config: ModelConfig, key: str, value: str) -> ModelConfig:
     return config.model_copy(update={key: value, "blocks": blocks})
 
 
-def _new(subject: Subject, architecture: ModelConfig) -> nn.Module:
-    preprocessing = subject.predictor.card.preprocessing
+def _new(context: ExplainContext, architecture: ModelConfig) -> nn.Module:
+    preprocessing = context.predictor.card.preprocessing
     seed_everything(0)
-    net = build(architecture, preprocessing.channels, preprocessing.image_size, len(subject.classes))
-    return net.to(subject.predictor.device)
+    net = build(architecture, preprocessing.channels, preprocessing.image_size, len(context.classes))
+    return net.to(context.predictor.device)

@@ -1,23 +1,22 @@
-"""The weights that a run has been at: all that a path through the loss landscape can be drawn from."""
+"""The weights that a run has passed: all that a path through the loss landscape can be drawn from. No losses here."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from convsmith import records
 from convsmith.config import read_layer, read_run_config, validate
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import RunFailed, UserError
-from convsmith.events import EpochEnd
+from convsmith.events import EpochEnd, Listener, Note, nobody
 from convsmith.explain.activations import evenly
-from convsmith.explain.context import Subject
+from convsmith.explain.context import ExplainContext
 from convsmith.explain.landscape import weights_of
-from convsmith.files import read_json
 from convsmith.nets.build import build
 from convsmith.runtime import Interrupts, seed_everything
 from convsmith.training import checkpoint, setup
@@ -31,10 +30,10 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Trail:
-    """`points` are weights by the name of their place, in the order of training; `solution` names the model's own.
+class Trajectory:
+    """`points` are weights by name, in the order of training; `solution` is the name of the model's own.
 
-    `source` says where they are from, as the end of a sentence.
+    `source` says where they come from, as the end of a sentence.
     """
 
     points: dict[str, Weights]
@@ -42,32 +41,32 @@ class Trail:
     source: str
 
 
-def path_of(subject: Subject, say: Callable[[str], None] = lambda line: None) -> Trail:
-    """An epoch a point where the training can be repeated in a moment, else the start and what checkpoints are kept.
+def trajectory_of(context: ExplainContext, listener: Listener = nobody) -> Trajectory:
+    """A point an epoch where the training can be repeated in a short time, else the start and the kept checkpoints.
 
-    A repetition counts only where it comes to the explained model bit for bit.
+    A repetition counts only where it arrives at the explained model bit for bit.
     """
-    return _repeated(subject, say) or _kept(subject)
+    return _repeated(context, listener) or _kept(context)
 
 
-def _repeated(subject: Subject, say: Callable[[str], None]) -> Trail | None:
-    """The path of the same training once more; None where it would take long, or goes elsewhere."""
-    run, card = subject.run, subject.predictor.card
-    model, config = weights_of(subject.model), read_run_config(run.config)
+def _repeated(context: ExplainContext, listener: Listener) -> Trajectory | None:
+    """The path of the same training, repeated; None where that would take long, or arrives at other weights."""
+    run, card = context.run, context.predictor.card
+    model, config = weights_of(context.model), read_run_config(run.config)
     if card.architecture is None or config.data.source == ARRAYS or not run.summary.exists():
         return None
-    summary = read_json(run.summary)
+    summary = records.read(run.summary, records.Summary)
     seconds, last, best = summary["seconds"], summary["epochs"], summary["best_epoch"]
     wanted = {*map(int, evenly([str(epoch) for epoch in range(1, last + 1)], MOST_POINTS)), best}
     size = sum(value.numel() for value in model.values())
     if seconds > QUICK or size * (len(wanted) + 1) > MOST_VALUES:
         return None
-    say(f"repeating the training for its path: {last} epochs, {seconds:.0f} s the first time")
+    listener(Note(f"repeating the training for its path: {last} epochs, which took {seconds:.0f} s the first time"))
     points: dict[str, Weights] = {}
     solution = f"the model (epoch {best})"
     quiet = config.with_values(track={"wandb": "off"})
     try:
-        prepared = setup.prepare(quiet, splits=read_json(run.splits)["splits"], measured=True)
+        prepared = setup.prepare(quiet, splits=records.read(run.splits, records.Splits)["splits"], measured=True)
         with tempfile.TemporaryDirectory() as folder:
             experiment = setup.start(prepared, Path(folder))
             points["start"] = _at(experiment.state.evaluated, model)
@@ -82,23 +81,23 @@ def _repeated(subject: Subject, say: Callable[[str], None]) -> Trail | None:
     except (UserError, RunFailed):  # data or pretrained weights are not there any more
         return None
     if solution not in points or any(not torch.equal(value, model[name]) for name, value in points[solution].items()):
-        say("the repetition came to other weights (another machine or version?): the kept checkpoints are shown")
+        listener(Note("the repetition came to other weights (another machine or version?): the checkpoints are shown"))
         return None
-    return Trail(points, solution, "from the same training repeated, which came to the same weights bit for bit")
+    return Trajectory(points, solution, "from the same training, repeated to the same weights bit for bit")
 
 
 def _at(net: nn.Module, model: Weights) -> Weights:
     return {name: value.to(model[name].device) for name, value in weights_of(net).items()}
 
 
-def _kept(subject: Subject) -> Trail:
+def _kept(context: ExplainContext) -> Trajectory:
     """The first weights, drawn anew from the run's seed where they did not come from elsewhere, and the checkpoints."""
-    model = weights_of(subject.model)
-    first = _first(subject, model)
+    model = weights_of(context.model)
+    first = _first(context, model)
     steps: dict[int, tuple[str, Weights]] = {} if first is None else {-1: ("start", first)}
     for file in (checkpoint.PREVIOUS, checkpoint.LAST, checkpoint.BEST):
         try:
-            tensors, facts = checkpoint.read(subject.run.checkpoints / file)
+            tensors, facts = checkpoint.read(context.run.checkpoints / file)
         except checkpoint.DamagedCheckpointError:  # or absent
             continue
         kind = "average." if any(name.startswith("average.") for name in tensors) else "model."
@@ -111,12 +110,12 @@ def _kept(subject: Subject) -> Trail:
             name = solution = f"the model ({name})"
         points[name] = weights
     points.setdefault(solution, model)
-    return Trail(points, solution, "all that the run has kept, with straight lines between them")
+    return Trajectory(points, solution, "all that the run has kept, with straight lines between them")
 
 
-def _first(subject: Subject, model: Weights) -> Weights | None:
+def _first(context: ExplainContext, model: Weights) -> Weights | None:
     """The weights before step 1; None where they were loaded."""
-    config, card = validate(read_layer(subject.run.config)), subject.predictor.card
+    config, card = validate(read_layer(context.run.config)), context.predictor.card
     if config.transfer.weights != "none" or card.architecture is None:
         return None
     seed_everything(config.train.seed)

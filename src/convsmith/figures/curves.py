@@ -1,4 +1,4 @@
-"""Figures with curves and intervals: learning curves, range tests, tuning histories, forest plots."""
+"""Figures of numbers along an axis: learning curves, range tests, tuning, forest plots, gradients. No images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convsmith.figures.style import BLUE, GREEN, GREY, VERMILLION, epoch_axis, label_axes, new_figure, scaled
+from convsmith.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILLION,
+    epoch_axis,
+    label_axes,
+    line_style,
+    new_figure,
+    scaled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -156,12 +166,12 @@ def importance_figure(importances: Mapping[str, float], metric: str) -> Figure:
 
 
 def gradient_figure(series: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Root mean square of the weights' gradients by layer (from the first), a line a net, on a logarithmic axis."""
+    """Root mean square of the gradient of the weights by layer, from the first one on: a line for each net, on a
+    logarithmic axis."""
     figure = new_figure(8.5, 4.0)
     axes = figure.add_subplot()
-    colours, styles = (BLUE, VERMILLION, GREEN, GREY, "#CC79A7", "#E69F00"), ("-", "--", "-.", ":", (0, (6, 1)), "-")
-    for (name, values), colour, style, marker in zip(series.items(), colours, styles, "osD^vP", strict=False):
-        axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=style, marker=marker, label=name)
+    for number, (name, values) in enumerate(series.items()):
+        axes.plot(range(1, len(values) + 1), values, label=name, **line_style(number, marker=True))
     axes.set_yscale("log")
     label_axes(axes, title, "layer, counted from the image", "gradient (root mean square)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)

@@ -1,7 +1,7 @@
-"""Pictures of how a net works, drawn from the user's own model and images: kernels, maps, pooling, activations, norm.
+"""Figures of images and of what layers do to them: kernels, maps, pooling, activations, norms, heat maps. No net runs.
 
-Each is a `matplotlib.figure.Figure`, as in figures.py. Signed values are orange and purple about white, others run
-through viridis: both read with any colour vision and in gray.
+Signed values are orange and purple about white, others run through viridis: both read with any colour vision and in
+gray.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.explain.activations import strongest
-from convsmith.explain.attribution import area
-from convsmith.figures.style import BLUE, GREEN, GREY, VERMILLION, label_axes, new_figure
+from convsmith.figures.style import BLUE, GREY, VERMILLION, label_axes, line_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIGNED, HEIGHT = "PuOr", "viridis"
-PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
-LINES = [(BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, (0, (6, 1))), (SKY, (0, (3, 1, 1, 1)))]
 COLUMNS = 8  # kernels or maps of a layer
-POINTS = 20_000  # values of a layer that a histogram looks at
+POINTS = 20_000  # values of a layer that a histogram counts
+
+
+def strongest(maps: Tensor, count: int) -> list[int]:
+    """The channels of `maps` [K, h, w] that vary most over their positions, the most varied first; at most `count`.
+
+    Of maps of a single position, where nothing varies, those with the largest values.
+    """
+    flat = maps.flatten(1)
+    worth = flat.std(dim=1) if flat.shape[1] > 1 else flat[:, 0]
+    return [int(index) for index in worth.argsort(descending=True, stable=True)[:count]]
 
 
 def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
@@ -43,7 +49,7 @@ def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
         order = slices.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:COLUMNS]
         chosen = slices[order].permute(0, 2, 3, 1).numpy()
         limit = float(np.abs(chosen).max()) or 1.0
-        for axes, kernel in zip(grid[row], chosen, strict=False):
+        for axes, kernel in zip(grid[row][: len(chosen)], chosen, strict=True):
             if coloured:
                 axes.imshow(0.5 + 0.5 * kernel / limit, interpolation="nearest")
             else:
@@ -65,7 +71,7 @@ def feature_maps_figure(pixels: NDArray[np.uint8], maps: Mapping[str, Tensor]) -
     for row, (name, values) in enumerate(maps.items(), start=1):
         chosen = values.detach().cpu()[strongest(values, COLUMNS)].numpy()
         low, high = float(chosen.min()), float(chosen.max())
-        for axes, channel in zip(grid[row], chosen, strict=False):
+        for axes, channel in zip(grid[row][: len(chosen)], chosen, strict=True):
             axes.imshow(channel, cmap=HEIGHT, vmin=low, vmax=high, interpolation="nearest")
         size = " x ".join(map(str, values.shape[1:]))
         _row_title(grid[row][0], f"{name}: {len(values)} maps of {size}; dark {low:.2g} to bright {high:.2g}")
@@ -106,13 +112,13 @@ def activations_figure(
     figure = new_figure(11, 4 if not inputs else 7)
     grid = figure.add_gridspec(2 if inputs else 1, 2)
     values, gradients = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    for (name, function), (colour, style) in zip(functions.items(), LINES, strict=False):
+    for number, (name, function) in enumerate(functions.items()):
         x = torch.linspace(-4, 4, 401, requires_grad=True)
         y = function(x * 1.0)  # the product, so that a function that works in place spares the leaf
         (slope,) = torch.autograd.grad(y.sum(), x)
         label, width = (f"{name} (this model)", 3.2) if name in used else (name, 1.4)
         for axes, curve in ((values, y), (gradients, slope)):
-            axes.plot(x.detach(), curve.detach(), color=colour, linestyle=style, linewidth=width, label=label)
+            axes.plot(x.detach(), curve.detach(), linewidth=width, label=label, **line_style(number))
     values.set_ylim(-1.6, 4)
     gradients.set_ylim(-0.3, 1.3)
     label_axes(values, "Activation functions", "input", "output")
@@ -120,16 +126,16 @@ def activations_figure(
     values.legend(fontsize=8, loc="upper left")
     if inputs:
         axes = figure.add_subplot(grid[1, :])
-        for (name, tensor), (colour, style) in zip(inputs.items(), LINES, strict=False):
+        for number, (name, tensor) in enumerate(inputs.items()):
             flat = _sample(tensor)
             low, high = np.percentile(flat, [1, 99])
             density, edges = np.histogram(flat, bins=80, range=(low, max(high, low + 1e-3)), density=True)
             below = float((flat < 0).mean())
             middle = (edges[1:] + edges[:-1]) / 2
-            axes.plot(middle, density, color=colour, linestyle=style, label=f"{name}: {below:.0%} below 0")
+            axes.plot(middle, density, label=f"{name}: {below:.0%} below 0", **line_style(number))
         axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
         axes.legend(fontsize=8)
-        label_axes(axes, "What the activations of this model get, on validation images", "input", "density")
+        label_axes(axes, "The inputs of this model's activations, on validation images", "input", "density")
     return figure
 
 
@@ -172,27 +178,28 @@ def explanation_figure(
     stage: str,
     covered: NDArray[np.uint8],
     drop: float,
-    curves: Mapping[str, tuple[Tensor, Tensor]],
+    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+    areas: Mapping[str, tuple[float, float]],
 ) -> Figure:
     """One image uint8 [S, S, C], its Grad-CAM and its occlusion as RGB, and the curves that judge the Grad-CAM.
 
-    `drop` is the most that a covering square cost; `curves` are (of the map, by chance) by name, each [steps + 1].
+    `drop` is the largest fall of the probability under a covering square. `curves`, each [steps + 1], are those of the
+    map and of random maps by the name of the score, `areas` the areas under them.
     """
     figure = new_figure(12.5, 3.5)
     figure.suptitle(title, fontsize=11, parse_math=False)
     first, second, third, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.35])
     _picture(first, pixels)
-    _bare(first, "as the net saw it")
+    _bare(first, "as the net sees it")
     second.imshow(heat, interpolation="nearest")
     _bare(second, f"Grad-CAM at {stage}")
     third.imshow(covered, interpolation="nearest")
     cost = f"up to {drop:.2f}" if drop >= 0.005 else "less than 0.01" if drop > 0 else "nothing"
     _bare(third, f"occlusion: costs {cost}")
-    for (name, (found, chance)), colour, marker in zip(curves.items(), (BLUE, VERMILLION), "o^", strict=True):
+    for (name, (found, random)), colour, marker in zip(curves.items(), (BLUE, VERMILLION), "o^", strict=True):
         at = np.linspace(0, 100, len(found))
-        areas = area(torch.stack([found, chance])).tolist()
-        last.plot(at, found, color=colour, marker=marker, markersize=3, label=f"{name} {areas[0]:.2f}")
-        last.plot(at, chance, color=colour, linestyle=":", label=f"by chance {areas[1]:.2f}")
+        last.plot(at, found, color=colour, marker=marker, markersize=3, label=f"{name} {areas[name][0]:.2f}")
+        last.plot(at, random, color=colour, linestyle=":", label=f"random maps {areas[name][1]:.2f}")
     last.set(ylim=(-0.03, 1.03), xlim=(0, 100))
     label_axes(last, "Does the map name what counts?", "pixels moved, hottest first (%)", "probability of the class")
     last.title.set_fontsize(10)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, axes, and saving. Draws nothing of its own.
+"""What all figures share: colours, line styles, axes, and saving. It draws nothing of its own.
 
 Colours are those of Okabe and Ito (2008), which people with the common colour-vision deficiencies can tell apart; what
 a colour says is also said by a line style, a marker or a word.
@@ -6,26 +6,52 @@ a colour says is also said by a line style, a marker or a word.
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
+COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1)))
+MARKERS = "osD^vP"
+
+
+def line_style(index: int, marker: bool = False) -> dict[str, Any]:
+    """Colour, dash (and marker) of line `index` of a figure. No two of the first 36 lines look alike."""
+    turn, place = divmod(index, len(COLOURS))
+    shifted = (place + turn) % len(DASHES)  # each round pairs the colours with other dashes
+    style: dict[str, Any] = {"color": COLOURS[place], "linestyle": DASHES[shifted]}
+    return style | {"marker": MARKERS[shifted]} if marker else style
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure in the format of the path's ending (.png, .svg, .pdf), without a date in it."""
+    """Write the figure in the format of the path's ending (.png, .svg, .pdf), without a date in it."""
     dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    with warnings.catch_warnings():
-        # Class names in scripts that the font does not have show as boxes: no reason to alarm anyone.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    with _any_script():
         figure.savefig(path, dpi=150, metadata=dateless.get(path.suffix))
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG."""
+    buffer = io.BytesIO()
+    with _any_script():
+        figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Class names in scripts that the font does not have are drawn as boxes, which is no reason to alarm anyone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
@@ -54,7 +80,3 @@ def epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
 
 def scaled(value: float | None, scale: float) -> float:
     return float("nan") if value is None else scale * value
-
-
-def short(name: str) -> str:
-    return name if len(name) <= 14 else f"{name[:13]}…"
