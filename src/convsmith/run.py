@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convsmith.config import RunConfig
 from convsmith.errors import Stopped, UserError, command
-from convsmith.events import Counted, Interrupted, Listener, Note, nobody
+from convsmith.events import Counted, Interrupted, Listener, nobody
 from convsmith.files import read_json
 from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
@@ -161,7 +161,7 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
                         event.signal,
                         f"stopped and saved at step {experiment.state.step}; go on with: {command('resume', run.path)}",
                     )
-        after_training(run, lambda text: listener(Note(text)), parts.source, parts.module)
+        after_training(run, listener, parts.source, parts.module)
     return Run(run.path, parts)
 
 

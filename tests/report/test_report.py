@@ -24,6 +24,7 @@ from convsmith.report.classes import class_scores, confused_order
 from convsmith.report.files import Predictions, read_predictions
 from convsmith.report.labels import likely_label_errors
 from convsmith.report.material import read_material
+from convsmith.rundir import RunDir
 
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "input", "br"}
@@ -155,12 +156,26 @@ def test_the_test_split_is_not_opened_and_is_shown_where_evaluate_opened_it(insi
     assert len(text_of("runs/opened/test-access.jsonl").splitlines()) == 1
 
 
-def test_without_its_data_the_report_has_no_images_and_says_why(inside, capsys):
-    assert main(["report", "runs/evil"]) == 0, "the arrays are gone with the process that had them"
-    text = text_of("runs/evil/report.html")
+def test_a_full_page_is_not_replaced_by_one_without_images(inside, capsys):
+    before = text_of("runs/evil/report.html")
+    assert main(["report", "runs/evil"]) == 2, "the arrays are gone with the process that had them"
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "hand them in again" in error
+    assert "'runs/evil/report.html' stays as it is" in error
+    assert text_of("runs/evil/report.html") == before
+
+
+def test_without_its_data_and_an_older_page_the_report_has_no_images_and_says_why(inside, capsys):
+    shutil.rmtree("runs/bare", ignore_errors=True)
+    shutil.copytree("runs/evil", "runs/bare")
+    Path("runs/bare/report.html").unlink()
+    assert main(["report", "runs/bare"]) == 0
+    text, out = text_of("runs/bare/report.html"), capsys.readouterr().out
     Checked(text)
-    assert "No images:" in text
     assert "hand them in again" in text
+    assert "without images" in out
+    assert "hand them in again" in out
     assert shown(text)["images"] == {}
 
 
@@ -247,12 +262,8 @@ def test_damaged_and_edited_files_are_one_line(inside, capsys, file, edit, messa
     Path("runs/cut", file).write_text('{"when": "yesterday"}\n' if edit is None else damaged(file, edit), "utf-8")
     code = main(["report", "runs/cut"])
     error = capsys.readouterr().err
-    if file == "splits.json" and "nobody" in message:  # as with data that is gone: a page without images
-        assert code == 0
-        error = text_of("runs/cut/report.html").replace("&#39;", "'")
-    else:
-        assert code == 2
-        assert len(error.splitlines()) == 1
+    assert code == 2
+    assert len(error.splitlines()) == 1
     assert message in error
 
 
@@ -329,13 +340,14 @@ def test_long_names_are_cut_in_the_matrix_and_whole_in_the_table(inside, monkeyp
     assert '<th scope="row">&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;</th>' in text
 
 
-def test_a_report_that_fails_is_a_warning(inside, capsys, monkeypatch):
+def test_a_report_that_fails_is_a_warning(inside, monkeypatch):
     monkeypatch.setattr(write, "write_report", lambda *_: 1 / 0)
-    material = read_material(Path("runs/two"))
-    write.after_training(material.run, print)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "warning: the report could not be written (division by zero); try: convsmith report runs/two\n"
+    told = []
+    write.after_training(RunDir(Path("runs/two")), told.append)
+    (note,) = told
+    line = "warning: the report could not be written (division by zero); try: convsmith report runs/two"
+    assert note.text == line
+    assert line in text_of("runs/two/log.txt")
 
 
 def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys):
@@ -345,7 +357,7 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
     Checked(text)
     assert not re.search(r"https?:", text)
     assert "three is right on 0 images on which two is wrong" in out
-    assert "p = 1.0000: no difference shown" in out
+    assert "p = 1.0000): no difference shown" in out
     assert "one and two cannot be paired: their val splits hold different images" in out
     for shown_in in (out, text):
         assert "optim.lr" in shown_in

@@ -91,15 +91,14 @@ def read_crossval(run: RunDir) -> Crossval:
     )
 
 
-def study_page(run: RunDir) -> str:
-    """report.html of the cross-validation in `run`."""
-    study = read_crossval(run)
+def study_page(study: Crossval) -> str:
+    """report.html of a cross-validation."""
     predictions = study.predictions
     pool, absent = study.opened
     gallery = Gallery(pool, predictions.ids)
     confusion = looks.confusion(predictions, gallery)
     values = {
-        "run": run,
+        "run": study.run,
         "config": study.config,
         "result": study.result,
         "metrics": {name: METRICS[name] for name in study.result["mean"] if name in METRICS},

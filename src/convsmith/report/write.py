@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
 
 from convsmith.data.sources import Source
-from convsmith.errors import command
+from convsmith.errors import UserError, command
+from convsmith.events import Listener, Note, nobody
 from convsmith.files import explain_os_errors, write_text
 from convsmith.report import looks, sections
 from convsmith.report.glance import glance
@@ -22,23 +21,38 @@ from convsmith.rundir import RunDir, open_run
 NAME = "report.html"
 
 
-def write_report(path: Path, source: Source | None = None, module: nn.Module | None = None) -> Path:
+def write_report(
+    path: Path, source: Source | None = None, module: nn.Module | None = None, listener: Listener = nobody
+) -> Path:
     """Write <run>/report.html and return where it is; `source` and `module` where data or network are the user's own.
 
     A cross-validation gets a page of its own kind. UserError where the run is not finished, or a file is missing or
-    damaged. The test split stays sealed.
+    damaged. Without its data a run gets a page without images, of which the listener is told, but never in place of an
+    older page: that is a UserError. The test split stays sealed.
     """
     run = open_run(path)
-    if run.study.exists():
-        from convsmith.report.study import study_page
-
-        text = study_page(run)
-    else:
-        text = page(read_material(path, source, module))
     target = run.path / NAME
+    if run.study.exists():
+        from convsmith.report.study import read_crossval, study_page
+
+        study = read_crossval(run)
+        _ask_for_images(target, study.opened[1], listener)
+        text = study_page(study)
+    else:
+        material = read_material(path, source, module)
+        _ask_for_images(target, material.absent, listener)
+        text = page(material)
     with explain_os_errors(f"'{target}'"):
         write_text(target, text)
     return target
+
+
+def _ask_for_images(target: Path, absent: str, listener: Listener) -> None:
+    """Where the images cannot be had: UserError if a page exists, which may show them; else a note."""
+    if absent and target.exists():
+        raise UserError(f"{absent}. '{target}' stays as it is: remove it to get a page without images")
+    if absent:
+        listener(Note(f"The page is without images: {absent}"))
 
 
 def page(material: Material) -> str:
@@ -78,13 +92,13 @@ def _study_of(run: RunDir) -> Path | None:
 
 
 def after_training(
-    run: RunDir, say: Callable[[str], None], source: Source | None = None, module: nn.Module | None = None
+    run: RunDir, listener: Listener = nobody, source: Source | None = None, module: nn.Module | None = None
 ) -> None:
-    """The report at the end of a training, with a line to `say`; whatever goes wrong with it, the run is done."""
+    """The report at the end of a training; what goes wrong with it is a note and a line of the log."""
     try:
-        say(f"report  {write_report(run.path, source, module)}")
+        listener(Note(f"report  {write_report(run.path, source, module, listener)}"))
     except Exception as error:  # of any kind: hours of training must not end as failed for want of a page
         line = f"warning: the report could not be written ({error}); try: {command('report', run.path)}"
-        print(line, file=sys.stderr)
+        listener(Note(line))
         with suppress(OSError):  # the disk that refused the page may refuse this as well
             run.log(line)
