@@ -8,30 +8,60 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from convsmith.errors import UserError
-from convsmith.training.state import Average, Counts, Stopper, load_strictly
+from convsmith.records import best_row
+from convsmith.training.state import Average, Counts, EarlyStopping, load_strictly
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.sampled_from(["val_accuracy", "val_loss"]))
-def test_the_best_epoch_is_the_first_of_the_best_values(values: list[float], monitor: str) -> None:
-    stopper = Stopper(monitor, None, 0.0)
-    for epoch, value in enumerate(values, start=1):
-        stopper.watch(value, epoch)
-    best = min(values) if monitor == "val_loss" else max(values)
-    assert stopper.best == best
-    assert stopper.best_epoch == values.index(best) + 1
-    assert not stopper.exhausted
+def watch(stopping: EarlyStopping, rows: list[dict[str, float]]) -> list[bool]:
+    """Whether it was exhausted after each row."""
+    exhausted = []
+    for row in rows:
+        stopping = stopping.after(row)
+        exhausted.append(stopping.exhausted)
+    return exhausted
+
+
+def rows_of(monitor: str, values: list[tuple[float, float]]) -> list[dict[str, float]]:
+    return [{"epoch": n, "val_loss": loss, monitor: value} for n, (value, loss) in enumerate(values, start=1)]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([1.0, 2.0, 3.0])), min_size=1, max_size=30),
+    st.sampled_from(["val_accuracy", "val_f1", "val_loss"]),
+)
+def test_the_best_epoch_has_the_best_value_and_of_equals_the_lowest_loss(
+    values: list[tuple[float, float]], monitor: str
+) -> None:
+    rows = rows_of(monitor, values)
+    stopping = EarlyStopping(monitor, None, 0.0)
+    for row in rows:
+        stopping = stopping.after(row)
+    sign = 1 if monitor == "val_loss" else -1
+    wanted = sorted(rows, key=lambda row: (sign * row[monitor], row["val_loss"], row["epoch"]))[0]
+    assert stopping.best_epoch == wanted["epoch"] == best_row(rows, monitor)["epoch"]
+    assert stopping.best == wanted[monitor]
+    assert not stopping.exhausted
 
 
 def test_patience_counts_epochs_that_are_not_better_by_min_delta() -> None:
-    stopper = Stopper("val_accuracy", patience=2, min_delta=0.05)
-    stopped = []
-    for epoch, value in enumerate([0.5, 0.6, 0.64, 0.66, 0.67], start=1):
-        stopper.watch(value, epoch)
-        stopped.append(stopper.exhausted)
-    assert stopped == [False, False, False, False, False]  # 0.66 beats the reference 0.6 by more than 0.05
-    assert (stopper.best, stopper.best_epoch) == (0.67, 5)
-    stopper.watch(0.68, 6)
-    assert stopper.exhausted
+    stopping = EarlyStopping("val_accuracy", patience=2, min_delta=0.05)
+    rows = rows_of("val_accuracy", [(value, 1.0) for value in (0.5, 0.6, 0.64, 0.66, 0.67, 0.68)])
+    # 0.66 beats the reference 0.6 by more than 0.05
+    assert watch(stopping, rows) == [False, False, False, False, False, True]
+
+
+def test_an_epoch_that_ties_with_a_lower_loss_is_better_and_resets_the_patience() -> None:
+    stopping = EarlyStopping("val_accuracy", patience=2, min_delta=0.0)
+    rows = rows_of("val_accuracy", [(0.5, 2.0), (0.5, 2.0), (0.5, 1.5), (0.5, 1.6), (0.5, 1.5)])
+    assert watch(stopping, rows) == [False, False, False, False, True]
+
+
+def test_the_facts_of_a_checkpoint_of_the_first_edition_go_on_with_its_best_epoch() -> None:
+    facts = {"monitor": "val_accuracy", "patience": None, "min_delta": 0.0}
+    facts |= {"best": 0.9, "best_epoch": 3, "reference": 0.9, "bad_epochs": 1}
+    stopping = EarlyStopping(**facts)
+    assert stopping.after({"epoch": 5, "val_accuracy": 0.9, "val_loss": 0.0}).best_epoch == 3
+    assert stopping.after({"epoch": 5, "val_accuracy": 0.91, "val_loss": 9.0}).best_epoch == 5
 
 
 def test_average_after_its_start_is_torchs_ema() -> None:

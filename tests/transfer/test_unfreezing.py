@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -184,9 +186,9 @@ def test_features_and_images_give_the_head_the_same_step() -> None:
 
 def test_patience_waits_for_the_last_phase_and_then_starts_anew() -> None:
     state = state_of(TransferConfig(freeze=("all-but-head",), unfreeze={"after": 3, "most": 1}))  # type: ignore[arg-type]
-    state.stopper.patience = 2
+    state.stopping = replace(state.stopping, patience=2)
     for epoch in range(1, 6):
-        state.stopper.watch(0.5, epoch)
+        state.stopping = state.stopping.after({"epoch": epoch, "val_accuracy": 0.5, "val_loss": 1.0})
         state.close_epoch(0.0)
         state.enter_phase()
         assert state.exhausted == (epoch == 5), epoch

@@ -95,7 +95,8 @@ def _epochs(experiment: Experiment, interrupts: Interrupts, tracker: Tracker) ->
                 row = _row(experiment, event, val)
                 _refuse_nonfinite(experiment, row["val_loss"], -1)
                 state.schedule.epoch_ended(row["val_loss"])
-                best = state.stopper.watch(row[config.train.monitor], event.epoch)
+                state.stopping = state.stopping.after(row)
+                best = state.stopping.best_epoch == event.epoch
                 state.close_epoch(row["seconds"])
                 phase = state.enter_phase()  # before the checkpoint: a resumed run starts with what is thawed by now
                 if best:
@@ -175,7 +176,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
     stopped = "all epochs done" if state.epoch == config.train.epochs else "early stopping"
     summary = {
         "name": run.name,
-        "best_epoch": state.stopper.best_epoch,
+        "best_epoch": state.stopping.best_epoch,
         "epochs": state.epoch,
         "val": metric_values(record),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

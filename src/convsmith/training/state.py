@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
 from convsmith.optim.schedules import Schedule
-from convsmith.records import metric_of
+from convsmith.records import is_better
 from convsmith.training.config import TrainConfig
 from convsmith.transfer.unfreezing import Finetuning, Phase
 
@@ -42,9 +43,13 @@ class Average:
                 mean.copy_(present[name])
 
 
-@dataclass
-class Stopper:
-    """Which epoch is the best by `monitor`, and for how many epochs none was better by min_delta."""
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Which epoch is the best by `monitor`, and for how many epochs none was better by `min_delta`.
+
+    `best` is the best epoch's value and `best_loss` its val_loss, which breaks ties. `reference` is the value that
+    an epoch has to exceed by `min_delta`, and `bad_epochs` counts the epochs since one did.
+    """
 
     monitor: str
     patience: int | None
@@ -53,18 +58,24 @@ class Stopper:
     best_epoch: int = 0
     reference: float | None = None
     bad_epochs: int = 0
+    best_loss: float | None = None  # None also in checkpoints of the first edition, where the earlier of equals stays
 
-    def watch(self, value: float, epoch: int) -> bool:
-        """Take the epoch's value; true where it is the best so far. The earlier of equals wins."""
-        gain = metric_of(self.monitor).sign
-        if self.reference is None or gain * (value - self.reference) > self.min_delta:
-            self.reference, self.bad_epochs = value, 0
+    def after(self, row: Mapping[str, Any]) -> EarlyStopping:
+        """The state after an epoch with this row of metrics.csv."""
+        result = self
+        if is_better(self.monitor, row, self._row(self.reference), self.min_delta):
+            result = replace(result, reference=row[self.monitor], bad_epochs=0)
         else:
-            self.bad_epochs += 1
-        if self.best is None or gain * (value - self.best) > 0:
-            self.best, self.best_epoch = value, epoch
-            return True
-        return False
+            result = replace(result, bad_epochs=self.bad_epochs + 1)
+        if is_better(self.monitor, row, self._row(self.best)):
+            result = replace(result, best=row[self.monitor], best_epoch=row["epoch"], best_loss=row["val_loss"])
+        return result
+
+    def _row(self, value: float | None) -> dict[str, float] | None:
+        """An earlier epoch to compare with. Ties count without `min_delta` alone, where the reference is the best."""
+        if value is None:
+            return None
+        return {"val_loss": -math.inf if self.best_loss is None else self.best_loss, self.monitor: value}
 
     @property
     def exhausted(self) -> bool:
@@ -112,7 +123,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    stopper: Stopper
+    stopping: EarlyStopping
     generator: torch.Generator
     device: torch.device
     average: Average | None = None
@@ -139,7 +150,7 @@ class TrainState:
         if self.finetuning is None or (number := self.finetuning.number_at(self.epoch)) == self.phase:
             return None
         self.phase = number
-        self.stopper.bad_epochs = 0  # a new phase has the full patience
+        self.stopping = replace(self.stopping, bad_epochs=0)  # a new phase has the full patience
         return self._freeze()
 
     def _freeze(self) -> Phase | None:
@@ -154,7 +165,7 @@ class TrainState:
     def exhausted(self) -> bool:
         """Whether to stop early; not while stages are still to be thawed."""
         last = self.finetuning is None or self.phase == len(self.finetuning.phases) - 1
-        return last and self.stopper.exhausted
+        return last and self.stopping.exhausted
 
     def logits(self, batch: Batch) -> Tensor:
         """float [B, K], from images or from the features that the head takes."""
@@ -215,7 +226,7 @@ class TrainState:
             "rates": [group["lr"] for group in self.optimizer.param_groups],
             "phase": self.phase,
             "schedule": self.schedule.state(),
-            "stopper": asdict(self.stopper),
+            "stopper": asdict(self.stopping),
         }
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -231,7 +242,7 @@ class TrainState:
         for name in ("epoch", "position", "step", "seconds", "total_seconds", "phase"):
             setattr(self, name, facts[name])
         self.schedule.load_state(facts["schedule"])
-        self.stopper = Stopper(**facts["stopper"])
+        self.stopping = EarlyStopping(**facts["stopper"])
         self._freeze()
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor], rates: Sequence[float]) -> None:
@@ -265,7 +276,7 @@ def new_state(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        stopper=Stopper(config.monitor, config.patience, config.min_delta),
+        stopping=EarlyStopping(config.monitor, config.patience, config.min_delta),
         generator=torch.Generator(device).manual_seed(config.seed),
         device=device,
         average=Average(model, config.ema) if config.ema else None,
