@@ -21,13 +21,18 @@ def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = Fals
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    return -(-images // batch_size)
+    """How many batches `batch_positions` makes of an epoch."""
+    return max(images // 2, 1) if batch_size == 2 else -(-images // batch_size)
 
 
 def batch_positions(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
     """The batches of an epoch from number `start` on.
 
     Their sizes differ by one at most and none exceeds `batch_size`, so that no tiny last batch upsets
-    batch norm or the step size, and no image is dropped.
+    batch norm or the step size, and no image is dropped. There is one exception: an odd number of images in batches of
+    two ends with a batch of three, because batch norm cannot train on one image.
     """
-    yield from np.array_split(order, steps_per_epoch(len(order), batch_size))[start:]
+    if batch_size == 2:  # from the end: the batches before the last one are those of the first edition
+        yield from [part[::-1] for part in np.array_split(order[::-1], steps_per_epoch(len(order), 2))[::-1]][start:]
+    else:
+        yield from np.array_split(order, steps_per_epoch(len(order), batch_size))[start:]

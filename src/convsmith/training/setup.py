@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -149,6 +150,7 @@ def prepare(
     if parts.optimizer is None:
         notes = (*notes, *unused(config))
     finetuning = plan(model, config.transfer, config.train.epochs)
+    _refuse_lone_images(model, finetuning, config.train.batch_size, dataset)
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"
         return Prepared(config, dataset, device, model, finetuning, None, notes)
@@ -167,6 +169,27 @@ def _is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
     seen = dataset.preprocessing()
     work = totals(trace(model, seen.channels, seen.image_size)).multiply_adds * batch_size
     return work < SMALL_STEP
+
+
+def _refuse_lone_images(model: nn.Module, finetuning: Finetuning | None, batch_size: int, dataset: Dataset) -> None:
+    """A UserError where batches have to be of one image, on which the network's batch norm cannot train."""
+    images = len(dataset.train)
+    if images > 1 and batch_size > 1:  # `batch_positions` never makes a batch of one then
+        return
+    network = copy.deepcopy(model).train()
+    if finetuning:
+        finetuning.apply(network, len(finetuning.phases) - 1)
+        finetuning.rest(network)
+    example = next(network.parameters())
+    one = _first_images(dataset, 1, example.device).to(example.dtype)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(one)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        fix = "set train.batch_size to 2 or more" if images > 1 else "there is only one train image: give more"
+        raise UserError(f"batch norm cannot train on batches of one image: {fix}") from None
 
 
 def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:
@@ -353,7 +376,7 @@ def _measure(
     )
     if len(layouts) > 1 and remembered.exists():
         layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
-    count = min(config.train.batch_size, max(1, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
+    count = min(config.train.batch_size, max(2, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
     images = _first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = _recipe(config, dataset, device)
