@@ -194,13 +194,17 @@ def unused(config: RunConfig) -> list[str]:
 
 
 def over_preset(preset: str | None, *layers: Layer) -> Layer:
-    """The layers merged over a preset. A preset's settings of its model do not reach another model that is named."""
+    """The layers merged over a preset.
+
+    A preset's settings of its model do not reach another model that is named, nor one that comes with a run's weights.
+    """
     above = merge(*layers)
     if preset is None:
         return above
     below = preset_layer(preset)
     own = below.get("model", {}).get("name")
-    if above.get("model", {}).get("name", own) != own:
+    weights = above.get("transfer", {}).get("weights")
+    if above.get("model", {}).get("name", own) != own or (isinstance(weights, str) and Path(weights).is_dir()):
         below = {**below, "model": {}}
     return merge(below, above)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from torch import nn
 
 from conftest import Convsmith
 from convsmith.cli import verb_parser
@@ -22,13 +23,16 @@ from convsmith.data.config import DataConfig
 from convsmith.data.expected import as_expected, differences
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import UserError
-from convsmith.events import FeatureExtractionProgress, Finished, Unfroze
+from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Unfroze
+from convsmith.nets.config import ModelConfig
+from convsmith.prediction.evaluate import batches_of, logits_of
+from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import ModelCard, save_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.experiment import Event, epochs
-from convsmith.training.setup import Experiment
+from convsmith.training.setup import Experiment, Parts
 from convsmith.transfer.features import FeatureFiles
 from convsmith.verbs.flags import read_config
 from test_resume import KILLER, same_run
@@ -164,6 +168,50 @@ def test_mixed_images_are_new_each_time_so_nothing_is_kept(here: Path, tmp_path:
     assert isinstance(events[-1], Finished)
 
 
+class WithBusyHead(nn.Module):
+    """A network of the user's own whose head behaves differently in train and in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(144), nn.Linear(144, 10))
+
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        return {"conv": self.conv}
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(images).relu().flatten(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def test_features_are_validated_as_images_are(tmp_path: Path) -> None:
+    """The head is in eval mode: its dropout drops nothing, and its batch norm learns nothing from val images."""
+    flags = "--transfer.freeze all-but-head --epochs 2 --batch-size 64".split()
+    parts = Parts(module=WithBusyHead())
+    prepared = setup.prepare(config_of(*flags, *SMALL, command=["train"]), parts)
+    experiment = setup.start(prepared, tmp_path, parts=parts)
+    val, state = experiment.dataset.val, experiment.state
+    for event in epochs(experiment, Interrupts()):
+        if isinstance(event, EpochEnd):
+            assert state.model.head[1].num_batches_tracked == state.step
+            logits = logits_of(state.model, batches_of(val), experiment.to_input, experiment.device)
+            on_images = evaluation(val.labels, logits, experiment.card.classes)
+            assert event.row["val_loss"] == pytest.approx(on_images["loss"], rel=1e-5)
+            assert event.row["val_accuracy"] == on_images["accuracy"]
+    assert experiment.features is not None
+
+
+def test_weights_of_a_run_bring_their_network_whatever_the_preset_says_of_its_own(here: Path) -> None:
+    weights = {"transfer.weights": "runs/base"}
+    assert compose("strong", None, weights).model == ModelConfig()
+    assert compose("strong", None, {}).model != ModelConfig()
+    config = config_of(command=["train", *SMALL, "--transfer.weights", "runs/base"])  # over the preset baseline
+    assert setup.prepare(config).config.model.name == "small-resnet"
+
+
 def test_folds_share_their_features(here: Path, tmp_path: Path) -> None:
     config = config_of("--data.cache", str(tmp_path / "cache"), "--transfer.unfreeze", "none", "--epochs", "1")
     prepared = setup.prepare(config)
@@ -247,6 +295,12 @@ MISTAKES = [
     (["--model", "resnet18", "--transfer.weights", "default"], "model 'resnet18' does not exist. Did you mean"),
     (["--transfer.weights", "default"], "'simple-cnn' has no pretrained weights; choose a --model that has"),
     (["--model", "convnet"], "is a small-resnet, but model.name is convnet: leave model.name out"),
+    (["--model", "simple-cnn"], "is a small-resnet, but model.name is simple-cnn: leave model.name out"),
+    (["--model.width", "8"], "its network has model.width 4 but 8 is set: leave model.width out"),
+    (
+        ["--model.depth", "2", "--model.dropout", "0.5", "--model.width", "4"],
+        "has model.depth 1 but 2 is set, model.dropout 0.0 but 0.5 is set: leave model.depth, model.dropout out",
+    ),
     (["--transfer.weights", "."], "run '.' is not a run directory"),
     (["--transfer.weights", "study"], "'study' is a study: name one of its runs, in folds/, arms/ or trials/"),
     (["--transfer.freeze", "[stage9]"], "'stage9' matches no stage and no parameter. Did you mean 'stage"),

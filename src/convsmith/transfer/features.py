@@ -148,9 +148,12 @@ class FeatureFiles:
 
 @torch.inference_mode()
 def logits_of_features(model: nn.Module, features: Tensor, device: torch.device) -> np.ndarray:
-    """Logits float32 [N, K] of features [N, F], by the head alone."""
+    """Logits float32 [N, K] of features [N, F], by the head alone, which is put into eval mode and back."""
     assert isinstance(model, Classifier)
+    training = model.head.training
+    model.head.eval()
     logits: np.ndarray = model.head(features.to(device)).float().cpu().numpy()
+    model.head.train(training)
     return logits
 
 

@@ -139,13 +139,21 @@ def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:
     card, tensors = read_model(folder)
     if card.architecture is None:
         raise UserError(f"transfer.weights '{path}': its network is a module of your own: hand it in with its weights")
-    theirs = card.architecture.name
-    if config.model.name not in (theirs, ModelConfig().name):
-        raise UserError(
-            f"transfer.weights '{path}' is a {theirs}, but model.name is {config.model.name}: leave model.name out"
-        )
+    _refuse_other_model(path, card.architecture, config.model)
     config = config.model_copy(update={"model": card.architecture})
-    return config, Weights(f"run '{path}' ({theirs})", tensors, _spec_of(card))
+    return config, Weights(f"run '{path}' ({card.architecture.name})", tensors, _spec_of(card))
+
+
+def _refuse_other_model(path: Path, theirs: ModelConfig, asked: ModelConfig) -> None:
+    """A UserError that names the keys which the user set to something else than the network of the weights has."""
+    if asked.name != theirs.name and "name" in asked.model_fields_set:
+        raise UserError(
+            f"transfer.weights '{path}' is a {theirs.name}, but model.name is {asked.name}: leave model.name out"
+        )
+    values = [(key, getattr(theirs, key), getattr(asked, key)) for key in sorted(asked.model_fields_set)]
+    if other := [f"model.{key} {of_run} but {set_to} is set" for key, of_run, set_to in values if of_run != set_to]:
+        keys = ", ".join(f"model.{key}" for key, of_run, set_to in values if of_run != set_to)
+        raise UserError(f"transfer.weights '{path}': its network has {', '.join(other)}: leave {keys} out")
 
 
 def _spec_of(card: ModelCard) -> InputSpec:
