@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+#: Before the name of its class: a network or an optimiser of the user's own in a run's resolved config.
+OWN = "own:"
+
+
 class Section(BaseModel):
     """Base of every config section: frozen, typed, and closed to unknown keys."""
 

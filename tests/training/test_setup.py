@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from convsmith.config import RunConfig, validate
+from convsmith.config import RunConfig, read_run_config, validate
 from convsmith.data.sources import ARRAYS, Source, from_arrays
 from convsmith.errors import UserError
-from convsmith.events import Finished
+from convsmith.events import EpochEnd, Finished
+from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.training import setup
+from convsmith.tracking import csv
+from convsmith.training import checkpoint, setup
 from convsmith.training.experiment import epochs
 from convsmith.training.setup import Parts
 
@@ -66,3 +68,98 @@ def test_batches_of_one_image_train_a_net_that_can(tmp_path: Path) -> None:
     prepared = setup.prepare(config_of(9, 1), Parts(source_of(9)))  # the convolutions of simple-cnn leave many values
     assert prepared.config.train.batch_size == 1
     del before
+
+
+OWN = {
+    "AdamW": lambda groups: torch.optim.AdamW(groups, lr=0.05, weight_decay=0.3),
+    "SGD": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+}
+
+
+def stopped(folder: Path, name: str, epochs_done: int = 1) -> RunDir:
+    """A run with an optimiser of the user's own, as a kill in its second epoch leaves it."""
+    parts = Parts(source_of(40), optimizer=OWN[name])
+    config = config_of(40, 8).with_values(train={"epochs": 3}, optim={"lr": 0.002, "momentum": 0.5})
+    experiment = setup.start(setup.prepare(config, parts), folder, "run", parts)
+    assert "optim.lr changes nothing: the optimiser is your own" in experiment.notes
+    for event in epochs(experiment, Interrupts()):
+        if isinstance(event, EpochEnd) and event.row["epoch"] == epochs_done:
+            break
+    return experiment.run
+
+
+def as_the_first_edition_wrote_it(run: RunDir) -> None:
+    """The config of such a run named adam and its usual learning rate, in both places."""
+    config = read_run_config(run.config).with_values(optim={"name": "adam", "lr": 0.001})
+    run.config.write_text(config.to_yaml())
+    tensors, facts = checkpoint.read(run.checkpoints / checkpoint.LAST)
+    del facts["format_version"]
+    checkpoint.write(run.checkpoints, tensors, facts | {"config": config.model_dump(mode="json")})
+
+
+def finished(run: RunDir, parts: Parts) -> tuple[list[float], dict[str, torch.Tensor]]:
+    experiment = setup.resume(run, parts)
+    assert isinstance(list(epochs(experiment, Interrupts()))[-1], Finished)
+    rows = csv.read(run.metrics)
+    return [row["learning_rate"] for row in rows], experiment.state.model.state_dict()
+
+
+@pytest.mark.parametrize(("name", "rate"), [("AdamW", 0.05), ("SGD", 0.1)])
+@pytest.mark.parametrize("edition", [1, 2])
+def test_a_run_goes_on_with_the_users_own_optimiser_alone(name: str, rate: float, edition: int, tmp_path: Path) -> None:
+    run = stopped(tmp_path, name)
+    config = read_run_config(run.config)
+    assert (config.optim.name, config.optim.lr, config.optim.momentum) == (f"own:{name}", None, 0.9)
+    if edition == 1:
+        as_the_first_edition_wrote_it(run)
+    before = run.config.read_bytes()
+    with pytest.raises(UserError, match=r"of your own: hand it in, convsmith.resume|is your own: hand it in") as error:
+        setup.resume(run, Parts(source_of(40)))
+    assert "\n" not in str(error.value)
+    assert run.config.read_bytes() == before
+
+    rates, weights = finished(run, Parts(source_of(40), optimizer=OWN[name]))
+    assert rates == [rate] * 3
+    whole = stopped(tmp_path / "whole", name, epochs_done=3)
+    tensors, _ = checkpoint.read(whole.checkpoints / checkpoint.LAST)
+    assert all(torch.equal(value, tensors[f"model.{key}"]) for key, value in weights.items())
+    assert read_run_config(run.config).optim.name == f"own:{name}"
+
+
+def test_another_own_optimiser_than_that_of_the_start_is_refused(tmp_path: Path) -> None:
+    run = stopped(tmp_path, "SGD")
+    with pytest.raises(UserError, match="is own:SGD, not own:AdamW: hand in the one that it was started with"):
+        setup.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"]))
+    with pytest.raises(UserError, match=r"optim\.name own:SGD stands for an optimiser of your own: hand it in"):
+        setup.prepare(read_run_config(run.config), Parts(source_of(40)))
+    with pytest.raises(UserError, match="'own' is not a choice"):
+        validate({"optim": {"name": "own"}})
+
+
+def test_an_own_optimiser_is_refused_where_the_run_has_one_of_ours(tmp_path: Path) -> None:
+    experiment = setup.start(setup.prepare(config_of(40, 8), Parts(source_of(40))), tmp_path)
+    with pytest.raises(UserError, match="is adam, not own:SGD: leave optimizer out"):
+        setup.resume(experiment.run, Parts(source_of(40), optimizer=OWN["SGD"]))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
+def test_a_run_of_the_first_edition_goes_on_with_the_optimiser_that_it_names(name: str, tmp_path: Path) -> None:
+    config = config_of(40, 8).with_values(
+        train={"epochs": 2}, optim={"name": name, "bias_lr_factor": 2}, schedule={"name": "cosine"}
+    )
+    experiment = setup.start(setup.prepare(config, Parts(source_of(40))), tmp_path)
+    for event in epochs(experiment, Interrupts()):
+        if isinstance(event, EpochEnd):
+            break
+    tensors, facts = checkpoint.read(experiment.run.checkpoints / checkpoint.LAST)
+    del facts["format_version"]
+    checkpoint.write(experiment.run.checkpoints, tensors, facts)
+    finished(experiment.run, Parts(source_of(40)))
+
+
+def test_a_checkpoint_of_a_newer_edition_is_refused(tmp_path: Path) -> None:
+    experiment = setup.start(setup.prepare(config_of(40, 8), Parts(source_of(40))), tmp_path)
+    tensors, facts = checkpoint.read(experiment.run.checkpoints / checkpoint.LAST)
+    checkpoint.write(experiment.run.checkpoints, tensors, facts | {"format_version": 99})
+    with pytest.raises(UserError, match=r"newer convsmith \(format_version 99"):
+        setup.resume(experiment.run, Parts(source_of(40)))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_serializer, field_validator, model_validator
 
-from convsmith.contracts import Section
+from convsmith.contracts import OWN, Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -88,6 +88,20 @@ class OptimConfig(Section):
     alpha: float = Field(
         0.99, ge=0, lt=1, description=f"{_users(OPTIMIZERS, 'alpha')}: smoothing of the squared gradient"
     )
+
+    @field_validator("name", mode="wrap")
+    @classmethod
+    def _or_own(cls, value: Any, choose: ValidatorFunctionWrapHandler) -> Any:
+        return value if isinstance(value, str) and value.startswith(OWN) else choose(value)
+
+    @field_serializer("name")
+    def _as_text(self, name: str) -> str:
+        return name
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the optimiser is the user's own, so that no key of this section changes anything."""
+        return self.name.startswith(OWN)
 
 
 class ScheduleConfig(Section):

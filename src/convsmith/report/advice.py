@@ -233,18 +233,18 @@ def _underfitting(config: RunConfig) -> Iterator[Experiment]:
         if getattr(config.augment, name):
             yield Experiment({f"augment.{name}": 0.0}, f"no {name}: it makes the images harder to fit")
     yield _longer(config, "more steps")
-    yield _rate(config, 3, "larger steps get further in as many epochs")
+    yield from _rate(config, 3, "larger steps get further in as many epochs")
 
 
 def _still_improving(config: RunConfig) -> Iterator[Experiment]:
     yield _longer(config, "it had not finished learning")
     if config.schedule.name == "constant":
         yield _cosine("a falling rate lets it settle at the end")
-    yield _rate(config, 3, "larger steps get further in as many epochs")
+    yield from _rate(config, 3, "larger steps get further in as many epochs")
 
 
 def _unstable(config: RunConfig) -> Iterator[Experiment]:
-    yield _rate(config, 1 / 3, "smaller steps overshoot less")
+    yield from _rate(config, 1 / 3, "smaller steps overshoot less")
     if config.schedule.name == "constant":
         yield _cosine("a falling rate calms the last epochs")
     if not config.train.ema:
@@ -254,7 +254,7 @@ def _unstable(config: RunConfig) -> Iterator[Experiment]:
 
 
 def _rate_too_high(config: RunConfig) -> Iterator[Experiment]:
-    yield _rate(config, 0.1, "the steps overshoot: a tenth of the learning rate")
+    yield from _rate(config, 0.1, "the steps overshoot: a tenth of the learning rate")
     if not config.schedule.warmup_epochs and config.train.epochs > 1:
         new = "weights are" if config.transfer.weights == "none" else "head is"
         yield Experiment({"schedule.warmup_epochs": 1}, f"small steps first, while the {new} still random")
@@ -296,12 +296,13 @@ def _cosine(reason: str) -> Experiment:
     return Experiment({"schedule.name": "cosine"}, reason, ("schedules", "cosine"))
 
 
-def _rate(config: RunConfig, factor: float, reason: str) -> Experiment:
+def _rate(config: RunConfig, factor: float, reason: str) -> Iterator[Experiment]:
     lr = config.optim.lr
-    assert lr is not None, "a resolved config names its learning rate"
+    if lr is None:  # the optimiser is the user's own, and its learning rate stands in their code
+        return
     other = min(float(f"{lr * factor:.2g}"), 100.0)
     tried = RATES.get(factor) if (config.optim.name, lr) == ("adam", BOOK_LR) else None
-    return Experiment({"optim.lr": other}, reason, ("learning-rates", tried) if tried else None)
+    yield Experiment({"optim.lr": other}, reason, ("learning-rates", tried) if tried else None)
 
 
 def _command(verb: str, config_file: Path, changes: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convsmith.contracts import OWN
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.nets.shapes import totals, trace
@@ -22,7 +23,6 @@ from convsmith.report.classes import class_scores
 from convsmith.report.diagnosis import ROOM, RULES, course, diagnose, not_judged
 from convsmith.report.files import Predictions
 from convsmith.report.material import Material
-from convsmith.training.setup import OWN
 from convsmith.transfer.unfreezing import plan
 
 Section = dict[str, Any]

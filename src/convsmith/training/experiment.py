@@ -187,7 +187,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
     }
     counts = np.asarray(record["confusion_matrix"]["counts"])
     run.figures.mkdir(exist_ok=True)
-    save(learning_curves(rows, state.stopper.best_epoch), run.figures / "curves.png")
+    save(learning_curves(rows, state.stopping.best_epoch), run.figures / "curves.png")
     save(confusion_figure(counts, card.classes), run.figures / "confusion.png")
     if config.track.images:
         tracker.log({"samples": _samples(experiment, logits)}, state.step)
@@ -233,12 +233,12 @@ def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> Non
         return
     state, config = experiment.state, experiment.config
     at = bad_step if bad_step >= 0 else state.step
-    assert config.optim.lr is not None
-    rate = config.optim.lr * state.schedule.factor(at)
+    lr = state.base_rate
+    smaller = "learning rate in your optimiser" if config.optim.is_own else f"--lr (such as {lr / 10:.3g})"
     message = (
-        f"the loss is not a finite number at step {at + 1} (epoch {state.epoch + 1}, learning rate {rate:.3g}); "
-        f"the last good checkpoint is kept. Try a smaller --lr (such as {config.optim.lr / 10:.3g}), "
-        f"--regularize.clip_norm 1 or --schedule.warmup_epochs 1"
+        f"the loss is not a finite number at step {at + 1} (epoch {state.epoch + 1}, learning rate "
+        f"{lr * state.schedule.factor(at):.3g}); the last good checkpoint is kept. Try a smaller {smaller}, "
+        "--regularize.clip_norm 1 or --schedule.warmup_epochs 1"
     )
     experiment.run.log(message)
     raise RunFailed(message)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from convsmith import files, rundir
+from convsmith import files, records, rundir
 from convsmith.config import RunConfig, read_run_config, unused
-from convsmith.contracts import Batch, InputSpec
+from convsmith.contracts import OWN, Batch, InputSpec
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.preprocess import ToInput
@@ -30,8 +30,8 @@ from convsmith.nets.build import build
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
-from convsmith.optim.config import OPTIMIZERS
-from convsmith.optim.optimizers import build_optimizer, default_lr, keep_base_rates, parameter_groups
+from convsmith.optim.config import OPTIMIZERS, OptimConfig
+from convsmith.optim.optimizers import DECAY, Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
 from convsmith.prediction.model_file import ModelCard, memory_format
 from convsmith.rundir import RunDir
@@ -47,7 +47,6 @@ from convsmith.transfer import weights
 from convsmith.transfer.features import PASS_BATCH, FrozenFeatures
 from convsmith.transfer.unfreezing import Finetuning, plan
 
-OWN = "own:"  # model.name of a module that was handed in, before the name of its class
 WHITENED_IMAGES = 500
 SMALL_STEP = 100_000_000  # multiply-adds of a batch: some milliseconds on one core
 CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.2  # for measuring layouts that a training will use; for one look at a step
@@ -98,10 +97,10 @@ class Experiment:
 
     @property
     def needs(self) -> Estimate:
-        """Memory, before the first step."""
+        """Memory, before the first step. Of an optimiser of the user's own, two values a parameter are assumed."""
         if not self.image_epochs:  # a pass over the frozen backbone, and then its head on what that said
             return estimate(self.layers, batch=PASS_BATCH, state_per_parameter=0, backward=False)
-        kept = OPTIMIZERS[self.config.optim.name].state_per_parameter
+        kept = 2 if self.config.optim.is_own else OPTIMIZERS[self.config.optim.name].state_per_parameter
         return estimate(
             self.layers, batch=self.config.train.batch_size, state_per_parameter=kept + bool(self.config.train.ema)
         )
@@ -109,6 +108,7 @@ class Experiment:
     def save(self, best: bool = False) -> None:
         """Write a checkpoint: the last one, and also the best one where it is."""
         facts = self.state.facts() | {"config": self.config.model_dump(mode="json")}
+        facts |= {"format_version": records.FORMAT_VERSION}
         checkpoint.write(self.run.checkpoints, self.state.tensors(), facts, best)
 
 
@@ -147,9 +147,12 @@ def prepare(
     if config.model.whiten and isinstance(model, ConvNet) and not given:
         whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
     notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
-    if parts.optimizer is None:
-        notes = (*notes, *unused(config))
     finetuning = plan(model, config.transfer, config.train.epochs)
+    notes = (*notes, *unused(config))
+    if parts.optimizer is not None:
+        own = _own(parts.optimizer, model, finetuning)
+        notes = (*notes, *_idle_keys(config.optim))
+        config = config.model_copy(update={"optim": OptimConfig(name=own)})
     _refuse_lone_images(model, finetuning, config.train.batch_size, dataset)
     if measured:
         assert config.train.layout != "auto", "a measured config names its layout"
@@ -159,6 +162,24 @@ def prepare(
     layout, seconds = _measure(config, dataset, model, device, finetuning)
     config = config.with_values(train={"layout": layout})
     return Prepared(config, dataset, device, model, finetuning, seconds, notes)
+
+
+def _groups(model: nn.Module, finetuning: Finetuning | None) -> list[Group]:
+    return finetuning.groups(model) if finetuning else parameter_groups(model)
+
+
+def _own(factory: OptimizerFactory, model: nn.Module, finetuning: Finetuning | None) -> str:
+    """What the resolved config calls the user's own optimiser, which the factory must be able to make."""
+    return OWN + type(own_optimizer(factory, _groups(model, finetuning))).__name__
+
+
+def _idle_keys(optim: OptimConfig) -> list[str]:
+    """In words, the settings of the section that an optimiser of the user's own leaves no use for."""
+    if optim.is_own:
+        return []
+    default = OptimConfig()
+    set_keys = [key for key in OptimConfig.model_fields if getattr(optim, key) != getattr(default, key)]
+    return [f"optim.{key} changes nothing: the optimiser is your own" for key in set_keys]
 
 
 def _is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
@@ -223,21 +244,65 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
 
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     """A stopped run as its newest sound checkpoint left it."""
-    config, dataset, device = _open(read_run_config(run.config), parts)
+    config = read_run_config(run.config)
+    if config.optim.is_own and parts.optimizer is None:
+        raise UserError(
+            f"the optimiser of run '{run.path}' ({config.optim.name.removeprefix(OWN)}) is your own: hand it "
+            "in, convsmith.resume(run, optimizer=...)"
+        )
+    config, dataset, device = _open(config, parts)
     dataset = dataset.as_recorded(rundir.read_splits(run), str(run.path))
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
+    edition = facts.get("format_version", 1)
+    records.refuse_newer(run.checkpoints, edition)
+    changed = _changed(facts.get("config", {}), config)
     model = _model(config, dataset, parts)
     finetuning = plan(model, config.transfer, config.train.epochs)
+    if parts.optimizer is not None:
+        own = _own(parts.optimizer, model, finetuning)
+        if edition == 1 and not config.optim.is_own:  # which did not mark it
+            config = config.model_copy(update={"optim": OptimConfig(name=own)})
+            files.write_text(run.config, config.to_yaml())
+        if own != config.optim.name:
+            fix = "hand in the one that it was started with" if config.optim.is_own else "leave optimizer out"
+            raise UserError(f"the optimiser of run '{run.path}' is {config.optim.name}, not {own}: {fix}")
     experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
     experiment.state.load(tensors, facts)
+    if edition == 1 and parts.optimizer is None and not _fits(experiment, tensors, facts, changed):
+        raise UserError(
+            f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with an "
+            "optimiser of your own: hand it in, convsmith.resume(run, optimizer=...)"
+        )
     notes = [remark] if remark else []
-    if changed := _changed(facts.get("config", {}), config):
+    if changed:
         notes.append(f"config.yaml was changed since ({changed}): what follows is not what the run was begun as")
     if (rows := csv.cut_back(run.metrics, experiment.state.epoch)) < experiment.state.epoch:
         notes.append(f"metrics.csv has lost rows: {rows} are left of {experiment.state.epoch} epochs")
     experiment.notes = tuple(notes)
     run.log(": ".join([f"resumed at step {experiment.state.step}", *notes]))
     return experiment
+
+
+def _fits(experiment: Experiment, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], changed: str) -> bool:
+    """Whether the state and the learning rates in a checkpoint of the first edition are those of the optimiser that the
+    config names. It named adam for every optimiser of the user's own.
+    """
+    config, state = experiment.config, experiment.state
+    if not state.step:
+        return True
+    weight = nn.Parameter(torch.ones(1))
+    like = build_optimizer([{"name": DECAY, "params": [weight]}], config.optim, config.regularize, torch.device("cpu"))
+    weight.grad = torch.ones(1)
+    like.step()
+    kept = {name.rpartition(":")[2] for name in tensors if name.startswith("optimizer.")}
+    if kept != {key for key, value in like.state[weight].items() if value is not None}:
+        return False
+    # What the rates were can be told where nothing else has changed since, an epoch's division included.
+    if changed or config.schedule.name == "plateau" or config.train.batch_size == 2:
+        return True
+    factor = state.schedule.factor(state.step - 1)
+    expected = [group["base_lr"] * factor for group in state.optimizer.param_groups]
+    return bool(np.allclose(facts["rates"], expected, rtol=1e-6, atol=0))
 
 
 def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
@@ -259,6 +324,11 @@ def _open(
     spec: InputSpec | None = None,
 ) -> tuple[RunConfig, Dataset, torch.device]:
     """Data and machine, and the config with what they decided."""
+    if config.optim.is_own and parts.optimizer is None:
+        raise UserError(
+            f"optim.name {config.optim.name} stands for an optimiser of your own: hand it in, "
+            "convsmith.train(..., optimizer=...)"
+        )
     device = select_device(config.train.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -272,7 +342,7 @@ def _open(
     _refuse_blank(config.augment, dataset.config)
     config = config.with_values(
         data=dataset.config.model_dump(mode="json"),
-        optim={"lr": default_lr(config.optim)},
+        optim={} if config.optim.is_own else {"lr": default_lr(config.optim)},
         train={"device": device.type, "threads": set_threads(config.train.threads)},
     )
     return config, dataset, device
@@ -315,7 +385,7 @@ def _assemble(
     preprocessing = dataset.preprocessing()
     layers = trace(model, preprocessing.channels, preprocessing.image_size)
     model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
-    groups = finetuning.groups(model) if finetuning else parameter_groups(model)
+    groups = _groups(model, finetuning)
     if parts.optimizer:
         optimizer = own_optimizer(parts.optimizer, groups)
     else:

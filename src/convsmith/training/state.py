@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
+from convsmith.optim.optimizers import NO_DECAY
 from convsmith.optim.schedules import Schedule
 from convsmith.records import is_better
 from convsmith.training.config import TrainConfig
@@ -185,8 +186,16 @@ class TrainState:
 
         Biases and norms may have another (optim.bias_lr_factor).
         """
+        return self._largest("lr")
+
+    @property
+    def base_rate(self) -> float:
+        """The learning rate of the weights that the schedule multiplies."""
+        return self._largest("base_lr")
+
+    def _largest(self, rate: str) -> float:
         groups = self.optimizer.param_groups
-        return float(max(group["lr"] for group in groups if group.get("name") != "no_decay" or len(groups) == 1))
+        return float(max(group[rate] for group in groups if group.get("name") != NO_DECAY or len(groups) == 1))
 
     def close_epoch(self, seconds: float) -> None:
         self.epoch += 1
