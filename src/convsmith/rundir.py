@@ -209,13 +209,14 @@ def kind_of(run: RunDir) -> Kind:
 
 def state_of(run: RunDir) -> Literal["running", "finished", "stopped"]:
     """Whether a process holds the directory, or it has come to its end, or `resume` would go on with it."""
-    try:
-        with FileLock(run.path / ".lock", timeout=0):
+    if (lock := run.path / ".lock").exists():  # looking at a directory leaves nothing in it
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            return "running"
+        except OSError:  # a directory that may not be written to is held by nobody
             pass
-    except Timeout:
-        return "running"
-    except OSError:  # a directory that may not be written to is held by nobody
-        pass
     ends = (run.summary, run.crossval, run.ablation, run.best, run.lr_find)
     return "finished" if any(end.exists() for end in ends) else "stopped"
 
@@ -226,7 +227,13 @@ def runs_in(folder: Path) -> list[RunDir]:
         raise UserError(f"there is no folder '{folder}': name one that holds runs, or train first")
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     found = [RunDir(path) for path in paths if (path / "config.yaml").exists()]
-    return sorted(found, key=lambda run: (-run.path.stat().st_mtime, run.name))
+    return sorted(found, key=lambda run: (-changed_at(run).timestamp(), run.name))
+
+
+def changed_at(run: RunDir) -> datetime:
+    """When something was last noted in the directory's log, in local time."""
+    file = run.log_file if run.log_file.exists() else run.config
+    return datetime.fromtimestamp(file.stat().st_mtime)
 
 
 def size_of(run: RunDir) -> int:
