@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import convsmith
-from convsmith.cli import verb_parser, verbs
+from convsmith.cli import main, verb_parser, verbs
 from convsmith.config import SHORTHANDS, fields
+from convsmith.rundir import RunDir
 
 #: The functions of verbs that go by another name in Python.
 NAMED = {"data": "check_data", "lr-find": "lr_find"}
@@ -52,3 +56,36 @@ def test_a_verb_and_its_function_take_the_same_options(verb: str) -> None:
     if "self" in taken:  # a method: the run, and where it computes, are those that `load` was given
         taken = taken - {"self"} | {"run", "device"} if "device" in typed else taken - {"self"} | {"run"}
     assert taken == typed
+
+
+def test_runs_lists_what_there_is_with_accuracies_and_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(__file__).parent / "first_edition", "runs")
+    shutil.copytree("runs/finished", "runs/damaged")
+    Path("runs/damaged/summary.json").write_text("{")
+    (Path("runs") / ".new-draft").mkdir()
+    found = {row["directory"].name: row for row in convsmith.runs()}
+    states = {name: (row["kind"], row["state"]) for name, row in found.items()}
+    assert states == {
+        "finished": ("run", "finished"),
+        "damaged": ("run", "damaged"),
+        "stopped": ("run", "stopped"),
+        "crossval": ("crossval", "finished"),
+        "crossval-stopped": ("crossval", "stopped"),
+        "ablation": ("ablate", "finished"),
+        "tuning": ("tune", "finished"),
+    }
+    record = json.loads(Path("runs/finished/evaluation-test.json").read_text())
+    assert found["finished"]["test_accuracy"] == record["accuracy"]
+    assert found["stopped"]["val_accuracy"] is None
+    assert found["finished"]["bytes"] > Path("runs/finished/predictions-test.csv").stat().st_size
+    with RunDir(Path("runs/stopped")).lock():
+        assert {row["directory"].name: row["state"] for row in convsmith.runs()}["stopped"] == "running"
+    assert main(["runs"]) == 0
+    lines = capsys.readouterr().out
+    assert f"{record['accuracy']:.1%}" in lines
+    assert "next: convsmith resume runs/" in lines
+    assert main(["runs", "nowhere"]) == 2
+    assert "there is no folder 'nowhere'" in capsys.readouterr().err

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Model = str | torch.nn.Module | Mapping[str, Any] | None
     Show = bool | Callable[[Any], None]
 
-__all__ = ["Run", "doctor", "load", "presets", "resume", "summary", "train"]
+__all__ = ["Run", "doctor", "load", "presets", "resume", "runs", "summary", "train"]
 
 
 def train(
@@ -106,6 +106,35 @@ def summary(
 
     spec = spec_of(data, model, preset, config, None, settings)
     return of_config(spec.config, spec.parts) if run is None else of_run(Path(run), spec.parts)
+
+
+def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
+    """The runs and studies right below `folder`, the one that was changed last first.
+
+    Each has its `directory`, `kind` (run, crossval, ablate, tune, lr-find), `state` (running, finished, stopped or
+    damaged), `val_accuracy` (of a cross-validation: the mean over what its folds held out), `test_accuracy` (None where
+    there is none), its size in `bytes`, and when it was `changed`.
+    """
+    from convsmith import records, rundir
+    from convsmith.errors import UserError
+
+    found = []
+    for run in rundir.runs_in(Path(folder)):
+        kind, state, val, test = "run", "damaged", None, None
+        try:
+            kind, state = rundir.kind_of(run), rundir.state_of(run)
+            if run.summary.exists():
+                val = records.read(run.summary, records.Summary)["val"]["accuracy"]
+            elif run.crossval.exists():
+                val = records.read(run.crossval, records.Crossval)["mean"].get("accuracy")
+            if run.evaluation("test").exists():
+                test = records.read(run.evaluation("test"), records.Evaluation)["accuracy"]
+        except UserError:  # one damaged file hides no other run
+            state = "damaged"
+        accuracies = {"val_accuracy": val, "test_accuracy": test}
+        found.append({"directory": run.path, "kind": kind, "state": state, **accuracies})
+        found[-1] |= {"bytes": rundir.size_of(run), "changed": rundir.changed_at(run)}
+    return found
 
 
 def presets(name: str | None = None) -> dict[str, str]:
