@@ -94,6 +94,7 @@ class InputSpec:
     crop: float
     interpolation: str
     background: str | None = None
+    range: tuple[float, float] | None = None  # of samples of more than 8 bits; none: the whole of their type
 
 
 @runtime_checkable

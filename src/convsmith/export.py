@@ -85,6 +85,8 @@ def facts(card: ModelCard, place: Place) -> dict[str, str]:
     pixels = f"uint8 [N, {side}, {side}, {channels}], {order}"
     resize = settings.resize if settings.crop == 1 else f"{settings.resize} {settings.crop:g}"
     how = f"the upright image as a square of {side} pixels (resize: {resize}, {settings.interpolation})"
+    if settings.range != "full":
+        how += f", samples of more than 8 bits scaled from {settings.range[0]:g}..{settings.range[1]:g} to 0..255"
     if place == "graph":
         says = {"kind": "pixels", "input": pixels, "how": how}
     else:

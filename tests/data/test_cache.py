@@ -55,7 +55,7 @@ def test_the_cache_holds_what_decode_gives_and_is_read_only(plant: Plant, cache:
 def test_a_second_start_decodes_nothing(plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(plant(*PATHS))
     first = open_images(source, RULES, cache)
-    monkeypatch.setattr(module, "decode", None)
+    monkeypatch.setattr(module, "decode_deep", None)
     monkeypatch.setattr(module, "read_header", None)
     assert same(open_images(source, RULES, cache), first)
 

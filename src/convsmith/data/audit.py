@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from convsmith.data.cache import Progress
 from convsmith.data.config import DataConfig, DecodeRules
-from convsmith.data.decode import SUFFIXES, DecodeError, Kind, decode, from_array, read_header
-from convsmith.data.parallel import thread_map
+from convsmith.data.decode import SUFFIXES, DecodeError, Kind, decode_deep, from_array, read_header, scaled
+from convsmith.data.depth import SHALLOW, auto_range, depth_of, range_note, scan
+from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.source import SPLITS, Record, Source
-from convsmith.data.sources import open_source
+from convsmith.data.sources import cache_folder, open_source
 
 NEAR_BITS = 4  # perceptual hashes of 64 bits that differ in no more than these are candidates for near duplicates
 LISTED = 20  # how many of a kind `summary_lines` names
@@ -68,7 +68,10 @@ class NearPair:
 
 @dataclass(frozen=True)
 class Audit:
-    """The whole finding. `counts` are the decodable images by split ('' for none) and class; `sizes` by 'WxH'."""
+    """The whole finding. `counts` are the decodable images by split ('' for none) and class; `sizes` by 'WxH'.
+
+    `notes` are sentences about all images together.
+    """
 
     source: str
     files: tuple[FileVerdict, ...]
@@ -77,6 +80,7 @@ class Audit:
     sizes: dict[str, int]
     duplicates: tuple[DuplicateGroup, ...]
     near_duplicates: tuple[NearPair, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -92,8 +96,9 @@ class _Finding(NamedTuple):
     verdict: Verdict
     message: str = ""
     size: tuple[int, int] = (0, 0)  # width, height
-    content: bytes = b""  # sha256 of the pixels
+    content: bytes = b""  # sha256 of the pixels, at full depth
     look: int = 0  # perceptual hash
+    depth: tuple[float, float, float] = SHALLOW
 
 
 def check(config: DataConfig, progress: Progress | None = None, source: Source | None = None) -> Audit:
@@ -104,16 +109,15 @@ def check(config: DataConfig, progress: Progress | None = None, source: Source |
     cannot be opened.
     """
     source = source or open_source(config)
-    rules = DecodeRules(background=config.background)
+    limits = auto_range(scan(source, cache_folder(config), progress).depths) if config.range == "auto" else config.range
+    rules = DecodeRules(background=config.background, range=limits)
 
     def examine(item: tuple[str, Record]) -> _Finding:
         return _examine(*item, rules)
 
-    findings: list[_Finding] = []
-    for finding in thread_map(examine, ((source.ids[row], source.read(row)) for row in range(len(source)))):
-        findings.append(finding)
-        if progress and (len(findings) % 256 == 0 or len(findings) == len(source)):
-            progress(len(findings), len(source))
+    items = ((source.ids[row], source.read(row)) for row in range(len(source)))
+    findings = list(thread_map(examine, items, progress, len(source)))
+    note = range_note(np.array([finding.depth for finding in findings]), limits)
 
     alike: dict[bytes, list[int]] = {}
     for row, finding in enumerate(findings):
@@ -153,6 +157,7 @@ def check(config: DataConfig, progress: Progress | None = None, source: Source |
             )
             for one, two, distance in ((int(firsts[i]), int(firsts[j]), d) for i, j, d in near_pairs(looks))
         ),
+        notes=(note,) if note else (),
     )
 
 
@@ -186,6 +191,7 @@ def summary_lines(audit: Audit) -> list[str]:
         shares = ", ".join(f"{name} {count:,}" for name, count in classes.items())
         lines.append(f"{split or 'classes'}: {sum(classes.values()):,} images ({shares})")
     lines.append(f"sizes: {_sizes(audit.sizes)}")
+    lines += [f"note: {note}" for note in audit.notes]
     bad = [file for file in audit.files if file.verdict not in ("ok", "duplicate")]
     lines += _listed("files with trouble", [f"{f.id}: {f.verdict} ({f.message})" for f in bad])
     lines += _listed("files that are no images", list(audit.unused))
@@ -198,20 +204,26 @@ def summary_lines(audit: Audit) -> list[str]:
 def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
     try:
         if isinstance(record, np.ndarray):
-            pixels, form = from_array(record, rules), None
+            pixels, samples, form = from_array(record, rules), None, None
         else:
-            pixels, form = decode(record, rules), read_header(record).format
+            (pixels, samples), form = decode_deep(record, rules), read_header(record).format
     except DecodeError as error:
         return _Finding(error.kind, error.message)
     import imagehash
 
     height, width, _ = pixels.shape
-    content = hashlib.sha256(f"{width}x{height}".encode() + pixels.data).digest()
+    whole: npt.NDArray[Any] = pixels
+    if samples is not None:  # what few gray levels make alike may differ at full depth
+        whole = samples.astype("<f8")
+        if whole.min() < whole.max():
+            pixels = scaled(samples, (float(whole.min()), float(whole.max())))[:, :, None].repeat(3, axis=2)
+    content = hashlib.sha256(f"{width}x{height}x{whole.dtype}".encode() + np.ascontiguousarray(whole).data).digest()
     look = int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(pixels)).hash).tobytes(), "big")
+    depth = depth_of(samples)
     suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
     if form and suffix and suffix not in SUFFIXES[form]:
-        return _Finding("wrong-extension", f"it is {form}", (width, height), content, look)
-    return _Finding("ok", "", (width, height), content, look)
+        return _Finding("wrong-extension", f"it is {form}", (width, height), content, look, depth)
+    return _Finding("ok", "", (width, height), content, look, depth)
 
 
 def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], rows: list[int]) -> DuplicateGroup:

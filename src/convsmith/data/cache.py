@@ -5,25 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from convsmith.data.config import DecodeRules
-from convsmith.data.decode import DecodeError, Kind, Pixels, decode, from_array, read_header
-from convsmith.data.parallel import thread_map
+from convsmith.data.decode import DecodeError, Kind, Pixels, decode_deep, from_array, read_header
+from convsmith.data.depth import Depths, depth_of
+from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.source import Record, Source
 from convsmith.errors import UserError
+from convsmith.files import sync_folder, write_text, written_whole
 
 CACHE_VERSION = 1  # raise it whenever decoding changes, so that no old pixels are found again
 
-Progress = Callable[[int, int], None]
 Moments = npt.NDArray[np.int64]
 
 
@@ -47,13 +47,14 @@ class Images:
     """The records of a source that decode.
 
     `pixels` uint8 [N, H, W, C], memory-mapped and read-only; `kept` int64 [N] indexes the source;
-    `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `hash` is the
-    sha256 of pixels, ids, labels and classes.
+    `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `depths` [N, 3] what each
+    used of more than 8 bits; `hash` is the sha256 of pixels, ids, labels and classes.
     """
 
     pixels: Pixels
     kept: npt.NDArray[np.int64]
     moments: Moments
+    depths: Depths
     failures: tuple[Failure, ...]
     hash: str
 
@@ -101,10 +102,7 @@ def native_shape(source: Source, cache: Path) -> Native:
     gray = bool(shapes) and all(shape[2] == 1 for shape in shapes if shape)
     native = Native(sizes.pop() if len(sizes) == 1 else None, 1 if gray else 3)
     with contextlib.suppress(OSError):  # costs the next start some time, no more
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(native._asdict()))
-        partial.replace(path)
+        write_text(path, json.dumps(native._asdict()))
     return native
 
 
@@ -133,7 +131,8 @@ def _load(folder: Path) -> Images:
     if shape[0]:
         pixels = np.asarray(np.memmap(folder / "pixels", dtype=np.uint8, mode="r", shape=shape))
     failures = tuple(Failure(**failure) for failure in meta["failures"])
-    return Images(pixels, np.load(folder / "kept.npy"), np.load(folder / "moments.npy"), failures, meta["hash"])
+    kept, moments, depths = (np.load(folder / f"{name}.npy") for name in ("kept", "moments", "depths"))
+    return Images(pixels, kept, moments, depths, failures, meta["hash"])
 
 
 def _is_whole(folder: Path) -> bool:
@@ -160,7 +159,7 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
         try:
             _build(source, rules, partial, progress)
             partial.rename(folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -176,42 +175,45 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
             f"in '{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
         )
 
-    def examine(record: Record) -> tuple[Pixels, Moments] | DecodeError:
+    def examine(record: Record) -> tuple[Pixels, Moments, tuple[float, float, float]] | DecodeError:
         try:
-            pixels = from_array(record, rules) if isinstance(record, np.ndarray) else decode(record, rules)
+            if isinstance(record, np.ndarray):
+                pixels, samples = from_array(record, rules), None
+            else:
+                pixels, samples = decode_deep(record, rules)
         except DecodeError as error:
             return error
-        return pixels, pixel_moments(pixels)
+        return pixels, pixel_moments(pixels), depth_of(samples)
 
     kept: list[int] = []
     moments: list[Moments] = []
+    depths: list[tuple[float, float, float]] = []
     failures: list[Failure] = []
     digest = hashlib.sha256()
     records = (source.read(row) for row in range(len(source)))
-    with (folder / "pixels").open("wb") as file:
-        for row, result in enumerate(thread_map(examine, records)):
+    with written_whole(folder / "pixels") as file:
+        for row, result in enumerate(thread_map(examine, records, progress, len(source))):
             if isinstance(result, DecodeError):
                 if result.kind == "unreadable":  # a state of the machine, not of the data: nothing to remember
                     raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}")
                 failures.append(Failure(source.ids[row], result.kind, result.message))
             else:
-                pixels, image_moments = result
+                pixels, image_moments, depth = result
                 file.write(pixels.data)
                 digest.update(pixels.data)
                 kept.append(row)
                 moments.append(image_moments)
-            if progress and ((row + 1) % 256 == 0 or row + 1 == len(source)):
-                progress(row + 1, len(source))
-        _flush(file)
+                depths.append(depth)
 
     rows = np.array(kept, dtype=np.int64)
     digest.update(json.dumps([source.classes, [source.ids[row] for row in kept]]).encode())
     digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
     empty = np.empty((0, 2, rules.channels), dtype=np.int64)
-    for name, array in (("kept", rows), ("moments", np.stack(moments) if moments else empty)):
-        with (folder / f"{name}.npy").open("wb") as file:
+    parts: dict[str, npt.NDArray[Any]] = {"kept": rows, "moments": np.stack(moments) if moments else empty}
+    parts["depths"] = np.array(depths, dtype=np.float64).reshape(-1, 3)
+    for name, array in parts.items():
+        with written_whole(folder / f"{name}.npy") as file:
             np.save(file, array)
-            _flush(file)
     meta = {
         "source": source.name,
         "rules": rules.model_dump(),
@@ -219,24 +221,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
         "hash": digest.hexdigest(),
         "failures": [failure._asdict() for failure in failures],
     }
-    with (folder / "meta.json").open("wb") as file:
-        file.write(json.dumps(meta).encode())
-        _flush(file)
-    _sync(folder)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_text(folder / "meta.json", json.dumps(meta))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import json
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -11,6 +13,7 @@ from convsmith.contracts import Section
 Resize = Literal["stretch", "pad", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
 Deviation = Annotated[float, Field(gt=0)]
+Limits = tuple[float, float]
 
 
 class DataConfig(Section):
@@ -35,6 +38,11 @@ class DataConfig(Section):
         None, description="of each channel, of values in [0, 1]; none: that of the weights, else of the train images"
     )
     std: tuple[Deviation, ...] | None = Field(None, description="deviation of each channel, as mean")
+    range: Literal["full", "auto"] | Limits = Field(
+        "full",
+        description="samples of more than 8 bits that become black and white: full (of their type), auto (the lowest "
+        "and the highest of the train images) or '[low, high]'",
+    )
     background: str = Field("white", description="colour behind transparent pixels and in bars: a name or #rrggbb")
     val_fraction: float | None = Field(
         None, gt=0, lt=1, description="validation share where the data has none; none: 0.15 (named sets 0.1)"
@@ -55,6 +63,18 @@ class DataConfig(Section):
     )
     on_error: Literal["stop", "skip"] = Field("stop", description="what train does about files that do not decode")
     cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's own")
+
+    @field_validator("range", mode="before")
+    @classmethod
+    def _full_auto_or_limits(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("full", "auto"):
+            with suppress(ValueError):
+                value = json.loads(value)
+        limits = value if isinstance(value, list | tuple) else ()
+        numbers = all(isinstance(limit, int | float) and not isinstance(limit, bool) for limit in limits)
+        if value not in ("full", "auto") and not (len(limits) == 2 and numbers and limits[0] < limits[1]):
+            raise ValueError("must be full, auto or '[low, high]' with low below high")
+        return value
 
     @model_validator(mode="after")
     def _room_for_both(self) -> DataConfig:
@@ -111,7 +131,11 @@ class AugmentConfig(Section):
 
 
 class DecodeRules(Section):
-    """What decoding gives: a square of `working_size` pixels (none: the image's own size) of 1 or 3 channels."""
+    """What decoding gives: a square of `working_size` pixels (none: the image's own size) of 1 or 3 channels.
+
+    `range` holds the samples that become 0 and 255, of gray images with more than 8 bits a sample; models that were
+    trained before it existed have none, which is full.
+    """
 
     working_size: int | None = None
     channels: Literal[1, 3] = 3
@@ -119,6 +143,7 @@ class DecodeRules(Section):
     crop: float = 1.0
     interpolation: Interpolation = "bilinear"
     background: str = "white"
+    range: Literal["full"] | Limits = "full"
 
     @classmethod
     def of(cls, settings: BaseModel) -> DecodeRules:

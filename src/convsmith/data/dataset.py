@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.contracts import InputSpec
-from convsmith.data.cache import Failure, Images, Moments, Native, Progress, native_shape, open_images, pixel_moments
+from convsmith.data.cache import Failure, Images, Moments, Native, native_shape, open_images, pixel_moments
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb
+from convsmith.data.depth import auto_range, range_note, scan, used_range
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
+from convsmith.data.parallel import Progress
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
@@ -209,20 +211,38 @@ def open_dataset(
     if config.working_size is None:
         assert config.image_size is not None
         config = config.model_copy(update={"working_size": math.ceil(config.image_size * headroom)})
+    if config.range == "auto":
+        depths, decodes = scan(source, cache, progress)
+        if used_range(depths) is not None:
+            kept = np.flatnonzero(decodes)
+            depths = depths[kept[_divided(config, source, kept, groups)[1]["train"]]]
+        config = config.model_copy(update={"range": auto_range(depths)})
     images = open_images(source, DecodeRules.of(config), cache, config.on_error, progress)
 
-    labels, given = source.labels[images.kept], source.given[images.kept]
-    for label in np.setdiff1d(source.labels, labels):
-        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} decodes")
-    asked, config = config, _with_fractions(config, source, set(given.tolist()))
+    given = set(source.given[images.kept].tolist())
+    asked, (config, splits) = config, _divided(config, source, images.kept, groups)
     if groups is not None:
         groups = groups._replace(numbers=groups.numbers[images.kept])
-    fractions = config.val_fraction or 0, config.test_fraction or 0
-    numbers = groups.numbers if groups is not None else None
-    splits = make_splits(labels, given, *fractions, config.split_seed, source.classes, config.limit, numbers)
     ids = tuple(source.ids[row] for row in images.kept)
-    notes = _idle_fractions(asked, set(given.tolist()))
-    return Dataset(config, source.classes, images, labels, ids, splits, groups, notes)
+    notes = _idle_fractions(asked, given)
+    assert config.range != "auto"
+    if note := range_note(images.depths[splits["train"]], config.range):
+        notes = (*notes, note)
+    return Dataset(config, source.classes, images, source.labels[images.kept], ids, splits, groups, notes)
+
+
+def _divided(
+    config: DataConfig, source: Source, kept: Rows, groups: Groups | None
+) -> tuple[DataConfig, dict[str, Rows]]:
+    """The splits of the records `kept`, as rows of `kept`, and the config with the fractions that made them."""
+    labels, given = source.labels[kept], source.given[kept]
+    for label in np.setdiff1d(source.labels, labels):
+        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} decodes")
+    config = _with_fractions(config, source, set(given.tolist()))
+    fractions = config.val_fraction or 0, config.test_fraction or 0
+    numbers = None if groups is None else groups.numbers[kept]
+    splits = make_splits(labels, given, *fractions, config.split_seed, source.classes, config.limit, numbers)
+    return config, splits
 
 
 def input_shape(

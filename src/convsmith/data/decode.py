@@ -6,7 +6,8 @@ The rules, in order:
 2. EXIF orientation is applied. Colour profiles and gamma are not.
 3. 16-bit samples are scaled by 255/65535, never clipped. Pillow itself keeps only the high byte of
    16-bit colour, which differs from the rounded value by at most 1.
-4. 32-bit integers count as 16-bit samples, floats as [0, 1]; values outside are refused, not guessed at.
+4. 32-bit integers count as 16-bit samples, floats as [0, 1]; values outside are refused, not guessed at. Where
+   `range` is given, gray samples of 16 bits and more and floats are scaled from it instead, and clipped to it.
 5. Transparency of any kind (alpha, tRNS, palettes) is composited on `background`.
 6. CMYK, YCCK and palettes become RGB; gray becomes RGB by repetition, RGB gray by ITU-R 601 luma.
 7. The result is resized to a square by an antialiased filter.
@@ -22,13 +23,13 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
-from convsmith.data.config import DecodeRules, Interpolation, Resize
+from convsmith.data.config import DecodeRules, Interpolation, Limits, Resize
 from convsmith.data.quiet import quiet
 from convsmith.errors import UserError
 
@@ -75,6 +76,9 @@ class DecodeError(Exception):
         self.message = message
 
 
+Samples = npt.NDArray[np.generic]  # [H, W], upright, as the file has them: integers of 16 or 32 bits, or floats
+
+
 class Header(NamedTuple):
     """What a file says of itself; width and height in pixels, before EXIF rotation."""
 
@@ -89,13 +93,18 @@ def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
 
     Raises DecodeError, and nothing else, for whatever is wrong with the data. Safe in threads.
     """
+    return decode_deep(data, rules)[0]
+
+
+def decode_deep(data: bytes | Path, rules: DecodeRules) -> tuple[Pixels, Samples | None]:
+    """As `decode`, and beside it the samples of a gray image of more than 8 bits, before they are scaled."""
     content = _content(data)
     with quiet, _decode_errors(content):
         if content.startswith(_PNG):
             _verify_png(content)
         with _open(io.BytesIO(content)) as image:
-            pixels = _to_array(image, rules.background)
-    return _finish(pixels, rules)
+            pixels, samples = _to_array(image, rules)
+    return _finish(pixels, rules), samples
 
 
 def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
@@ -116,7 +125,7 @@ def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
 def from_image(image: Image.Image, rules: DecodeRules) -> Pixels:
     """An image that Pillow has opened or made, at its present frame, under the same rules. Raises DecodeError."""
     with quiet, _decode_errors(b""):
-        pixels = _to_array(image, rules.background)
+        pixels, _ = _to_array(image, rules)
     return _finish(pixels, rules)
 
 
@@ -215,8 +224,8 @@ def _verify_png(content: bytes) -> None:
         at = end + 4
 
 
-def _to_array(image: Image.Image, background: str) -> Pixels:
-    """Decode the present frame: upright uint8 [H, W] (gray) or [H, W, 3], opaque."""
+def _to_array(image: Image.Image, rules: DecodeRules) -> tuple[Pixels, Samples | None]:
+    """Decode the present frame: upright uint8 [H, W] (gray) or [H, W, 3], opaque, and the samples of deep gray."""
     tile = getattr(image, "tile", None)  # how a file's samples are stored, as long as they are not loaded
     raw_mode = str(tile[0][3]) if tile else ""
     image.load()
@@ -225,10 +234,20 @@ def _to_array(image: Image.Image, background: str) -> Pixels:
     if turn is not None:
         image = image.transpose(turn)  # after load: Pillow itself turns TIFFs there, and forgets their tag
 
+    background = rules.background
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        samples = np.asarray(image)
-        pixels = _to_8_bits(samples)
-        return pixels if key is None else _composite(pixels, _keyed(samples != key), background)
+        samples: Samples = np.asarray(image)
+        if "I;32N" in raw_mode:  # unsigned, which Pillow has no mode for
+            samples = samples.view(np.uint32)
+        pixels = _to_8_bits(samples, rules.range)
+        return pixels if key is None else _composite(pixels, _keyed(samples != key), background), samples
+    if ";16" in raw_mode and rules.range != "full":
+        raise DecodeError("unsupported", "data.range is for gray images, and this is 16-bit colour: set it to full")
+    return _shallow(image, raw_mode, key, background), None
+
+
+def _shallow(image: Image.Image, raw_mode: str, key: Any, background: str) -> Pixels:
+    """An upright image of 8 bits a sample, or of colours, opaque: uint8 [H, W] (gray) or [H, W, 3]."""
     if image.mode in ("P", "PA", "LA", "RGBA", "RGBa"):
         rgba = np.asarray(image.convert("RGBA"))
         return _composite(rgba[:, :, :3], rgba[:, :, 3], background)
@@ -255,15 +274,33 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_8_bits(samples: npt.NDArray[np.generic]) -> Pixels:
-    if samples.dtype.kind == "f":
-        if not (np.min(samples) >= 0 and np.max(samples) <= 1):  # so written, NaN is refused too
-            raise DecodeError("unsupported", "float samples outside [0, 1]: convert the file to 8 or 16 bits")
-        return np.rint(samples.astype(np.float64) * 255).astype(np.uint8)
-    wide = samples.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise DecodeError("unsupported", "integer samples outside 0..65535: convert the file to 8 or 16 bits")
-    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+def _to_8_bits(samples: Samples, limits: Literal["full"] | Limits) -> Pixels:
+    """`limits[0]` and below become 0, `limits[1]` and above 255; full: the range that the type stands for."""
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        raise DecodeError("unsupported", "a float sample is not a finite number: replace it in the file")
+    if limits == "full":
+        limits = full_range(samples)
+        low, high = samples.min(), samples.max()
+        if low < limits[0] or high > limits[1]:
+            kind = "float" if samples.dtype.kind == "f" else "integer"
+            raise DecodeError(
+                "unsupported",
+                f"{kind} samples from {low:g} to {high:g}, outside {limits[0]:g}..{limits[1]:g}: set data.range to "
+                f"auto, or to the [low, high] that become black and white",
+            )
+    return scaled(samples, limits)
+
+
+def scaled(samples: Samples, limits: Limits) -> Pixels:
+    """Samples of any type, from `limits` to 0..255, rounded and clipped."""
+    share = (samples.astype(np.float64) - limits[0]) / (limits[1] - limits[0])
+    pixels: Pixels = np.rint(255 * share.clip(0, 1)).astype(np.uint8)
+    return pixels
+
+
+def full_range(samples: Samples) -> Limits:
+    """The samples that are black and white where nothing else is said: 16 bits of integers, [0, 1] of floats."""
+    return (0.0, 1.0) if samples.dtype.kind == "f" else (0.0, 65535.0)
 
 
 def _keyed(opaque: npt.NDArray[np.bool_]) -> Pixels:

@@ -32,6 +32,8 @@ def as_expected(config: DataConfig, spec: InputSpec | None, native: tuple[int, i
         wanted |= {"resize": spec.resize, "crop": spec.crop}
     if spec.background is not None:
         wanted["background"] = spec.background
+    if spec.range is not None:
+        wanted["range"] = spec.range
     channels = config.channels if "channels" in given else spec.channels
     if "mean" not in given:
         # Stems for another number of channels are summed, so their one channel is normalised by the means' mean.
@@ -57,6 +59,8 @@ def differences(config: DataConfig, spec: InputSpec) -> list[str]:
         said.append(f"they expect {fitting(spec.resize, spec.crop)} and get {fitting(config.resize, config.crop)}")
     if config.interpolation != spec.interpolation:
         said.append(f"they expect {spec.interpolation} interpolation and get {config.interpolation}")
+    if spec.range is not None and config.range != spec.range:
+        said.append(f"they expect samples of the range {shown(spec.range)} and get data.range {config.range}")
     if config.channels == spec.channels and (config.mean, config.std) != (spec.mean, spec.std):
         said.append(f"they expect mean {shown(spec.mean)}, deviation {shown(spec.std)}, and get data.mean, data.std")
     return said

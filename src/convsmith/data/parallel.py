@@ -15,8 +15,13 @@ Result = TypeVar("Result")
 CHUNK = 32  # items a task: enough that handing out tasks costs nothing beside decoding
 
 
-def thread_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item, in order.
+Progress = Callable[[int, int], None]
+
+
+def thread_map(
+    function: Callable[[Item], Result], items: Iterable[Item], progress: Progress | None = None, total: int = 0
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item, in order, and call ``progress(done, total)`` now and then.
 
     `items` is consumed in the caller's thread, at most a few chunks ahead of what was yielded, so it
     need neither fit into memory nor be safe in threads. Pillow releases the GIL while it decodes.
@@ -29,12 +34,16 @@ def thread_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     stream = iter(items)
     pending: deque[Future[list[Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="convsmith-decode")
+    done = 0
     try:
-        while chunk := list(islice(stream, CHUNK)):
-            pending.append(pool.submit(work, chunk))
-            if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        while (chunk := list(islice(stream, CHUNK))) or pending:
+            if chunk:
+                pending.append(pool.submit(work, chunk))
+            if not chunk or len(pending) > 2 * workers:
+                for result in pending.popleft().result():
+                    yield result
+                    done += 1
+                    if progress and (done % 256 == 0 or done == total):
+                        progress(done, total)
     finally:
         pool.shutdown(cancel_futures=True)

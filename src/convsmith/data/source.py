@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.errors import UserError
+from convsmith.files import written_whole
 
 Labels = npt.NDArray[np.int64]
 Given = npt.NDArray[np.str_]
@@ -147,13 +148,8 @@ def recall(cache: Path, fingerprint: str) -> Index | None:
 
 def remember(cache: Path, fingerprint: str, index: Index) -> Index:
     """Store an index. A cache that cannot be written costs time on the next start, nothing else."""
-    path = _index_path(cache, fingerprint)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, classes=np.array(index.classes), labels=index.labels, given=index.given)
-        partial.replace(path)
+    with contextlib.suppress(OSError), written_whole(_index_path(cache, fingerprint)) as file:
+        np.savez(file, classes=np.array(index.classes), labels=index.labels, given=index.given)
     return index
 
 

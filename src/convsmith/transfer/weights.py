@@ -169,4 +169,5 @@ def _spec_of(card: ModelCard) -> InputSpec:
         crop=ours.crop,
         interpolation=ours.interpolation,
         background=ours.background,
+        range=None if ours.range == "full" else ours.range,
     )
