@@ -19,21 +19,34 @@ class OptimizerEntry:
 
     `lr` is the learning rate where none is given: the value that its paper or torch starts from. `uses` names the
     keys of the section that it uses besides `lr` and `bias_lr_factor`. `state_per_parameter` is how many values it
-    keeps for each parameter at most.
+    keeps for each parameter at most. `applies` names the modes of L2 that its own weight decay has; penalties.py
+    applies the others.
     """
 
     description: str
     lr: float
     uses: tuple[str, ...]
     state_per_parameter: int
+    applies: tuple[str, ...] = ("coupled",)
 
+
+BOTH = ("coupled", "decoupled")
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "sgd": OptimizerEntry("stochastic gradient descent with momentum", 0.05, ("momentum", "nesterov", "dampening"), 1),
-    "adam": OptimizerEntry("adaptive step sizes (Kingma and Ba 2015)", 1e-3, ("betas", "eps"), 2),
-    "adamw": OptimizerEntry("adam, always with decoupled L2 (Loshchilov and Hutter 2019)", 1e-3, ("betas", "eps"), 2),
+    "adam": OptimizerEntry("adaptive step sizes (Kingma and Ba 2015)", 1e-3, ("betas", "eps"), 2, BOTH),
+    "adamw": OptimizerEntry(
+        "adam, always with decoupled L2 (Loshchilov and Hutter 2019)", 1e-3, ("betas", "eps"), 2, BOTH
+    ),
     "rmsprop": OptimizerEntry("step sizes by the running squared gradient", 1e-3, ("momentum", "alpha", "eps"), 2),
     "adagrad": OptimizerEntry("step sizes by the sum of squared gradients (Duchi et al. 2011)", 1e-2, ("eps",), 1),
+    "muon": OptimizerEntry(
+        "orthogonalised momentum for hidden weights, adamw for the rest (Jordan 2024)",
+        0.02,
+        ("betas", "eps", "muon_momentum", "adamw_lr_factor"),
+        2,
+        ("decoupled",),
+    ),
 }
 
 
@@ -85,6 +98,10 @@ class OptimConfig(Section):
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_users(OPTIMIZERS, "betas"))
     eps: float = Field(1e-8, gt=0, le=1, description=_users(OPTIMIZERS, "eps"))
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="muon: momentum of the hidden weights")
+    adamw_lr_factor: float = Field(
+        0.05, gt=0, le=1000, description="muon: learning rate of what adamw updates, as a multiple of lr"
+    )
     alpha: float = Field(
         0.99, ge=0, lt=1, description=f"{_users(OPTIMIZERS, 'alpha')}: smoothing of the squared gradient"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from convsmith.optim.config import OPTIMIZERS, OptimConfig, RegularizeConfig
 
@@ -18,12 +19,18 @@ def parameter_groups(model: nn.Module) -> list[Group]:
     """Two groups by name: `decay` (weights of convolutions and linear layers: penalties apply) and `no_decay`
     (biases, norms).
 
-    Frozen parameters (no gradient) are in neither and so get no optimiser state.
+    Frozen parameters (no gradient) are in neither and so get no optimiser state. Each group names the parameters of
+    the network's head as `head`, for optimisers that update them by another rule.
     """
+    head = list(module.parameters()) if isinstance(module := getattr(model, "head", None), nn.Module) else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = [parameter for parameter in trained if parameter.ndim > 1]
     no_decay = [parameter for parameter in trained if parameter.ndim <= 1]
-    return [{"name": name, "params": members} for name, members in ((DECAY, decay), (NO_DECAY, no_decay)) if members]
+    return [
+        {"name": name, "params": members, "head": head}
+        for name, members in ((DECAY, decay), (NO_DECAY, no_decay))
+        if members
+    ]
 
 
 def keep_base_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -41,12 +48,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser that `config.name` names; L2 goes to groups named `decay` alone.
 
-    Coupled L2 is torch's `weight_decay` (added to the gradient). Decoupled L2 is AdamW's own for adam and
-    adamw; for the others `penalties.after_step` applies it. A group whose `applies_l2` is true has its L2 within
-    the optimiser; to all others, those of the user's own optimisers too, the penalties apply it.
+    Where the optimiser has the asked mode of L2, that is its `weight_decay`, and its groups say `applies_l2`. To all
+    other groups, those of the user's own optimisers too, the penalties apply it.
     """
     name = "adamw" if config.name == "adam" and regularize.l2_mode == "decoupled" else config.name
-    within = regularize.l2_mode == "coupled" or name == "adamw"
+    within = regularize.l2_mode in OPTIMIZERS[name].applies
     for group in groups:
         group["lr"] = default_lr(config) * (1.0 if group["name"] == DECAY else config.bias_lr_factor)
         group["weight_decay"] = regularize.l2 if within and group["name"] == DECAY else 0.0
@@ -57,6 +63,91 @@ def build_optimizer(
 def default_lr(config: OptimConfig) -> float:
     """The learning rate that `config` asks for, or else the optimiser's usual one."""
     return OPTIMIZERS[config.name].lr if config.lr is None else config.lr
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of hidden layers, AdamW for the rest: biases, norms and the head.
+
+    With gradient g, momentum m <- b m + (1 - b) g and Nesterov's look ahead u = b m + (1 - b) g, a matrix moves by
+    W <- W (1 - lr decay) - lr sqrt(max(1, rows / columns)) orthogonal(u). A convolution's kernels [O, I, K, K] are the
+    matrix [O, I K K]. AdamW's rate is `adamw_lr_factor` x lr. A model without an attribute `head` has no head here.
+
+    Source: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), whose code iterates in
+    bfloat16 and takes rows / columns of kernels from their last two axes, hence 1; here it is float32 and the matrix.
+    """
+
+    def __init__(
+        self,
+        groups: list[Group],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adamw_lr_factor: float = 0.05,
+    ) -> None:
+        values = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, values | {"adamw_lr_factor": adamw_lr_factor})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update what has a gradient."""
+        for group in self.param_groups:
+            head = {id(parameter) for parameter in group.get("head", ())}
+            present = [parameter for parameter in group["params"] if parameter.grad is not None]
+            hidden = [parameter for parameter in present if parameter.ndim > 1 and id(parameter) not in head]
+            for parameter in hidden:
+                self._move_orthogonally(parameter, group)
+            updated = {id(parameter) for parameter in hidden}
+            self._adamw([parameter for parameter in present if id(parameter) not in updated], group)
+
+    def _move_orthogonally(self, weight: torch.Tensor, group: Group) -> None:
+        assert weight.grad is not None
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+        update = torch.lerp(weight.grad, momentum, group["momentum"]).flatten(1)
+        rows, columns = update.shape
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.sub_(orthogonal(update).view(weight.shape), alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+
+    def _adamw(self, parameters: list[torch.Tensor], group: Group) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"] * group["adamw_lr_factor"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """About U V^T of the singular value decomposition U S V^T of `matrix` [R, C]: all singular values near 1.
+
+    Five steps of a Newton-Schulz iteration, whose quintic polynomial is steep at 0 so that small singular values grow
+    fast; those of the result lie between about 0.7 and 1.2.
+    """
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(5):
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    result: torch.Tensor = wide.T if matrix.shape[0] > matrix.shape[1] else wide
+    return result.contiguous()
 
 
 def _sgd(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
@@ -86,6 +177,17 @@ def _adagrad(groups: list[Group], config: OptimConfig, fused: bool) -> torch.opt
     return torch.optim.Adagrad(groups, default_lr(config), eps=config.eps)
 
 
+def _muon(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
+    return Muon(
+        groups,
+        default_lr(config),
+        config.muon_momentum,
+        config.betas,
+        config.eps,
+        adamw_lr_factor=config.adamw_lr_factor,
+    )
+
+
 #: groups with their rates and L2, the section, whether torch has a fused kernel for the device -> optimiser
 BUILDERS: dict[str, Callable[[list[Group], OptimConfig, bool], torch.optim.Optimizer]] = {
     "sgd": _sgd,
@@ -93,4 +195,5 @@ BUILDERS: dict[str, Callable[[list[Group], OptimConfig, bool], torch.optim.Optim
     "adamw": _adamw,
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
+    "muon": _muon,
 }
