@@ -72,9 +72,9 @@ class Run:
 
     def report(self) -> Path:
         """Write report.html again, and return where it is."""
-        from convsmith.report.write import write_report
+        from convsmith.report.run import report
 
-        return write_report(self.directory, self._source, self._module)
+        return report(self.directory, self._source, self._module)
 
     def curves(self) -> Figure:
         """The learning curves as a matplotlib Figure, which a notebook shows. They mark the epoch that was kept."""
@@ -148,7 +148,7 @@ def resume(run: RunDir, parts: Parts = setup.NO_PARTS, listener: Listener = nobo
 
 
 def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
-    from convsmith.report.write import after_training
+    from convsmith.report.run import after_training
 
     run = experiment.run
     with run.lock():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from convsmith.prediction.evaluation import Predictions
+from convsmith.report.analysis import Pairing, pair
 from convsmith.report.compare import Versus, _corrected, _flat
-from convsmith.report.files import Predictions
-from convsmith.report.paired import Pairing, pair
 
 
 def predictions(ids, labels, predicted, classes=("a", "b")):

@@ -25,7 +25,7 @@ from convsmith.report.diagnosis import (
     not_judged,
     standard_error,
 )
-from convsmith.report.material import read_material
+from convsmith.report.inputs import read_inputs
 from convsmith.verbs.flags import read_config
 
 GUESSING = math.log(10)
@@ -187,14 +187,14 @@ def test_a_net_that_learned_well_under_hard_training_has_no_fault_of_learning(tm
     best = made.metrics[made.summary["best_epoch"] - 1]
     assert best["val_accuracy"] > 0.9
     assert best["train_accuracy"] < best["val_accuracy"] - 0.02
-    found = {finding["name"] for finding in sections.diagnosis(read_material(made.directory))["findings"]}
+    found = {finding["name"] for finding in sections.diagnosis(read_inputs(made.directory))["findings"]}
     assert not found & {DIVERGED, "learning rate too high", "underfitting", "overfitting"}
 
 
 @pytest.mark.parametrize("settings", [{"lr": 10.0}, {"lr": 50.0, "optim": {"name": "sgd"}}])
 def test_a_run_that_diverged_is_called_that_and_nothing_else(tmp_path, settings):
     made = convsmith.train(**({"model": "simple-cnn", "epochs": 5, "runs_dir": tmp_path} | QUICK | settings))
-    section = sections.diagnosis(read_material(made.directory))
+    section = sections.diagnosis(read_inputs(made.directory))
     assert [finding["name"] for finding in section["findings"]] == [DIVERGED]
     assert "--optim.lr" in section["proposals"][0].command
 

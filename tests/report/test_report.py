@@ -16,14 +16,13 @@ import pytest
 
 import convsmith
 from convsmith.cli import main
+from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.metrics import wilson_interval
-from convsmith.report import write
-from convsmith.report.calibrated import scaling
+from convsmith.report import images
+from convsmith.report import run as report_run
+from convsmith.report.analysis import class_scores, confused_order, likely_label_errors, scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
-from convsmith.report.classes import class_scores, confused_order
-from convsmith.report.files import Predictions, read_predictions
-from convsmith.report.labels import likely_label_errors
-from convsmith.report.material import read_material
+from convsmith.report.inputs import read_inputs
 from convsmith.rundir import RunDir
 
 EVIL = "<script>alert(1)</script>&\"'"
@@ -133,12 +132,12 @@ def test_the_numbers_are_those_of_the_evaluation(inside):
 
 
 def test_each_cell_opens_images_of_its_own(inside):
-    material, cells = read_material(Path("runs/one")), shown(text_of("runs/one/report.html"))
+    inputs, cells = read_inputs(Path("runs/one")), shown(text_of("runs/one/report.html"))
     for key, shots in cells["cells"].items():
         row, column = map(int, key.split("-"))
         for shot in shots:
             at = int(shot["image"])
-            assert (material.predictions.labels[at], material.predictions.predicted[at]) == (row, column)
+            assert (inputs.predictions.labels[at], inputs.predictions.predicted[at]) == (row, column)
             assert cells["images"][shot["image"]].startswith("data:image/png;base64,")
 
 
@@ -335,15 +334,15 @@ def test_in_short_says_what_the_sections_show(inside):
 
 def test_long_names_are_cut_in_the_matrix_and_whole_in_the_table(inside, monkeypatch):
     monkeypatch.setattr("convsmith.report.page.SHORT", 6)
-    text = write.page(read_material(Path("runs/evil")))
+    text = report_run.page(read_inputs(Path("runs/evil")))
     assert '<th scope="row" title="&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;">&lt;scri…</th>' in text
     assert '<th scope="row">&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;</th>' in text
 
 
 def test_a_report_that_fails_is_a_warning(inside, monkeypatch):
-    monkeypatch.setattr(write, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(report_run, "report", lambda *_: 1 / 0)
     told = []
-    write.after_training(RunDir(Path("runs/two")), told.append)
+    report_run.after_training(RunDir(Path("runs/two")), told.append)
     (note,) = told
     line = "warning: the report could not be written (division by zero); try: convsmith report runs/two"
     assert note.text == line
@@ -369,10 +368,9 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
 
 
 def test_a_report_of_many_classes_lists_pairs(inside, monkeypatch):
-    from convsmith.report import looks
 
-    monkeypatch.setattr(looks, "TABLE_CLASSES", 5)
-    text = write.page(read_material(Path("runs/one")))
+    monkeypatch.setattr(images, "TABLE_CLASSES", 5)
+    text = report_run.page(read_inputs(Path("runs/one")))
     Checked(text)
     assert "10 classes are too many for a table" in text
 

@@ -1,4 +1,4 @@
-"""What a model did on one split: the record of evaluation-<split>.json and the rows of predictions-<split>.csv.
+"""What a model did on one split: the record of evaluation-<split>.json, and predictions-<split>.csv, written and read.
 
 Both are derived from the same labels and logits, and agree exactly: each number of the record but the loss can
 be recomputed from the rows (read the probabilities as float32).
@@ -6,14 +6,19 @@ be recomputed from the rows (read the probabilities as float32).
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convsmith.errors import UserError
 from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, probabilities
-from convsmith.records import METRICS
+from convsmith.records import METRICS, damaged
 
 
 def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -64,3 +69,72 @@ def prediction_rows(
             "confidence": chances[winner],
             **{f"p_{label}": chance for label, chance in zip(classes, chances, strict=True)},
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """predictions-<split>.csv: `labels` int64 [N] index `classes`, `probabilities` float64 [N, K]."""
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    classes: tuple[str, ...]
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        winners: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return winners
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        verdicts: NDArray[np.bool_] = self.predicted == self.labels
+        return verdicts
+
+    @property
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """Logits up to a constant a row, hence good for losses and temperatures. A probability of 0 counts as 1e-45."""
+        least = float(np.finfo(np.float32).smallest_subnormal)
+        logarithms: NDArray[np.float64] = np.log(self.probabilities.clip(min=least))
+        return logarithms
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """The cross-entropy of each image in nats, float64 [N]."""
+        losses: NDArray[np.float64] = -self.log_probabilities[np.arange(len(self.labels)), self.labels]
+        return losses
+
+
+def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Predictions:
+    """A predictions-<split>.csv of a model with these `classes`.
+
+    Of an image that is in it `repeats` times, as after a repeated cross-validation, the probabilities are averaged.
+    """
+    index = {name: at for at, name in enumerate(classes)}
+    sums: dict[str, NDArray[np.float64]] = {}
+    labels: dict[str, int] = {}
+    times: dict[str, int] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            for number, row in enumerate(csv.DictReader(lines), start=1):
+                name = row["id"]
+                chances = np.array([float(row[f"p_{label}"]) for label in classes])
+                if not math.isfinite(chances.sum()) or chances.min() < 0 or abs(chances.sum() - 1) > 0.01:
+                    raise damaged(path, f"row {number}: its probabilities are no shares of 1")
+                if labels.setdefault(name, index[row["label"]]) != index[row["label"]]:
+                    raise damaged(path, f"row {number}: '{name}' has two labels")
+                sums[name] = sums.get(name, 0) + chances
+                times[name] = times.get(name, 0) + 1
+                if times[name] > repeats:
+                    raise damaged(path, f"row {number}: '{name}' is in it more than once")
+    except KeyError as error:
+        raise damaged(path, f"no column or class {error}") from None
+    except (TypeError, csv.Error) as error:  # a row that ends too soon, a byte that no table has
+        raise damaged(path, str(error)) from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    if not sums:
+        raise damaged(path, "it has no rows")
+    means = np.array([total / times[name] for name, total in sums.items()])
+    return Predictions(tuple(sums), np.array(list(labels.values()), dtype=np.int64), means, tuple(classes))

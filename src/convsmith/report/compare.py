@@ -11,14 +11,13 @@ import numpy as np
 
 from convsmith.errors import UserError, command
 from convsmith.files import explain_os_errors, write_text
+from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import wilson_interval
 from convsmith.records import METRICS, metric_values, shown
+from convsmith.report.analysis import Pairing, pair
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
-from convsmith.report.files import Predictions
-from convsmith.report.material import Material, read_material
-from convsmith.report.page import render
-from convsmith.report.paired import Pairing, pair
-from convsmith.report.pictures import Gallery
+from convsmith.report.inputs import Inputs, read_inputs
+from convsmith.report.page import Gallery, render
 from convsmith.studies.statistics import PairedAccuracies
 
 EACH_WAY = 18  # images shown that one model alone gets right
@@ -66,7 +65,7 @@ class Versus:
 class Compared:
     """Runs by the name that tells them apart, the first being what the others are compared with."""
 
-    runs: dict[str, Material]
+    runs: dict[str, Inputs]
     differences: list[tuple[str, list[str]]]  # key, its value in each run
     versus: list[Versus]
 
@@ -78,7 +77,7 @@ def compare(paths: Sequence[Path]) -> Compared:
     if twice := [path for at, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:at]}]:
         raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
     alike = len({path.resolve().name for path in paths}) < len(paths)
-    runs = {str(path) if alike else path.resolve().name: read_material(path) for path in paths}
+    runs = {str(path) if alike else path.resolve().name: read_inputs(path) for path in paths}
     first, *others = runs.values()
     pairings = [pair(first.predictions, other.predictions) for other in others]
     comparisons = sum(isinstance(pairing, Pairing) for pairing in pairings)
@@ -97,7 +96,7 @@ def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:
     return replace(result, p=min(1.0, comparisons * result.p))
 
 
-def _differences(runs: Sequence[Material]) -> list[tuple[str, list[str]]]:
+def _differences(runs: Sequence[Inputs]) -> list[tuple[str, list[str]]]:
     flat = [dict(_flat(run.config.model_dump(mode="json"))) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [(key, [config.get(key, ABSENT) for config in flat]) for key in keys]
@@ -126,8 +125,8 @@ def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 def results(compared: Compared) -> list[dict[str, Any]]:
     """A row a run: the val split's scores, and what they cost."""
     rows = []
-    for name, material in compared.runs.items():
-        record, summary = material.evaluation, material.summary
+    for name, inputs in compared.runs.items():
+        record, summary = inputs.evaluation, inputs.summary
         values = metric_values(record)  # an older edition has not recorded all of them
         rows.append(
             {
@@ -182,10 +181,10 @@ CHARTS = (
 
 def _chart(compared: Compared, key: str, label: str, percent: bool) -> tuple[str, Any]:
     lines = [
-        Line(name, at % KINDS, [(row["epoch"], row[key]) for row in material.rows])
-        for at, (name, material) in enumerate(compared.runs.items())
+        Line(name, at % KINDS, [(row["epoch"], row[key]) for row in inputs.rows])
+        for at, (name, inputs) in enumerate(compared.runs.items())
     ]
-    words = "; ".join(f"{name} ends at {material.rows[-1][key]:.4g}" for name, material in compared.runs.items())
+    words = "; ".join(f"{name} ends at {inputs.rows[-1][key]:.4g}" for name, inputs in compared.runs.items())
     return label, line_chart(label, f"By epoch: {words}.", Axes("epoch", label, percent=percent), lines)
 
 

@@ -1,4 +1,4 @@
-"""The sections of a report that show numbers, curves and words, each as plain values for the template."""
+"""The sections of a report that hold numbers, curves and words, each as plain values for the template."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from convsmith.contracts import OWN
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.nets.shapes import totals, trace
+from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix, wilson_interval
 from convsmith.records import METRICS, metric_values, shown
 from convsmith.report.advice import Setting, proposals, results
-from convsmith.report.calibrated import scaling
+from convsmith.report.analysis import class_scores, scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
-from convsmith.report.classes import class_scores
-from convsmith.report.diagnosis import ROOM, RULES, course, diagnose, not_judged
-from convsmith.report.files import Predictions
-from convsmith.report.material import Material
+from convsmith.report.diagnosis import NO_FAULT, ROOM, RULES, TOO_SHORT, course, diagnose, not_judged, standard_error
+from convsmith.report.inputs import Inputs
+from convsmith.report.page import percent
 from convsmith.transfer.unfreezing import plan
 
 Section = dict[str, Any]
@@ -32,9 +32,9 @@ CUT = 0.9
 MOST_CUTS = 8  # more of them are told by the curve alone
 
 
-def result(material: Material) -> Section:
+def result(inputs: Inputs) -> Section:
     """The val split's scores, and those of the test split where it was opened."""
-    return {"val": _scores(material.evaluation), "test": _scores(material.test) if material.test else None}
+    return {"val": _scores(inputs.evaluation), "test": _scores(inputs.test) if inputs.test else None}
 
 
 def _scores(record: Mapping[str, Any]) -> Section:
@@ -51,13 +51,13 @@ def _scores(record: Mapping[str, Any]) -> Section:
     }
 
 
-def diagnosis(material: Material) -> Section:
+def diagnosis(inputs: Inputs) -> Section:
     """Findings with their rules, and the next experiments."""
-    classes, train = len(material.card.classes), len(material.splits["splits"]["train"])
-    seen = course(material.rows, material.summary, material.config, classes, train, material.evaluation["n"])
+    classes, train = len(inputs.card.classes), len(inputs.splits["splits"]["train"])
+    seen = course(inputs.rows, inputs.summary, inputs.config, classes, train, inputs.evaluation["n"])
     findings = diagnose(seen)
-    setting = Setting(material.config, train / classes, seen.room)
-    own = material.config.data.source == ARRAYS or material.config.model.name.startswith(OWN)
+    setting = Setting(inputs.config, train / classes, seen.room)
+    own = inputs.config.data.source == ARRAYS or inputs.config.model.name.startswith(OWN)
     return {
         "findings": [asdict(finding) | {"rule": RULES.get(finding.name)} for finding in findings],
         "rules": RULES,
@@ -65,24 +65,24 @@ def diagnosis(material: Material) -> Section:
         "not_judged": not_judged(seen),
         "room": seen.room,
         "has_room": seen.room >= ROOM,
-        "proposals": proposals(findings, setting, material.run.config, results()),
+        "proposals": proposals(findings, setting, inputs.run.config, results()),
     }
 
 
-def curves(material: Material) -> Section:
+def curves(inputs: Inputs) -> Section:
     """Loss, accuracy and learning rate by epoch; the best epoch, cuts of the learning rate and thaws are marked."""
-    rows, best = material.rows, material.summary["best_epoch"]
-    cuts = rate_cuts(rows) if material.config.schedule.name in CUTTING else []
-    marks = [Mark(best, f"best: {best}"), *cuts, *thaws(material)]
+    rows, best = inputs.rows, inputs.summary["best_epoch"]
+    cuts = rate_cuts(rows) if inputs.config.schedule.name in CUTTING else []
+    marks = [Mark(best, f"best: {best}"), *cuts, *thaws(inputs)]
     charts = []
-    for metric, title, unit, percent in (
+    for metric, title, unit, as_percent in (
         ("loss", "Loss", "loss (cross-entropy, nats)", False),
         ("accuracy", "Accuracy", "accuracy (%)", True),
     ):
         lines = [_line(rows, f"train_{metric}", "training", 0), _line(rows, f"val_{metric}", "validation", 1)]
         first, last = rows[0][f"val_{metric}"], rows[-1][f"val_{metric}"]
         words = f"{title} by epoch. Validation goes from {first:.4g} to {last:.4g}; the best epoch is {best}."
-        charts.append((unit, line_chart(title, words, Axes("epoch", unit, percent=percent), lines, marks)))
+        charts.append((unit, line_chart(title, words, Axes("epoch", unit, percent=as_percent), lines, marks)))
     rates = [row["learning_rate"] for row in rows]
     # A cosine ends near zero: eight decades for its last epoch would hide all the others.
     wide = DECADES * max(rates) < min(rates) < max(rates) / 30
@@ -106,15 +106,13 @@ def rate_cuts(rows: Sequence[Mapping[str, Any]]) -> list[Mark]:
     return [Mark(row["epoch"], f"rate {row['learning_rate']:.2g}") for row in cuts if row["learning_rate"]]
 
 
-def thaws(material: Material) -> list[Mark]:
+def thaws(inputs: Inputs) -> list[Mark]:
     """A mark at the first epoch of each phase of finetuning, with the stages that train from then on."""
-    if material.model is None or not material.config.transfer.freeze:
+    if inputs.model is None or not inputs.config.transfer.freeze:
         return []
-    finetuning = plan(material.model, material.config.transfer, material.config.train.epochs)
+    finetuning = plan(inputs.model, inputs.config.transfer, inputs.config.train.epochs)
     phases = finetuning.phases[1:] if finetuning else ()
-    return [
-        Mark(phase.epoch + 1, f"+ {', '.join(phase.thawed)}") for phase in phases if phase.epoch < len(material.rows)
-    ]
+    return [Mark(phase.epoch + 1, f"+ {', '.join(phase.thawed)}") for phase in phases if phase.epoch < len(inputs.rows)]
 
 
 def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, kind: int) -> Line:
@@ -164,20 +162,20 @@ def calibration(predictions: Predictions) -> Section | None:
     }
 
 
-def layers(material: Material) -> Section | None:
+def layers(inputs: Inputs) -> Section | None:
     """The network layer by layer; None where the module is the user's own and was not handed in."""
-    if material.model is None:
+    if inputs.model is None:
         return None
-    preprocessing = material.card.preprocessing
-    rows = trace(material.model, preprocessing.channels, preprocessing.image_size)
+    preprocessing = inputs.card.preprocessing
+    rows = trace(inputs.model, preprocessing.channels, preprocessing.image_size)
     total = totals(rows)
     return {"rows": rows, "parameters": total.parameters, "multiply_adds": total.multiply_adds}
 
 
-def data(material: Material) -> Section:
+def data(inputs: Inputs) -> Section:
     """How many images of which class are in which split; of test the number alone."""
-    dataset, config, card = material.dataset, material.config.data, material.card
-    sizes = {split: len(ids) for split, ids in material.splits["splits"].items()}
+    dataset, config, card = inputs.dataset, inputs.config.data, inputs.card
+    sizes = {split: len(ids) for split, ids in inputs.splits["splits"].items()}
     classes: list[Section] = []
     if dataset is not None:
         train, val = (np.bincount(part.labels, minlength=len(card.classes)) for part in (dataset.train, dataset.val))
@@ -191,30 +189,97 @@ def data(material: Material) -> Section:
         "name": Path(config.source).name or config.source,
         "sizes": sizes,
         "classes": classes,
-        "hash": material.splits["hash"],
-        "skipped": material.summary.get("skipped_files", 0),
+        "hash": inputs.splits["hash"],
+        "skipped": inputs.summary.get("skipped_files", 0),
         "preprocessing": card.preprocessing,
-        "absent": material.absent,
+        "absent": inputs.absent,
         "augment": {
-            key: value for key, value in material.config.augment.model_dump().items() if value and key != "shift_fill"
+            key: value for key, value in inputs.config.augment.model_dump().items() if value and key != "shift_fill"
         },
     }
 
 
-def reproduction(material: Material) -> Section:
+def reproduction(inputs: Inputs) -> Section:
     """Config, environment and the commands that repeat the run and go on from it."""
-    run = material.run.path
+    run = inputs.run.path
     commands = [
-        ("train it again", command("train", material.run.config)),
+        ("train it again", command("train", inputs.run.config)),
         ("make this page again", command("report", run)),
         ("classify images", f"{command('predict', run)} IMAGE..."),
         ("compare it with another run", f"{command('compare', run)} OTHER_RUN"),
     ]
-    if "test" in material.splits["splits"] and material.test is None:
+    if "test" in inputs.splits["splits"] and inputs.test is None:
         commands.insert(1, ("open the test split, once", f"{command('evaluate', run)} --split test"))
     return {
         "commands": commands,
-        "config": material.config.to_yaml(),
-        "environment": material.environment,
-        "openings": material.openings,
+        "config": inputs.config.to_yaml(),
+        "environment": inputs.environment,
+        "openings": inputs.openings,
     }
+
+
+SURE = 2  # standard errors of the accuracy that the mean confidence must differ by to count
+
+
+def glance(predictions: Predictions, values: Mapping[str, Any], findings: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(the section's id, a word for it, a sentence) each, from the sections in `values` and the names of `findings`."""
+    labels, classes = predictions.labels, predictions.classes
+    most = np.bincount(labels, minlength=len(classes))
+    guess = f"always naming '{classes[most.argmax()]}' would be right on {percent(most.max() / len(labels))}"
+    found = [("result", "Result", f"right on {percent(float(predictions.right.mean()))} of the images; {guess}")]
+    if findings:
+        found.append(("diagnosis", "Training", _training(findings)))
+    there = [one for one in values["classes"] if one["support"]]
+    low, high = there[0], there[-1]
+    if low["f1"] < high["f1"]:
+        words = (
+            f"hardest is '{low['name']}' (F1 {percent(low['f1'])}), easiest '{high['name']}' ({percent(high['f1'])})"
+        )
+        found.append(("classes", "Classes", words))
+    found.append(("confusion", "Mistakes", _mistakes(predictions)))
+    if values["calibration"]:
+        found.append(("calibration", "Confidence", _confidence(predictions)))
+    if not values["doubtful"]["reason"]:
+        found.append(("labels", "Labels", _labels(values["doubtful"])))
+    return found
+
+
+def _training(findings: Sequence[str]) -> str:
+    if findings[0] == NO_FAULT:
+        return "no fault found in the curves"
+    return "too short for a diagnosis" if findings[0] == TOO_SHORT else ", ".join(findings)
+
+
+def _mistakes(predictions: Predictions) -> str:
+    """The cell off the diagonal with the most images."""
+    classes = predictions.classes
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    of = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    if not counts.any():
+        return "none: every image is classified rightly"
+    true, guessed = np.unravel_index(counts.argmax(), counts.shape)
+    most = counts[true, guessed]
+    if most == 1:
+        return f"{counts.sum():,}, no two of the same kind"
+    return (
+        f"{counts.sum():,}; most often '{classes[true]}' is taken for '{classes[guessed]}' ({most:,} of {of[true]:,})"
+    )
+
+
+def _labels(doubtful: Mapping[str, Any]) -> str:
+    count, of = doubtful["count"], doubtful["of"]
+    if not count:
+        return "none is doubted"
+    if doubtful["many"]:
+        return f"{count:,} of {of:,} are doubted, which says more about the model than about them"
+    return f"{count:,} of {of:,} may be wrong"
+
+
+def _confidence(predictions: Predictions) -> str:
+    sure, right = float(predictions.probabilities.max(axis=1).mean()), float(predictions.right.mean())
+    if abs(sure - right) < SURE * standard_error(right, len(predictions.labels)):
+        verdict = "about right on the whole"
+    else:
+        verdict = "too sure" if sure > right else "not sure enough"
+    return f"{verdict}: {percent(sure)} sure on average, and {percent(right)} right"

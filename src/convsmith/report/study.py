@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
+from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.records import METRICS
-from convsmith.report import files, looks, sections
+from convsmith.report import images, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
-from convsmith.report.files import Predictions
-from convsmith.report.glance import glance
-from convsmith.report.material import NEEDED
-from convsmith.report.page import render
-from convsmith.report.pictures import Gallery
+from convsmith.report.inputs import NEEDED, read_metrics
+from convsmith.report.page import Gallery, render
+from convsmith.report.sections import glance
 from convsmith.rundir import RunDir, example_of, open_run
 from convsmith.studies.crossval import RESULT
 from convsmith.studies.fold_job import RECORD
@@ -51,7 +51,7 @@ class Crossval:
         """The images that were divided into folds, or why they cannot be had."""
         try:
             dataset = open_dataset(self.config.data)
-            if dataset.hash != files.read(self.run.path / FOLDS, files.Folds)["hash"]:
+            if dataset.hash != records.read(self.run.path / FOLDS, records.Folds)["hash"]:
                 raise UserError(f"the data of '{self.run.path}' has changed since")
             return dataset.pool(), ""
         except UserError as error:
@@ -68,10 +68,10 @@ def read_crossval(run: RunDir) -> Crossval:
             f"run, {example_of(run)}"
         )
     open_run(run.path, RESULT, FOLDS)
-    result = files.read(run.path / RESULT, files.Crossval)
+    result = records.read(run.path / RESULT, records.Crossval)
     folds = {}
     for file in run.path.glob(f"folds/*/{RECORD}"):
-        record = files.read(file, files.Fold)
+        record = records.read(file, records.Fold)
         folds[record["repeat"], record["fold"]] = open_run(file.parent, *NEEDED, "evaluation-val.json")
     folds = dict(sorted(folds.items()))
     for name in [run.predictions("oof").name] if folds else [f"folds/*/{RECORD}"]:
@@ -85,9 +85,9 @@ def read_crossval(run: RunDir) -> Crossval:
         card=card,
         result=result,
         folds=folds,
-        rows=[files.read_metrics(fold.metrics) for fold in folds.values()],
-        predictions=files.read_predictions(run.predictions("oof"), card.classes, result["repeats"]),
-        environment=files.read(run.environment, files.Environment) if run.environment.exists() else {},
+        rows=[read_metrics(fold.metrics) for fold in folds.values()],
+        predictions=read_predictions(run.predictions("oof"), card.classes, result["repeats"]),
+        environment=records.read(run.environment, records.Environment) if run.environment.exists() else {},
     )
 
 
@@ -96,7 +96,7 @@ def study_page(study: Crossval) -> str:
     predictions = study.predictions
     pool, absent = study.opened
     gallery = Gallery(pool, predictions.ids)
-    confusion = looks.confusion(predictions, gallery)
+    confusion = images.confusion(predictions, gallery)
     values = {
         "run": study.run,
         "config": study.config,
@@ -108,8 +108,8 @@ def study_page(study: Crossval) -> str:
         "legend": [(at, _name(study, key)) for at, key in enumerate(list(study.folds)[:KINDS])],
         "confusion": confusion,
         "classes": sections.per_class(predictions),
-        "mistakes": looks.mistakes(predictions, gallery, lambda positions: _heats(study, gallery, positions)),
-        "doubtful": looks.doubtful_labels(predictions, gallery),
+        "mistakes": images.mistakes(predictions, gallery, lambda positions: _heats(study, gallery, positions)),
+        "doubtful": images.doubtful_labels(predictions, gallery),
         "calibration": sections.calibration(predictions),
         "absent": absent,
         "example": str(next(iter(study.folds.values())).path),
@@ -123,9 +123,9 @@ def _findings(study: Crossval) -> list[tuple[str, int]]:
     """What the folds' curves show, and in how many folds."""
     found, classes = Counter[str](), len(study.card.classes)
     for rows, fold in zip(study.rows, study.folds.values(), strict=True):
-        val_images = files.read(fold.evaluation("val"), files.Evaluation)["n"]
-        train_images = len(files.read(fold.splits, files.Splits)["splits"]["train"])
-        summary = files.read(fold.summary, files.Summary)
+        val_images = records.read(fold.evaluation("val"), records.Evaluation)["n"]
+        train_images = len(records.read(fold.splits, records.Splits)["splits"]["train"])
+        summary = records.read(fold.summary, records.Summary)
         seen = course(rows, summary, study.config, classes, train_images, val_images)
         found.update(finding.name for finding in diagnose(seen))
     return found.most_common()
@@ -154,7 +154,7 @@ def _heats(study: Crossval, gallery: Gallery, positions: Sequence[int]) -> list[
         mine = [at for at in positions if held_by[study.predictions.ids[at]] == key]
         if mine:
             model, card = load_model(fold.model, torch.device("cpu"))
-            found.update(zip(mine, looks.heats_of(model, card, study.predictions, gallery)(mine), strict=True))
+            found.update(zip(mine, images.heats_of(model, card, study.predictions, gallery)(mine), strict=True))
     return [found.get(at) for at in positions]
 
 

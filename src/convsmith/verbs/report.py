@@ -16,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
-    from convsmith.report.write import write_report
+    from convsmith.report.run import report
     from convsmith.rundir import RunDir
 
     run = RunDir(Path(args.directory))
-    path = write_report(run.path, listener=Display())
+    path = report(run.path, listener=Display())
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser, nothing in it needs a network")
     print(f"next: {command('train', run.config) if run.study.exists() else command('compare', run.path, 'OTHER_RUN')}")
     return 0

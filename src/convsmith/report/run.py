@@ -11,17 +11,16 @@ from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note, nobody
 from convsmith.files import explain_os_errors, write_text
-from convsmith.report import looks, sections
-from convsmith.report.glance import glance
-from convsmith.report.material import Material, read_material
-from convsmith.report.page import render
-from convsmith.report.pictures import Gallery
+from convsmith.report import images, sections
+from convsmith.report.inputs import Inputs, read_inputs
+from convsmith.report.page import Gallery, render
+from convsmith.report.sections import glance
 from convsmith.rundir import RunDir, open_run
 
 NAME = "report.html"
 
 
-def write_report(
+def report(
     path: Path, source: Source | None = None, module: nn.Module | None = None, listener: Listener = nobody
 ) -> Path:
     """Write <run>/report.html and return where it is; `source` and `module` where data or network are the user's own.
@@ -39,9 +38,9 @@ def write_report(
         _ask_for_images(target, study.opened[1], listener)
         text = study_page(study)
     else:
-        material = read_material(path, source, module)
-        _ask_for_images(target, material.absent, listener)
-        text = page(material)
+        inputs = read_inputs(path, source, module)
+        _ask_for_images(target, inputs.absent, listener)
+        text = page(inputs)
     with explain_os_errors(f"'{target}'"):
         write_text(target, text)
     return target
@@ -55,30 +54,30 @@ def _ask_for_images(target: Path, absent: str, listener: Listener) -> None:
         listener(Note(f"The page is without images: {absent}"))
 
 
-def page(material: Material) -> str:
-    """report.html of the material."""
-    predictions = material.predictions
-    gallery = Gallery(material.dataset.val if material.dataset else None, predictions.ids)
-    confusion = looks.confusion(predictions, gallery)
-    heats = looks.heats_of(material.model, material.card, predictions, gallery)
-    diagnosis = sections.diagnosis(material)
+def page(inputs: Inputs) -> str:
+    """report.html of the inputs."""
+    predictions = inputs.predictions
+    gallery = Gallery(inputs.dataset.val if inputs.dataset else None, predictions.ids)
+    confusion = images.confusion(predictions, gallery)
+    heats = images.heats_of(inputs.model, inputs.card, predictions, gallery)
+    diagnosis = sections.diagnosis(inputs)
     values = {
-        "run": material.run,
-        "summary": material.summary,
-        "config": material.config,
-        "result": sections.result(material),
+        "run": inputs.run,
+        "summary": inputs.summary,
+        "config": inputs.config,
+        "result": sections.result(inputs),
         "diagnosis": diagnosis,
-        "curves": sections.curves(material),
+        "curves": sections.curves(inputs),
         "confusion": confusion,
         "classes": sections.per_class(predictions),
-        "mistakes": looks.mistakes(predictions, gallery, heats),
-        "doubtful": looks.doubtful_labels(predictions, gallery),
+        "mistakes": images.mistakes(predictions, gallery, heats),
+        "doubtful": images.doubtful_labels(predictions, gallery),
         "calibration": sections.calibration(predictions),
-        "layers": sections.layers(material),
-        "data": sections.data(material),
-        "samples": looks.samples(material),
-        "study": _study_of(material.run),
-        "reproduction": sections.reproduction(material),
+        "layers": sections.layers(inputs),
+        "data": sections.data(inputs),
+        "samples": images.samples(inputs),
+        "study": _study_of(inputs.run),
+        "reproduction": sections.reproduction(inputs),
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
     findings = [finding["name"] for finding in diagnosis["findings"]]
@@ -96,7 +95,7 @@ def after_training(
 ) -> None:
     """The report at the end of a training; what goes wrong with it is a note and a line of the log."""
     try:
-        listener(Note(f"report  {write_report(run.path, source, module, listener)}"))
+        listener(Note(f"report  {report(run.path, source, module, listener)}"))
     except Exception as error:  # of any kind: hours of training must not end as failed for want of a page
         line = f"warning: the report could not be written ({error}); try: {command('report', run.path)}"
         listener(Note(line))

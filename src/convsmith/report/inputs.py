@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
 from convsmith.prediction.evaluate import run_dataset
+from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.model_file import CARD, ModelCard, load_model, read_card
-from convsmith.report import files
-from convsmith.report.files import Predictions
 from convsmith.rundir import RunDir, open_single
+from convsmith.tracking import csv as metrics_csv
 
 NEEDED = ("summary.json", "metrics.csv", "splits.json", f"model/{CARD}")
 EVALUATED = ("evaluation-val.json", "predictions-val.csv")
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class Inputs:
     """A finished run; its images and its network are opened when they are asked for.
 
     `source` and `module` are the user's own data and network, where the run has been trained with such.
@@ -71,33 +72,33 @@ class Material:
         return self._opened[1]
 
 
-def read_material(path: Path, source: Source | None = None, module: nn.Module | None = None) -> Material:
-    """The material of the run in `path`; UserError where the run or a file is missing.
+def read_inputs(path: Path, source: Source | None = None, module: nn.Module | None = None) -> Inputs:
+    """The inputs of the run in `path`; UserError where the run or a file is missing.
 
     The test split stays sealed: of it only what `evaluate` wrote is read.
     """
     run = open_finished(path)
     card = read_card(run.model)
-    evaluation = files.read(run.evaluation("val"), files.Evaluation)
-    predictions = files.read_predictions(run.predictions("val"), card.classes)
+    evaluation = records.read(run.evaluation("val"), records.Evaluation)
+    predictions = read_predictions(run.predictions("val"), card.classes)
     if len(predictions.ids) != evaluation["n"]:
         raise UserError(
             f"'{run.predictions('val')}' has {len(predictions.ids)} images and '{run.evaluation('val').name}' "
             f"{evaluation['n']}: make both again, {command('evaluate', path)}"
         )
     test = run.evaluation("test")
-    return Material(
+    return Inputs(
         run=run,
         config=read_run_config(run.config),
         card=card,
-        rows=files.read_metrics(run.metrics),
-        summary=files.read(run.summary, files.Summary),
-        splits=files.read(run.splits, files.Splits),
+        rows=read_metrics(run.metrics),
+        summary=records.read(run.summary, records.Summary),
+        splits=records.read(run.splits, records.Splits),
         evaluation=evaluation,
         predictions=predictions,
-        test=files.read(test, files.Evaluation) if test.exists() else None,
-        openings=files.read_openings(run.test_access),
-        environment=files.read(run.environment, files.Environment) if run.environment.exists() else {},
+        test=records.read(test, records.Evaluation) if test.exists() else None,
+        openings=records.read_lines(run.test_access, records.TestAccess),
+        environment=records.read(run.environment, records.Environment) if run.environment.exists() else {},
         source=source,
         module=module,
     )
@@ -110,3 +111,13 @@ def open_finished(path: Path) -> RunDir:
         if not (run.path / name).exists():
             raise UserError(f"run '{path}' has no {name}: {command('evaluate', path)} makes it")
     return run
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv, at least one; UserError where it is damaged."""
+    rows = [dict(row) for row in metrics_csv.read(path)]
+    if not rows:
+        raise records.damaged(path, "it has no whole row")
+    for number, row in enumerate(rows, start=1):
+        records.check(path, records.MetricsRow, row, f"row {number}, ")
+    return rows

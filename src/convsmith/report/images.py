@@ -15,13 +15,12 @@ from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import epoch_order
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
+from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix
 from convsmith.prediction.model_file import ModelCard, memory_format
-from convsmith.report.classes import confused_order
-from convsmith.report.files import Predictions
-from convsmith.report.labels import likely_label_errors
-from convsmith.report.material import Material
-from convsmith.report.pictures import Gallery, data_uri, png_uri
+from convsmith.report.analysis import confused_order, likely_label_errors
+from convsmith.report.inputs import Inputs
+from convsmith.report.page import Gallery, data_uri, png_uri
 
 TABLE_CLASSES = 40  # up to which the confusion matrix is a table; beyond, the most confused pairs are listed
 MOST_PAIRS = 30
@@ -120,9 +119,9 @@ def doubtful_labels(predictions: Predictions, gallery: Gallery) -> Section:
     return {"count": len(found), "many": many, "shots": shots, "reason": "", "of": len(predictions.labels)}
 
 
-def samples(material: Material) -> list[Section]:
+def samples(inputs: Inputs) -> list[Section]:
     """Train images augmented as in training, in the order of the first epoch: each as it was and as the net saw it."""
-    dataset, config, card = material.dataset, material.config, material.card
+    dataset, config, card = inputs.dataset, inputs.config, inputs.card
     if dataset is None:
         return []
     train = dataset.train

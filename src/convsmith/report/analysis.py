@@ -1,0 +1,204 @@
+"""Numbers that a page shows of predictions: classes, calibration, suspected labels, pairs of models. Draws nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convsmith.errors import missing_extra
+from convsmith.prediction.calibration import Reliability, fit_temperature, log_softmax, reliability
+from convsmith.prediction.evaluation import Predictions
+from convsmith.prediction.metrics import wilson_interval
+from convsmith.studies.statistics import PairedAccuracies, paired_accuracies
+
+DRAWS = 1000
+OPTIMAL = 200  # classes up to which the leaves are ordered optimally, which takes the cube of their number
+
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of one class; an interval is None where nothing was there to measure it on."""
+
+    name: str
+    support: int
+    precision: float
+    precision_interval: Interval
+    recall: float
+    recall_interval: Interval
+    f1: float
+    f1_interval: Interval
+
+
+def class_scores(confusion: NDArray[np.int64], classes: Sequence[str], rng: np.random.Generator) -> list[ClassScores]:
+    """The scores of each class of a confusion matrix [K, K] (rows = true class) with 95% intervals.
+
+    Precision and recall are shares of images: Wilson's interval (1927). F1 is none: the percentile bootstrap over
+    images, which for counts is a multinomial draw of the cells (Efron and Tibshirani 1993, ch. 13).
+    """
+    hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    low, high = np.quantile(_bootstrapped_f1(confusion, rng), [0.025, 0.975], axis=0)
+    result = []
+    for at, name in enumerate(classes):
+        both = int(support[at] + predicted[at])
+        result.append(
+            ClassScores(
+                name=name,
+                support=int(support[at]),
+                precision=float(hits[at] / max(predicted[at], 1)),
+                precision_interval=wilson_interval(int(hits[at]), int(predicted[at])) if predicted[at] else None,
+                recall=float(hits[at] / max(support[at], 1)),
+                recall_interval=wilson_interval(int(hits[at]), int(support[at])) if support[at] else None,
+                f1=float(2 * hits[at] / max(both, 1)),
+                f1_interval=(float(low[at]), float(high[at])) if both else None,
+            )
+        )
+    return result
+
+
+def _bootstrapped_f1(confusion: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """F1 by class of `DRAWS` bootstrap samples, float64 [DRAWS, K]; 0 where a sample has nothing of a class."""
+    classes = len(confusion)
+    true, guessed = np.nonzero(confusion)
+    counts = confusion[true, guessed]
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=DRAWS)
+    # What each cell adds to its class's hits, images and predictions: sums over cells as one product each.
+    cells = np.arange(len(true))
+    rows, columns = np.zeros((len(true), classes)), np.zeros((len(true), classes))
+    rows[cells, true] = 1
+    columns[cells, guessed] = 1
+    hits, total = drawn @ (rows * columns), drawn @ (rows + columns)
+    return np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
+
+
+def confused_order(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The classes [K] in an order in which those that are mistaken for each other stand together.
+
+    Average-linkage clustering on the distance 1 - (share of i taken for j + share of j taken for i) / 2, leaves ordered
+    so that neighbours are near (Bar-Joseph et al. 2001). The order as given where no two classes are confused.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
+    alike = (shares + shares.T) / 2
+    np.fill_diagonal(alike, 0)
+    if len(confusion) < 3 or not alike.any():
+        return np.arange(len(confusion))
+    distances = squareform(1 - alike, checks=False)
+    tree = linkage(distances, "average")
+    if len(confusion) <= OPTIMAL:
+        tree = optimal_leaf_ordering(tree, distances)
+    return np.asarray(leaves_list(tree), dtype=np.int64)
+
+
+FEWEST = 20  # images; a temperature fitted to less says nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """`temperature` is fitted to all images; `after` and `loss_after` (nats) are cross-fitted, see `scaling`."""
+
+    temperature: float
+    before: Reliability
+    after: Reliability
+    loss_before: float
+    loss_after: float
+
+
+def scaling(predictions: Predictions, rng: np.random.Generator) -> Scaling | None:
+    """The effect of temperature scaling (Guo et al. 2017), cross-fitted; None for fewer than 20 images.
+
+    The images are halved at random, each half is scaled by the temperature fitted to the other, and both together are
+    measured: on its own images even a useless temperature would look good.
+    """
+    logits, labels = predictions.log_probabilities, predictions.labels
+    if len(labels) < FEWEST:
+        return None
+    scaled = np.empty_like(logits)
+    halves = np.array_split(rng.permutation(len(labels)), 2)
+    for half, other in (halves, halves[::-1]):
+        scaled[half] = logits[half] / fit_temperature(logits[other], labels[other])
+    before, after = log_softmax(logits), log_softmax(scaled)
+    return Scaling(
+        temperature=fit_temperature(logits, labels),
+        before=_reliability(before, labels),
+        after=_reliability(after, labels),
+        loss_before=_loss(before, labels),
+        loss_after=_loss(after, labels),
+    )
+
+
+def _reliability(log_chances: NDArray[np.float64], labels: NDArray[np.int64]) -> Reliability:
+    confidences = np.exp(log_chances.max(axis=1)).clip(max=1.0)
+    return reliability(confidences, log_chances.argmax(axis=1) == labels)
+
+
+def _loss(log_chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    return float(-log_chances[np.arange(len(labels)), labels].mean())
+
+
+def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
+    """Positions [M] of the images whose label is likely wrong, the likeliest first.
+
+    Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) as cleanlab does it: an image is doubted
+    where another class's probability is above the mean that this class has on its own images. The probabilities must
+    be held-out ones. UserError where cleanlab is not installed.
+    """
+    if importlib.util.find_spec("cleanlab") is None:
+        raise missing_extra("cleanlab", "report")
+    from cleanlab.filter import find_label_issues
+
+    # The rows are float32 numbers and miss the sum of 1 by rounding, which cleanlab checks.
+    chances = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
+    with warnings.catch_warnings():
+        # Of a class with a single image it cannot tell: nobody would expect otherwise.
+        warnings.filterwarnings("ignore", message="May not flag all label issues")
+        found = find_label_issues(predictions.labels, chances, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return np.asarray(found, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """Image by image, in the first model's order: `first` and `second` say where each is right, bool [N].
+
+    `partner` int64 [N] is the place of each image in the second model's predictions.
+    """
+
+    first: NDArray[np.bool_]
+    second: NDArray[np.bool_]
+    partner: NDArray[np.int64]
+
+    @property
+    def only_first(self) -> NDArray[np.int64]:
+        """Positions of the images that the first model alone gets right."""
+        return np.flatnonzero(self.first & ~self.second)
+
+    @property
+    def only_second(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.second & ~self.first)
+
+    def test(self, level: float = 0.95) -> PairedAccuracies:
+        """McNemar's exact test and the interval of the difference that belongs to it."""
+        return paired_accuracies(len(self.only_first), len(self.only_second), len(self.first), level)
+
+
+def pair(first: Predictions, second: Predictions) -> Pairing | str:
+    """Both models' predictions image by image; or why they cannot be paired, as the end of a sentence."""
+    place = {name: at for at, name in enumerate(second.ids)}
+    if set(first.ids) != place.keys():
+        common = len(set(first.ids) & place.keys())
+        sizes = f"{common:,} of {len(first.ids):,} and {len(second.ids):,} in common"
+        return f"their val splits hold different images ({sizes})"
+    partner = np.array([place[name] for name in first.ids], dtype=np.int64)
+    ours = [first.classes[label] for label in first.labels]
+    theirs = [second.classes[label] for label in second.labels[partner]]
+    if ours != theirs:
+        return "their images have different labels"
+    return Pairing(first.right, second.right[partner], partner)
