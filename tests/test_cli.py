@@ -199,7 +199,7 @@ def test_data_check_lists_what_is_broken(inside: Path, capsys: pytest.CaptureFix
     assert "ants/empty.png (empty)" in error
     assert "data.on_error=skip" in error
     call(capsys, "train", "--data", root, "--data.on_error", "skip", "--epochs", "1", "--name", "skipped")
-    assert len(json.loads((inside / "runs/skipped/skipped.json").read_text())) == 1
+    assert len(json.loads((inside / "runs/skipped/skipped.json").read_text())["files"]) == 1
     assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -261,8 +261,12 @@ def unfinished(inside: Path) -> Iterator[Path]:
 
 DAMAGES: list[tuple[str, bytes | None, str]] = [  # file, its content (none: it is gone), what resume says
     ("config.yaml", b"", "config.yaml' is damaged (no section data, model"),
-    ("splits.json", b"{}", "splits.json' is damaged (it should have hash and splits)"),
-    ("splits.json", b'{"hash": "x", "splits": []}', "splits.json' is damaged (no train and val)"),
+    ("splits.json", b"{}", "splits.json' is damaged (hash: Field required)"),
+    (
+        "splits.json",
+        b'{"hash": "x", "splits": []}',
+        "splits.json' is damaged (splits: Input should be",
+    ),
     ("splits.json", None, "splits.json' is missing"),
     ("metrics.csv", b"\xff\0junk\n1,2\n3,4\n", "metrics.csv' is damaged (it is no table of numbers)"),
     ("checkpoints", None, "has no checkpoints to go on from"),

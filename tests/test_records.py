@@ -1,10 +1,27 @@
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convsmith import records
+from convsmith.cli import main
 from convsmith.errors import UserError
-from convsmith.records import METRICS, MONITORS, best_row, is_better
+from convsmith.records import (
+    FORMAT_VERSION,
+    METRICS,
+    MONITORS,
+    MetricsRow,
+    best_row,
+    is_better,
+    read,
+    write,
+)
+
+FIRST_EDITION = Path(__file__).parent / "first_edition"
 
 VALUE = st.sampled_from([0.0, 0.25, 0.5, 0.5 + 1e-9, 1.0])
 ROWS = st.lists(st.fixed_dictionaries(dict.fromkeys(MONITORS, VALUE)), min_size=1, max_size=12)
@@ -33,3 +50,68 @@ def test_a_metric_that_an_older_run_has_not_recorded_is_named():
     rows = [{"epoch": 1, "val_loss": 0.4, "val_accuracy": 0.9}] * 2
     with pytest.raises(UserError, match=r"not recorded 'val_ece'.*has: val_loss, val_accuracy$"):
         best_row(rows, "val_ece")
+
+
+def test_what_is_written_is_read_and_says_its_version(tmp_path):
+    path, opening = tmp_path / "opening.json", {"when": "now", "command": "evaluate", "more": [1]}
+    assert write(path, records.TestAccess, opening) == opening == read(path, records.TestAccess)
+    assert json.loads(path.read_text())["format_version"] == FORMAT_VERSION
+
+
+def test_what_does_not_fit_is_not_written(tmp_path):
+    with pytest.raises(AssertionError, match=r"x\.json: command: Field required"):
+        write(tmp_path / "x.json", records.TestAccess, {"when": "now"})
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("version", [0, -1, "2", None, True, 1.5])
+def test_a_version_that_none_has_written_is_damage(tmp_path, version):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"format_version": version, "when": "now", "command": "evaluate"}))
+    with pytest.raises(UserError, match=r"is damaged \(format_version is"):
+        read(path, records.TestAccess)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "high"])
+def test_a_metric_beyond_its_bounds_is_damage(tmp_path, value):
+    path = tmp_path / "x.json"
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 1.0, "val_loss": 1.0, "val_accuracy": 1.0, "val_f1": 1.0}
+    row |= {"learning_rate": 0.1, "seconds": 1.0}
+    path.write_text(json.dumps(row | {"val_ece": 0.5, "val_mcc": -0.5, "val_auroc": None}))
+    assert read(path, MetricsRow)["val_mcc"] == -0.5
+    path.write_text(json.dumps(row | {"val_ece": value}))
+    with pytest.raises(UserError, match=f"val_ece is {value}"):
+        read(path, MetricsRow)
+
+
+#: Each kind of file, of a finished run and of a study, and a command that reads it.
+NEWER = {
+    "finished/splits.json": "evaluate finished",
+    "finished/model/model.json": "predict finished README.md",
+    "stopped/splits.json": "resume stopped",
+}
+
+
+@pytest.mark.parametrize("file", NEWER)
+def test_a_file_of_a_newer_edition_is_refused_with_advice(file, tmp_path, monkeypatch, capsys):
+    name = file.split("/")[0]
+    shutil.copytree(FIRST_EDITION / name, tmp_path / name)
+    shutil.copy(FIRST_EDITION / "README.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / file
+    before = path.read_text()
+    if path.suffix == ".yaml":
+        path.write_text("format_version: 99\n" + before)
+    else:
+        path.write_text("".join(json.dumps({"format_version": 99} | json.loads(text)) + "\n" for text in lines(path)))
+    code = main(NEWER[file].split())
+    line = capsys.readouterr().err
+    assert code == 2, line
+    assert path.name in line
+    assert "format_version 99" in line
+    assert "pip install --upgrade convsmith" in line
+    assert len(line.strip().splitlines()) == 1
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]

@@ -245,6 +245,20 @@ class Environment(Record):
     versions: dict[str, str] = {}
 
 
+class Unread(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    kind: str
+    message: str
+
+
+class Skipped(Record):
+    """skipped.json: the files that do not decode, and why. The first edition wrote the bare list."""
+
+    files: list[Unread]
+
+
 class TestAccess(Record):
     """A line of test-access.jsonl."""
 
@@ -337,22 +351,36 @@ class MetricsRow(Scored):
 
 
 def write(path: Path, kind: type[Record], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `value` as JSON with the present `format_version` in front, and return what the file holds.
+    """Write `value` as JSON with the present `format_version` in front, and return what `read` will give of it.
 
     A value that does not fit its schema is our own mistake: an AssertionError.
     """
-    record = {"format_version": FORMAT_VERSION, **{k: v for k, v in value.items() if k != "format_version"}}
+    record = versioned(value)
     problem = _problem(kind, record)
     assert problem is None, f"{path.name}: {problem}"
     write_json(path, record)
-    return record
+    return dict(value)
 
 
 def read(path: Path, kind: type[Record]) -> dict[str, Any]:
-    """A JSON object that fits its schema; UserError where it does not, or where a newer edition wrote it."""
+    """A JSON object that fits its schema, without `format_version`.
+
+    UserError where it does not fit, or where a newer edition wrote it.
+    """
     value = read_json(path)
     check(path, kind, value)
-    return dict(value)
+    return unversioned(path, value)
+
+
+def versioned(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with the present `format_version` in front."""
+    return {"format_version": FORMAT_VERSION, **value}
+
+
+def unversioned(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value`, read from `path`, without its `format_version`; UserError where a newer edition wrote it."""
+    refuse_newer(path, value.get("format_version", 1))
+    return {key: inner for key, inner in value.items() if key != "format_version"}
 
 
 def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
@@ -365,7 +393,9 @@ def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
 
 def refuse_newer(path: Path, version: Any) -> None:
     """UserError for a file of a later edition than this one can read."""
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise damaged(path, f"format_version is {version!r}")
+    if version > FORMAT_VERSION:
         raise UserError(
             f"'{path}' was written by a newer convsmith (format_version {version}; this one reads up to "
             f"{FORMAT_VERSION}): pip install --upgrade convsmith"

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.errors import Stopped, UserError, command
 from convsmith.events import Counted, Interrupted, Listener, nobody
-from convsmith.files import read_json
 from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
 from convsmith.rundir import RunDir, open_run, refuse_taken
@@ -51,7 +51,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json of a finished run."""
-        return dict(read_json(open_run(self.directory, "summary.json").summary))
+        return records.read(open_run(self.directory, "summary.json").summary, records.Summary)
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -103,7 +103,7 @@ class Run:
         if not path.exists():
             raise UserError(f"run '{self.directory}' has no {path.name} yet: evaluate('{split}') writes it")
         _show_figures_in_notebooks()
-        record = read_json(path)
+        record = records.read(path, records.Evaluation)
         return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
 
     def __repr__(self) -> str:

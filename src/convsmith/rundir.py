@@ -18,8 +18,9 @@ from typing import Any, Literal, cast, get_args
 
 from filelock import FileLock, Timeout
 
+from convsmith import records
 from convsmith.errors import UserError, command
-from convsmith.files import explain_os_errors, read_json, sync_folder
+from convsmith.files import explain_os_errors, sync_folder
 from convsmith.plainyaml import parse_yaml
 from convsmith.records import damaged
 
@@ -66,7 +67,8 @@ class RunDir:
     def record_test_access(self, command: str) -> None:
         """Note in test-access.jsonl, before the test split is opened, when and by which command."""
         with self.test_access.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"when": now(), "command": command}, ensure_ascii=False) + "\n")
+            opening = records.versioned({"when": now(), "command": command})
+            file.write(json.dumps(opening, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -169,10 +171,7 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
 
 def read_splits(run: RunDir) -> dict[str, Any]:
     """splits.json: `hash` of the data and `splits`, the ids of each."""
-    value: dict[str, Any] = read_json(run.splits, "hash", "splits")
-    if not (isinstance(value["splits"], dict) and {"train", "val"} <= value["splits"].keys()):
-        raise UserError(f"'{run.splits}' is damaged (no train and val): restore it, or run again")
-    return value
+    return records.read(run.splits, records.Splits)
 
 
 def open_single(path: str | Path, *needs: str) -> RunDir:

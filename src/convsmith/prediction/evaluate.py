@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convsmith import records
 from convsmith.config import read_run_config
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
-from convsmith.files import explain_os_errors, write_json, write_text
+from convsmith.files import explain_os_errors, write_text
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.model_file import ModelCard, load_model, memory_format
 from convsmith.rundir import RunDir, read_splits
@@ -68,7 +69,7 @@ def evaluate_split(
     rows = prediction_rows(subset.ids, logits, card.classes, subset.labels)
     write_rows(text, rows)
     write_text(run.predictions(split), text.getvalue())
-    write_json(run.evaluation(split), record)
+    records.write(run.evaluation(split), records.Evaluation, record)
     return record, logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from convsmith.errors import UserError
 from convsmith.files import read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
+from convsmith.records import unversioned, versioned
 from convsmith.training.checkpoint import checksum
 from convsmith.training.state import load_strictly
 
@@ -39,14 +41,16 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write model.safetensors and model.json, each whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # One entry alone: safetensors writes several in an order that changes, and equal runs make equal files.
-    write_bytes(folder / WEIGHTS, save(tensors, {"sha256": checksum(tensors)}))
-    write_json(folder / CARD, card.model_dump(mode="json"))
+    header = versioned({"sha256": checksum(tensors)})
+    write_bytes(folder / WEIGHTS, save(tensors, {"convsmith": json.dumps(header)}))
+    write_json(folder / CARD, versioned(card.model_dump(mode="json")))
 
 
 def read_card(folder: Path) -> ModelCard:
     """model.json."""
+    value = read_json(folder / CARD)
     try:
-        return ModelCard.model_validate(read_json(folder / CARD))
+        return ModelCard.model_validate(unversioned(folder / CARD, value) if isinstance(value, dict) else value)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -60,14 +64,16 @@ def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     card, mend = read_card(folder), "restore it, or train again"
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
-            said = (file.metadata() or {}).get("sha256")
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
         raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {mend}") from None
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the model in '{folder}' is damaged ({reason}): {mend}") from None
-    if said is not None and said != checksum(tensors):
+    if "convsmith" in header:  # the first edition wrote the checksum alone
+        header = unversioned(folder / WEIGHTS, json.loads(header["convsmith"]))
+    if header.get("sha256") not in (None, checksum(tensors)):
         raise UserError(f"the model in '{folder}' is damaged (checksum does not fit): {mend}")
     return card, tensors
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from convsmith.errors import UserError
 from convsmith.files import sync_folder, write_bytes
+from convsmith.records import FORMAT_VERSION, refuse_newer
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 
@@ -35,7 +36,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any],
     A crash at any point leaves a whole `last` or a whole `previous`.
     """
     dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"facts": json.dumps(dict(facts), allow_nan=False), "format": "pt"}
+    header = {"facts": json.dumps(dict(facts), allow_nan=False), "format": "pt", "format_version": str(FORMAT_VERSION)}
     header["sha256"] = checksum(dense, header["facts"])
     incoming = folder / "incoming.safetensors"
     write_bytes(incoming, save(dense, header))
@@ -57,6 +58,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DamagedCheckpointError(f"{path.name}: {error}") from None
     if header.get("sha256") != checksum(tensors, header.get("facts", "")):
         raise DamagedCheckpointError(f"{path.name}: checksum does not fit")
+    refuse_newer(path, int(header.get("format_version", 1)))
     return tensors, json.loads(header["facts"])
 
 

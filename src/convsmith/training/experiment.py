@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convsmith import files
+from convsmith import files, records
 from convsmith.contracts import Batch, Tracker
 from convsmith.data.augment import Augment
 from convsmith.data.sampler import batch_positions, epoch_order
@@ -29,7 +29,6 @@ from convsmith.optim.penalties import penalty_values
 from convsmith.prediction.evaluate import batches_of, evaluate_split, logits_of
 from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import load_model, save_model
-from convsmith.records import metric_values
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
@@ -178,7 +177,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
         "name": run.name,
         "best_epoch": state.stopping.best_epoch,
         "epochs": state.epoch,
-        "val": metric_values(record),
+        "val": records.metric_values(record),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": state.total_seconds,
         "images_per_second": statistics.median(row["images_per_second"] or 0.0 for row in rows),
@@ -191,7 +190,7 @@ def _finish(experiment: Experiment, tracker: Tracker) -> Finished:
     save(confusion_figure(counts, card.classes), run.figures / "confusion.png")
     if config.track.images:
         tracker.log({"samples": _samples(experiment, logits)}, state.step)
-    files.write_json(run.summary, summary)
+    records.write(run.summary, records.Summary, summary)
     run.log(f"finished: {stopped}, val accuracy {record['accuracy']:.4f}")
     return Finished(summary, record, tracker.where)
 
@@ -219,7 +218,7 @@ def _row(experiment: Experiment, event: EpochResult, val: dict[str, Any]) -> Row
         "epoch": event.epoch,
         "train_loss": event.loss,
         "train_accuracy": event.accuracy,
-        **{f"val_{name}": value for name, value in metric_values(val).items()},
+        **{f"val_{name}": value for name, value in records.metric_values(val).items()},
         "learning_rate": event.learning_rate,
         "seconds": event.seconds + val["seconds"],
         "images_per_second": event.images_per_second,

@@ -229,10 +229,11 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
         experiment = _assemble(run, config, dataset, prepared.device, prepared.model, prepared.finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
-        files.write_json(run.environment, record)
-        files.write_json(run.splits, dataset.splits_record())
+        records.write(run.environment, records.Environment, record)
+        records.write(run.splits, records.Splits, dataset.splits_record())
         if dataset.failures:
-            files.write_json(run.skipped, [failure._asdict() for failure in dataset.failures])
+            skipped = {"files": [failure._asdict() for failure in dataset.failures]}
+            records.write(run.skipped, records.Skipped, skipped)
         files.write_text(run.config, config.to_yaml())
         run.log(f"started: {len(dataset.train)} train images, {len(dataset.val)} val images")
         for note in prepared.notes:
