@@ -192,7 +192,7 @@ def test_bad_forms_get_a_line_that_says_why(server: Server, image: bytes, settin
 def test_a_form_that_breaks_off_is_refused(server: Server, image: bytes) -> None:
     body, kind = form(image)
     broken = ask(server, "POST", "/predict", body[:-30], Content_Type=kind)
-    assert (broken.status, "cannot be read" in broken.content["error"]) in {(422, True), (400, True)}
+    assert (broken.status, "the form cannot be read" in broken.content["error"]) == (400, True)
     assert ask(server, "POST", "/predict", body, Content_Type="multipart/form-data").status == 400
 
 
@@ -232,7 +232,7 @@ def test_fifty_at_once_are_answered_or_told_when_to_come_back(server: Server, im
     refused = [reply for reply in replies if reply.status == 503]
     assert len(answered) + len(refused) == 50
     assert len(answered) >= 1
-    assert refused, "more than the line holds came at once"
+    assert refused, "more than the queue holds came at once"
     assert all(int(reply.headers["retry-after"]) > 0 and "busy" in reply.content["error"] for reply in refused)
     assert len({json.dumps(reply.content) for reply in answered}) == 1
     assert send(server, image).status == 200
@@ -248,7 +248,7 @@ def test_who_never_ends_the_head_of_a_request_is_hung_up_on(monkeypatch: pytest.
         await send({"type": "http.response.body", "body": b""})
 
     with listening.listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, http=listening.Prompt, lifespan="off", log_level="critical")
+        config = uvicorn.Config(app, http=listening.HeaderTimeout, lifespan="off", log_level="critical")
         waiting = uvicorn.Server(config)
         thread = Thread(target=waiting.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -267,7 +267,7 @@ def test_who_never_ends_the_head_of_a_request_is_hung_up_on(monkeypatch: pytest.
 
 
 def test_a_sender_who_gives_up_leaves_no_trace(server: Server, image: bytes) -> None:
-    for _ in range(12):  # more than the line holds
+    for _ in range(12):  # more than the queue holds
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegun")
     deadline = time.monotonic() + 20

@@ -132,6 +132,15 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """A server answers at `url`, until it is interrupted; `local`: it can be reached from this machine alone."""
+
+    url: str
+    port: int
+    local: bool
+
+
+@dataclass(frozen=True)
 class JobsStarted:
     """A study has `total` runs to do, of which `before` were done when it was called."""
 

@@ -35,7 +35,7 @@ PAGE = {
 Work = Callable[[bytes], dict[str, Any]]
 
 
-class Line:
+class RequestQueue:
     """One thread that works, and at most QUEUE uploads that wait for it; more are refused before they are read."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ async def _timely(reading: Any) -> Any:
 
 def make_app(answers: Answers, name: str, names: frozenset[str]) -> Starlette:
     """The server of the run called `name`, for requests to the hosts `names` and to addresses."""
-    line = Line()
+    queue = RequestQueue()
     limits = {"bytes": MAX_BYTES, "pixels": MAX_PIXELS, "waiting": QUEUE}
     health = {"status": "ok", "run": name, "classes": answers.classes, "limits": limits}
 
@@ -86,10 +86,10 @@ def make_app(answers: Answers, name: str, names: frozenset[str]) -> Starlette:
         return JSONResponse(health)
 
     async def predict(request: Request) -> Response:
-        return JSONResponse(await line.answer(request, answers.predict))
+        return JSONResponse(await queue.answer(request, answers.predict))
 
     async def explain(request: Request) -> Response:
-        return JSONResponse(await line.answer(request, answers.explain))
+        return JSONResponse(await queue.answer(request, answers.explain))
 
     routes = [Route(path, _page(file, kind)) for path, (file, kind) in PAGE.items()]
     routes += [

@@ -1,4 +1,4 @@
-"""A listening server for a run."""
+"""A listening server for a run: its socket, the time limit of headers, uvicorn. Knows no routes and prints nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import socket
 import h11
 import numpy as np
 import uvicorn
+from torch import nn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convsmith.config import read_run_config
 from convsmith.data.preprocess import InputPixels
-from convsmith.display import Display
+from convsmith.data.sources import Source
 from convsmith.errors import UserError
+from convsmith.events import Counted, Listener, Note, Serving, nobody
 from convsmith.prediction.evaluate import run_dataset
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
@@ -27,7 +29,7 @@ from convsmith.serve.neighbours import Neighbours
 MAX_CONNECTIONS = 200
 
 
-class Prompt(H11Protocol):
+class HeaderTimeout(H11Protocol):
     """Hangs up on who has not sent the head of a request in time: held open, it would keep others out."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -64,43 +66,53 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(run: RunDir, listener: socket.socket, host: str, device: str, display: Display) -> None:
-    """Answer requests until the process is interrupted."""
-    set_threads(read_run_config(run.config).train.threads)
-    predictor = load_predictor(run.path, device)
-    answers = Answers(predictor, _neighbours(run, predictor, display))
-    side, channels = predictor.card.preprocessing.working_size, predictor.card.preprocessing.channels
-    # The first answer imports and allocates much: let it be this one.
-    missing = answers.explain_pixels(InputPixels(np.zeros((1, side, side, channels), np.uint8))).get("heat_map_missing")
-    if missing:
-        display.line(f"warning: no heat maps: {missing}")
-    port = listener.getsockname()[1]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    if not is_loopback(host):
-        display.line(f"warning: whoever reaches this machine on port {port} can use this page; it asks for no password")
-    display.line(f"page     http://{shown}:{port}/")
-    display.line(f"programs curl --form image=@FILE http://{shown}:{port}/predict")
-    display.line("Ctrl-C ends it. Nothing that is sent is kept.")
-    app = make_app(answers, run.name, own_names(host))
-    config = uvicorn.Config(
-        app,
-        http=Prompt,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=3,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+def serve(
+    run: RunDir,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    module: nn.Module | None = None,
+    source: Source | None = None,
+    listener: Listener = nobody,
+) -> None:
+    """Answer requests for predictions of `run` until the process is interrupted; the listener gets `Serving` then.
+
+    `module` and `source` are the user's own network and data, where the run was trained with such. Raises UserError
+    where the host or the port cannot be had.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port must be from 0 to 65535, but got {port}")
+    with listen(host, port) as listening:
+        set_threads(read_run_config(run.config).train.threads)
+        predictor = load_predictor(run.path, device, module)
+        answers = Answers(predictor, _neighbours(run, predictor, source, listener))
+        rules = predictor.card.preprocessing
+        blank = np.zeros((1, rules.working_size, rules.working_size, rules.channels), np.uint8)
+        # The first answer imports and allocates much: let it be this one.
+        if missing := answers.explain_pixels(InputPixels(blank)).get("heat_map_missing"):
+            listener(Note(f"warning: no heat maps: {missing}"))
+        port = listening.getsockname()[1]
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        listener(Serving(f"http://{shown}:{port}/", port, is_loopback(host)))
+        config = uvicorn.Config(
+            make_app(answers, run.name, own_names(host)),
+            http=HeaderTimeout,
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=3,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
 
 
-def _neighbours(run: RunDir, predictor: Predictor, display: Display) -> Neighbours | None:
+def _neighbours(run: RunDir, predictor: Predictor, source: Source | None, listener: Listener) -> Neighbours | None:
     try:
-        train = run_dataset(run).train
+        train = run_dataset(run, source).train
     except UserError as error:
-        display.line(f"warning: no nearest training images: {error}")
+        listener(Note(f"warning: no nearest training images: {error}"))
         return None
-    return Neighbours(predictor, train, display.counting("indexing training"))
+    return Neighbours(predictor, train, lambda done, total: listener(Counted("indexing training", done, total)))

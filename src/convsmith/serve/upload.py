@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.requests import Request
 
 MAX_BYTES = 16 * 2**20  # of an image: cameras stay below it
@@ -49,18 +49,7 @@ def image_of(body: bytes, content_type: str) -> bytes:
     Raises Refused where there is none, the form is malformed, or the file name or the image too long.
     """
     kind, options = parse_options_header(content_type)
-    image = body
-    if kind == b"multipart/form-data":
-        form = _Form()
-        try:
-            parser = MultipartParser(options.get(b"boundary", b""), form.callbacks())  # type: ignore[arg-type]
-            parser.write(body)
-            parser.finalize()
-        except FormParserError as error:
-            if "header size" in str(error):
-                raise Refused(400, f"the file name is too long: at most {MAX_NAME} bytes") from None
-            raise Refused(400, f"the form cannot be read ({error}): send it whole, as multipart/form-data") from None
-        image = bytes(form.image)
+    image = _image_of_form(body, options.get(b"boundary", b"")) if kind == b"multipart/form-data" else body
     if not image:
         raise Refused(400, f"no image was sent: POST it as the field '{FIELD}' of a form, or as the body itself")
     if len(image) > MAX_BYTES:
@@ -68,46 +57,33 @@ def image_of(body: bytes, content_type: str) -> bytes:
     return image
 
 
-class _Form:
-    """Collects the first part called `image`; of other parts nothing is kept."""
+def _image_of_form(body: bytes, boundary: bytes) -> bytes:
+    """The first part called `image`; nothing where there is none. The parts stay in memory, whatever their size."""
+    images: list[bytes] = []
+    ends: list[bool] = []
 
-    def __init__(self) -> None:
-        self.image = bytearray()
-        self._name, self._value, self._disposition = b"", b"", b""
-        self._wanted = False
+    def on_field(field: Field) -> None:
+        if field.field_name == FIELD.encode():
+            images.append(field.value or b"")
 
-    def callbacks(self) -> dict[str, object]:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_name,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_part_data": self._data,
-        }
-
-    def _begin(self) -> None:
-        self._name, self._value, self._disposition = b"", b"", b""
-        self._wanted = False
-
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._name, self._value = b"", b""
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"filename", b"")
-        if len(name) > MAX_NAME:
+    def on_file(file: File) -> None:
+        if len(name := file.file_name or b"") > MAX_NAME:
             raise Refused(400, f"the file name is too long: {len(name)} bytes, at most {MAX_NAME}")
-        self._wanted = options.get(b"name") == FIELD.encode() and not self.image
+        if file.field_name == FIELD.encode():
+            file.file_object.seek(0)
+            images.append(file.file_object.read())
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._wanted:
-            self.image += data[start:end]
+    try:
+        limits = {"MAX_MEMORY_FILE_SIZE": MAX_FORM}
+        parser = FormParser(
+            "multipart/form-data", on_field, on_file, lambda: ends.append(True), boundary, config=limits
+        )
+        parser.write(body)
+        parser.finalize()
+        if not ends:
+            raise FormParserError("it breaks off")
+    except FormParserError as error:
+        if "header size" in str(error):
+            raise Refused(400, f"the file name is too long: at most {MAX_NAME} bytes") from None
+        raise Refused(400, f"the form cannot be read ({error}): send it whole, as multipart/form-data") from None
+    return next(filter(None, images), b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from convsmith.errors import UserError, missing_extra
+from convsmith.errors import missing_extra
 
 PLACE, LINE = 150, "a page on this machine to try the model on images, and a JSON endpoint"
 
@@ -19,19 +19,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not 0 <= args.port <= 65535:
-        raise UserError(f"--port must be from 0 to 65535, but got {args.port}")
     from convsmith.rundir import open_single
 
     directory = open_single(args.directory, "model/model.json", "splits.json")
     try:
-        from convsmith.serve.server import listen, serve
+        from convsmith.serve.server import serve
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "python_multipart"):
             raise
         raise missing_extra(str(error.name), "serve") from None
     from convsmith.display import Display
+    from convsmith.events import Serving
 
-    with listen(args.host, args.port) as listener:
-        serve(directory, listener, args.host, args.device, Display())
+    display = Display()
+
+    def show(event: object) -> None:
+        if not isinstance(event, Serving):
+            display(event)
+            return
+        if not event.local:
+            display.line(
+                f"warning: whoever reaches this machine on port {event.port} can use this page; it asks for no password"
+            )
+        display.line(f"page     {event.url}")
+        display.line(f"programs curl --form image=@FILE {event.url}predict")
+        display.line("Ctrl-C ends it. Nothing that is sent is kept.")
+
+    serve(directory, args.host, args.port, args.device, listener=show)
     return 0
