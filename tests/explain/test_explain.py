@@ -329,7 +329,7 @@ def test_the_caption_of_gradients_says_what_is_drawn(inside: Path) -> None:
     assert f"{trained[0] / trained[-1]:.2g} in 'this model, trained'" in caption
     for name, values in drawn.items():
         assert f"{values[0] / values[-1]:.2g} in '{name}'" in caption
-        assert f"smaller than that of '{name}' in {(trained < values).sum()} of {len(values)} layers" in caption
+        assert f"that of '{name}' in {(trained < values).sum()} of {len(values)} layers" in caption
 
 
 def test_the_caption_of_gradients_follows_the_numbers() -> None:
@@ -346,6 +346,8 @@ def test_the_caption_of_activations_promises_no_panel_that_is_missing(inside: Pa
     assert len(found.figures["activations"].axes) == 3
     assert shares
     assert all(f"{row['share_below_zero']:.0%} in {row['layer']}" in found.text[0] for row in shares)
+    legend = {text.get_text() for text in found.figures["activations"].axes[2].get_legend().get_texts()}
+    assert legend == {f"{row['layer']}: {row['share_below_zero']:.0%} below 0" for row in shares}
     context = open_context("runs/digits", "cpu")
     bare = replace(context, predictor=replace(context.predictor, model=torch.nn.Sequential(torch.nn.Flatten())))
     drawn = network.activations(bare, network.FigureOptions())

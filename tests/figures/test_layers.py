@@ -35,8 +35,10 @@ DRAWN = {
     "kernels, one": lambda: kernels_figure({"a layer with a name that is rather long": torch.zeros(1, 1, 3, 3)}),
     "maps": lambda: feature_maps_figure(COLOUR, {"stem": torch.rand(12, 16, 16), "last": torch.rand(3, 1, 1)}),
     "pooling": lambda: pooling_figure(GRAY, torch.randn(8, 8), "input of pool"),
-    "activations": lambda: activations_figure({"relu": nn.ReLU(inplace=True), "tanh": nn.Tanh()}, {"relu"}, {}),
-    "inputs": lambda: activations_figure({"relu": nn.ReLU()}, {"relu"}, {"a": torch.randn(9, 5), "b": torch.zeros(7)}),
+    "activations": lambda: activations_figure({"relu": nn.ReLU(inplace=True), "tanh": nn.Tanh()}, {"relu"}, {}, {}),
+    "inputs": lambda: activations_figure(
+        {"relu": nn.ReLU()}, {"relu"}, {"a": torch.randn(9, 5), "b": torch.zeros(7)}, {"a": 0.5, "b": 0.0}
+    ),
     "batch norm": lambda: batch_norm_figure("norm", torch.randn(8, 5, 4, 4), torch.randn(8, 5, 4, 4)),
     "explanation": explanation,
     "explanation, gray": lambda: explanation("日本 " + 70 * "long ", 0.0, GRAY),
@@ -85,22 +87,22 @@ def test_pooling_shows_maximum_average_and_their_difference():
 
 
 def test_activations_come_with_their_true_gradients():
-    figure = activations_figure({"sigmoid": nn.Sigmoid()}, set(), {})
+    figure = activations_figure({"sigmoid": nn.Sigmoid()}, set(), {}, {})
     x, slope = figure.axes[1].lines[0].get_data()
     expected = 1 / (1 + np.exp(-x)) * (1 - 1 / (1 + np.exp(-x)))
     np.testing.assert_allclose(slope, expected, atol=1e-6)
 
 
-def test_the_models_own_activation_and_the_share_of_dead_inputs_are_named():
+def test_the_models_own_activation_and_the_share_of_inputs_below_zero_are_named():
     inputs = {"layer": torch.tensor([-1.0, -2.0, -3.0, 4.0])}
-    shown = words(activations_figure({"relu": nn.ReLU(), "tanh": nn.Tanh()}, {"relu"}, inputs))
+    shown = words(activations_figure({"relu": nn.ReLU(), "tanh": nn.Tanh()}, {"relu"}, inputs, {"layer": 0.75}))
     assert {"relu (this model)", "tanh", "layer: 75% below 0"} <= set(shown)
 
 
 def test_every_activation_and_every_layer_has_a_line_of_its_own():
     functions = {f"function {number}": nn.LeakyReLU(number / 10) for number in range(9)}
     inputs = {f"layer {number}": torch.randn(50) for number in range(8)}
-    values, gradients, below = activations_figure(functions, {"function 0"}, inputs).axes
+    values, gradients, below = activations_figure(functions, {"function 0"}, inputs, dict.fromkeys(inputs, 0.5)).axes
     looks = [(line.get_color(), str(line.get_linestyle()), str(line._unscaled_dash_pattern)) for line in values.lines]
     assert len(looks) == len(set(looks)) == len(gradients.lines) == 9
     labels = [line.get_label() for line in below.lines]

@@ -170,14 +170,17 @@ def test_pixels_of_another_model_are_refused(predictor: Predictor) -> None:
 def test_explain_asks_about_the_same_probabilities(
     run: RunDir, files: list[Path], predictor: Predictor, expected: Answers
 ) -> None:
-    from convsmith.explain.images import cases_of_files
-
-    from convsmith.explain.context import Subject
+    from convsmith.explain.context import ExplainContext
+    from convsmith.explain.examples import examples_of_images
 
     for target, name in enumerate(predictor.classes):
-        cases = cases_of_files(Subject(run, predictor), files, target)
-        for case in cases:
-            assert case.probability == pytest.approx(expected[case.id][name], abs=EXACT)
+        examples, broken = examples_of_images(ExplainContext(run, predictor), files, target)
+        assert not broken
+        for example in examples:
+            assert example.probability == pytest.approx(expected[example.id][name], abs=EXACT)
+            with torch.no_grad():  # what the heat maps are computed from
+                logits = predictor.model(example.image[None])
+            assert float(logits.softmax(1)[0, target]) == pytest.approx(expected[example.id][name], abs=ROUNDED)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from convsmith.explain.options import FIGURES
 from convsmith.explain.trajectory import trajectory_of
 from convsmith.figures import layers as pictures
 from convsmith.figures.curves import gradient_figure
-from convsmith.figures.layers import COLUMNS, strongest
+from convsmith.figures.layers import COLUMNS, channel_moments, strongest
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.surfaces import landscape_figure
 from convsmith.nets.blocks import ACTIVATIONS, TMaxAvgPool2d
@@ -137,9 +137,8 @@ def activations(context: ExplainContext, options: FigureOptions) -> NetworkFigur
     used = {kinds[type(module)] for module in found.values() if type(module) in kinds}
     inputs = record(context.model, context.sample(_images(context, IMAGES))[0], evenly(found, 4)) if found else {}
     before = {name: values for name, (values, _) in inputs.items()}
-    table: Table = [
-        {"layer": name, "share_below_zero": float((values < 0).float().mean())} for name, values in before.items()
-    ]
+    below_zero = {name: float((values < 0).double().mean()) for name, values in before.items()}
+    table: Table = [{"layer": name, "share_below_zero": share} for name, share in below_zero.items()]
     caption = "The activation functions that a model may have, and their gradients."
     if table:
         shares = ", ".join(f"{row['share_below_zero']:.0%} in {row['layer']}" for row in table)
@@ -147,7 +146,7 @@ def activations(context: ExplainContext, options: FigureOptions) -> NetworkFigur
     caption += (
         " No gradient passes where a function is flat: below 0 for ReLU, far from 0 on both sides for sigmoid and tanh."
     )
-    return NetworkFigure(pictures.activations_figure(functions, used, before), caption, table)
+    return NetworkFigure(pictures.activations_figure(functions, used, before, below_zero), caption, table)
 
 
 def batch_norm(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
@@ -163,8 +162,8 @@ def batch_norm(context: ExplainContext, options: FigureOptions) -> NetworkFigure
     after = nn.functional.batch_norm(
         before, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=own, eps=norm.eps
     )
-    means, deviations = _by_channel(before)
-    means_after, deviations_after = _by_channel(after)
+    means, deviations = channel_moments(before)
+    means_after, deviations_after = channel_moments(after)
     columns = (means, deviations, means_after, deviations_after)
     table: Table = [
         dict(zip(("channel", "mean_before", "deviation_before", "mean_after", "deviation_after"), row, strict=True))
@@ -226,13 +225,14 @@ def gradients_caption(found: Mapping[str, Mapping[str, float]]) -> str:
             f" The gradient of the first layer, divided by that of the last one, is {_listed(ratios)}. Where it is far "
             "below 1, the first layers learn slowly: vanishing gradients."
         )
-    trained = list(found[TRAINED].values())
-    for name, values in found.items():
-        if name != TRAINED and len(values) == len(trained):
-            smaller = sum(one < other for one, other in zip(trained, values.values(), strict=True))
-            caption += (
-                f" The trained model's gradient is smaller than that of '{name}' in {smaller} of {len(trained)} layers."
-            )
+    trained = found[TRAINED]
+    smaller = [
+        f"that of '{name}' in {sum(trained[layer] < value for layer, value in values.items())} of {len(values)} layers"
+        for name, values in found.items()
+        if name != TRAINED and values.keys() == trained.keys()
+    ]
+    if smaller:
+        caption += f" The trained model's gradient is smaller than {_listed(smaller)}."
     return caption
 
 
@@ -276,8 +276,8 @@ def landscape(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
     around_it = surfaces[0].loss
     caption = (
         f"The loss on {len(images)} validation images around the model: {losses[trajectory.solution]:.3g} nats at the "
-        f"model, and {around_it.min():.3g} to {around_it.max():.3g} in the area drawn. Two random directions are "
-        "drawn, in which each filter is scaled to its norm (Li et al. 2018); other directions may look different. "
+        f"model, and {around_it.min():.3g} to {around_it.max():.3g} on a plane along two random directions, in which "
+        "each filter is scaled to its norm (Li et al. 2018). Other directions may look different. "
     )
     if len(points) > 1:
         what += f"\npath: {len(points)} points, {trajectory.source}"
@@ -320,12 +320,6 @@ def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDA
         pixels = context.val.gather([*right, *wrong][:1])
     image = context.inputs(pixels)
     return image[0], context.seen(image)[0]
-
-
-def _by_channel(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means and standard deviations by channel, float64 [K], of `values` [N, K, h, w]."""
-    channels = values.detach().cpu().transpose(0, 1).flatten(1).double().numpy()
-    return channels.mean(axis=1), channels.std(axis=1)
 
 
 def _span(values: NDArray[np.float64]) -> str:

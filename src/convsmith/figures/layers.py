@@ -35,6 +35,12 @@ def strongest(maps: Tensor, count: int) -> list[int]:
     return [int(index) for index in worth.argsort(descending=True, stable=True)[:count]]
 
 
+def channel_moments(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel of `values` [N, K, h, w]: float64 [K] each."""
+    channels = _channels(values)
+    return channels.mean(axis=1), channels.std(axis=1)
+
+
 def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
     """The kernels of some convolutions, a row each: `weights` float [K, C, k, k] by the layer's name, in order.
 
@@ -103,11 +109,14 @@ def pooling_figure(pixels: NDArray[np.uint8], values: Tensor, name: str, window:
 
 
 def activations_figure(
-    functions: Mapping[str, nn.Module], used: Collection[str], inputs: Mapping[str, Tensor]
+    functions: Mapping[str, nn.Module],
+    used: Collection[str],
+    inputs: Mapping[str, Tensor],
+    below_zero: Mapping[str, float],
 ) -> Figure:
-    """Activation functions, their gradients, and the `inputs` that the net's own ones get, by layer.
+    """Activation functions, their gradients, and the `inputs` that those of the net receive, by layer.
 
-    The functions named in `used` are drawn heavier.
+    The functions named in `used` are drawn with heavier lines. `below_zero` is the share of a layer's inputs.
     """
     figure = new_figure(11, 4 if not inputs else 7)
     grid = figure.add_gridspec(2 if inputs else 1, 2)
@@ -130,9 +139,8 @@ def activations_figure(
             flat = _sample(tensor)
             low, high = np.percentile(flat, [1, 99])
             density, edges = np.histogram(flat, bins=80, range=(low, max(high, low + 1e-3)), density=True)
-            below = float((flat < 0).mean())
             middle = (edges[1:] + edges[:-1]) / 2
-            axes.plot(middle, density, label=f"{name}: {below:.0%} below 0", **line_style(number))
+            axes.plot(middle, density, label=f"{name}: {below_zero[name]:.0%} below 0", **line_style(number))
         axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
         axes.legend(fontsize=8)
         label_axes(axes, "The inputs of this model's activations, on validation images", "input", "density")
@@ -152,8 +160,7 @@ def batch_norm_figure(name: str, before: Tensor, after: Tensor) -> Figure:
         (BLUE, VERMILLION),
         strict=True,
     ):
-        channels = tensor.detach().cpu().transpose(0, 1).flatten(1).double().numpy()
-        bands = np.percentile(channels, shares, axis=1)
+        bands = np.percentile(_channels(tensor), shares, axis=1)
         order = bands[2].argsort() if order is None else order
         bands = bands[:, order]
         at = np.arange(len(order) + 1) - 0.5
@@ -163,8 +170,7 @@ def batch_norm_figure(name: str, before: Tensor, after: Tensor) -> Figure:
         axes.fill_between(at, steps[1], steps[3], alpha=0.55, label="25 to 75 %", **fill)
         axes.step(at, steps[2], where="post", color="black", linewidth=1.2, label="median")
         axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
-        means, spreads = channels.mean(axis=1), channels.std(axis=1)
-        spans = [f"{low:.2g} to {high:.2g}" for low, high in ((v.min(), v.max()) for v in (means, spreads))]
+        spans = [f"{values.min():.2g} to {values.max():.2g}" for values in channel_moments(tensor)]
         label_axes(axes, f"{what}\nmeans {spans[0]}, deviations {spans[1]}", "channel, in the order before", "value")
         axes.title.set_fontsize(10)
         axes.legend(fontsize=8)
@@ -235,6 +241,12 @@ def _picture(axes: Axes, pixels: NDArray[np.uint8]) -> None:
 def _bare(axes: Axes, title: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9, parse_math=False)
+
+
+def _channels(values: Tensor) -> NDArray[np.float64]:
+    """[N, K, h, w] -> [K, N h w]."""
+    channels: NDArray[np.float64] = values.detach().cpu().transpose(0, 1).flatten(1).double().numpy()
+    return channels
 
 
 def _size(values: Tensor) -> str:
