@@ -13,6 +13,7 @@ from torch import nn
 from convsmith.errors import UserError
 from convsmith.nets import config as names
 from convsmith.nets.blocks import ACTIVATIONS, NORMS, POOLS, ConvBlock, TMaxAvgPool2d, unsafe_channels_last
+from convsmith.nets.build import build
 from convsmith.nets.config import ORDER, BlockConfig, ModelConfig
 
 DEFAULTS = ModelConfig()
@@ -90,8 +91,40 @@ def test_every_order_runs_its_parts_in_that_order(order):
 
 
 @pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (6, 1), (16, 4), (18, 3), (24, 6), (32, 8), (64, 16), (512, 32)]
+)
+def test_group_norm_is_that_of_each_groups_values(channels, groups):
+    norm = NORMS["group"].build(channels)
+    assert norm.num_groups == groups
+    x = torch.randn(3, channels, 5, 4) * 3 + 2
+    apart = x.view(3, groups, -1)
+    expected = (apart - apart.mean(-1, keepdim=True)) / (apart.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected.view_as(x))
+
+
+def test_layer_norm_is_torchs_over_channels_and_positions():
+    norm = NORMS["layer"].build(6)
+    x = torch.randn(3, 6, 5, 4) * 3 + 2
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    theirs = nn.LayerNorm([6, 5, 4], elementwise_affine=False)(x)
+    torch.testing.assert_close(norm(x), theirs * norm.weight.view(6, 1, 1) + norm.bias.view(6, 1, 1))
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("name", ["simple-cnn", "small-resnet"])
+def test_with_group_or_layer_norm_an_image_does_not_depend_on_the_others_of_its_batch(name, norm):
+    model = build(ModelConfig(name=name, norm=norm, hidden_dropout=0.3 if name == "small-resnet" else 0.0), 3, 16, 5)
+    images = torch.randn(4, 3, 16, 16)
+    model.train()
+    torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("order", "norm", "bias"),
     [
+        (ORDER, "group", True),  # a group's mean does not take a channel's bias away
+        (ORDER, "layer", True),
         (ORDER, "batch", False),
         (ORDER, "none", True),
         (("conv", "activation", "norm", "pool", "dropout"), "batch", True),

@@ -81,8 +81,28 @@ class Norm:
     removes_bias: bool = False
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm (Wu and He 2018): mean and variance of each image over the channels of a group and all positions.
+
+    There are as many groups as divide the channels evenly, but at most the paper's 32, of 4 channels at least.
+    """
+    most = max(1, min(32, channels // 4))
+    return nn.GroupNorm(max(count for count in range(1, most + 1) if channels % count == 0), channels)
+
+
+def layer_norm(channels: int) -> nn.GroupNorm:
+    """Layer norm (Ba et al. 2016): mean and variance of each image over channels and positions, C x H x W values.
+
+    It is a group norm of one group. Scale and shift are of each channel, so that the size of the map is free; the layer
+    norm of ConvNeXt, over the channels of each position, is another one.
+    """
+    return nn.GroupNorm(1, channels)
+
+
 NORMS: dict[str, Norm] = {
     "batch": Norm(nn.BatchNorm2d, removes_bias=True),
+    "group": Norm(group_norm),
+    "layer": Norm(layer_norm),
     "none": Norm(nn.Identity),
 }
 

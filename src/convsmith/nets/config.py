@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from convsmith.contracts import Section
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
-Norm = Literal["batch", "none"]
+Norm = Literal["batch", "group", "layer", "none"]
 Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 ORDER: tuple[Part, ...] = ("conv", "norm", "activation", "pool", "dropout")
@@ -97,7 +97,7 @@ class ModelConfig(Section):
         default="none", description="pool the last feature map to one value a channel instead of flattening it"
     )
     activation: Activation = "relu"
-    norm: Norm = Field(default="batch", description="after each convolution")
+    norm: Norm = Field(default="batch", description="after each convolution; layer: of all values of an image together")
     pool: Pool = Field(default="max", description="after each block's activation")
     pool_t: float = Field(default=0.7, ge=0, le=1, description="t-max-avg: threshold T")
     pool_k: int = Field(default=3, ge=1, le=64, description="t-max-avg: how many of the largest values are averaged")
