@@ -24,6 +24,7 @@ from convsmith.config import (
 )
 from convsmith.errors import UserError
 from convsmith.nets.config import ModelConfig
+from convsmith.records import FORMAT_VERSION
 
 
 def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
@@ -140,7 +141,9 @@ def test_any_flag_text_gives_a_config_or_a_one_line_error(flags: dict[str, str])
         message = str(error)
     else:
         message = ""
-        assert validate(yaml.safe_load(config.to_yaml())) == config
+        values = yaml.safe_load(config.to_yaml())
+        assert values.pop("format_version") == FORMAT_VERSION
+        assert validate(values) == config
     assert "\n" not in message
 
 

@@ -86,8 +86,14 @@ def test_a_metric_beyond_its_bounds_is_damage(tmp_path, value):
 
 #: Each kind of file, of a finished run and of a study, and a command that reads it.
 NEWER = {
+    "finished/config.yaml": "evaluate finished",
     "finished/splits.json": "evaluate finished",
     "finished/model/model.json": "predict finished README.md",
+    "finished/summary.json": "report finished",
+    "finished/evaluation-val.json": "report finished",
+    "finished/environment.json": "report finished",
+    "finished/test-access.jsonl": "report finished",
+    "stopped/config.yaml": "resume stopped",
     "stopped/splits.json": "resume stopped",
 }
 

@@ -23,6 +23,7 @@ from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig, TransferConfig, UnfreezeConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
 from convsmith.plainyaml import to_yaml
+from convsmith.records import unversioned, versioned
 from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
 
@@ -66,7 +67,8 @@ class RunConfig(Section):
         )
 
     def to_yaml(self) -> str:
-        return to_yaml(self.model_dump(mode="json"))
+        """The text of a config.yaml, which `read_layer` reads back."""
+        return to_yaml(versioned(self.model_dump(mode="json")))
 
 
 SHORTHANDS = {
@@ -123,7 +125,8 @@ def read_layer(path: Path) -> Layer:
         raise UserError(f"config file '{path}' is a folder: {mend}") from None
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None
-    return _as_layer(parse_yaml(text, f"'{path}'"), f"'{path}'")
+    values = parse_yaml(text, f"'{path}'")
+    return _as_layer(unversioned(path, values) if isinstance(values, dict) else values, f"'{path}'")
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
 from convsmith.contracts import Section
 from convsmith.errors import UserError, choose, command, nearest
-from convsmith.records import MetricName
+from convsmith.records import MetricName, unversioned
 
 BASE = "base"
 #: what decides which images there are: arms that differ in it could not be compared image by image
@@ -69,7 +69,7 @@ def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
     values = parse_yaml(text, f"'{path}'")
     if not isinstance(values, dict):
         raise UserError(f"study '{name}' must hold keys such as {example}: {', '.join(kind.model_fields)}")
-    return values
+    return unversioned(path, values)
 
 
 def read_study(name: str) -> StudyConfig:
