@@ -95,17 +95,20 @@ def summary(
     data: Data = None,
     model: Model = None,
     *,
-    run: str | Path | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
     **settings: Any,
 ) -> ModelSummary:
-    """The network layer by layer: of the run directory `run`, or of what `train` would train with these arguments."""
+    """The network layer by layer, of what `train` would train with these arguments.
+
+    `config` may be a run directory, too; hand in its module where it is your own.
+    """
     from convsmith.modelsummary import of_config, of_run
     from convsmith.spec import spec_of
 
-    spec = spec_of(data, model, preset, config, None, settings)
-    return of_config(spec.config, spec.parts) if run is None else of_run(Path(run), spec.parts)
+    directory = Path(config) if config is not None and Path(config).is_dir() else None
+    spec = spec_of(data, model, preset, None if directory else config, None, settings)
+    return of_run(directory, spec.parts) if directory else of_config(spec.config, spec.parts)
 
 
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:

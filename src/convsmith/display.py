@@ -28,6 +28,7 @@ from convsmith.events import (
     Interrupted,
     Listener,
     Note,
+    Serving,
     StepProgress,
     TrainingStarted,
     Unfroze,
@@ -80,6 +81,8 @@ class Display:
                 self.line(event.text)
             case Written():
                 self.line(f"written: {', '.join(map(str, event.paths))}")
+            case Serving():
+                self._serving(event)
             case TrainingStarted():
                 self._started(event)
             case StepProgress():
@@ -144,6 +147,15 @@ class Display:
         width = max(self.console.width, 4 * INDENT)
         whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
         self.line("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * INDENT, **whole)))  # type: ignore[arg-type]
+
+    def _serving(self, event: Serving) -> None:
+        if not event.local:
+            self.line(
+                f"warning: whoever reaches this machine on port {event.port} can use this page; it asks for no password"
+            )
+        self.line(f"page     {event.url}")
+        self.line(f"programs curl --form image=@FILE {event.url}predict")
+        self.line("Ctrl-C ends it. Nothing that is sent is kept.")
 
     def _started(self, event: TrainingStarted) -> None:
         """Data, model, machine, and what the training will need, before its first step."""

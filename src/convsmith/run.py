@@ -6,7 +6,7 @@ import html
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from convsmith import records
 from convsmith.config import RunConfig
@@ -23,6 +23,9 @@ from convsmith.training.setup import Experiment, Parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from convsmith.explain.explanation import Explanation
+    from convsmith.export import Export
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1")  # shown in a notebook
 
@@ -58,12 +61,13 @@ class Run:
         """The best model with its preprocessing."""
         return load_predictor(self.directory, self.device, module=self._module)
 
-    def predict(self, images: Any) -> list[Prediction]:
+    def predict(self, paths: Any, out: str | Path | None = None, top_k: int | None = None) -> list[Prediction]:
         """Predict paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W]: one, a list or a batch of them.
 
-        Each has `label`, `confidence` and `probabilities` by class, the most probable first.
+        Each prediction has `label`, `confidence` and `probabilities` by class, the most probable first; `top_k` keeps
+        that many of them. With `out`, a .csv or .json file, all probabilities are written there as well.
         """
-        return self.predictor.predict(images)
+        return self.predictor.predict(paths, None if out is None else Path(out), top_k)
 
     def evaluate(self, split: str = "val") -> dict[str, Any]:
         """The record of evaluation-<split>.json; `test` opens the sealed split, which is noted in the run."""
@@ -75,6 +79,49 @@ class Run:
         from convsmith.report.run import report
 
         return report(self.directory, self._source, self._module)
+
+    def explain(
+        self,
+        paths: Any = (),
+        target: str | None = None,
+        stage: str | None = None,
+        figure: str | None = None,
+        show: bool | Listener = True,
+    ) -> Explanation:
+        """What the model looks at in images, or one `figure` of how it works; see `explain.explanation.explain`.
+
+        `paths` are files, patterns or images, none: the most informative validation images. `target` is the class to
+        explain (the predicted one), `stage` where Grad-CAM looks (the last stage with feature maps).
+        """
+        from convsmith.display import listening
+        from convsmith.explain.explanation import explain
+
+        with listening(show) as listener:
+            return explain(
+                self.directory, paths, target, stage, figure, self.device, self._module, self._source, listener
+            )
+
+    def export(
+        self,
+        format: Literal["onnx", "torch"],
+        out: str | Path | None = None,
+        preprocessing: Literal["graph", "metadata"] = "graph",
+    ) -> Export:
+        """Write the model as an ONNX or torch.export file, kept only where it computes what PyTorch does.
+
+        `preprocessing`: in the file's graph, which then takes uint8 pixels, or described in its metadata.
+        """
+        from convsmith.export import export
+
+        return export(self.files, format, None if out is None else Path(out), preprocessing)
+
+    def serve(self, host: str = "127.0.0.1", port: int = 8000, show: bool | Listener = True) -> None:
+        """Answer requests on a page of its own and at POST /predict, until the process is interrupted."""
+        from convsmith.display import listening
+        from convsmith.serve.server import serve
+
+        with listening(show) as listener:
+            serve(self.files, host, port, self.device, self._module, self._source, listener)
 
     def curves(self) -> Figure:
         """The learning curves as a matplotlib Figure, which a notebook shows. They mark the epoch that was kept."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -18,7 +20,8 @@ from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError
 from convsmith.data.preprocess import InputPixels, ToInput, prepare, stacks
 from convsmith.data.source import readable
 from convsmith.errors import UserError
-from convsmith.prediction.evaluate import BATCH, logits_of
+from convsmith.files import explain_os_errors, write_text
+from convsmith.prediction.evaluate import BATCH, logits_of, write_rows
 from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
 from convsmith.prediction.model_file import CARD, ModelCard, load_model, memory_format
@@ -140,17 +143,45 @@ class Predictor:
                 broken.append((file, str(error)))
         return sound, broken
 
-    def predict(self, images: Any) -> list[Prediction]:
-        """Predict one image, a list or a batch of them, each in a form that `pixels` takes."""
+    def predict(self, images: Any, out: Path | None = None, top_k: int | None = None) -> list[Prediction]:
+        """Predict one image, a list or a batch of them, each in a form that `pixels` takes.
+
+        `top_k` keeps that many probabilities of each. With `out`, a .csv or .json file, all of them are written there.
+        """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1, but got {top_k}")
+        if out is not None:
+            refuse_suffix(out)
         many = _as_list(images)
         ids = [str(image) if isinstance(image, str | Path) else str(number) for number, image in enumerate(many)]
-        return [_prediction(row) for row in self.rows(ids, many)]
+        rows = list(self.rows(ids, many))
+        if out is not None:
+            write_predictions(out, rows)
+        return [_prediction(row, top_k) for row in rows]
 
 
-def _prediction(row: dict[str, Any]) -> Prediction:
-    chances = {key.removeprefix("p_"): value for key, value in row.items() if key.startswith("p_")}
-    ranked = dict(sorted(chances.items(), key=lambda item: -item[1]))
+def _prediction(row: dict[str, Any], top_k: int | None) -> Prediction:
+    by_class = {key.removeprefix("p_"): value for key, value in row.items() if key.startswith("p_")}
+    ranked = dict(sorted(by_class.items(), key=lambda item: -item[1])[:top_k])
     return Prediction(row["id"], row["predicted"], row["confidence"], ranked)
+
+
+def refuse_suffix(out: Path) -> None:
+    """UserError for a file that `write_predictions` would not know how to write."""
+    if out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out '{out}' must end in .csv or .json")
+
+
+def write_predictions(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of predictions to a .csv or .json file, whole or not at all."""
+    if out.suffix == ".json":
+        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    else:
+        buffer = io.StringIO()
+        write_rows(buffer, rows)
+        text = buffer.getvalue()
+    with explain_os_errors(f"'{out}'"):
+        write_text(out, text)
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
-import json
 from pathlib import Path
-from typing import Any
 
 from convsmith.errors import UserError, command
 
@@ -25,11 +22,11 @@ def run(args: argparse.Namespace) -> int:
     if args.top_k < 1:
         raise UserError(f"--top-k must be at least 1, but got {args.top_k}")
     out = Path(args.out) if args.out else None
-    if out and out.suffix not in (".csv", ".json"):
-        raise UserError(f"--out '{out}' must end in .csv or .json")
     from convsmith.display import Display
-    from convsmith.prediction.predictor import find_images, load_predictor
+    from convsmith.prediction.predictor import find_images, load_predictor, refuse_suffix, write_predictions
 
+    if out:
+        refuse_suffix(out)
     files = find_images(args.paths)
     predictor = load_predictor(args.directory, args.device)
     rows, broken = predictor.predict_files(files)
@@ -38,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         raise UserError(f"none of {len(files)} files could be read: {listed}")
     if out:
-        _write(out, rows)
+        write_predictions(out, rows)
     display = Display()
     display.predicted(rows, args.top_k, out)
     if broken:
@@ -46,17 +43,3 @@ def run(args: argparse.Namespace) -> int:
     if (Path(args.directory) / "config.yaml").exists():  # not for an exported file, which has no stages to look into
         display.line(f"next: {command('explain', args.directory, rows[0]['id'])}   (where the model looked)")
     return 0
-
-
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    from convsmith.files import explain_os_errors, write_text
-    from convsmith.prediction.evaluate import write_rows
-
-    if out.suffix == ".json":
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    else:
-        buffer = io.StringIO()
-        write_rows(buffer, rows)
-        text = buffer.getvalue()
-    with explain_os_errors(f"'{out}'"):
-        write_text(out, text)

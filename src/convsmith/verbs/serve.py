@@ -29,21 +29,6 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise missing_extra(str(error.name), "serve") from None
     from convsmith.display import Display
-    from convsmith.events import Serving
 
-    display = Display()
-
-    def show(event: object) -> None:
-        if not isinstance(event, Serving):
-            display(event)
-            return
-        if not event.local:
-            display.line(
-                f"warning: whoever reaches this machine on port {event.port} can use this page; it asks for no password"
-            )
-        display.line(f"page     {event.url}")
-        display.line(f"programs curl --form image=@FILE {event.url}predict")
-        display.line("Ctrl-C ends it. Nothing that is sent is kept.")
-
-    serve(directory, args.host, args.port, args.device, listener=show)
+    serve(directory, args.host, args.port, args.device, listener=Display())
     return 0
