@@ -1,4 +1,7 @@
-"""Run and study directories: where each file lies, which kind a directory is, and how a new one appears whole."""
+"""Run and study directories: where each file lies, what kind a directory is, and how a new one appears whole.
+
+What is in the files is said by `records`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from convsmith.records import damaged
 
 
 class RunDir:
-    """Paths below ``runs/<name>/``. Knows files alone: neither configs nor tensors."""
+    """The paths below ``runs/<name>/``. It knows files only, neither configs nor tensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

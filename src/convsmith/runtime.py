@@ -23,7 +23,6 @@ PACKAGES = (
     "convsmith",
     "torch",
     "torchvision",
-    "torchmetrics",
     "wandb",
     "numpy",
     "scikit-learn",

@@ -1,4 +1,7 @@
-"""Does a confidence mean what it says? Calibration of a classifier (Guo et al. 2017, arXiv:1706.04599)."""
+"""How well confidences match accuracies: reliability bins, the calibration error, temperature scaling. Draws nothing.
+
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-TEMPERATURES = (0.01, 100.0)  # the search stays within; a net that is always right would go to 0
+TEMPERATURES = (0.01, 100.0)  # bounds of the search: for a net that is always right T would go to 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,28 +35,28 @@ class Reliability:
 
 
 def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> Reliability:
-    """Bins of the predictions' `confidences`, float [N] in [0, 1], and whether each is `correct`, bool [N]."""
+    """Sort predictions into bins, by their `confidences`, float [N] in [0, 1]; `correct` is bool [N]."""
     confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     assert confidence.shape == right.shape, f"{confidence.shape} confidences, {right.shape} verdicts"
     assert confidence.size, "no samples"
     edges = np.linspace(0, 1, bins + 1)
-    place = np.searchsorted(edges, confidence, side="left").clip(1, bins) - 1
-    count = np.bincount(place, minlength=bins)
+    bin_of = np.searchsorted(edges, confidence, side="left").clip(1, bins) - 1
+    count = np.bincount(bin_of, minlength=bins)
 
     def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        totals = np.bincount(place, values, minlength=bins).astype(np.float64)
+        totals = np.bincount(bin_of, values, minlength=bins).astype(np.float64)
         return np.where(count > 0, totals / count.clip(min=1), np.nan)
 
     return Reliability(edges, count, mean(confidence), mean(right))
 
 
 def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
-    """ECE in [0, 1] of the predictions' `confidences`, float [N], and whether each is `correct`, bool [N]."""
+    """Compute the ECE, in [0, 1], from the predictions' `confidences`, float [N], and whether each is `correct`."""
     return reliability(confidences, correct, bins).error
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Logarithm of the softmax over the last axis, in float64."""
+    """Compute the logarithm of the softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -61,10 +64,10 @@ def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """The T for which ``softmax(logits / T)`` has the least cross-entropy with `labels`.
+    """Find the T for which ``softmax(logits / T)`` has the lowest cross-entropy with `labels`.
 
-    `logits` float [N, K], `labels` int64 [N]: of the validation split, never of the test split. T > 1 cools an
-    overconfident model. Predictions do not change, only their confidences. T stays within `TEMPERATURES`.
+    `logits` float [N, K] and `labels` int64 [N] are those of the validation split, never of the test split. T > 1
+    lowers the confidences of an overconfident model; predictions do not change. T stays within `TEMPERATURES`.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,7 +1,7 @@
-"""What a model did on one split: the record of evaluation-<split>.json, and predictions-<split>.csv, written and read.
+"""What a model did on one split: the record of evaluation-<split>.json, and the rows of predictions-<split>.csv.
 
-Both are derived from the same labels and logits, and agree exactly: each number of the record but the loss can
-be recomputed from the rows (read the probabilities as float32).
+Both come from the same labels and logits and agree exactly: every number of the record except the loss can be
+recomputed from the rows, with the probabilities read as float32. No model runs here; see `prediction.evaluate`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from convsmith.records import METRICS, damaged
 
 
 def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The record of a split as JSON: `labels` int64 [N], `logits` float [N, K], `classes` K names.
+    """Compute the record of a split: `labels` int64 [N], `logits` float [N, K], the names of the K `classes`.
 
-    It has each of `METRICS` by its name, those with `averages` as an object and in `per_class` too.
+    It holds each of `METRICS` by its name; those with `averages` are objects, and stand in `per_class` too. Raises
+    `RunFailed` where a logit is not a finite number.
     """
     assert logits.shape[1] == len(classes), f"{logits.shape[1]} logits, {len(classes)} classes"
     outcomes = Outcomes(labels, logits)
@@ -53,21 +54,21 @@ def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequenc
 def prediction_rows(
     ids: Sequence[str], logits: NDArray[Any], classes: Sequence[str], labels: NDArray[np.int64] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A row a sample: id, label (where `labels` are known), predicted, confidence, p_<class>...; classes by name.
+    """Yield a row for each image: id, label (where `labels` are known), predicted, confidence, p_<class>...
 
-    A probability is the shortest decimal that reads back as its float32: it keeps the order, hence the argmax.
-    Where two logits are equal the class of the lower index is predicted.
+    Classes go by their names. A probability is the shortest decimal that reads back as its float32, so that the order
+    is kept, and with it the argmax. Where two logits are equal, the class of the lower index is predicted.
     """
     assert len(ids) == len(logits), f"{len(ids)} ids, {len(logits)} logits"
     for index, (name, row) in enumerate(zip(ids, probabilities(logits), strict=True)):
-        chances = [float(str(chance)) for chance in row]
+        values = [float(str(value)) for value in row]
         winner = int(row.argmax())
         yield {
             "id": name,
             **({} if labels is None else {"label": classes[labels[index]]}),
             "predicted": classes[winner],
-            "confidence": chances[winner],
-            **{f"p_{label}": chance for label, chance in zip(classes, chances, strict=True)},
+            "confidence": values[winner],
+            **{f"p_{label}": value for label, value in zip(classes, values, strict=True)},
         }
 
 
@@ -105,9 +106,9 @@ class Predictions:
 
 
 def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Predictions:
-    """A predictions-<split>.csv of a model with these `classes`.
+    """Read the predictions-<split>.csv of a model with these `classes`; UserError where it is damaged.
 
-    Of an image that is in it `repeats` times, as after a repeated cross-validation, the probabilities are averaged.
+    An image may be in it `repeats` times, as after a repeated cross-validation: its probabilities are averaged.
     """
     index = {name: at for at, name in enumerate(classes)}
     sums: dict[str, NDArray[np.float64]] = {}
@@ -117,12 +118,12 @@ def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Pr
         with path.open(encoding="utf-8", newline="") as lines:
             for number, row in enumerate(csv.DictReader(lines), start=1):
                 name = row["id"]
-                chances = np.array([float(row[f"p_{label}"]) for label in classes])
-                if not math.isfinite(chances.sum()) or chances.min() < 0 or abs(chances.sum() - 1) > 0.01:
-                    raise damaged(path, f"row {number}: its probabilities are no shares of 1")
+                values = np.array([float(row[f"p_{label}"]) for label in classes])
+                if not math.isfinite(values.sum()) or values.min() < 0 or abs(values.sum() - 1) > 0.01:
+                    raise damaged(path, f"row {number}: its probabilities do not sum to 1")
                 if labels.setdefault(name, index[row["label"]]) != index[row["label"]]:
                     raise damaged(path, f"row {number}: '{name}' has two labels")
-                sums[name] = sums.get(name, 0) + chances
+                sums[name] = sums.get(name, 0) + values
                 times[name] = times.get(name, 0) + 1
                 if times[name] > repeats:
                     raise damaged(path, f"row {number}: '{name}' is in it more than once")

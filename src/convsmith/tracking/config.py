@@ -1,4 +1,4 @@
-"""The `track` section."""
+"""The `track` section: whether and where W&B follows a run. Imports no wandb."""
 
 from __future__ import annotations
 

@@ -37,14 +37,14 @@ Number = int | float | None
 
 
 class MetricsCsv:
-    """Appends rows to `path`, each on disk when `append` returns. The header is written with the first row."""
+    """Appends rows to `path`; each row is on disk when `append` returns. The header comes with the first row."""
 
     def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
         self.path = path
         self.columns = tuple(columns)
 
     def append(self, row: Mapping[str, Number]) -> None:
-        """Writes numbers by column; a missing one or None is an empty cell. Floats keep every digit."""
+        """Write numbers by column. A column that is missing or None becomes an empty cell; floats keep every digit."""
         unknown = row.keys() - set(self.columns)
         assert not unknown, f"no such columns: {sorted(unknown)}"
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -57,21 +57,21 @@ class MetricsCsv:
 
 
 def read(path: Path) -> list[dict[str, Number]]:
-    """The rows of a metrics.csv; an empty cell is None. A last line that was not written whole is left out.
+    """Read the rows of a metrics.csv. An empty cell is None, and a last line that was not written whole is left out.
 
-    UserError where it is no table of numbers.
+    UserError where the file is not a table of numbers.
     """
     try:
         reader = csv.DictReader(_whole_lines(path), strict=True)
         return [{name: _number(cell) for name, cell in row.items()} for row in reader]
     except (csv.Error, ValueError, TypeError):  # TypeError: a row with more or fewer cells than the header
-        raise UserError(f"'{path}' is damaged (it is no table of numbers): restore it, or train again") from None
+        raise UserError(f"'{path}' is damaged (it is not a table of numbers): restore it, or train again") from None
 
 
 def cut_back(path: Path, epochs: int) -> int:
     """Keep the first `epochs` rows under the present header, in one atomic step; returns how many rows there are now.
 
-    For a resume, which repeats what came after its checkpoint. A last line not written whole is cut as well. What an
+    A resume repeats what came after its checkpoint. A last line that was not written whole is cut as well. What an
     older edition did not record stays empty; the other cells stay as they were written.
     """
     if not path.exists():

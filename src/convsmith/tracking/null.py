@@ -1,4 +1,4 @@
-"""The tracker that keeps nothing."""
+"""The tracker of a run without W&B. It keeps nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class NullTracker:
-    """Takes everything and keeps only the W&B run id it was given, so that a later resume can still use it."""
+    """Ignores what it is given. It keeps only the W&B run id, so that a later resume can still use it."""
 
     where: str | None = None
 

@@ -1,4 +1,4 @@
-"""Weights & Biases, at arm's length.
+"""Weights & Biases, kept at arm's length: this side of the pipe to its process. Imports no wandb.
 
 All of wandb runs in a process of its own (`wandb_process`), fed through a pipe by a thread: whatever wandb does
 (hang without a network, die, prompt, print, patch `sys.exit`, draw random numbers) cannot reach the run, and a

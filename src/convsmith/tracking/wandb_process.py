@@ -1,8 +1,8 @@
 """The process that talks to wandb: `python -m convsmith.tracking.wandb_process`, started by `WandbTracker`.
 
-Reads a JSON message a line from stdin: the opening, then rows of the history, then the summary. Writes reports
-as JSON lines to stdout: `url`, `warning`, `failed`, `finished`. Where stdin ends without a summary, the run has
-died, and W&B's run is ended as failed.
+It reads one JSON message a line from stdin: the opening, then rows of the history, then the summary. It writes reports
+as JSON lines to stdout: `url`, `warning`, `failed`, `finished`. If stdin ends without a summary, the run has died, and
+W&B's run is marked as failed.
 """
 
 from __future__ import annotations
