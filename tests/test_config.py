@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convsmith.config import (
+    ABSENT,
     RunConfig,
     choices,
     compose,
+    differences,
     fields,
     flag_layer,
+    flattened,
     merge,
     parse_yaml,
     presets,
@@ -269,3 +272,15 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
         read_layer(tmp_path)
     with pytest.raises(UserError, match=r"is damaged \(no section data, model"):
         read_run_config(tmp_path / "config.yaml")
+
+
+def test_configs_are_compared_down_to_the_keys_of_a_block():
+    config = {"model": {"blocks": [{"norm": "none"}, {"pool": None}], "hidden": [3, 4]}, "transfer": {}}
+    flat = {"model.blocks[0].norm": "none", "model.blocks[1].pool": None, "model.hidden": [3, 4], "transfer": {}}
+    assert dict(flattened(config)) == flat
+    other = {"model": {"blocks": [{"norm": "batch"}], "hidden": [3, 4]}, "transfer": {}}
+    assert differences([config, config]) == []
+    assert differences([config, other]) == [
+        ("model.blocks[0].norm", ["none", "batch"]),
+        ("model.blocks[1].pool", [None, ABSENT]),
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
 
 Layer = dict[str, Any]
+ABSENT = "-"  # in a comparison, of a key that one config does not have
 
 
 class RunConfig(Section):
@@ -262,3 +263,31 @@ def _unknown(path: list[str]) -> str:
     elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
     hint = nearest(path[-1], siblings) or (f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(key, known))
     return f"unknown key '{key}'.{hint} Keys of {path[0]}: {', '.join(siblings)}"
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Each key in which these configs are not all alike, down to the keys of a block, with its value in each.
+
+    A key that a config does not have, such as that of a further block, has the value `ABSENT`.
+    """
+    flat = [dict(flattened(config)) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [(key, [config.get(key, ABSENT) for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def flattened(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"model": {"blocks": [{"norm": "none"}]}}`` -> ``("model.blocks[0].norm", "none")``."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from flattened(inner, f"{above}.{name}" if above else name)
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, inner in enumerate(value):
+            yield from flattened(inner, f"{above}[{index}]")
+    else:
+        yield above, value
+
+
+def word(value: Any) -> str:
+    """A value as a config file and a flag have it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

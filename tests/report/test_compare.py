@@ -5,7 +5,7 @@ import pytest
 
 from convsmith.prediction.evaluation import Predictions
 from convsmith.report.analysis import Pairing, pair
-from convsmith.report.compare import Versus, _corrected, _flat
+from convsmith.report.compare import Versus, _corrected
 
 
 def predictions(ids, labels, predicted, classes=("a", "b")):
@@ -34,12 +34,6 @@ def test_other_images_and_other_labels_are_not_paired():
     assert pair(first, predictions("xyz", "abb", "aab")) == "their images have different labels"
 
 
-def test_configs_are_compared_down_to_the_keys_of_a_block():
-    config = {"model": {"blocks": [{"norm": "none"}, {"pool": None}], "hidden": [3, 4]}, "transfer": {}}
-    flat = {"model.blocks[0].norm": "none", "model.blocks[1].pool": None, "model.hidden": [3, 4], "transfer": {}}
-    assert dict(_flat(config)) == flat
-
-
 @pytest.mark.parametrize("comparisons", [1, 2, 5])
 @pytest.mark.parametrize(("losses", "wins", "n"), [(0, 3, 18), (0, 6, 18), (0, 0, 18), (2, 11, 40), (9, 30, 359)])
 def test_the_interval_in_the_sentence_excludes_zero_where_a_difference_is_shown_and_only_there(
@@ -49,8 +43,8 @@ def test_the_interval_in_the_sentence_excludes_zero_where_a_difference_is_shown_
     second[:losses] = False
     first[losses : losses + wins] = False
     pairing = Pairing(first, second, np.arange(n))
-    versus = Versus("b", pairing, "", _corrected(pairing, comparisons), comparisons)
-    words = versus.words("a")
+    versus = Versus("b", "a", pairing, "", _corrected(pairing, comparisons), comparisons)
+    words = versus.words
     shown = versus.result.low > 0 or versus.result.high < 0
     assert shown == ("no difference shown" not in words)
     assert f"{100 * versus.result.low:+.2f} to {100 * versus.result.high:+.2f}" in words

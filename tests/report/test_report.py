@@ -323,13 +323,13 @@ def test_repeats_of_a_cross_validation_are_averaged(tmp_path):
 def test_in_short_says_what_the_sections_show(inside):
     text = text_of("runs/one/report.html")
     record = json.loads(text_of("runs/one/evaluation-val.json"))
-    short = re.search(r'<section class="glance".*?</section>', text, re.S)[0]
+    short = re.search(r'<section class="in-short".*?</section>', text, re.S)[0]
     counts = np.array(record["confusion_matrix"]["counts"])
     worst = min(record["per_class"].items(), key=lambda item: item[1]["f1"])
-    assert f"right on {100 * record['accuracy']:.1f}% of the images" in short
-    assert f"would be right on {100 * counts.sum(axis=1).max() / counts.sum():.1f}%" in short
-    assert f"hardest is &#39;{worst[0]}&#39; (F1 {100 * worst[1]['f1']:.1f}%)" in short
-    assert f"{counts.sum() - counts.trace()}" in re.search("Mistakes</a>: ([0-9,]+)", short)[1]
+    assert f"{100 * record['accuracy']:.1f}% of the images are classified correctly" in short
+    assert f"would reach {100 * counts.sum(axis=1).max() / counts.sum():.1f}%" in short
+    assert f"the hardest is &#39;{worst[0]}&#39; (F1 {100 * worst[1]['f1']:.1f}%)" in short
+    assert f"{counts.sum() - counts.trace()}" in re.search("Mistakes</a>: there are ([0-9,]+)", short)[1]
 
 
 def test_long_names_are_cut_in_the_matrix_and_whole_in_the_table(inside, monkeypatch):
@@ -355,7 +355,7 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
     out, text = capsys.readouterr().out, text_of("c.html")
     Checked(text)
     assert not re.search(r"https?:", text)
-    assert "three is right on 0 images on which two is wrong" in out
+    assert "three classifies 0 images correctly that two gets wrong" in out
     assert "p = 1.0000): no difference shown" in out
     assert "one and two cannot be paired: their val splits hold different images" in out
     for shown_in in (out, text):
@@ -363,7 +363,7 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
         assert "data.limit" in shown_in
         assert "model.name" not in shown_in
     assert main(["compare", "runs/two", "runs/three"]) == 0
-    assert "their configs are the same" in capsys.readouterr().out
+    assert "Their configs are the same." in capsys.readouterr().out
     assert Path("runs/compare-two-three.html").exists()
 
 

@@ -42,7 +42,7 @@ def class_scores(confusion: NDArray[np.int64], classes: Sequence[str], rng: np.r
     Precision and recall are shares of images: Wilson's interval (1927). F1 is none: the percentile bootstrap over
     images, which for counts is a multinomial draw of the cells (Efron and Tibshirani 1993, ch. 13).
     """
-    hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    true_positives, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     low, high = np.quantile(_bootstrapped_f1(confusion, rng), [0.025, 0.975], axis=0)
     result = []
     for at, name in enumerate(classes):
@@ -51,15 +51,19 @@ def class_scores(confusion: NDArray[np.int64], classes: Sequence[str], rng: np.r
             ClassScores(
                 name=name,
                 support=int(support[at]),
-                precision=float(hits[at] / max(predicted[at], 1)),
-                precision_interval=wilson_interval(int(hits[at]), int(predicted[at])) if predicted[at] else None,
-                recall=float(hits[at] / max(support[at], 1)),
-                recall_interval=wilson_interval(int(hits[at]), int(support[at])) if support[at] else None,
-                f1=float(2 * hits[at] / max(both, 1)),
+                precision=float(true_positives[at] / max(predicted[at], 1)),
+                precision_interval=_share(true_positives[at], predicted[at]),
+                recall=float(true_positives[at] / max(support[at], 1)),
+                recall_interval=_share(true_positives[at], support[at]),
+                f1=float(2 * true_positives[at] / max(both, 1)),
                 f1_interval=(float(low[at]), float(high[at])) if both else None,
             )
         )
     return result
+
+
+def _share(count: int, of: int) -> Interval:
+    return wilson_interval(int(count), int(of)) if of else None
 
 
 def _bootstrapped_f1(confusion: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -68,20 +72,21 @@ def _bootstrapped_f1(confusion: NDArray[np.int64], rng: np.random.Generator) -> 
     true, guessed = np.nonzero(confusion)
     counts = confusion[true, guessed]
     drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=DRAWS)
-    # What each cell adds to its class's hits, images and predictions: sums over cells as one product each.
+    # What each cell adds to its class's true positives, images and predictions: sums over cells as one product each.
     cells = np.arange(len(true))
     rows, columns = np.zeros((len(true), classes)), np.zeros((len(true), classes))
     rows[cells, true] = 1
     columns[cells, guessed] = 1
-    hits, total = drawn @ (rows * columns), drawn @ (rows + columns)
-    return np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
+    true_positives, total = drawn @ (rows * columns), drawn @ (rows + columns)
+    return np.divide(2 * true_positives, total, out=np.zeros_like(total), where=total > 0)
 
 
 def confused_order(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
     """The classes [K] in an order in which those that are mistaken for each other stand together.
 
-    Average-linkage clustering on the distance 1 - (share of i taken for j + share of j taken for i) / 2, leaves ordered
-    so that neighbours are near (Bar-Joseph et al. 2001). The order as given where no two classes are confused.
+    Average-linkage clustering on the distance 1 - (share of i predicted as j + share of j predicted as i) / 2, with its
+    leaves ordered so that neighbours are near (Bar-Joseph et al. 2001). Where no two classes are confused the order
+    stays as given.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
@@ -135,19 +140,19 @@ def scaling(predictions: Predictions, rng: np.random.Generator) -> Scaling | Non
     )
 
 
-def _reliability(log_chances: NDArray[np.float64], labels: NDArray[np.int64]) -> Reliability:
-    confidences = np.exp(log_chances.max(axis=1)).clip(max=1.0)
-    return reliability(confidences, log_chances.argmax(axis=1) == labels)
+def _reliability(log_probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Reliability:
+    confidences = np.exp(log_probabilities.max(axis=1)).clip(max=1.0)
+    return reliability(confidences, log_probabilities.argmax(axis=1) == labels)
 
 
-def _loss(log_chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    return float(-log_chances[np.arange(len(labels)), labels].mean())
+def _loss(log_probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
 def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
     """Positions [M] of the images whose label is likely wrong, the likeliest first.
 
-    Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) as cleanlab does it: an image is doubted
+    Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) as cleanlab does it: an image is suspected
     where another class's probability is above the mean that this class has on its own images. The probabilities must
     be held-out ones. UserError where cleanlab is not installed.
     """
@@ -156,11 +161,13 @@ def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
     from cleanlab.filter import find_label_issues
 
     # The rows are float32 numbers and miss the sum of 1 by rounding, which cleanlab checks.
-    chances = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
+    probabilities = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
     with warnings.catch_warnings():
         # Of a class with a single image it cannot tell: nobody would expect otherwise.
         warnings.filterwarnings("ignore", message="May not flag all label issues")
-        found = find_label_issues(predictions.labels, chances, return_indices_ranked_by="self_confidence", n_jobs=1)
+        found = find_label_issues(
+            predictions.labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+        )
     return np.asarray(found, dtype=np.int64)
 
 

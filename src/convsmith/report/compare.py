@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convsmith.config import differences, word
 from convsmith.errors import UserError, command
 from convsmith.files import explain_os_errors, write_text
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import wilson_interval
-from convsmith.records import METRICS, metric_values, shown
+from convsmith.records import METRICS, metric_values, recorded
 from convsmith.report.analysis import Pairing, pair
-from convsmith.report.charts import KINDS, Axes, Line, line_chart
+from convsmith.report.charts import KINDS, MOST_DOTS, Axes, Line, line_chart
 from convsmith.report.inputs import Inputs, read_inputs
 from convsmith.report.page import Gallery, render
 from convsmith.studies.statistics import PairedAccuracies
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 EACH_WAY = 18  # images shown that one model alone gets right
 LONGEST_NAME = 120  # characters of the page's file name
 ALPHA = 0.05
-ABSENT = "-"  # of a key that one config does not have, such as that of a further block
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Versus:
     """A run against the first one. Without a `pairing` they saw different images, and `unpaired` says so.
 
-    `result` is corrected for the number of comparisons (Bonferroni): its p times that number, and its interval at the
-    level that goes with it, so that all intervals together hold with 95%.
+    `result` is corrected for the number of `comparisons` (Bonferroni): its p is multiplied by that number, and its
+    interval has the level that goes with it, so that all intervals together hold with 95%.
     """
 
     name: str
+    reference: str
     pairing: Pairing | None
     unpaired: str
     result: PairedAccuracies | None
@@ -47,47 +51,92 @@ class Versus:
             return "no difference shown"
         return "better" if self.result.difference > 0 else "worse"
 
-    def words(self, first: str) -> str:
-        """What the comparison found, in one or two sentences."""
-        if self.pairing is None or self.result is None:
-            return f"{self.name} and {first} cannot be paired: {self.unpaired}."
+    @property
+    def words(self) -> str:
+        """What the comparison found, in one sentence."""
+        name, reference, result = self.name, self.reference, self.result
+        if self.pairing is None or result is None:
+            return f"{name} and {reference} cannot be paired: {self.unpaired}."
         wins, losses = len(self.pairing.only_second), len(self.pairing.only_first)
-        result, corrected = self.result, f", for {self.comparisons} comparisons" if self.comparisons > 1 else ""
-        chance = f"p = {result.p:.4f}" if result.p >= 0.0001 else "p < 0.0001"
+        corrected = f", corrected for {self.comparisons} comparisons" if self.comparisons > 1 else ""
+        p = f"p = {result.p:.4f}" if result.p >= 0.0001 else "p < 0.0001"
         return (
-            f"{self.name} is right on {wins:,} images on which {first} is wrong, and wrong on {losses:,} on which "
-            f"{first} is right: {100 * result.difference:+.2f} points of accuracy (95% interval "
-            f"{100 * result.low:+.2f} to {100 * result.high:+.2f}, {chance}{corrected}): {self.verdict}."
+            f"{name} classifies {wins:,} images correctly that {reference} gets wrong, and gets {losses:,} wrong that "
+            f"{reference} classifies correctly: {100 * result.difference:+.2f} points of accuracy (95% interval "
+            f"{100 * result.low:+.2f} to {100 * result.high:+.2f}, {p}{corrected}): {self.verdict}."
         )
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Runs by the name that tells them apart, the first being what the others are compared with."""
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Several runs side by side, and where the page about them lies.
 
-    runs: dict[str, Inputs]
-    differences: list[tuple[str, list[str]]]  # key, its value in each run
+    `table` has a dict a run: its name, each of METRICS that it has recorded, `accuracy_ci95` (Wilson), n, best_epoch,
+    epochs, parameters and seconds. `differences` names the keys in which the configs differ, each with its value in
+    every run. `versus` compares each further run with the first.
+    """
+
+    table: list[dict[str, Any]]
+    differences: list[tuple[str, list[str]]]
     versus: list[Versus]
+    path: Path
+    curves_of: dict[str, list[dict[str, Any]]]  # run -> the rows of its metrics.csv
+
+    def curves(self, metric: str = "val_accuracy") -> Figure:
+        """A column of metrics.csv by epoch, a line a run, as a matplotlib Figure."""
+        from convsmith.figures import style
+
+        figure = style.new_figure(6.4, 4.2)
+        axes = figure.add_subplot()
+        for at, (name, rows) in enumerate(self.curves_of.items()):
+            points = [(row["epoch"], recorded(row, metric)) for row in rows]
+            axes.plot(*zip(*points, strict=True), label=name, **style.line_style(at, marker=len(points) <= MOST_DOTS))
+        style.label_axes(axes, "", "epoch", metric.replace("_", " "))
+        style.epoch_axis(axes, sorted({row["epoch"] for rows in self.curves_of.values() for row in rows}))
+        axes.legend()
+        return figure
 
 
-def compare(paths: Sequence[Path]) -> Compared:
-    """Read the runs and pair each with the first. UserError for fewer than two, for one twice, or one unfinished."""
-    if len(paths) < 2:
-        raise UserError(f"compare needs at least two runs: {command('compare', paths[0])} OTHER_RUN")
-    if twice := [path for at, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:at]}]:
+def compare(runs: Sequence[Path], out: Path | None = None) -> Comparison:
+    """Compare finished runs on their validation splits, the first being the reference, and write a page about them.
+
+    `out` is the page's file; without it compare-<runs>.html lies beside the first run. UserError for fewer than two
+    runs, for one that is given twice, unfinished or damaged.
+    """
+    if len(runs) < 2:
+        raise UserError(f"compare needs at least two runs: {command('compare', *(runs or ('RUN',)))} OTHER_RUN")
+    if twice := [path for at, path in enumerate(runs) if path.resolve() in {one.resolve() for one in runs[:at]}]:
         raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
-    alike = len({path.resolve().name for path in paths}) < len(paths)
-    runs = {str(path) if alike else path.resolve().name: read_inputs(path) for path in paths}
-    first, *others = runs.values()
-    pairings = [pair(first.predictions, other.predictions) for other in others]
-    comparisons = sum(isinstance(pairing, Pairing) for pairing in pairings)
-    versus = [
-        Versus(name, None, pairing, None, comparisons)
+    path = out or _default_path(runs)
+    if path.is_dir():
+        raise UserError(f"--out '{path}' is a folder: name a file in it, such as {path / 'compare.html'}")
+    alike = len({one.resolve().name for one in runs}) < len(runs)
+    inputs = {str(one) if alike else one.resolve().name: read_inputs(one) for one in runs}
+    comparison = Comparison(
+        table=[_row(name, one) for name, one in inputs.items()],
+        differences=[
+            (key, [word(value) for value in values])
+            for key, values in differences([one.config.model_dump(mode="json") for one in inputs.values()])
+        ],
+        versus=_versus(inputs),
+        path=path,
+        curves_of={name: one.rows for name, one in inputs.items()},
+    )
+    with explain_os_errors(f"'{path}'"):
+        write_text(path, _page(comparison, inputs))
+    return comparison
+
+
+def _versus(inputs: Mapping[str, Inputs]) -> list[Versus]:
+    (reference, first), *others = inputs.items()
+    pairings = {name: pair(first.predictions, other.predictions) for name, other in others}
+    comparisons = sum(isinstance(pairing, Pairing) for pairing in pairings.values())
+    return [
+        Versus(name, reference, None, pairing, None, comparisons)
         if isinstance(pairing, str)
-        else Versus(name, pairing, "", _corrected(pairing, comparisons), comparisons)
-        for name, pairing in zip(list(runs)[1:], pairings, strict=True)
+        else Versus(name, reference, pairing, "", _corrected(pairing, comparisons), comparisons)
+        for name, pairing in pairings.items()
     ]
-    return Compared(runs, _differences(list(runs.values())), versus)
 
 
 def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:
@@ -96,80 +145,46 @@ def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:
     return replace(result, p=min(1.0, comparisons * result.p))
 
 
-def _differences(runs: Sequence[Inputs]) -> list[tuple[str, list[str]]]:
-    flat = [dict(_flat(run.config.model_dump(mode="json"))) for run in runs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    rows = [(key, [config.get(key, ABSENT) for config in flat]) for key in keys]
-    return [
-        (key, [_word(value) for value in values]) for key, values in rows if any(one != values[0] for one in values)
-    ]
+def _row(name: str, inputs: Inputs) -> dict[str, Any]:
+    """A run's scores on the val split, and what they cost."""
+    record, summary = inputs.evaluation, inputs.summary
+    return {
+        "name": name,
+        **metric_values(record),  # an older edition has not recorded all of them
+        "accuracy_ci95": wilson_interval(round(record["accuracy"] * record["n"]), record["n"]),
+        "n": record["n"],
+        **{key: summary[key] for key in ("best_epoch", "epochs", "parameters", "seconds")},
+    }
 
 
-def _word(value: Any) -> str:
-    """A value as a config file and a flag have it."""
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"model": {"blocks": [{"norm": "none"}]}}`` -> ``("model.blocks[0].norm", "none")``."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{above}.{name}" if above else name)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for place, inner in enumerate(value):
-            yield from _flat(inner, f"{above}[{place}]")
-    else:
-        yield above, value
-
-
-def results(compared: Compared) -> list[dict[str, Any]]:
-    """A row a run: the val split's scores, and what they cost."""
-    rows = []
-    for name, inputs in compared.runs.items():
-        record, summary = inputs.evaluation, inputs.summary
-        values = metric_values(record)  # an older edition has not recorded all of them
-        rows.append(
-            {
-                "name": name,
-                "shown": {name: shown(name, values[name]) if name in values else ABSENT for name in METRICS},
-                "interval": wilson_interval(round(record["accuracy"] * record["n"]), record["n"]),
-                "n": record["n"],
-                "best_epoch": summary["best_epoch"],
-                "epochs": summary["epochs"],
-                "parameters": summary["parameters"],
-                "seconds": summary["seconds"],
-            }
-        )
-    return rows
-
-
-def default_path(paths: Sequence[Path]) -> Path:
+def _default_path(runs: Sequence[Path]) -> Path:
     """Beside the first run: ``compare-<first>-<second>....html``."""
-    stem = "-".join(["compare", *(path.resolve().name for path in paths)])
-    folder = paths[0].parent if paths[0].name else paths[0].resolve().parent
-    return folder / f"{stem[:LONGEST_NAME]}.html"
+    name = "-".join(["compare", *(path.resolve().name for path in runs)])
+    folder = runs[0].parent if runs[0].name else runs[0].resolve().parent
+    return folder / f"{name[:LONGEST_NAME]}.html"
 
 
-def write_page(compared: Compared, path: Path) -> None:
+def _page(comparison: Comparison, inputs: Mapping[str, Inputs]) -> str:
     """The comparison as one self-contained HTML file."""
-    if path.is_dir():
-        raise UserError(f"--out '{path}' is a folder: name a file in it, such as {path / 'compare.html'}")
-    first = next(iter(compared.runs.values()))
+    first = next(iter(inputs.values()))
     gallery = Gallery(first.dataset.val if first.dataset else None, first.predictions.ids)
     values = {
-        "names": list(compared.runs),
-        "results": results(compared),
-        "metrics": [metric for name, metric in METRICS.items() if name != "accuracy"],
-        "differences": compared.differences,
-        "charts": [_chart(compared, *chart) for chart in CHARTS],
-        "legend": [(at % KINDS, name) for at, name in enumerate(compared.runs)],
-        "versus": [_shown(compared, one, gallery) for one in compared.versus],
-        "comparisons": sum(one.pairing is not None for one in compared.versus),
+        "names": list(inputs),
+        "results": comparison.table,
+        "metrics": [
+            metric
+            for name, metric in METRICS.items()
+            if name != "accuracy" and any(name in row for row in comparison.table)
+        ],
+        "differences": comparison.differences,
+        "charts": [_chart(inputs, *chart) for chart in CHARTS],
+        "legend": [(at % KINDS, name) for at, name in enumerate(inputs)],
+        "versus": [_images_of(inputs, one, gallery) for one in comparison.versus],
+        "comparisons": sum(one.pairing is not None for one in comparison.versus),
         "absent": first.absent,
-        "command": command("compare", *(run.run.path for run in compared.runs.values())),
+        "command": command("compare", *(one.run.path for one in inputs.values())),
     }
-    with explain_os_errors(f"'{path}'"):
-        write_text(path, render("compare.html", values))
+    return render("compare.html", values)
 
 
 CHARTS = (
@@ -179,22 +194,22 @@ CHARTS = (
 )
 
 
-def _chart(compared: Compared, key: str, label: str, percent: bool) -> tuple[str, Any]:
+def _chart(runs: Mapping[str, Inputs], key: str, label: str, percent: bool) -> tuple[str, Any]:
     lines = [
         Line(name, at % KINDS, [(row["epoch"], row[key]) for row in inputs.rows])
-        for at, (name, inputs) in enumerate(compared.runs.items())
+        for at, (name, inputs) in enumerate(runs.items())
     ]
-    words = "; ".join(f"{name} ends at {inputs.rows[-1][key]:.4g}" for name, inputs in compared.runs.items())
+    words = "; ".join(f"{name} ends at {inputs.rows[-1][key]:.4g}" for name, inputs in runs.items())
     return label, line_chart(label, f"By epoch: {words}.", Axes("epoch", label, percent=percent), lines)
 
 
-def _shown(compared: Compared, versus: Versus, gallery: Gallery) -> dict[str, Any]:
+def _images_of(runs: Mapping[str, Inputs], versus: Versus, gallery: Gallery) -> dict[str, Any]:
     """The words of a comparison, and the images that either model alone gets right."""
-    first_name, first = next(iter(compared.runs.items()))
-    shown: dict[str, Any] = {"name": versus.name, "words": versus.words(first_name), "ways": []}
+    first_name, first = next(iter(runs.items()))
+    section: dict[str, Any] = {"name": versus.name, "words": versus.words, "ways": []}
     if versus.pairing is None:
-        return shown
-    second = compared.runs[versus.name].predictions
+        return section
+    second = runs[versus.name].predictions
     ours, theirs = first.predictions, _ordered(second, versus.pairing)
     for winner, loser, positions, wrong in (
         (versus.name, first_name, versus.pairing.only_second, ours),
@@ -213,8 +228,8 @@ def _shown(compared: Compared, versus: Versus, gallery: Gallery) -> dict[str, An
             }
             for at in chosen
         ]
-        shown["ways"].append({"winner": winner, "loser": loser, "count": len(positions), "shots": shots})
-    return shown
+        section["ways"].append({"winner": winner, "loser": loser, "count": len(positions), "shots": shots})
+    return section
 
 
 def _ordered(predictions: Predictions, pairing: Pairing) -> Predictions:

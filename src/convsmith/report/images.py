@@ -1,4 +1,4 @@
-"""Sections of a report that show images: confusion matrix, mistakes, doubtful labels, what the net saw."""
+"""Sections of a report that show images: confusion matrix, worst mistakes, suspected labels, augmented inputs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from convsmith.report.page import Gallery, data_uri, png_uri
 TABLE_CLASSES = 40  # up to which the confusion matrix is a table; beyond, the most confused pairs are listed
 MOST_PAIRS = 30
 PICTURE = 400  # pixels of a side of the picture of the matrix, about
-HIT, MISS = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's blue and vermillion
+CORRECT, MISTAKE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's blue and vermillion
 CELL_IMAGES = 600  # of all cells together
 A_CELL = 6
 LEVELS = 10  # of shading
 MISTAKES = 12
-DOUBTFUL = 18
-MANY = 0.05  # share of the labels; more doubts are those of a model that is often wrong
+SUSPECTED = 18
+MANY = 0.05  # share of the labels; a model that suspects more than this is itself often wrong
 SAMPLES = 24
 
 Section = dict[str, Any]
@@ -41,8 +41,8 @@ Heats = Callable[[Sequence[int]], list[str | None]]
 def confusion(predictions: Predictions, gallery: Gallery) -> Section:
     """The matrix as rows of cells, and for each cell that has any the images that tell most about it.
 
-    A wrong cell shows the mistakes made with most confidence, a right one the hits made with least. Of too many classes
-    for a table there is a picture of the matrix, and the pairs that are confused most.
+    A wrong cell shows its most confident mistakes, a right one its least confident images. Where there are too many
+    classes for a table, a picture of the matrix and the pairs that are confused most take its place.
     """
     classes = predictions.classes
     counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
@@ -57,7 +57,7 @@ def confusion(predictions: Predictions, gallery: Gallery) -> Section:
     cells = {pair: _cell(pair, counts, shares, classes) for pair in pairs}
     shots = {}
     for pair in pairs:
-        chosen = telling(predictions, *pair, each)
+        chosen = most_informative(predictions, *pair, each)
         gallery.add(chosen)
         shots[f"{pair[0]}-{pair[1]}"] = [{"image": str(at), "text": _caption(predictions, at)} for at in chosen]
     empty = {"count": 0, "share": 0.0}
@@ -78,16 +78,16 @@ def confusion(predictions: Predictions, gallery: Gallery) -> Section:
 
 
 def _matrix_picture(shares: NDArray[np.float64]) -> str:
-    """A data URI of the matrix [K, K], some pixels a cell: hits blue, mistakes orange; the more the darker."""
+    """A data URI of the matrix [K, K], some pixels a cell: correct blue, mistakes orange; a larger share is darker."""
     depth = np.sqrt(shares)[..., None]
-    ink = np.where(np.eye(len(shares), dtype=bool)[..., None], HIT, MISS)
+    ink = np.where(np.eye(len(shares), dtype=bool)[..., None], CORRECT, MISTAKE)
     pixels = np.rint(255 * (1 - depth) + ink * depth).astype(np.uint8)
     scale = max(1, PICTURE // len(shares))
     return png_uri(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def telling(predictions: Predictions, true: int, guessed: int, most: int) -> list[int]:
-    """Positions of the images of one cell: the most confident mistakes, or the least confident hits."""
+def most_informative(predictions: Predictions, true: int, guessed: int, most: int) -> list[int]:
+    """Positions of the images of one cell: the most confident mistakes, or the least confident correct ones."""
     inside = np.flatnonzero((predictions.labels == true) & (predictions.predicted == guessed))
     confidence = predictions.probabilities[inside, guessed]
     order = np.argsort(confidence if true == guessed else -confidence, kind="stable")
@@ -101,18 +101,18 @@ def mistakes(predictions: Predictions, gallery: Gallery, heats: Heats) -> list[S
     gallery.add(worst)
     return [
         _shot(predictions, at, gallery)
-        | {"heat": heat, "loss": float(predictions.losses[at]), "chances": _chances(predictions, at)}
+        | {"heat": heat, "loss": float(predictions.losses[at]), "probabilities": _most_probable(predictions, at)}
         for at, heat in zip(worst, heats(worst) if worst and gallery else [None] * len(worst), strict=True)
     ]
 
 
-def doubtful_labels(predictions: Predictions, gallery: Gallery) -> Section:
+def suspected_labels(predictions: Predictions, gallery: Gallery) -> Section:
     """Likely label errors, or why there are none to show."""
     try:
         found = likely_label_errors(predictions)
     except UserError as error:
         return {"count": 0, "shots": [], "reason": str(error), "of": len(predictions.labels)}
-    chosen = [int(at) for at in found[:DOUBTFUL]]
+    chosen = [int(at) for at in found[:SUSPECTED]]
     gallery.add(chosen)
     shots = [_shot(predictions, at, gallery) for at in chosen]
     many = len(found) > MANY * len(predictions.labels)
@@ -186,15 +186,15 @@ def _shot(predictions: Predictions, at: int, gallery: Gallery) -> Section:
         "true": predictions.classes[predictions.labels[at]],
         "predicted": predictions.classes[predictions.predicted[at]],
         "confidence": float(predictions.probabilities[at].max()),
-        "chance": float(predictions.probabilities[at, predictions.labels[at]]),
+        "label_probability": float(predictions.probabilities[at, predictions.labels[at]]),
     }
 
 
-def _chances(predictions: Predictions, at: int) -> list[tuple[str, float]]:
+def _most_probable(predictions: Predictions, at: int) -> list[tuple[str, float]]:
     """The three most probable classes."""
     row = predictions.probabilities[at]
     return [(predictions.classes[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:3]]
 
 
 def _caption(predictions: Predictions, at: int) -> str:
-    return f"{predictions.ids[at]}: {100 * predictions.probabilities[at].max():.1f}% sure"
+    return f"{predictions.ids[at]}: {100 * predictions.probabilities[at].max():.1f}% confident"

@@ -14,7 +14,6 @@ from convsmith.files import explain_os_errors, write_text
 from convsmith.report import images, sections
 from convsmith.report.inputs import Inputs, read_inputs
 from convsmith.report.page import Gallery, render
-from convsmith.report.sections import glance
 from convsmith.rundir import RunDir, open_run
 
 NAME = "report.html"
@@ -71,7 +70,7 @@ def page(inputs: Inputs) -> str:
         "confusion": confusion,
         "classes": sections.per_class(predictions),
         "mistakes": images.mistakes(predictions, gallery, heats),
-        "doubtful": images.doubtful_labels(predictions, gallery),
+        "suspected": images.suspected_labels(predictions, gallery),
         "calibration": sections.calibration(predictions),
         "layers": sections.layers(inputs),
         "data": sections.data(inputs),
@@ -81,7 +80,7 @@ def page(inputs: Inputs) -> str:
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
     findings = [finding["name"] for finding in diagnosis["findings"]]
-    return render("report.html", values | {"glance": glance(predictions, values, findings)})
+    return render("report.html", values | {"in_short": sections.summary(predictions, values, findings)})
 
 
 def _study_of(run: RunDir) -> Path | None:

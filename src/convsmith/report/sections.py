@@ -29,7 +29,7 @@ Section = dict[str, Any]
 DECADES = 1e-4  # of the highest learning rate: a curve that goes lower is not drawn on a logarithmic axis
 CUTTING = ("step", "plateau")  # schedules that cut the rate at once; the others' curves say it better than marks would
 CUT = 0.9
-MOST_CUTS = 8  # more of them are told by the curve alone
+MOST_CUTS = 8  # where there are more, the curve alone shows them
 
 
 def result(inputs: Inputs) -> Section:
@@ -70,10 +70,10 @@ def diagnosis(inputs: Inputs) -> Section:
 
 
 def curves(inputs: Inputs) -> Section:
-    """Loss, accuracy and learning rate by epoch; the best epoch, cuts of the learning rate and thaws are marked."""
+    """Loss, accuracy and learning rate by epoch, with marks at the best epoch, cuts of the rate and unfreezings."""
     rows, best = inputs.rows, inputs.summary["best_epoch"]
     cuts = rate_cuts(rows) if inputs.config.schedule.name in CUTTING else []
-    marks = [Mark(best, f"best: {best}"), *cuts, *thaws(inputs)]
+    marks = [Mark(best, f"best: {best}"), *cuts, *unfreezings(inputs)]
     charts = []
     for metric, title, unit, as_percent in (
         ("loss", "Loss", "loss (cross-entropy, nats)", False),
@@ -106,7 +106,7 @@ def rate_cuts(rows: Sequence[Mapping[str, Any]]) -> list[Mark]:
     return [Mark(row["epoch"], f"rate {row['learning_rate']:.2g}") for row in cuts if row["learning_rate"]]
 
 
-def thaws(inputs: Inputs) -> list[Mark]:
+def unfreezings(inputs: Inputs) -> list[Mark]:
     """A mark at the first epoch of each phase of finetuning, with the stages that train from then on."""
     if inputs.model is None or not inputs.config.transfer.freeze:
         return []
@@ -221,33 +221,38 @@ def reproduction(inputs: Inputs) -> Section:
 SURE = 2  # standard errors of the accuracy that the mean confidence must differ by to count
 
 
-def glance(predictions: Predictions, values: Mapping[str, Any], findings: Sequence[str]) -> list[tuple[str, str, str]]:
+def summary(predictions: Predictions, values: Mapping[str, Any], findings: Sequence[str]) -> list[tuple[str, str, str]]:
     """(the section's id, a word for it, a sentence) each, from the sections in `values` and the names of `findings`."""
     labels, classes = predictions.labels, predictions.classes
     most = np.bincount(labels, minlength=len(classes))
-    guess = f"always naming '{classes[most.argmax()]}' would be right on {percent(most.max() / len(labels))}"
-    found = [("result", "Result", f"right on {percent(float(predictions.right.mean()))} of the images; {guess}")]
+    guess = f"always naming '{classes[most.argmax()]}' would reach {percent(most.max() / len(labels))}"
+    found = [
+        (
+            "result",
+            "Result",
+            f"{percent(float(predictions.right.mean()))} of the images are classified correctly; {guess}",
+        )
+    ]
     if findings:
         found.append(("diagnosis", "Training", _training(findings)))
     there = [one for one in values["classes"] if one["support"]]
     low, high = there[0], there[-1]
     if low["f1"] < high["f1"]:
-        words = (
-            f"hardest is '{low['name']}' (F1 {percent(low['f1'])}), easiest '{high['name']}' ({percent(high['f1'])})"
-        )
+        easiest = f"the easiest '{high['name']}' ({percent(high['f1'])})"
+        words = f"the hardest is '{low['name']}' (F1 {percent(low['f1'])}) and {easiest}"
         found.append(("classes", "Classes", words))
     found.append(("confusion", "Mistakes", _mistakes(predictions)))
     if values["calibration"]:
         found.append(("calibration", "Confidence", _confidence(predictions)))
-    if not values["doubtful"]["reason"]:
-        found.append(("labels", "Labels", _labels(values["doubtful"])))
+    if not values["suspected"]["reason"]:
+        found.append(("labels", "Labels", _labels(values["suspected"])))
     return found
 
 
 def _training(findings: Sequence[str]) -> str:
     if findings[0] == NO_FAULT:
-        return "no fault found in the curves"
-    return "too short for a diagnosis" if findings[0] == TOO_SHORT else ", ".join(findings)
+        return "the learning curves show no fault"
+    return "the run is too short for a diagnosis" if findings[0] == TOO_SHORT else ", ".join(findings)
 
 
 def _mistakes(predictions: Predictions) -> str:
@@ -257,29 +262,28 @@ def _mistakes(predictions: Predictions) -> str:
     of = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
     if not counts.any():
-        return "none: every image is classified rightly"
+        return "there are none: every image is classified correctly"
     true, guessed = np.unravel_index(counts.argmax(), counts.shape)
     most = counts[true, guessed]
     if most == 1:
-        return f"{counts.sum():,}, no two of the same kind"
-    return (
-        f"{counts.sum():,}; most often '{classes[true]}' is taken for '{classes[guessed]}' ({most:,} of {of[true]:,})"
-    )
+        return f"there are {counts.sum():,}, and no two of the same kind"
+    pair = f"'{classes[true]}' is predicted as '{classes[guessed]}' ({most:,} of {of[true]:,})"
+    return f"there are {counts.sum():,}; most often {pair}"
 
 
-def _labels(doubtful: Mapping[str, Any]) -> str:
-    count, of = doubtful["count"], doubtful["of"]
+def _labels(suspected: Mapping[str, Any]) -> str:
+    count, of = suspected["count"], suspected["of"]
     if not count:
-        return "none is doubted"
-    if doubtful["many"]:
-        return f"{count:,} of {of:,} are doubted, which says more about the model than about them"
-    return f"{count:,} of {of:,} may be wrong"
+        return "none looks wrong"
+    if suspected["many"]:
+        return f"{count:,} of {of:,} look wrong to this model, which says more about the model than about the labels"
+    return f"{count:,} of {of:,} may be mislabelled"
 
 
 def _confidence(predictions: Predictions) -> str:
     sure, right = float(predictions.probabilities.max(axis=1).mean()), float(predictions.right.mean())
     if abs(sure - right) < SURE * standard_error(right, len(predictions.labels)):
-        verdict = "about right on the whole"
+        verdict = "calibrated on the whole"
     else:
-        verdict = "too sure" if sure > right else "not sure enough"
-    return f"{verdict}: {percent(sure)} sure on average, and {percent(right)} right"
+        verdict = "overconfident" if sure > right else "underconfident"
+    return f"the model is {verdict}: its mean confidence is {percent(sure)}, its accuracy {percent(right)}"

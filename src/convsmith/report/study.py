@@ -24,7 +24,6 @@ from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
 from convsmith.report.inputs import NEEDED, read_metrics
 from convsmith.report.page import Gallery, render
-from convsmith.report.sections import glance
 from convsmith.rundir import RunDir, example_of, open_run
 from convsmith.studies.crossval import RESULT
 from convsmith.studies.fold_job import RECORD
@@ -109,14 +108,14 @@ def study_page(study: Crossval) -> str:
         "confusion": confusion,
         "classes": sections.per_class(predictions),
         "mistakes": images.mistakes(predictions, gallery, lambda positions: _heats(study, gallery, positions)),
-        "doubtful": images.doubtful_labels(predictions, gallery),
+        "suspected": images.suspected_labels(predictions, gallery),
         "calibration": sections.calibration(predictions),
         "absent": absent,
         "example": str(next(iter(study.folds.values())).path),
         "environment": study.environment,
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
-    return render("study.html", values | {"glance": glance(predictions, values, [])})
+    return render("study.html", values | {"in_short": sections.summary(predictions, values, [])})
 
 
 def _findings(study: Crossval) -> list[tuple[str, int]]:

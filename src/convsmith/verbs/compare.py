@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convsmith.display import Display
-    from convsmith.report.compare import Compared
+    from convsmith.report.compare import Comparison
 
 PLACE, LINE = 50, "runs side by side: configs, curves, and McNemar's test on paired predictions"
 
@@ -20,47 +20,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
-    from convsmith.report.compare import compare, default_path, write_page
+    from convsmith.report.compare import compare
 
-    paths = [Path(directory) for directory in args.directories]
-    compared = compare(paths)
-    out = Path(args.out) if args.out else default_path(paths)
-    write_page(compared, out)
-    _print(compared, Display())
-    print(f"\nwritten: {out}")
+    comparison = compare([Path(directory) for directory in args.directories], Path(args.out) if args.out else None)
+    _print(comparison, Display())
+    print(f"\nwritten: {comparison.path}")
     print("next: convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
     return 0
 
 
-def _print(compared: Compared, display: Display) -> None:
+def _print(comparison: Comparison, display: Display) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from convsmith.display import duration
-    from convsmith.records import METRICS
-    from convsmith.report.compare import results
+    from convsmith.records import METRICS, shown
 
-    rows = results(compared)
-    table = Table("val split", *(escape(row["name"]) for row in rows), box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = comparison.table
+    table = Table("validation split", *(Column(escape(row["name"]), justify="right") for row in rows), box=None)
     for name, metric in METRICS.items():
-        table.add_row(metric.label, *(row["shown"][name] for row in rows))
+        if any(name in row for row in rows):
+            table.add_row(metric.label, *(shown(name, row[name]) if name in row else "-" for row in rows))
         if name == "accuracy":
-            table.add_row("95% interval", *("{:.2%} to {:.2%}".format(*row["interval"]) for row in rows))
+            table.add_row("95% interval", *("{:.2%} to {:.2%}".format(*row["accuracy_ci95"]) for row in rows))
     table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows))
     table.add_row("time", *(duration(row["seconds"]) for row in rows))
     display.console.print(table)
-    if compared.differences:
-        keys = Table("differs", *(escape(name) for name in compared.runs), box=None)
-        for key, values in compared.differences:
+    if comparison.differences:
+        keys = Table("config", *(Column(escape(row["name"]), overflow="fold") for row in rows), box=None)
+        for key, values in comparison.differences:
             keys.add_row(Text(key), *map(Text, values))
         display.line("")
         display.console.print(keys)
     else:
-        display.line("\ntheir configs are the same")
+        display.line("\nTheir configs are the same.")
     display.line("")
-    first = next(iter(compared.runs))
-    for one in compared.versus:
-        display.line(one.words(first))
+    for one in comparison.versus:
+        display.line(one.words)
