@@ -121,7 +121,7 @@ def test_the_numbers_are_those_of_the_evaluation(inside):
     low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
     assert f"{100 * record['accuracy']:.2f}%" in text
     assert f"{100 * low:.2f} to {100 * high:.2f}%" in text
-    assert "Sealed: 359 images" in text
+    assert "nothing has looked at its 359 images" in text
     counts = dict.fromkeys(shown(text)["cells"], 0)
     for row, line in enumerate(record["confusion_matrix"]["counts"]):
         for column, count in enumerate(line):
@@ -150,7 +150,7 @@ def test_the_test_split_is_not_opened_and_is_shown_where_evaluate_opened_it(insi
     assert main(["report", "runs/opened"]) == 0
     out, text = capsys.readouterr().out, text_of("runs/opened/report.html")
     assert "written: runs/opened/report.html" in out
-    assert "Opened 1 time:" in text
+    assert "The test split has been opened 1 time:" in text
     assert f"{100 * json.loads(text_of('runs/opened/evaluation-test.json'))['accuracy']:.2f}%" in text
     assert len(text_of("runs/opened/test-access.jsonl").splitlines()) == 1
 
@@ -333,7 +333,7 @@ def test_in_short_says_what_the_sections_show(inside):
 
 
 def test_long_names_are_cut_in_the_matrix_and_whole_in_the_table(inside, monkeypatch):
-    monkeypatch.setattr("convsmith.report.page.SHORT", 6)
+    monkeypatch.setattr("convsmith.figures.page.SHORT", 6)
     text = report_run.page(read_inputs(Path("runs/evil")))
     assert '<th scope="row" title="&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;">&lt;scri…</th>' in text
     assert '<th scope="row">&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;</th>' in text

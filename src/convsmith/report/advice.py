@@ -100,7 +100,7 @@ def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, 
     config = setting.config
     folds = Proposal(
         _command("crossval", config_file, {}) + " --folds 5",
-        "how far the result depends on which images were held out: five folds give an interval",
+        "five folds show how far the result depends on which images were held out",
         "",
     )
     if setting.room < ROOM:
@@ -140,7 +140,7 @@ def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
             words += [f"--data.{key}", str(data[key])]
     yield Proposal(
         command(*words),
-        f"about {setting.images_per_class:.0f} training images a class are few: start from pretrained weights",
+        f"about {setting.images_per_class:.0f} training images per class are few: pretrained weights are likely to pay",
         _gain_of_pretraining(setting, records),
     )
 
@@ -201,19 +201,19 @@ def _near(one: float, other: float) -> bool:
 def _overfitting(config: RunConfig) -> Iterator[Experiment]:
     augment, regularize = config.augment, config.regularize
     if not augment.shift and not augment.random_resized_crop:
-        yield Experiment({"augment.shift": 0.125}, "images moved a little are new images", ("augmentation", "shift"))
+        yield Experiment({"augment.shift": 0.125}, "slightly shifted images are new images", ("augmentation", "shift"))
     if not augment.hflip and config.data.source not in MIRRORED_DIFFERS:
         caution = "" if config.data.source in KEEPS_ITS_CLASS else ", if a mirrored image keeps its class in your data"
-        yield Experiment({"augment.hflip": True}, f"mirrored images double the data{caution}", ("augmentation", "flip"))
+        yield Experiment({"augment.hflip": True}, f"mirrored images are new images{caution}", ("augmentation", "flip"))
     if config.model.name == "simple-cnn" and config.model.hidden_dropout < 0.5:
         more = 0.3 if config.model.hidden_dropout < 0.3 else 0.5
         reason = "more dropout keeps neurons from relying on each other"
         measured_in = None if config.model.hidden_dropout else ("dropout", f"dropout {more:g}")
         yield Experiment({"model.hidden_dropout": more}, reason, measured_in)
     if not regularize.l2:
-        yield Experiment({"regularize.l2": 0.001}, "a penalty holds the weights small", ("penalties", "l2 0.001"))
+        yield Experiment({"regularize.l2": 0.001}, "a penalty keeps the weights small", ("penalties", "l2 0.001"))
     if config.train.patience is None:
-        yield Experiment({"train.patience": 3}, "stops when validation no longer improves")
+        yield Experiment({"train.patience": 3}, "training stops when validation no longer improves")
 
 
 def _underfitting(config: RunConfig) -> Iterator[Experiment]:
@@ -224,51 +224,51 @@ def _underfitting(config: RunConfig) -> Iterator[Experiment]:
             for key, field in type(model).model_fields.items()
             if key not in MODELS["small-resnet"].uses and getattr(model, key) != field.default
         }
-        yield Experiment(unused | {"model.name": "small-resnet"}, "a deeper net, with residual connections")
+        yield Experiment(unused | {"model.name": "small-resnet"}, "a deeper net with residual connections can fit more")
     elif model.name == "small-resnet":
-        yield Experiment({"model.width": 2 * model.width}, "twice as many channels")
+        yield Experiment({"model.width": 2 * model.width}, "twice as many channels give the net more capacity")
     if model.hidden_dropout and model.name == "simple-cnn":
-        yield Experiment({"model.hidden_dropout": 0.0}, "no dropout: it holds back a net that does not fit")
+        yield Experiment({"model.hidden_dropout": 0.0}, "dropout holds back a net that does not fit")
     for name in ("mixup", "cutmix"):
         if getattr(config.augment, name):
-            yield Experiment({f"augment.{name}": 0.0}, f"no {name}: it makes the images harder to fit")
-    yield _longer(config, "more steps")
-    yield from _rate(config, 3, "larger steps get further in as many epochs")
+            yield Experiment({f"augment.{name}": 0.0}, f"{name} makes the training images harder to fit")
+    yield _longer(config, "twice the epochs give the net more steps")
+    yield from _rate(config, 3, "larger steps get further in the same number of epochs")
 
 
 def _still_improving(config: RunConfig) -> Iterator[Experiment]:
-    yield _longer(config, "it had not finished learning")
+    yield _longer(config, "the net had not finished learning after these epochs")
     if config.schedule.name == "constant":
-        yield _cosine("a falling rate lets it settle at the end")
-    yield from _rate(config, 3, "larger steps get further in as many epochs")
+        yield _cosine("a falling learning rate lets the weights settle at the end")
+    yield from _rate(config, 3, "larger steps get further in the same number of epochs")
 
 
 def _unstable(config: RunConfig) -> Iterator[Experiment]:
     yield from _rate(config, 1 / 3, "smaller steps overshoot less")
     if config.schedule.name == "constant":
-        yield _cosine("a falling rate calms the last epochs")
+        yield _cosine("a falling learning rate makes the last epochs steadier")
     if not config.train.ema:
-        yield Experiment({"train.ema": 0.99}, "averaged weights do not follow each step")
+        yield Experiment({"train.ema": 0.99}, "averaged weights do not follow every single step")
     doubled = 2 * config.train.batch_size
     yield Experiment({"train.batch_size": doubled}, "gradients of larger batches are less noisy")
 
 
 def _rate_too_high(config: RunConfig) -> Iterator[Experiment]:
-    yield from _rate(config, 0.1, "the steps overshoot: a tenth of the learning rate")
+    yield from _rate(config, 0.1, "the steps overshoot, so try a tenth of the learning rate")
     if not config.schedule.warmup_epochs and config.train.epochs > 1:
         new = "weights are" if config.transfer.weights == "none" else "head is"
-        yield Experiment({"schedule.warmup_epochs": 1}, f"small steps first, while the {new} still random")
+        yield Experiment({"schedule.warmup_epochs": 1}, f"warmup takes small steps while the {new} still random")
     if not config.regularize.clip_norm:
-        yield Experiment({"regularize.clip_norm": 1}, "no single batch can throw the weights far")
+        yield Experiment({"regularize.clip_norm": 1}, "clipping keeps a single batch from moving the weights far")
 
 
 def _no_fault(config: RunConfig) -> Iterator[Experiment]:
     yield from _overfitting(config)
-    yield _longer(config, "whether more training still pays")
+    yield _longer(config, "twice the epochs show whether more training still pays")
 
 
 def _too_short(config: RunConfig) -> Iterator[Experiment]:
-    yield Experiment({"train.epochs": max(10, 2 * config.train.epochs)}, "enough epochs for curves that can be read")
+    yield Experiment({"train.epochs": max(10, 2 * config.train.epochs)}, "more epochs give curves that can be read")
 
 
 #: what the evidence book tried beside its base's learning rate with Adam: factor on that -> arm
@@ -289,7 +289,7 @@ SUGGESTIONS = {
 
 
 def _longer(config: RunConfig, reason: str) -> Experiment:
-    return Experiment({"train.epochs": 2 * config.train.epochs}, f"twice the epochs: {reason}", ("epochs", "10 epochs"))
+    return Experiment({"train.epochs": 2 * config.train.epochs}, reason, ("epochs", "10 epochs"))
 
 
 def _cosine(reason: str) -> Experiment:

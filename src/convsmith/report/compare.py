@@ -11,14 +11,15 @@ import numpy as np
 
 from convsmith.config import differences, word
 from convsmith.errors import UserError, command
+from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import wilson_interval
 from convsmith.records import METRICS, metric_values, recorded
 from convsmith.report.analysis import Pairing, pair
 from convsmith.report.charts import KINDS, MOST_DOTS, Axes, Line, line_chart
-from convsmith.report.inputs import Inputs, read_inputs
-from convsmith.report.page import Gallery, render
+from convsmith.report.images import Gallery
+from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
 from convsmith.studies.statistics import PairedAccuracies
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _page(comparison: Comparison, inputs: Mapping[str, Inputs]) -> str:
         "absent": first.absent,
         "command": command("compare", *(one.run.path for one in inputs.values())),
     }
-    return render("compare.html", values)
+    return render(TEMPLATES / "compare.html", values)
 
 
 CHARTS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convsmith.data.augment import Augment
+from convsmith.data.dataset import Subset
 from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import epoch_order
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
+from convsmith.figures.page import pixels_uri, thumbnail_uri
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix
 from convsmith.prediction.model_file import ModelCard, memory_format
 from convsmith.report.analysis import confused_order, likely_label_errors
 from convsmith.report.inputs import Inputs
-from convsmith.report.page import Gallery, data_uri, png_uri
 
 TABLE_CLASSES = 40  # up to which the confusion matrix is a table; beyond, the most confused pairs are listed
 MOST_PAIRS = 30
@@ -36,6 +37,37 @@ SAMPLES = 24
 
 Section = dict[str, Any]
 Heats = Callable[[Sequence[int]], list[str | None]]
+
+
+class Gallery:
+    """The images of a subset that a page shows, by position; each is encoded once however often it is shown."""
+
+    def __init__(self, subset: Subset | None, ids: Sequence[str]) -> None:
+        """`ids` say what a position means, in the order of the predictions, which need not be the subset's.
+
+        UserError for an id that the subset does not have.
+        """
+        self._subset = subset
+        self._at = {} if subset is None else {name: at for at, name in enumerate(subset.ids)}
+        self._ids = ids
+        self.uris: dict[int, str] = {}
+        if strange := next((name for name in ids if subset is not None and name not in self._at), None):
+            raise UserError(
+                f"the predictions name '{strange}', which is not among the images: convsmith evaluate the run"
+            )
+
+    def __bool__(self) -> bool:
+        return self._subset is not None
+
+    def pixels(self, positions: Iterable[int]) -> NDArray[np.uint8]:
+        """uint8 [N, W, W, C]."""
+        assert self._subset is not None
+        return self._subset.gather([self._at[self._ids[position]] for position in positions])
+
+    def add(self, positions: Iterable[int]) -> None:
+        new = [position for position in dict.fromkeys(map(int, positions)) if position not in self.uris]
+        if self._subset is not None and new:
+            self.uris.update(zip(new, map(thumbnail_uri, self.pixels(new)), strict=True))
 
 
 def confusion(predictions: Predictions, gallery: Gallery) -> Section:
@@ -83,7 +115,7 @@ def _matrix_picture(shares: NDArray[np.float64]) -> str:
     ink = np.where(np.eye(len(shares), dtype=bool)[..., None], CORRECT, MISTAKE)
     pixels = np.rint(255 * (1 - depth) + ink * depth).astype(np.uint8)
     scale = max(1, PICTURE // len(shares))
-    return png_uri(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+    return pixels_uri(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
 def most_informative(predictions: Predictions, true: int, guessed: int, most: int) -> list[int]:
@@ -140,7 +172,9 @@ def samples(inputs: Inputs) -> list[Section]:
         if batch.others is not None and batch.weight is not None:
             words = f"{100 * batch.weight:.0f}% {words} + {classes[int(batch.others[at])]}"
         before = f"{train.ids[chosen[at]]} ({classes[train.labels[chosen[at]]]})"
-        result.append({"before": data_uri(pixels[at]), "after": data_uri(shown[at]), "text": words, "id": before})
+        result.append(
+            {"before": thumbnail_uri(pixels[at]), "after": thumbnail_uri(shown[at]), "text": words, "id": before}
+        )
     return result
 
 
@@ -159,7 +193,7 @@ def heats_of(model: nn.Module | None, card: ModelCard, predictions: Predictions,
             maps = None
         if maps is None:
             return [None] * len(positions)
-        return [data_uri(overlay(image, heat)) for image, heat in zip(pixels, maps, strict=True)]
+        return [thumbnail_uri(overlay(image, heat)) for image, heat in zip(pixels, maps, strict=True)]
 
     return heats
 

@@ -22,6 +22,7 @@ from convsmith.prediction.model_file import CARD, ModelCard, load_model, read_ca
 from convsmith.rundir import RunDir, open_single
 from convsmith.tracking import csv as metrics_csv
 
+TEMPLATES = Path(__file__).with_name("templates")
 NEEDED = ("summary.json", "metrics.csv", "splits.json", f"model/{CARD}")
 EVALUATED = ("evaluation-val.json", "predictions-val.csv")
 

@@ -10,10 +10,11 @@ from torch import nn
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note, nobody
+from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
 from convsmith.report import images, sections
-from convsmith.report.inputs import Inputs, read_inputs
-from convsmith.report.page import Gallery, render
+from convsmith.report.images import Gallery
+from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
 from convsmith.rundir import RunDir, open_run
 
 NAME = "report.html"
@@ -80,7 +81,7 @@ def page(inputs: Inputs) -> str:
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
     findings = [finding["name"] for finding in diagnosis["findings"]]
-    return render("report.html", values | {"in_short": sections.summary(predictions, values, findings)})
+    return render(TEMPLATES / "report.html", values | {"in_short": sections.summary(predictions, values, findings)})
 
 
 def _study_of(run: RunDir) -> Path | None:

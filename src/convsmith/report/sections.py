@@ -13,6 +13,7 @@ import numpy as np
 from convsmith.contracts import OWN
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
+from convsmith.figures.page import percent
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix, wilson_interval
@@ -22,7 +23,6 @@ from convsmith.report.analysis import class_scores, scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
 from convsmith.report.diagnosis import NO_FAULT, ROOM, RULES, TOO_SHORT, course, diagnose, not_judged, standard_error
 from convsmith.report.inputs import Inputs
-from convsmith.report.page import percent
 from convsmith.transfer.unfreezing import plan
 
 Section = dict[str, Any]
@@ -73,6 +73,7 @@ def curves(inputs: Inputs) -> Section:
     """Loss, accuracy and learning rate by epoch, with marks at the best epoch, cuts of the rate and unfreezings."""
     rows, best = inputs.rows, inputs.summary["best_epoch"]
     cuts = rate_cuts(rows) if inputs.config.schedule.name in CUTTING else []
+    clean = [row for row in rows if row.get("clean_train_accuracy") is not None]  # measured in some epochs only
     marks = [Mark(best, f"best: {best}"), *cuts, *unfreezings(inputs)]
     charts = []
     for metric, title, unit, as_percent in (
@@ -80,6 +81,9 @@ def curves(inputs: Inputs) -> Section:
         ("accuracy", "Accuracy", "accuracy (%)", True),
     ):
         lines = [_line(rows, f"train_{metric}", "training", 0), _line(rows, f"val_{metric}", "validation", 1)]
+        if clean:
+            key = f"clean_train_{metric}"
+            lines.append(Line("clean training images", 3, [(row["epoch"], row[key]) for row in clean]))
         first, last = rows[0][f"val_{metric}"], rows[-1][f"val_{metric}"]
         words = f"{title} by epoch. Validation goes from {first:.4g} to {last:.4g}; the best epoch is {best}."
         charts.append((unit, line_chart(title, words, Axes("epoch", unit, percent=as_percent), lines, marks)))
@@ -91,7 +95,9 @@ def curves(inputs: Inputs) -> Section:
     charts.append(
         ("learning rate", line_chart("Learning rate", words, axes, [_line(rows, "learning_rate", "rate", 2)], marks))
     )
-    return {"charts": charts, "names": [(0, "training"), (1, "validation"), (2, "learning rate")], "rows": rows}
+    names = [(0, "training"), (1, "validation"), (2, "learning rate")]
+    names += [(3, "clean training images")] if clean else []
+    return {"charts": charts, "names": names, "rows": rows, "clean": bool(clean)}
 
 
 def rate_cuts(rows: Sequence[Mapping[str, Any]]) -> list[Mark]:

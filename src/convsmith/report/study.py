@@ -16,14 +16,15 @@ from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
+from convsmith.figures.page import render
 from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.records import METRICS
 from convsmith.report import images, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
-from convsmith.report.inputs import NEEDED, read_metrics
-from convsmith.report.page import Gallery, render
+from convsmith.report.images import Gallery
+from convsmith.report.inputs import NEEDED, TEMPLATES, read_metrics
 from convsmith.rundir import RunDir, example_of, open_run
 from convsmith.studies.crossval import RESULT
 from convsmith.studies.fold_job import RECORD
@@ -115,7 +116,7 @@ def study_page(study: Crossval) -> str:
         "environment": study.environment,
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
-    return render("study.html", values | {"in_short": sections.summary(predictions, values, [])})
+    return render(TEMPLATES / "study.html", values | {"in_short": sections.summary(predictions, values, [])})
 
 
 def _findings(study: Crossval) -> list[tuple[str, int]]:

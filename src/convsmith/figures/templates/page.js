@@ -12,7 +12,7 @@ if (data) {
     document.getElementById("images-title").textContent = button.dataset.title;
     document.getElementById("images-note").textContent =
       shots.length === 0 ? "" : button.classList.contains("hit")
-        ? "The hits made with the least confidence:" : "The mistakes made with the most confidence:";
+        ? "The least confident correct predictions:" : "The most confident mistakes:";
     place.replaceChildren(...shots.map((shot) => {
       const figure = document.createElement("figure");
       const caption = document.createElement("figcaption");

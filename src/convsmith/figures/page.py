@@ -1,6 +1,6 @@
 """From values to one self-contained HTML page: jinja2 templates, images as data URIs. Knows no run.
 
-Every value is escaped, and nothing is fetched. `explain` writes its pages with it too.
+Every value is escaped, and nothing is fetched. A room's own templates extend base.html and use the macros beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import base64
 import hashlib
 import io
 import shlex
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,21 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from convsmith.data.dataset import Subset
-from convsmith.errors import UserError
 from convsmith.records import shown
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHORT, TAIL = 28, 48  # characters
+LONGEST = 112  # pixels; larger images are shrunk, as a thumbnail is all that the page shows
+LOSSLESS = 64  # pixels; up to here a PNG is small, and every pixel counts
 
 
-def render(template: str, values: dict[str, Any]) -> str:
-    """The template filled with `values`; its content-security policy allows its style and script, and no request."""
+def render(template: Path, values: dict[str, Any]) -> str:
+    """The template filled with `values`; its content-security policy allows its style and script, and no request.
+
+    It may extend and include what lies in its own folder and in `TEMPLATES`.
+    """
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -52,7 +54,7 @@ def render(template: str, values: dict[str, Any]) -> str:
         f"base-uri 'none'; form-action 'none'"
     )
     parts = {"style": Markup(style), "script": Markup(script), "policy": policy}
-    return environment.get_template(template).render(values | parts)
+    return environment.get_template(template.name).render(values | parts)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -94,11 +96,7 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-LONGEST = 112  # pixels; larger images are shrunk, as a thumbnail is all that the page shows
-LOSSLESS = 64  # pixels; up to here a PNG is small, and every pixel counts
-
-
-def data_uri(pixels: NDArray[np.uint8]) -> str:
+def thumbnail_uri(pixels: NDArray[np.uint8]) -> str:
     """uint8 [H, W, 1 or 3] as a data URI: PNG up to 64 pixels, else a JPEG of at most 112."""
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((LONGEST, LONGEST))
@@ -106,43 +104,21 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     return _encoded(image, kind, options)
 
 
-def png_uri(pixels: NDArray[np.uint8]) -> str:
+def pixels_uri(pixels: NDArray[np.uint8]) -> str:
     """uint8 [H, W, 3] as a data URI, every pixel as it is."""
     return _encoded(Image.fromarray(pixels), "png", {"optimize": True})
+
+
+def png_uri(png: bytes) -> str:
+    """A PNG file as a data URI."""
+    return _uri("png", png)
 
 
 def _encoded(image: Image.Image, kind: str, options: dict[str, Any]) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return _uri(kind, buffer.getvalue())
 
 
-class Gallery:
-    """The images of a subset that a page shows, by position; each is encoded once however often it is shown."""
-
-    def __init__(self, subset: Subset | None, ids: Sequence[str]) -> None:
-        """`ids` say what a position means, in the order of the predictions, which need not be the subset's.
-
-        UserError for an id that the subset does not have.
-        """
-        self._subset = subset
-        self._at = {} if subset is None else {name: at for at, name in enumerate(subset.ids)}
-        self._ids = ids
-        self.uris: dict[int, str] = {}
-        if strange := next((name for name in ids if subset is not None and name not in self._at), None):
-            raise UserError(
-                f"the predictions name '{strange}', which is not among the images: convsmith evaluate the run"
-            )
-
-    def __bool__(self) -> bool:
-        return self._subset is not None
-
-    def pixels(self, positions: Iterable[int]) -> NDArray[np.uint8]:
-        """uint8 [N, W, W, C]."""
-        assert self._subset is not None
-        return self._subset.gather([self._at[self._ids[position]] for position in positions])
-
-    def add(self, positions: Iterable[int]) -> None:
-        new = [position for position in dict.fromkeys(map(int, positions)) if position not in self.uris]
-        if self._subset is not None and new:
-            self.uris.update(zip(new, map(data_uri, self.pixels(new)), strict=True))
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
