@@ -13,7 +13,7 @@ given, `RunFailed` where the work itself fails, and `Stopped` where a signal end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from convsmith.modelsummary import ModelSummary
+    from convsmith.report.compare import Comparison
     from convsmith.run import Run
     from convsmith.training.own import OptimizerFactory
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     Model = str | torch.nn.Module | Mapping[str, Any] | None
     Show = bool | Callable[[Any], None]
 
-__all__ = ["Run", "doctor", "load", "presets", "resume", "runs", "summary", "train"]
+__all__ = ["Run", "compare", "doctor", "load", "presets", "resume", "runs", "summary", "train"]
 
 
 def train(
@@ -89,6 +90,16 @@ def load(
     from convsmith.spec import parts_of
 
     return runs.Run(Path(run), parts_of(data, model), device)
+
+
+def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
+    """Finished runs side by side on their validation splits, the first being the reference; writes a page to `out`.
+
+    Without `out` the page lies beside the first run. Differences of accuracy come from paired predictions.
+    """
+    from convsmith.report.compare import compare
+
+    return compare([Path(run) for run in runs], None if out is None else Path(out))
 
 
 def summary(
