@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "transfer": {*BELOW_RUN, "prediction", "training"},
     "training": {*BELOW_RUN, "prediction", "transfer"},
     "explain": {*BELOW_RUN, "prediction", "transfer", "training"},
-    "studies": {*BELOW_RUN, "prediction", "transfer", "training", "display"},
+    "studies": {*BELOW_RUN, "prediction", "transfer", "training"},
     "report": {*BELOW_RUN, "prediction", "transfer", "training", "studies", "explain"},
     "serve": {*BELOW_RUN, "prediction", "explain"},
     "export": {*BELOW_RUN, "prediction"},

@@ -141,11 +141,86 @@ class Serving:
 
 
 @dataclass(frozen=True)
+class StudyStarted:
+    """A new study has been written to `directory`, and its first run follows.
+
+    `seconds` is the time that all its `runs` are expected to take, `max_workers` at a time; `sealed` is the number of
+    images in the test split, which no run reads.
+    """
+
+    directory: Path
+    question: str | None
+    source: str
+    sealed: int
+    runs: int
+    max_workers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CrossvalStarted(StudyStarted):
+    """`images` are divided into folds, the first of which has `train`, `val` (inner validation) and `held_out`."""
+
+    images: int
+    train: int
+    val: int
+    held_out: int
+    model: str
+    epochs: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class AblationStarted(StudyStarted):
+    """`arms` (the base is one) are compared on `images`.
+
+    `detectable` is the smallest difference in accuracy that 8 of 10 such studies would find; None for other metrics.
+    """
+
+    arms: int
+    folds: int
+    repeats: int
+    seeds: int
+    images: int
+    detectable: float | None
+    budget: float | None  # minutes
+
+
+@dataclass(frozen=True)
+class TuningStarted(StudyStarted):
+    """`space` has the keys that are searched; `name` is Optuna's for the study in `storage`."""
+
+    train: int
+    val: int
+    space: tuple[str, ...]
+    pruner: str
+    seed: int
+    epochs: int
+    threads: int
+    storage: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class LrFindStarted:
+    """A learning-rate range test begins: `steps` batches from the rate `low` to `high`."""
+
+    model: str
+    source: str
+    optimizer: str
+    batch_size: int
+    low: float
+    high: float
+    steps: int
+
+
+@dataclass(frozen=True)
 class JobsStarted:
-    """A study has `total` runs to do, of which `before` were done when it was called."""
+    """A study has `total` runs to do, of which `before` were done when it was called. `what` they are called."""
 
     total: int
     before: int
+    what: str = "runs"
 
 
 @dataclass(frozen=True)
@@ -164,6 +239,24 @@ class JobDone:
     name: str
     record: Mapping[str, Any] | None
     failed: str | None = None
+
+
+@dataclass(frozen=True)
+class ArmGivenUp:
+    """Successive halving gives up an arm after `done` of its `runs`, to keep within the budget."""
+
+    arm: str
+    done: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    """A trial has ended: its record as in trials.csv, and the `best` one so far (None while none is complete)."""
+
+    metric: str
+    record: Mapping[str, Any]
+    best: Mapping[str, Any] | None
 
 
 Listener = Callable[[Any], None]

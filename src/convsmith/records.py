@@ -302,6 +302,26 @@ class Folds(Record):
     divisions: Annotated[list[Division], Field(min_length=1)]
 
 
+class StudyStart(Record):
+    """begun.json: what study.yaml and config.yaml said when the study was started."""
+
+    study: dict[str, Any]
+    config: dict[str, Any]
+
+
+class Arms(Record):
+    """arms.json: by its name each arm's resolved config, the hash of its data, and the expected seconds an epoch."""
+
+
+class Optuna(Record):
+    """optuna.json: where Optuna keeps a tuning study, and the data of its base config with their hash."""
+
+    study: str
+    storage: str | None
+    data: dict[str, Any]
+    hash: str
+
+
 class FoldScore(Scored):
     fold: Count
     n: Count

@@ -14,7 +14,7 @@ import yaml
 
 from convsmith.rundir import RunDir
 from convsmith.studies import ablation
-from convsmith.studies.plan import Plan
+from convsmith.studies.comparison import Plan
 from convsmith.studies.statistics import holm, paired_comparison
 
 STUDY = {
@@ -163,7 +163,7 @@ def test_a_resumed_study_gives_up_what_it_gave_up_before(tmp_path: Path, monkeyp
     folds = {"divisions": [{}] * 4}
     for minutes, given_up in [(2.1, []), (1.9, ["bad"])]:  # all of it takes two minutes
         plan = Plan(RunDir(tmp_path), {"seeds": 1, "budget": minutes, "metric": "accuracy"}, {}, folds)
-        assert ablation._given_up(plan, list(known), 1, at_once=1) == given_up
+        assert ablation._given_up(plan, list(known), 1, max_workers=1) == given_up
 
 
 def test_seeds_of_a_fold_are_averaged_before_the_test(convsmith: Any, tmp_path: Path) -> None:

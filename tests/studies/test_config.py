@@ -62,7 +62,7 @@ def test_choices_are_every_combination_of_the_knobs() -> None:
         ({"arms": {"a": {"optim.lr": 1}}, "grid": {"optim.lr": [1]}}, "give either arms (name: changes) or a grid"),
         ({"grid": {"optim.lr": [0.002]}}, "the grid has no combination besides the base"),
         ({"arms": {"a": {"optim.lr": 1}}, "folds": 1}, "folds: input should be greater than or equal to 2"),
-        ({"arms": {"a": {"optim.lr": 1}}, "metric": "acc"}, "metric: input should be 'accuracy', 'precision'"),
+        ({"arms": {"a": {"optim.lr": 1}}, "metric": "acc"}, "metric: unknown metric. Metrics: accuracy, precision, "),
     ],
 )
 def test_errors_name_what_is_wrong(study: dict[str, Any], message: str) -> None:

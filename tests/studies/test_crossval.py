@@ -22,7 +22,7 @@ from convsmith.errors import UserError
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies.statistics import mean_interval
-from convsmith.studies.study import read_asked
+from convsmith.studies.study import read_spec
 from convsmith.training import setup
 from convsmith.training.experiment import epochs
 from studies.small_study import CROSSVAL, FLAGS, found, wait_for, workers_of
@@ -111,12 +111,12 @@ def test_a_study_that_is_edited_afterwards_is_refused_with_the_difference(
 ) -> None:
     for kept in ("study.yaml", "config.yaml", "begun.json"):
         shutil.copy(reference / kept, tmp_path)
-    assert read_asked(RunDir(tmp_path))["folds"] == 3
+    assert read_spec(RunDir(tmp_path))["folds"] == 3
     text = (tmp_path / file).read_text(encoding="utf-8")
     assert before in text
     (tmp_path / file).write_text(text.replace(before, after, 1), encoding="utf-8")
     with pytest.raises(UserError) as refused:
-        read_asked(RunDir(tmp_path))
+        read_spec(RunDir(tmp_path))
     assert message in str(refused.value)
 
 

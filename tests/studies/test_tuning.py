@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from convsmith.errors import UserError
 from convsmith.figures import style
 from convsmith.files import read_json
 from convsmith.rundir import RunDir
-from convsmith.studies import study, trials, tune_results, worker
-from convsmith.studies.runner import Answer
+from convsmith.studies import study, trials, tuning
+from convsmith.studies.runner import Answer, run_here
 from convsmith.studies.search import Search, read_search
 from convsmith.tracking.csv import read as read_metrics
 from convsmith.training import experiment, setup
@@ -48,21 +48,12 @@ COMMAND = ("tune", "study.yaml", "--name", "s")
 Call = Callable[..., str]
 
 
-def inline(jobs: Sequence[Any], at_once: int, log: Path, interrupts: Any) -> Iterator[Answer]:
-    """Jobs in this process: what a worker does, without its start."""
-    for index, job in enumerate(jobs):
-        answer = worker.perform(json.loads(json.dumps(job.message())), lambda progress: None)
-        if "interrupted" in answer:
-            return
-        yield Answer(index, record=answer.get("done"), failed=answer.get("failed"))
-
-
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Run a command in this process and in `tmp_path`, which has study.yaml; its output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(study.BACKENDS, "local", inline)
-    for module in (experiment, tune_results):  # drawing takes longer than these trials
+    monkeypatch.setitem(study.BACKENDS, "local", run_here)
+    for module in (experiment, tuning):  # drawing takes longer than these trials
         for name in ("confusion_figure", "learning_curves", "history_figure", "save"):
             monkeypatch.setattr(module, name, lambda *_: None, raising=False)
     (tmp_path / "study.yaml").write_text(STUDY)
@@ -187,12 +178,8 @@ def test_a_study_begun_before_a_key_existed_goes_on(begun: Path, call: Call) -> 
 IN_ONE_PROCESS = """
 import sys
 from convsmith.cli import main
-from convsmith.evidence import study, worker
-from convsmith.studies.runner import Answer
-def inline(jobs, at_once, log, interrupts):
-    for index, job in enumerate(jobs):
-        yield Answer(index, record=worker.perform(job.message(), print)["done"])
-study.BACKENDS["local"] = inline
+from convsmith.studies import runner, study
+study.BACKENDS["local"] = runner.run_here
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -231,14 +218,14 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, call: Call, monke
     (tmp_path / "study.yaml").write_text(STUDY.replace("trials: 3", "trials: 1"))
 
     def inline_stopped(*arguments: Any) -> Iterator[Answer]:
-        yield from inline(*arguments)
+        yield from run_here(*arguments)
         signal.raise_signal(signal.SIGTERM)  # as the parent of a worker gets it
 
     monkeypatch.setitem(study.BACKENDS, "local", inline_stopped)
     assert "stopped, all saved; go on with: convsmith resume runs/s" in call(*COMMAND, code=143)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(study.BACKENDS, "local", inline)
+    monkeypatch.setitem(study.BACKENDS, "local", run_here)
     call("resume", "runs/s")
     assert [row["state"] for row in rows(tmp_path / "runs" / "s")] == ["complete"]
     assert "resumed at step" in (tmp_path / "runs/s/trials/0/log.txt").read_text()

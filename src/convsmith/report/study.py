@@ -28,7 +28,7 @@ from convsmith.report.inputs import NEEDED, TEMPLATES, read_metrics
 from convsmith.rundir import RunDir, example_of, open_run
 from convsmith.studies.crossval import RESULT
 from convsmith.studies.fold_job import RECORD
-from convsmith.studies.study import FOLDS, read_asked
+from convsmith.studies.study import FOLDS, read_spec
 
 CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
 
@@ -60,7 +60,7 @@ class Crossval:
 
 def read_crossval(run: RunDir) -> Crossval:
     """UserError where the study is of another kind, is not finished, or a file is damaged."""
-    kind = read_asked(run)["kind"]
+    kind = read_spec(run)["kind"]
     if kind != "crossval":
         shown = {"ablate": "conclusion.md and figures/forest.png", "tune": "trials.csv and figures/history.png"}[kind]
         raise UserError(

@@ -1,47 +1,121 @@
-"""Ablation studies: every arm on the same folds with the same seeds, so that differences are paired."""
+"""Ablation studies: every arm on the same folds with the same seeds, so that differences are paired.
+
+What the arms say together is computed in `comparison`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-from convsmith.config import Layer, RunConfig
-from convsmith.display import EXIT_CODES, Display, duration
-from convsmith.errors import UserError, command
+from convsmith.config import Layer, RunConfig, validate
+from convsmith.errors import UserError
+from convsmith.events import AblationStarted, ArmGivenUp, Counted, Listener, nobody
 from convsmith.files import write_text
-from convsmith.records import METRICS
+from convsmith.records import METRICS, Folds
+from convsmith.records import Arms as ArmsFile
 from convsmith.rundir import RunDir
-from convsmith.studies import study, text
-from convsmith.studies.comparison import RESULT, mean_of, summarise
+from convsmith.studies import own, study, text
+from convsmith.studies.comparison import ARMS, Plan, forest, mean_of, read_plan, summarise
 from convsmith.studies.config import BASE, StudyConfig, arms_of, changes, choices_of
 from convsmith.studies.crossval import divide
-from convsmith.studies.follow import Ran, follow
-from convsmith.studies.plan import ARMS, Plan, read_plan
 from convsmith.studies.statistics import assumed_std, smallest_detectable
 from convsmith.training import setup
+from convsmith.training.setup import NO_PARTS, Parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def begin(
+@dataclass(frozen=True)
+class AblationResult:
+    """What the arms were worth against the base; `record` is the content of ablation.json."""
+
+    directory: Path
+    record: Mapping[str, Any]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The base: its mean, standard deviation, and a value a run."""
+        return dict(self.record["base"])
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Each arm by its name: mean, difference, ci95, p, p_holm, verdict, and what else ablation.json has of it."""
+        return {arm["name"]: dict(arm) for arm in self.record["arms"]}
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Each arm's verdict: helps, hurts, equivalent, no difference shown, given up, or not computed."""
+        return {name: arm["verdict"] for name, arm in self.arms.items()}
+
+    @property
+    def best(self) -> str:
+        """The arm that helps most, or the base where none is shown to help."""
+        helping = [arm for arm in self.record["arms"] if arm["verdict"] == "helps"]
+        sign = METRICS[self.record["metric"]].sign
+        return str(max(helping, key=lambda arm: sign * arm["difference"])["name"]) if helping else BASE
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why runs failed, by name."""
+        return dict(self.record["failed"])
+
+    @property
+    def conclusion(self) -> str:
+        """What the study shows and what it does not, in words, a statement a line."""
+        return text.conclusion(self.record)
+
+    def table(self) -> list[dict[str, str]]:
+        """The base's row, then one an arm, the best difference first, with units in the names of the columns."""
+        return text.table(self.record)
+
+    def forest(self) -> Figure | None:
+        """Each arm's difference with its interval; None where no arm has a difference."""
+        return forest(self.record)
+
+    def __repr__(self) -> str:
+        return f"AblationResult({str(self.directory)!r}, {self.verdicts})"
+
+    def _repr_html_(self) -> str:
+        return study.as_html(self.directory, self.table())
+
+
+def ablate(
     config: StudyConfig,
-    flags: Layer,
-    at_once: int,
-    backend: str,
-    budget: float | None,
-    runs_dir: Path,
-    name: str | None,
-    display: Display,
-) -> int:
-    """Start the study, or go on with the one of this name; the exit code of the process.
+    flags: Layer | None = None,
+    parts: Parts = NO_PARTS,
+    *,
+    folds: int | None = None,
+    jobs: int = 1,
+    backend: str = "local",
+    budget: float | None = None,
+    name: str | None = None,
+    runs_dir: Path = Path("runs"),
+    listener: Listener = nobody,
+) -> AblationResult:
+    """Start the ablation study that a file or `config.StudyConfig` describes, or go on with the one of this name.
 
-    `flags` change the base. With a `budget` in minutes, arms that look worst are given up early.
+    `flags` change the base, and so every arm; `folds` replaces the study's number. With a `budget` in minutes, arms
+    that look worst are given up early. With `parts` of the user's own the runs are done in this process, one at a
+    time. Raises UserError for what the user gave wrong, Stopped where a signal ended it, with all saved. Runs that fail
+    are in the result's `failed`.
     """
-    arms = arms_of(config, flags)
-    at_once = min(at_once, len(arms) * config.folds * config.repeats * config.seeds)
-    asked = {
+    if folds is not None:
+        study.at_least(2, "folds", folds)
+        config = config.model_copy(update={"folds": folds})
+    study.at_least(1, "jobs", jobs)
+    if budget is not None and not 0 < budget < float("inf"):
+        raise UserError(f"--budget {budget:g}: must be minutes above 0")
+    arms = {arm: own.named(known, parts) for arm, known in arms_of(config, flags or {}).items()}
+    changed = {arm: changes(arms[BASE], arms[arm]) for arm in arms if arm != BASE}
+    for arm, keys in changed.items():
+        own.refuse_unused(keys, parts, f"arm '{arm}'")
+    if config.choose:
+        own.refuse_unused(config.choose.hyperparameters, parts, "choose")
+    spec = {
         "kind": "ablate",
         "question": config.question,
         "expected": dict(config.expected),
@@ -50,142 +124,127 @@ def begin(
         "choices": choices_of(config, arms[BASE].model_dump(mode="json")),
         "choice_epochs": config.choose.epochs if config.choose else 0,
         "base": arms[BASE].model_dump(mode="json"),
-        "arms": {arm: changes(arms[BASE], arms[arm]) for arm in arms if arm != BASE},
+        "arms": changed,
     }
-    run = study.existing(runs_dir, name, asked)
+    run = study.existing(runs_dir, name, spec)
     if run is None:
-        study.backend(backend)
-        run = _create(arms, asked, at_once, runs_dir, name, display)
-    return go_on(run, at_once, backend, display)
+        study.runner_for(backend, parts)
+        runs = len(arms) * config.folds * config.repeats * config.seeds
+        max_workers = min(own.workers(jobs, backend, parts, nobody), runs)
+        run = _create(arms, spec, parts, max_workers, runs_dir, name, listener)
+        own.tell(parts, listener)
+    return resume(run, parts, jobs=jobs, backend=backend, listener=listener)
 
 
 def _create(
     arms: Mapping[str, RunConfig],
-    asked: Mapping[str, Any],
-    at_once: int,
+    spec: Mapping[str, Any],
+    parts: Parts,
+    max_workers: int,
     runs_dir: Path,
     name: str | None,
-    display: Display,
+    listener: Listener,
 ) -> RunDir:
     prepared = {}
     for arm, config in arms.items():
         try:
-            prepared[arm] = setup.prepare(study.threads_for(config, at_once), progress=display.counting("decoding"))
+            prepared[arm] = setup.prepare(
+                study.threads_for(config, max_workers),
+                own.fresh(parts),
+                lambda done, total: listener(Counted("decoding", done, total)),
+            )
         except UserError as error:
             raise UserError(f"arm '{arm}': {error}" if arm != BASE else str(error)) from None
     base = prepared[BASE]
-    divisions = divide(base.dataset, base.config, asked["folds"], asked["repeats"])
+    divisions = divide(base.dataset, base.config, spec["folds"], spec["repeats"])
     share = len(divisions[0].train) / len(base.dataset.train)
-    files = {
-        study.FOLDS: study.folds_record(base.dataset, divisions),
-        ARMS: {
-            arm: {
-                "config": ready.config.model_dump(mode="json"),
-                "hash": ready.dataset.hash,
-                "seconds_per_epoch": (ready.seconds_per_epoch or 0.0) * share,
-            }
-            for arm, ready in prepared.items()
-        },
+    files: dict[str, study.Written] = {
+        study.FOLDS: (Folds, study.folds_record(base.dataset, divisions)),
+        ARMS: (
+            ArmsFile,
+            {
+                arm: {
+                    "config": ready.config.model_dump(mode="json"),
+                    "hash": ready.dataset.hash,
+                    "seconds_per_epoch": (ready.seconds_per_epoch or 0.0) * share,
+                }
+                for arm, ready in prepared.items()
+            },
+        ),
     }
     stem = f"{setup.stem(base.config)}-ablation"
-    run = study.create(runs_dir, name, stem, asked, base.config, files)
+    run = study.create(runs_dir, name, stem, spec, base.config, files)
     for arm, ready in prepared.items():
         write_text(run.path / "arms" / arm / "config.yaml", ready.config.to_yaml())
-    _opening(read_plan(run), len(divisions[0].held_out), at_once, display)
+    listener(_started(read_plan(run), base.config.data.source, len(divisions[0].held_out), max_workers))
     return run
 
 
-def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
+def resume(
+    run: RunDir, parts: Parts = NO_PARTS, *, jobs: int = 1, backend: str = "local", listener: Listener = nobody
+) -> AblationResult:
     """Run what is not done yet, and write what the arms say together."""
     plan = read_plan(run)
+    own.refuse_absent(validate(plan.arms[BASE]["config"]), parts, run.path)
+    max_workers = min(own.workers(jobs, backend, parts, listener), plan.runs * len(plan.arms))
+    runner, how = study.runner_for(backend, parts), own.how_to_resume(run.path, parts)
     with run.lock():
-        ran = Ran()
         alive, dropped = list(plan.arms), {}
-        if plan.asked["budget"] is None:
-            jobs = [plan.job(arm, place) for place in range(plan.runs) for arm in alive]
-            follow(run, jobs, at_once, backend, display, ran)
+        if plan.spec["budget"] is None:
+            folds = [plan.job(arm, index) for index in range(plan.runs) for arm in alive]
+            failed = study.run_folds(run, folds, max_workers, runner, how, listener)
         else:
-            for place in range(plan.runs):
-                follow(run, [plan.job(arm, place) for arm in alive], at_once, backend, display, ran)
-                if ran.stopped:
-                    break
-                for arm in _given_up(plan, alive, place + 1, at_once):
+            failed = {}
+            for index in range(plan.runs):
+                folds = [plan.job(arm, index) for arm in alive]
+                failed |= study.run_folds(run, folds, max_workers, runner, how, listener)
+                for arm in _given_up(plan, alive, index + 1, max_workers):
                     alive.remove(arm)
-                    dropped[arm] = place + 1
-                    display.line(f"{arm}: given up after {place + 1} of {plan.runs} runs, to keep the budget")
-        if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: {command('resume', run.path)}")
-            return EXIT_CODES[ran.stopped]
-        record = summarise(plan, ran.failed, dropped)
-        _show(run, record, display)
-    return 1 if ran.failed else 0
+                    dropped[arm] = index + 1
+                    listener(ArmGivenUp(arm, index + 1, plan.runs))
+        return AblationResult(run.path, summarise(plan, failed, dropped))
 
 
-def _given_up(plan: Plan, alive: Sequence[str], done: int, at_once: int) -> list[str]:
+def _given_up(plan: Plan, alive: Sequence[str], done: int, max_workers: int) -> list[str]:
     """Successive halving: the worse half of the arms, where all of them would go over the budget.
 
     Decided from what the first `done` runs of each arm recorded alone: a study that is resumed decides the same.
     """
     recorded = plan.scores()
-    scores = {arm: {place: records[place] for place in records if place < done} for arm, records in recorded.items()}
+    scores = {arm: {index: records[index] for index in records if index < done} for arm, records in recorded.items()}
     spent = sum(record["seconds"] for records in scores.values() for record in records.values())
     rate = {arm: mean_of(scores[arm], "seconds") for arm in alive if scores[arm]}
     left = sum(rate.values()) * (plan.runs - done)
     arms = [arm for arm in alive if arm != BASE and scores[arm]]
-    if (spent + left) / at_once <= 60 * plan.asked["budget"] or len(arms) < 2:
+    if (spent + left) / max_workers <= 60 * plan.spec["budget"] or len(arms) < 2:
         return []
-    metric = METRICS[plan.asked["metric"]]
+    metric = METRICS[plan.spec["metric"]]
     ranked = sorted(arms, key=lambda arm: metric.sign * mean_of(scores[arm], metric.name))
     return ranked[: len(arms) // 2]
 
 
-def _opening(plan: Plan, held_out: int, at_once: int, display: Display) -> None:
-    asked = plan.asked
-    display.line(f"study   {plan.run.path}" + (f": {asked['question']}" if asked["question"] else ""))
-    display.line(
-        f"arms    {len(plan.arms)} with the base, {plan.runs} runs each "
-        f"({asked['folds']} folds, {asked['repeats']} repeats, {asked['seeds']} seeds); "
-        f"{len(plan.folds['pool']):,} images, {len(plan.folds['test']):,} test (sealed)"
-    )
+def _started(plan: Plan, source: str, held_out: int, max_workers: int) -> AblationStarted:
+    spec, detectable = plan.spec, None
+    if spec["metric"] == "accuracy":
+        pairs, arms = spec["folds"] * spec["repeats"], len(plan.arms) - 1
+        detectable = smallest_detectable(assumed_std(held_out), pairs, 1 / spec["folds"], level=1 - 0.05 / arms)
     seconds = 0.0
     for known in plan.arms.values():
-        epochs = known["config"]["train"]["epochs"] + len(asked["choices"]) * asked["choice_epochs"]
+        epochs = known["config"]["train"]["epochs"] + len(spec["choices"]) * spec["choice_epochs"]
         seconds += known["seconds_per_epoch"] * epochs * plan.runs
-    display.line(f"needs   about {duration(seconds / at_once)} of training, {at_once} at once")
-    if asked["metric"] == "accuracy":
-        pairs = asked["folds"] * asked["repeats"]
-        arms = len(plan.arms) - 1
-        least = smallest_detectable(assumed_std(held_out), pairs, 1 / asked["folds"], level=1 - 0.05 / arms)
-        display.line(
-            f"power   differences of {100 * least:.1f} points and more would be found in 8 of 10 such studies, if "
-            "about 20% of the images are right under one arm and wrong under the other"
-        )
-    if asked["budget"] is not None:
-        display.line(
-            f"budget  {asked['budget']:g} minutes: the worse half of the arms is given up whenever the rest would take "
-            "longer. An arm that is given up gets no verdict, and looking early favours lucky arms"
-        )
-
-
-def _show(run: RunDir, record: Mapping[str, Any], display: Display) -> None:
-    rows = text.table(record)
-    table = Table(box=None, pad_edge=False)
-    for heading in rows[0]:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(Text(value) for value in row.values()))
-    display.line("")
-    display.console.print(table)
-    display.line("")
-    display.line(text.conclusion(record))
-    for name, reason in record["failed"].items():
-        display.line(f"failed: {name}: {reason}")
-    display.line(
-        f"\nwritten: {run.path / RESULT}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
+    return AblationStarted(
+        directory=plan.run.path,
+        question=spec["question"],
+        source=source,
+        sealed=len(plan.folds["test"]),
+        runs=plan.runs,
+        max_workers=max_workers,
+        seconds=seconds / max_workers,
+        arms=len(plan.arms),
+        folds=spec["folds"],
+        repeats=spec["repeats"],
+        seeds=spec["seeds"],
+        images=len(plan.folds["pool"]),
+        detectable=detectable,
+        budget=spec["budget"],
     )
-    if record["failed"]:
-        display.line(f"next: {command('resume', run.path)}   (tries what failed again)")
-    else:
-        best = max(record["arms"], key=lambda arm: (arm["verdict"] == "helps", arm["difference"] or 0.0))
-        name = best["name"] if best["verdict"] == "helps" else BASE
-        display.line(f"next: {command('train', run.path / 'arms' / name / 'config.yaml')}")

@@ -58,15 +58,15 @@ def _nobody(address: str, reason: str) -> UserError:
     )
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
-    """As `jobs.run_jobs`, on the cluster: `at_once` tasks at a time; each asks for its `train.threads` cores."""
+def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
+    """As `runner.run_jobs`, on the cluster: `max_workers` tasks at a time; each asks for its `train.threads` cores."""
     ray = connect()
     perform = ray.remote(max_retries=RETRIES)(_task)
     waiting = list(enumerate(jobs))
     running: dict[Any, int] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < at_once and not interrupts:
+            while waiting and len(running) < max_workers and not interrupts:
                 index, job = waiting.pop(0)
                 task = perform.options(num_cpus=job.threads, name=job.name).remote(job.message())
                 running[task] = index
@@ -92,4 +92,6 @@ def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupt
 
 
 def _task(message: dict[str, Any]) -> dict[str, Any]:
-    return worker.perform(message, lambda progress: None)
+    with Interrupts() as interrupts:
+        *_, answer = worker.perform(message, interrupts)
+    return answer

@@ -1,27 +1,26 @@
-"""What the arms of an ablation study say together: paired statistics, tables, a figure, words."""
+"""What the arms of an ablation study say together: paired statistics, tables, a figure, words. Trains nothing."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith import files
+from convsmith import files, records
+from convsmith.config import validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
-from convsmith.files import write_json
-from convsmith.records import METRICS, recorded
 from convsmith.rundir import RunDir
-from convsmith.studies import text
+from convsmith.studies import study, text
 from convsmith.studies.config import BASE
 from convsmith.studies.fold_job import FoldJob
-from convsmith.studies.plan import Plan
 from convsmith.studies.statistics import (
     Comparison,
     bootstrap_interval,
@@ -36,6 +35,51 @@ if TYPE_CHECKING:
 
 RESULT = "ablation.json"
 LEVEL = 0.95
+ARMS = "arms.json"  # each arm's resolved config, the hash of its data, the seconds that an epoch was measured to take
+Scores = dict[str, dict[int, dict[str, Any]]]  # arm -> index of the run -> its record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study directory, read: which runs there are. Run k of each arm has the same fold and the same seed."""
+
+    run: RunDir
+    spec: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    folds: dict[str, Any]
+
+    @property
+    def runs(self) -> int:
+        """Runs of an arm: each division of the images once for each seed."""
+        return len(self.folds["divisions"]) * int(self.spec["seeds"])
+
+    def job(self, arm: str, index: int) -> FoldJob:
+        divisions = len(self.folds["divisions"])
+        known = self.arms[arm]
+        config = validate(known["config"])
+        config = config.with_values(train={"seed": config.train.seed + index}, track={"group": self.run.name})
+        return FoldJob(
+            name=f"{arm} {index + 1}",
+            directory=str((self.run.path / "arms" / arm / str(index + 1)).resolve()),
+            folds_file=str((self.run.path / study.FOLDS).resolve()),
+            index=index % divisions,
+            config=config.model_dump(mode="json"),
+            data_hash=known["hash"],
+            choices=tuple(self.spec["choices"]),
+            choice_epochs=self.spec["choice_epochs"],
+            metric=self.spec["metric"],
+        )
+
+    def scores(self) -> Scores:
+        """The records of the runs that are done."""
+        jobs = {arm: [self.job(arm, index) for index in range(self.runs)] for arm in self.arms}
+        return {arm: {index: job.record() for index, job in enumerate(of) if job.done} for arm, of in jobs.items()}
+
+
+def read_plan(run: RunDir) -> Plan:
+    arms = records.read(run.path / ARMS, records.Arms)
+    arms.pop("format_version", None)
+    return Plan(run, study.read_spec(run), arms, records.read(run.path / study.FOLDS, records.Folds))
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
@@ -45,8 +89,8 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return Path(value).name if key == "transfer.weights" else value
 
 
-def mean_of(records: Mapping[int, Mapping[str, Any]], key: str) -> float:
-    return float(np.mean([recorded(record, key) for record in records.values()]))
+def mean_of(runs: Mapping[int, Mapping[str, Any]], key: str) -> float:
+    return float(np.mean([records.recorded(record, key) for record in runs.values()]))
 
 
 def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) -> dict[str, Any]:
@@ -54,8 +98,8 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
 
     `failed` are runs with their reasons; `dropped` the arms that were given up, with the runs they had had.
     """
-    run, asked = plan.run, plan.asked
-    scores, metric = plan.scores(), asked["metric"]
+    run, spec = plan.run, plan.spec
+    scores, metric = plan.scores(), spec["metric"]
     base = scores[BASE]
     compared = {arm: _compare(plan, scores[arm], base) for arm in plan.arms if arm != BASE}
     counted = [arm for arm in compared if arm not in dropped]
@@ -64,44 +108,46 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
     strictest = 1 - (1 - LEVEL) / len(counted) if counted else LEVEL  # Holm's first step
     arms = []
     for arm, result in compared.items():
-        records, both = scores[arm], sorted(scores[arm].keys() & base.keys())
+        runs, both = scores[arm], sorted(scores[arm].keys() & base.keys())
         images = _bootstrap(plan, arm, both) if metric == "accuracy" and both else None
         said = "not computed"
         if arm in dropped:
             said = "given up"
         elif result is not None:
-            said = verdict(result, adjusted[arm], asked["margin"], METRICS[metric].higher_is_better, images=images)
+            said = verdict(
+                result, adjusted[arm], spec["margin"], records.METRICS[metric].higher_is_better, images=images
+            )
         arms.append(
             {
                 "name": arm,
-                "changes": asked["arms"][arm],
+                "changes": spec["arms"][arm],
                 "per_fold": [
-                    _one(records[place], metric) | {"difference": records[place][metric] - base[place][metric]}
-                    for place in both
+                    _one(runs[index], metric) | {"difference": runs[index][metric] - base[index][metric]}
+                    for index in both
                 ],
-                "mean": mean_of(records, metric) if records else None,
+                "mean": mean_of(runs, metric) if runs else None,
                 "difference": result.mean_difference if result else None,
                 "ci95": [result.low, result.high] if result and result.low is not None else None,
                 "p": result.p if result else None,
                 "p_holm": adjusted.get(arm),
                 "effect_size": result.effect_size if result else None,
-                "detectable": smallest_detectable(result.std, result.n, 1 / asked["folds"], strictest)
+                "detectable": smallest_detectable(result.std, result.n, 1 / spec["folds"], strictest)
                 if result and result.std
                 else None,
                 "bootstrap95": images,
                 "verdict": said,
-                "seconds": mean_of(records, "seconds") if records else None,
+                "seconds": mean_of(runs, "seconds") if runs else None,
                 "missing": plan.runs - len(both) if arm not in dropped else 0,
             }
         )
     detectable = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
     base_config = plan.arms[BASE]["config"]
-    changed = dict.fromkeys(key for changes in asked["arms"].values() for key in changes)
+    changed = dict.fromkeys(key for changes in spec["arms"].values() for key in changes)
     record = {
-        "question": asked["question"],
-        "expected": asked["expected"],
+        "question": spec["question"],
+        "expected": spec["expected"],
         "metric": metric,
-        **{key: asked[key] for key in ("folds", "repeats", "seeds", "margin", "choices", "choice_epochs")},
+        **{key: spec[key] for key in ("folds", "repeats", "seeds", "margin", "choices", "choice_epochs")},
         "level": LEVEL,
         "data": Path(base_config["data"]["source"]).name,
         "n_images": len(plan.folds["pool"]),
@@ -119,7 +165,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         "dropped": dict(dropped),
         "failed": dict(failed),
     }
-    write_json(run.path / RESULT, record)
+    record = records.write(run.path / RESULT, records.Ablation, record)
     _write_tables(run, record)
     return record
 
@@ -129,25 +175,25 @@ def _compare(plan: Plan, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Com
 
     Several seeds of a fold make one pair: they share its images, and are no independent evidence.
     """
-    metric = plan.asked["metric"]
+    metric = plan.spec["metric"]
     of_fold: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for place in sorted(arm.keys() & base.keys()):
-        of_fold[place % len(plan.folds["divisions"])].append((arm[place][metric], base[place][metric]))
+    for index in sorted(arm.keys() & base.keys()):
+        of_fold[index % len(plan.folds["divisions"])].append((arm[index][metric], base[index][metric]))
     if len(of_fold) < 2:
         return None
     ours, theirs = np.array([np.mean(values, axis=0) for values in of_fold.values()]).T.tolist()
-    return paired_comparison(ours, theirs, 1 / plan.asked["folds"], plan.asked["margin"], LEVEL)
+    return paired_comparison(ours, theirs, 1 / plan.spec["folds"], plan.spec["margin"], LEVEL)
 
 
 def _one(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
     return {key: record[key] for key in ("fold", "repeat", "seed", "seconds", "chosen")} | {"value": record[metric]}
 
 
-def _bootstrap(plan: Plan, arm: str, places: Sequence[int]) -> list[float]:
+def _bootstrap(plan: Plan, arm: str, indexs: Sequence[int]) -> list[float]:
     """The interval of the accuracy's difference over images, each image's difference averaged over its runs."""
     sums: dict[str, list[float]] = defaultdict(list)
-    for place in places:
-        ours, theirs = (_right(plan.job(one, place)) for one in (arm, BASE))
+    for index in indexs:
+        ours, theirs = (_right(plan.job(one, index)) for one in (arm, BASE))
         for name, right in ours.items():
             sums[name].append(right - theirs[name])
     differences: NDArray[np.float64] = np.array([np.mean(values) for values in sums.values()])

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
 from convsmith.contracts import Section
@@ -22,9 +22,13 @@ DIVISION = ("source", "split_seed", "limit", "val_fraction", "test_fraction", "g
 
 
 class Choice(Section):
-    """Knobs chosen anew for each arm, in each fold, by short runs on the fold's inner validation part."""
+    """Hyperparameters chosen anew for each arm, in each fold, by short runs on the fold's inner validation part."""
 
-    knobs: dict[str, tuple[Any, ...]] = Field(min_length=1, description="key -> the values to try")
+    hyperparameters: dict[str, tuple[Any, ...]] = Field(
+        min_length=1,
+        description="key -> the values to try",
+        validation_alias=AliasChoices("hyperparameters", "knobs"),  # the key of the first edition
+    )
     epochs: int = Field(ge=1, le=100_000, description="epochs of each short run")
 
 
@@ -126,16 +130,16 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
 
 
 def choices_of(study: StudyConfig, below: Layer) -> list[Layer]:
-    """The combinations of the knobs that `choose` names, each a layer; UserError where one does not fit `below`."""
+    """The combinations of the hyperparameters of `choose`, each a layer; UserError where one does not fit `below`."""
     if study.choose is None:
         return []
     known = {key for key, _ in fields()}
-    for key in study.choose.knobs:
+    for key in study.choose.hyperparameters:
         if key not in known:
             raise UserError(f"choose: unknown key '{key}'.{nearest(key, known)}")
         if key.startswith(("data.", "track.")) or key == "train.seed":
-            raise UserError(f"choose: {key} is no knob of training; choose among model, optim, schedule, regularize...")
-    layers = list(_combinations(study.choose.knobs).values())
+            raise UserError(f"choose: {key} is no hyperparameter; choose among model, optim, schedule, regularize...")
+    layers = list(_combinations(study.choose.hyperparameters).values())
     for layer in layers:
         try:
             validate(merge(below, layer))

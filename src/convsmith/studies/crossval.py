@@ -5,58 +5,142 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
-from convsmith import files
+from convsmith import files, records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
-from convsmith.display import EXIT_CODES, Display, duration
-from convsmith.errors import command
+from convsmith.events import Counted, CrossvalStarted, Listener, Note, nobody
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
-from convsmith.files import read_json, write_json
+from convsmith.files import read_json
 from convsmith.prediction.evaluate import write_rows
-from convsmith.records import HEADLINES, METRICS, shown
 from convsmith.rundir import RunDir
-from convsmith.studies import study
+from convsmith.studies import own, study
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.folds import Fold, make_folds
-from convsmith.studies.follow import follow
 from convsmith.studies.statistics import mean_interval
 from convsmith.training import setup
+from convsmith.training.setup import NO_PARTS, Parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INNER_VAL = 0.1  # of a fold's training images, where the data's own val split leaves data.val_fraction open
 RESULT = "crossval.json"
-PLAIN: dict[str, Any] = {"box": None, "pad_edge": False}
 
 
-def begin(
+@dataclass(frozen=True)
+class CrossvalResult:
+    """What the folds found together; `record` is the content of crossval.json."""
+
+    directory: Path
+    record: Mapping[str, Any]
+
+    @property
+    def per_fold(self) -> list[dict[str, Any]]:
+        """A record a fold that is done: fold, repeat, n, seconds, and the metrics on the images held out."""
+        return list(self.record["per_fold"])
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Each metric's mean over the folds; empty where none is done."""
+        return dict(self.record["mean"])
+
+    @property
+    def std(self) -> dict[str, float]:
+        """Each metric's standard deviation between folds; empty where fewer than two are done."""
+        return dict(self.record["std"])
+
+    @property
+    def ci95(self) -> dict[str, tuple[float, float]]:
+        """Each metric's 95% interval by Nadeau and Bengio's corrected variance; empty as `std`."""
+        return {metric: (low, high) for metric, (low, high) in self.record["ci95"].items()}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why folds failed, by name."""
+        return dict(self.record["missing"])
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a fold: its name, each metric, the number of images held out, and the seconds of training."""
+        repeated = self.record["repeats"] > 1
+        return [
+            {
+                "fold": f"{fold['repeat']}.{fold['fold']}" if repeated else str(fold["fold"]),
+                **{metric: fold[metric] for metric in self.mean},
+                "images": fold["n"],
+                "seconds": fold["seconds"],
+            }
+            for fold in self.per_fold
+        ]
+
+    def intervals(self) -> list[dict[str, Any]]:
+        """A row a metric: mean, std, low and high end of the 95% interval; none where fewer than two folds are done."""
+        return [
+            {"metric": metric, "mean": self.mean[metric], "std": std, "low": low, "high": high}
+            for metric, std in self.std.items()
+            for low, high in [self.ci95[metric]]
+        ]
+
+    def confusion(self) -> Figure:
+        """The confusion matrix of all folds together, in counts of images; at least one fold must be done."""
+        matrix = self.record["confusion_matrix"]
+        return confusion_figure(np.asarray(matrix["counts"]), matrix["labels"])
+
+    def __repr__(self) -> str:
+        accuracy = f"accuracy {self.mean['accuracy']:.4f}" if self.mean else "no fold is done"
+        return f"CrossvalResult({str(self.directory)!r}, {accuracy}, {len(self.per_fold)} folds)"
+
+    def _repr_html_(self) -> str:
+        return study.as_html(self.directory, self.table()) + study.as_html("over the folds", self.intervals())
+
+
+def crossval(
     config: RunConfig,
-    folds: int,
-    repeats: int,
-    at_once: int,
-    backend: str,
-    runs_dir: Path,
-    name: str | None,
-    display: Display,
-) -> int:
-    """Start the study, or go on with the one of this name; the exit code of the process."""
-    asked = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
-    at_once = min(at_once, folds * repeats)
-    run = study.existing(runs_dir, name, asked)
+    parts: Parts = NO_PARTS,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    jobs: int = 1,
+    backend: str = "local",
+    name: str | None = None,
+    runs_dir: Path = Path("runs"),
+    listener: Listener = nobody,
+) -> CrossvalResult:
+    """Start the cross-validation of a config, or go on with the one of this name.
+
+    `folds` parts of the images, divided anew `repeats` times; `jobs` folds are trained at a time, on the `backend`
+    "local" or "ray". With `parts` of the user's own they run in this process, one at a time. Raises UserError for what
+    the user gave wrong, Stopped where a signal ended it, with all saved. A fold that fails is in the result's `failed`.
+    """
+    study.at_least(2, "folds", folds)
+    study.at_least(1, "repeats", repeats)
+    study.at_least(1, "jobs", jobs)
+    config = own.named(config, parts)
+    spec = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
+    run = study.existing(runs_dir, name, spec)
     if run is None:
-        study.backend(backend)
-        prepared = setup.prepare(study.threads_for(config, at_once), progress=display.counting("decoding"))
+        study.runner_for(backend, parts)
+        max_workers = min(own.workers(jobs, backend, parts, nobody), folds * repeats)
+        prepared = setup.prepare(
+            study.threads_for(config, max_workers),
+            own.fresh(parts),
+            lambda done, total: listener(Counted("decoding", done, total)),
+        )
         divisions = divide(prepared.dataset, prepared.config, folds, repeats)
         stem = f"{setup.stem(prepared.config)}-crossval"
-        files = {study.FOLDS: study.folds_record(prepared.dataset, divisions)}
-        run = study.create(runs_dir, name, stem, asked, prepared.config, files)
-        _opening(run, prepared, divisions, at_once, display)
-    return go_on(run, at_once, backend, display)
+        written = {study.FOLDS: (records.Folds, study.folds_record(prepared.dataset, divisions))}
+        run = study.create(runs_dir, name, stem, spec, prepared.config, written)
+        listener(_started(run, prepared, divisions, max_workers))
+        for note in prepared.notes:
+            listener(Note(note))
+        own.tell(parts, listener)
+    return resume(run, parts, jobs=jobs, backend=backend, listener=listener)
 
 
 def divide(dataset: Dataset, config: RunConfig, folds: int, repeats: int) -> list[Fold]:
@@ -72,25 +156,25 @@ def divide(dataset: Dataset, config: RunConfig, folds: int, repeats: int) -> lis
     )
 
 
-def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
+def resume(
+    run: RunDir, parts: Parts = NO_PARTS, *, jobs: int = 1, backend: str = "local", listener: Listener = nobody
+) -> CrossvalResult:
     """Run what is not done yet, and write what all folds say together."""
-    asked = study.read_asked(run)
+    spec = study.read_spec(run)
     with run.lock():
         config = read_run_config(run.config)
-        jobs = fold_jobs(run, config)
-        ran = follow(run, jobs, at_once, backend, display)
-        if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: {command('resume', run.path)}")
-            return EXIT_CODES[ran.stopped]
-        result = summarise(run, asked, [job for job in jobs if job.done], ran.failed)
-        _table(run, result, display)
-    return 1 if ran.failed else 0
+        own.refuse_absent(config, parts, run.path)
+        folds = fold_jobs(run, config)
+        max_workers = min(own.workers(jobs, backend, parts, listener), len(folds))
+        runner = study.runner_for(backend, parts)
+        failed = study.run_folds(run, folds, max_workers, runner, own.how_to_resume(run.path, parts), listener)
+        return CrossvalResult(run.path, summarise(run, spec, [job for job in folds if job.done], failed))
 
 
 def fold_jobs(run: RunDir, config: RunConfig) -> list[FoldJob]:
-    """A job a fold, each with a seed of its own: the base's, plus the fold's place."""
+    """A job a fold, each with a seed of its own: the config's plus the fold's index."""
     folds_file = run.path / study.FOLDS
-    record = read_json(folds_file)
+    record = records.read(folds_file, records.Folds)
     config = config.with_values(track={"group": run.name})
     return [
         FoldJob(
@@ -106,28 +190,27 @@ def fold_jobs(run: RunDir, config: RunConfig) -> list[FoldJob]:
 
 
 def summarise(
-    run: RunDir, asked: Mapping[str, Any], done: Sequence[FoldJob], failed: Mapping[str, str]
+    run: RunDir, spec: Mapping[str, Any], done: Sequence[FoldJob], failed: Mapping[str, str]
 ) -> dict[str, Any]:
     """Write crossval.json, predictions-oof.csv and figures/confusion.png from the folds that are done."""
     folds = [RunDir(Path(job.directory)) for job in done]
     per_fold = [job.record() for job in done]
-    # Folds of an older edition may lack the latest metrics.
-    metrics = [metric for metric in METRICS if per_fold and all(metric in record for record in per_fold)]
-    intervals = {}
-    if len(per_fold) >= 2:
-        for metric in metrics:
-            mean, std, low, high = mean_interval([record[metric] for record in per_fold], 1 / asked["folds"])
-            # A metric keeps its bounds, whatever few folds make of the t distribution.
-            intervals[metric] = (mean, std, METRICS[metric].within(low), METRICS[metric].within(high))
-    evaluations = [read_json(fold.evaluation(HELD_OUT)) for fold in folds]
+    # A fold of an earlier edition lacks the metrics that came later.
+    scores = {
+        name: [record[name] for record in per_fold]
+        for name in records.METRICS
+        if per_fold and all(name in record for record in per_fold)
+    }
+    intervals = {name: _interval(name, values, spec["folds"]) for name, values in scores.items() if len(values) >= 2}
+    evaluations = [records.read(fold.evaluation(HELD_OUT), records.Evaluation) for fold in folds]
     result: dict[str, Any] = {
-        "folds": asked["folds"],
-        "repeats": asked["repeats"],
+        "folds": spec["folds"],
+        "repeats": spec["repeats"],
         "missing": dict(failed),
         "per_fold": per_fold,
-        "mean": {metric: float(np.mean([record[metric] for record in per_fold])) for metric in metrics},
-        "std": {metric: std for metric, (_, std, _, _) in intervals.items()},
-        "ci95": {metric: [low, high] for metric, (_, _, low, high) in intervals.items()},
+        "mean": {name: float(np.mean(values)) for name, values in scores.items()},
+        "std": {name: std for name, (std, _, _) in intervals.items()},
+        "ci95": {name: [low, high] for name, (_, low, high) in intervals.items()},
     }
     if evaluations:
         classes = evaluations[0]["classes"]
@@ -136,9 +219,15 @@ def summarise(
         run.figures.mkdir(exist_ok=True)
         save(confusion_figure(counts, classes), run.figures / "confusion.png")
         _write_out_of_fold(run, folds, per_fold)
-    write_json(run.path / RESULT, result)
     run.log(f"{len(per_fold)} folds done, {len(failed)} failed")
-    return result
+    return records.write(run.path / RESULT, records.Crossval, result)
+
+
+def _interval(metric: str, values: Sequence[float], folds: int) -> tuple[float, float, float]:
+    """The standard deviation and the ends of the 95% interval, which leave no metric's own range."""
+    _, std, low, high = mean_interval(values, 1 / folds)
+    known = records.METRICS[metric]
+    return std, known.within(low), known.within(high)
 
 
 def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[Mapping[str, Any]]) -> None:
@@ -154,45 +243,24 @@ def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[
     files.write_text(run.predictions("oof"), text.getvalue())
 
 
-def _opening(run: RunDir, prepared: setup.Prepared, divisions: Sequence[Fold], at_once: int, display: Display) -> None:
-    config, dataset = prepared.config, prepared.dataset
-    first = divisions[0]
-    display.line(f"study   {run.path}")
-    display.line(
-        f"data    {config.data.source}: {len(dataset.pool()):,} images in {len(divisions)} folds, each of "
-        f"{len(first.train):,} train, {len(first.val):,} inner val, {len(first.held_out):,} held out; "
-        f"{dataset.test_size:,} test (sealed)"
-    )
-    display.line(f"model   {config.model.name}; {config.train.epochs} epochs, {config.train.threads} threads a fold")
+def _started(run: RunDir, prepared: setup.Prepared, divisions: Sequence[Fold], max_workers: int) -> CrossvalStarted:
+    config, dataset, first = prepared.config, prepared.dataset, divisions[0]
     assert prepared.seconds_per_epoch is not None
+    assert config.train.threads is not None
     epoch = prepared.seconds_per_epoch * len(first.train) / len(dataset.train)
-    whole = epoch * max(setup.image_epochs(config, prepared.finetuning), 1) * len(divisions) / at_once
-    display.line(f"needs   about {duration(whole)} of training, {at_once} at once")
-    display.notes(prepared.notes)
-
-
-def _table(run: RunDir, result: Mapping[str, Any], display: Display) -> None:
-    folds = Table("fold", *(METRICS[metric].label for metric in HEADLINES), "images", "seconds", **PLAIN)
-    for record in result["per_fold"]:
-        label = str(record["fold"]) if result["repeats"] == 1 else f"{record['repeat']}.{record['fold']}"
-        scores = [shown(metric, record[metric]) for metric in HEADLINES]
-        folds.add_row(label, *scores, f"{record['n']:,}", f"{record['seconds']:.1f}")
-    over_folds = Table("metric", "mean", "std", "95% low", "95% high", **PLAIN)
-    for metric, std in result["std"].items():
-        values = (result["mean"][metric], std, *result["ci95"][metric])
-        over_folds.add_row(METRICS[metric].label, *(shown(metric, value) for value in values))
-    for table in (folds, over_folds) if result["std"] else (folds,):
-        for column in table.columns[1:]:
-            column.justify = "right"
-        display.line("")
-        display.console.print(table)
-    for name, reason in result["missing"].items():
-        display.line(f"missing: {name}, which failed: {reason}")
-    if not result["std"]:
-        display.line("fewer than two folds are done: no interval can be computed")
-    written = f"{run.path / RESULT}, {run.predictions('oof').name}, figures/confusion.png, folds/"
-    display.line(f"\nwritten: {written if result['per_fold'] else run.path / RESULT}")
-    if result["missing"]:
-        display.line(f"next: {command('resume', run.path)}   (tries what failed again)")
-    else:
-        display.line(f"next: {command('train', run.config)}   (one net from all of train)")
+    return CrossvalStarted(
+        directory=run.path,
+        question=None,
+        source=config.data.source,
+        sealed=dataset.test_size,
+        runs=len(divisions),
+        max_workers=max_workers,
+        seconds=epoch * max(setup.image_epochs(config, prepared.finetuning), 1) * len(divisions) / max_workers,
+        images=len(dataset.pool()),
+        train=len(first.train),
+        val=len(first.val),
+        held_out=len(first.held_out),
+        model=config.model.name,
+        epochs=config.train.epochs,
+        threads=config.train.threads,
+    )

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convsmith import rundir
+from convsmith import records
 from convsmith.config import RunConfig, validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.errors import UserError
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, StepProgress
-from convsmith.files import read_json, write_json
 from convsmith.prediction.evaluate import evaluate_split
 from convsmith.prediction.model_file import load_model
-from convsmith.records import metric_values
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
+from convsmith.studies.own import fresh
 from convsmith.training import setup
 from convsmith.training.experiment import epochs
+from convsmith.training.setup import NO_PARTS, Parts
 
 RECORD = "fold.json"  # in the fold's directory: its scores; it is there when, and only when, the fold is done
 LOCK_WAIT = 30.0  # seconds that a fold waits for a process that is still writing to its directory
 
-Report = Callable[[dict[str, Any]], None]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class FoldJob:
     """What a worker needs to run one fold, here or on another machine that sees the same folders.
 
     `config` is resolved. `folds_file` is the study's folds.json and `index` the place in it. `choices` are
-    configs (each a layer of sections) tried in short runs on the inner validation part; the best of them goes
-    into the config of the fold's own run.
+    configs (each a layer of sections) tried in short runs on the inner validation part; that with the best `metric`
+    there, of equals that with the lower loss, goes into the config of the fold's own run.
     """
 
     name: str
@@ -46,6 +45,7 @@ class FoldJob:
     data_hash: str
     choices: tuple[dict[str, Any], ...] = ()
     choice_epochs: int = 0
+    metric: str = "accuracy"
 
     def message(self) -> dict[str, Any]:
         return {"kind": "fold", **asdict(self)}
@@ -55,7 +55,7 @@ class FoldJob:
         return int(self.config["train"]["threads"])
 
     @property
-    def divisible(self) -> bool:
+    def preemptible(self) -> bool:
         return True
 
     @property
@@ -64,61 +64,62 @@ class FoldJob:
 
     def record(self) -> dict[str, Any]:
         """What a fold that is done found."""
-        return dict(read_json(Path(self.directory) / RECORD))
+        return records.read(Path(self.directory) / RECORD, records.Fold)
 
 
-def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
+def perform(
+    message: Message, interrupts: Interrupts, parts: Parts = NO_PARTS
+) -> Generator[Message, None, dict[str, Any] | None]:
     """Run a FoldJob to its record, going on with what is there; None where a signal stopped it (and it was saved).
 
-    RunFailed where the loss is not finite, UserError where the data has changed.
+    Yields ``{"progress": ...}`` on the way (see `runner.Answer`). RunFailed where the loss is not finite, UserError
+    where the data has changed.
     """
     job = FoldJob(**{key: value for key, value in message.items() if key != "kind"})
     directory = Path(job.directory)
     if job.done:
         return job.record()
-    entry = read_json(Path(job.folds_file))
+    entry = records.read(Path(job.folds_file), records.Folds)
     fold = entry["divisions"][job.index]
     ids = entry["pool"]
     splits = {part: [ids[at] for at in fold[part]] for part in ("train", "val", HELD_OUT)}
     splits["test"] = entry["test"]
     config = validate(job.config)
-    with Interrupts() as interrupts:
-        chosen: dict[str, Any] = {}
-        spent = 0.0
-        best = -math.inf
-        for number, layer in enumerate(job.choices, start=1):
-            short = config.with_values(**layer).with_values(train={"epochs": job.choice_epochs})
-            tried = directory.with_name(f"{directory.name}-choice-{number}")
-            if not RunDir(tried).summary.exists() and not _train(
-                tried, short, splits, job.data_hash, interrupts, report
-            ):
+    chosen: dict[str, Any] = {}
+    best: Mapping[str, Any] | None = None
+    spent = 0.0
+    for number, layer in enumerate(job.choices, start=1):
+        short = config.with_values(**layer).with_values(train={"epochs": job.choice_epochs})
+        tried = directory.with_name(f"{directory.name}-choice-{number}")
+        if not RunDir(tried).summary.exists():
+            ended = yield from _train(tried, short, splits, job.data_hash, interrupts, fresh(parts))
+            if ended is None:
                 return None
-            _drop_checkpoints(tried)
-            summary = read_json(RunDir(tried).summary)
-            spent += summary["seconds"]
-            score = summary["val"]["accuracy"]
-            if score > best:
-                best, chosen = score, layer
-        outcome = _train(directory, config.with_values(**chosen), splits, job.data_hash, interrupts, report)
-        if outcome is None:
-            return None
-        experiment, end = outcome
-        model, card = load_model(experiment.run.model, experiment.device)
-        scores, _ = evaluate_split(
-            model, card, experiment.dataset.held_out(), experiment.device, experiment.run, HELD_OUT
-        )
+        _drop_checkpoints(tried)
+        summary = records.read(RunDir(tried).summary, records.Summary)
+        spent += summary["seconds"]
+        row = {f"val_{metric}": value for metric, value in summary["val"].items()}
+        if records.is_better(f"val_{job.metric}", row, best):
+            best, chosen = row, layer
+    given = fresh(parts)
+    outcome = yield from _train(directory, config.with_values(**chosen), splits, job.data_hash, interrupts, given)
+    if outcome is None:
+        return None
+    experiment, end = outcome
+    model, card = load_model(experiment.run.model, experiment.device, given.module)
+    scores, _ = evaluate_split(model, card, experiment.dataset.held_out(), experiment.device, experiment.run, HELD_OUT)
     record = {
         "fold": fold["number"],
         "repeat": fold["repeat"],
         "seed": config.train.seed,
         "n": scores["n"],
         "seconds": end.summary["seconds"] + spent,
-        **metric_values(scores),
+        **records.metric_values(scores),
         "best_epoch": end.summary["best_epoch"],
         "epochs": end.summary["epochs"],
         "chosen": chosen,
     }
-    write_json(directory / RECORD, record)
+    record = records.write(directory / RECORD, records.Fold, record)
     _drop_checkpoints(directory)
     return record
 
@@ -129,28 +130,29 @@ def _train(
     splits: dict[str, list[str]],
     data_hash: str,
     interrupts: Interrupts,
-    report: Report,
-) -> tuple[setup.Experiment, Finished] | None:
+    parts: Parts,
+) -> Generator[Message, None, tuple[setup.Experiment, Finished] | None]:
     """The run in `directory` from where it stands to its end."""
     if directory.exists():
         with RunDir(directory).lock(LOCK_WAIT):
-            return _follow(setup.resume(RunDir(directory)), interrupts, report)
-    prepared = setup.prepare(config, splits=splits, measured=True)
+            return (yield from _follow(setup.resume(RunDir(directory), parts), interrupts))
+    prepared = setup.prepare(config, parts, splits=splits, measured=True)
     if prepared.dataset.hash != data_hash:
         raise UserError(f"the data '{config.data.source}' has changed since the study was started: start a new study")
-    started = setup.start(prepared, directory.parent, directory.name)
+    started = setup.start(prepared, directory.parent, directory.name, parts)
     with started.run.lock():
-        return _follow(started, interrupts, report)
+        return (yield from _follow(started, interrupts))
 
 
 def _follow(
-    experiment: setup.Experiment, interrupts: Interrupts, report: Report
-) -> tuple[setup.Experiment, Finished] | None:
+    experiment: setup.Experiment, interrupts: Interrupts
+) -> Generator[Message, None, tuple[setup.Experiment, Finished] | None]:
     for event in epochs(experiment, interrupts):
         if isinstance(event, StepProgress | EpochEnd):
-            report({"epoch": experiment.state.step / experiment.steps, "epochs": experiment.config.train.epochs})
+            done = experiment.state.step / experiment.steps
+            yield {"progress": {"epoch": done, "epochs": experiment.config.train.epochs}}
         elif isinstance(event, FeatureExtractionProgress):
-            report({"features": event.total})
+            yield {"progress": {"features": event.total}}
         elif isinstance(event, Finished):
             return experiment, event
     return None
@@ -158,4 +160,4 @@ def _follow(
 
 def _drop_checkpoints(directory: Path) -> None:
     """A finished fold has nothing to resume, and the checkpoints of a whole study would fill a disk."""
-    shutil.rmtree(rundir.RunDir(directory).checkpoints, ignore_errors=True)
+    shutil.rmtree(RunDir(directory).checkpoints, ignore_errors=True)

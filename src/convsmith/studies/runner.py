@@ -17,6 +17,7 @@ from queue import Empty, Queue
 from typing import Any, Protocol
 
 from convsmith.runtime import Interrupts
+from convsmith.studies.worker import perform
 
 ATTEMPTS = 3  # a job whose worker dies (out of memory, killed) is given to a new worker this often
 
@@ -29,7 +30,7 @@ class Job(Protocol):
     def threads(self) -> int: ...
 
     @property
-    def divisible(self) -> bool:
+    def preemptible(self) -> bool:
         """Whether the job itself, stopped on its way and given again, goes on where it stood."""
 
     def message(self) -> dict[str, Any]:
@@ -50,17 +51,17 @@ class Answer:
     failed: str | None = None
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
-    """Run `jobs`, `at_once` at a time, each in a worker process; ends early, all saved, on a signal.
+def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
+    """Run `jobs`, `max_workers` at a time, each in a worker process; ends early, all saved, on a signal.
 
     What workers print goes to `log`. A job whose worker dies goes on in a new one, from its last checkpoint. Jobs are
     taken in order, but for those of `shares_first`.
     """
-    first = shares_first(len(jobs), at_once) if all(job.divisible for job in jobs) else {}
+    first = shares_first(len(jobs), max_workers) if all(job.preemptible for job in jobs) else {}
     waiting = deque(sorted(enumerate(jobs), key=lambda numbered: numbered[0] not in first))
     attempts = [0] * len(jobs)
     heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    workers = [_Worker(heard, log) for _ in range(min(at_once, len(jobs)))]
+    workers = [_Worker(heard, log) for _ in range(min(max_workers, len(jobs)))]
     stopping = False
     try:
         while True:
@@ -68,11 +69,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupt
                 stopping = True
                 for worker in workers:
                     worker.stop()
-            for place, worker in enumerate(workers):
+            for number, worker in enumerate(workers):
                 if waiting and worker.job is None and not stopping:
                     if worker.dead:
                         worker.close()
-                        workers[place] = worker = _Worker(heard, log)
+                        workers[number] = worker = _Worker(heard, log)
                     worker.give(waiting.popleft())
             if all(worker.job is None for worker in workers):
                 return
@@ -110,19 +111,30 @@ def run_jobs(jobs: Sequence[Job], at_once: int, log: Path, interrupts: Interrupt
             worker.close()
 
 
-def shares_first(jobs: int, at_once: int) -> dict[int, float]:
-    """Which of `jobs` jobs of about equal length (by place) to stop when what share of them is done, and end last.
+def run_here(
+    jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Interrupts, parts: Any = None
+) -> Iterator[Answer]:
+    """As `run_jobs`, in this process and so one job after the other, each with the `parts` that cannot leave it."""
+    for index, job in enumerate(jobs):
+        for message in perform(job.message(), interrupts, parts):
+            if "interrupted" in message:
+                return
+            yield Answer(index, message.get("progress"), message.get("done"), message.get("failed"))
 
-    Where the jobs are no multiple of `at_once`, workers would have nothing to do while the last jobs run: 5 jobs, two
-    at a time, would take as long as 6. If one is begun first, stopped half-way and ended last, they take 2.5 times the
-    time of one: the wrap-around rule (McNaughton 1959, "Scheduling with deadlines and loss functions", Management
-    Science 6). The last jobs are those that are divided.
+
+def shares_first(jobs: int, max_workers: int) -> dict[int, float]:
+    """Which of `jobs` jobs of about equal length (by index) to stop when what share of them is done, and end last.
+
+    Where the jobs are no multiple of `max_workers`, workers would have nothing to do while the last jobs run: 5 jobs,
+    two at a time, would take as long as 6. If one is started first, stopped half-way and ended last, they take 2.5
+    times the time of one: the wrap-around rule (McNaughton 1959, "Scheduling with deadlines and loss functions",
+    Management Science 6). The last jobs are those that are divided.
     """
-    if jobs <= at_once:
+    if jobs <= max_workers:
         return {}
-    ends = [Fraction(jobs * worker, at_once) for worker in range(1, at_once)]
+    ends = [Fraction(jobs * worker, max_workers) for worker in range(1, max_workers)]
     shares = [float(math.ceil(end) - end) for end in ends if end.denominator > 1]
-    return {jobs - 1 - place: share for place, share in enumerate(shares)}
+    return {jobs - 1 - number: share for number, share in enumerate(shares)}
 
 
 class _Worker:

@@ -1,31 +1,45 @@
-"""A tuning study's directory, read: what is searched, where its trials lie, and the Optuna study that knows them."""
+"""A tuning study's directory, read, and the Optuna study in its database. Runs no trial.
+
+What is searched, where trials lie, what an Optuna trial has come to; and the database, with its errors in one line.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.config import DataConfig
-from convsmith.files import read_json
+from convsmith.data.dataset import Dataset, open_dataset
+from convsmith.errors import UserError, missing_extra
+from convsmith.records import Optuna, read
 from convsmith.rundir import RunDir
-from convsmith.studies import storage, study
+from convsmith.studies import study
 from convsmith.studies.tune_config import Axis, Bounds, Choices, Space, TuneConfig, checked, space_of
+from convsmith.training.setup import Parts
+
+if TYPE_CHECKING:
+    import optuna
 
 OPTUNA = "optuna.json"  # the database's URL (none: DATABASE), the study's name in it, the base's data and its hash
 DATABASE = "study.db"
 STATES = {"FAIL": "failed"}  # Optuna's words are ours in small letters, but for this one
 STARTUP_TRIALS = 5  # no trial is given up before so many are complete
+SQLITE_WAIT = 60.0  # seconds that one process waits while another writes
+#: packages that are not called as the module is that they bring
+DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient"}
 
 
 @dataclass(frozen=True)
 class Search:
     run: RunDir
-    asked: TuneConfig
+    spec: TuneConfig
     base: RunConfig
     space: Space
     url: str
@@ -44,14 +58,18 @@ class Search:
         """The file whose lock says that a process works on this trial, or (`ask`) begins one."""
         return self.trials / f".{number}.lock"
 
+    def dataset(self, parts: Parts) -> Dataset:
+        """The images of all trials. UserError where they cannot be had any more."""
+        return open_dataset(self.data, source=parts.source)
+
     def opened(self) -> AbstractContextManager[Any]:
         """The Optuna study, with its pruner."""
-        pruners = storage.imported().pruners
+        pruners = optuna_module().pruners
         pruner = pruners.NopPruner()
-        if self.asked.pruner == "median":
+        if self.spec.pruner == "median":
             warm_up = 1 + self.base.train.epochs // 4  # the first epochs say little about the last ones
             pruner = pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warm_up)
-        return storage.opened(self.url, self.name, self.asked.minimize, pruner)
+        return opened(self.url, self.name, self.spec.minimize, pruner)
 
     def sampler(self, number: int) -> Any:
         """TPE for one trial (Bergstra et al. 2011).
@@ -59,27 +77,27 @@ class Search:
         Its seed is made of the study's and the trial's number: what a trial is given depends on the trials before
         it, not on the process that asks, nor on how often the study was interrupted.
         """
-        seed = int(np.random.SeedSequence([self.asked.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
         # The liar keeps trials that run at the same time apart.
-        return storage.imported().samplers.TPESampler(seed=seed, constant_liar=True)
+        return optuna_module().samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def read_search(run: RunDir) -> Search:
-    """The study in a directory that `tuning.begin` made."""
-    values = study.read_asked(run)
-    asked = checked(TuneConfig, {key: value for key, value in values.items() if key != "kind"}, f"'{run.path}'")
+    """The study in a directory that `tuning.tune` made."""
+    values = study.read_spec(run)
+    spec = checked(TuneConfig, {key: value for key, value in values.items() if key != "kind"}, f"'{run.path}'")
     base = read_run_config(run.config)
-    known = read_json(run.path / OPTUNA)
+    known = read(run.path / OPTUNA, Optuna)
     url = known["storage"] or f"sqlite:///{(run.path / DATABASE).resolve()}"
     data = DataConfig.model_validate({"split_seed": base.data.split_seed, **known["data"]})  # new in the second edition
-    return Search(run, asked, base, space_of(asked, base), url, known["study"], data, known["hash"])
+    return Search(run, spec, base, space_of(spec, base), url, known["study"], data, known["hash"])
 
 
-def asked_of(asked: TuneConfig, base: RunConfig, space: Space) -> dict[str, Any]:
+def spec_of(spec: TuneConfig, base: RunConfig, space: Space) -> dict[str, Any]:
     """What study.yaml holds: the study with everything filled in, and no password."""
-    values = asked.model_dump(mode="json") | {"preset": None, "base": base.model_dump(mode="json")}
+    values = spec.model_dump(mode="json") | {"preset": None, "base": base.model_dump(mode="json")}
     values["space"] = {key: _plain(axis) for key, axis in space.items()}
-    values["storage"] = asked.storage and storage.shown(asked.storage)
+    values["storage"] = spec.storage and shown(spec.storage)
     return {"kind": "tune", **values}
 
 
@@ -120,3 +138,83 @@ def _plain(axis: Axis) -> Any:
     if isinstance(axis, Choices):
         return list(axis.values)
     return {key: getattr(axis, key) for key in Bounds.model_fields}
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(?<=password=)[^&]*", "***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url))
+
+
+@contextmanager
+def connected(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """The database at `url`, within ``with``.
+
+    UserErrors name the URL without its password: a database that does not answer, then or later, a driver that
+    is not installed, a URL that is none.
+    """
+    optuna_module().logging.set_verbosity(optuna_module().logging.WARNING)
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    options = {"connect_args": {"timeout": SQLITE_WAIT}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    try:
+        storage = _storage(url, options)
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise UserError(f"storage '{shown(url)}' cannot be used ({_reason(error)})") from None
+
+
+@contextmanager
+def opened(url: str, name: str, minimize: bool, pruner: optuna.pruners.BasePruner) -> Iterator[optuna.Study]:
+    """The Optuna study `name` (made where it is new) in the database at `url`, as `connected`."""
+    with connected(url) as storage:
+        yield optuna_module().create_study(
+            storage=storage,
+            study_name=name,
+            direction="minimize" if minimize else "maximize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+
+
+def optuna_module() -> Any:
+    """The `optuna` module; a UserError names the extra where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise missing_extra("optuna", "tune") from None
+    return optuna
+
+
+def _storage(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        module = getattr(error.__cause__, "name", None) or "of this database"
+        raise UserError(
+            f"storage '{shown(url)}' needs the driver {module}: pip install '{DRIVERS.get(module, module)}'"
+        ) from None
+    except ArgumentError:
+        raise UserError(
+            f"storage '{shown(url)}' is no URL of a database that SQLAlchemy knows: give one such as "
+            "sqlite:///folder/study.db or postgresql://user@host/database"
+        ) from None
+    except RuntimeError as error:  # tables of another version of Optuna
+        raise UserError(f"storage '{shown(url)}' cannot be used ({_first_line(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What the driver said, without SQLAlchemy's statement and links."""
+    cause = error.__cause__ if error.__cause__ is not None else error
+    return _first_line(getattr(cause, "orig", None) or cause)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

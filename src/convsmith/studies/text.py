@@ -296,7 +296,7 @@ def _changes(arm: Record) -> str:
 
 
 def _chosen(arm: Record) -> dict[str, list[str]]:
-    """The knobs that were chosen anew for the arm, and the values that its folds got, each once."""
+    """The hyperparameters that were chosen anew for the arm, and the values that its folds got, each once."""
     found: dict[str, list[str]] = {}
     for key, value in (pair for entry in arm["per_fold"] for pair in _flat(entry["chosen"])):
         values = found.setdefault(key, [])

@@ -1,9 +1,9 @@
-"""One trial of a tuning study as a job: begun, or gone on with where its process was killed, and told to Optuna."""
+"""One trial of a tuning study as a job: started, or resumed where its process was killed, and told to Optuna."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,21 +12,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from convsmith.config import RunConfig
-from convsmith.data.dataset import open_dataset
 from convsmith.errors import RunFailed, UserError
 from convsmith.events import EpochEnd, Finished
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies import storage
-from convsmith.studies.search import Search, read_search, record_of, suggest
+from convsmith.studies.own import fresh
+from convsmith.studies.search import Search, optuna_module, read_search, record_of, suggest
 from convsmith.tracking import csv
 from convsmith.training import setup
 from convsmith.training.experiment import epochs
+from convsmith.training.setup import NO_PARTS, Parts
 
 LOCK_WAIT = 30.0  # seconds that a trial waits for a process that is still writing to its directory
 DEATHS = 2  # so many workers may die of one epoch of a trial before it counts as failed
 
-Report = Callable[[dict[str, Any]], None]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,37 @@ class TrialJob:
     call: str
 
     @property
-    def divisible(self) -> bool:
-        return False  # a trial that was stopped is gone on with by whoever asks for the next one
+    def preemptible(self) -> bool:
+        return False  # a trial that was stopped is resumed by whoever asks for the next one
 
     def message(self) -> dict[str, Any]:
         return {"kind": "trials", **asdict(self)}
 
 
-def perform(message: dict[str, Any], report: Report) -> dict[str, Any] | None:
+def perform(
+    message: Message, interrupts: Interrupts, parts: Parts = NO_PARTS
+) -> Generator[Message, None, dict[str, Any] | None]:
     """Run the next trial and return its record; None where a signal stopped it, and it was saved.
 
-    The record's `number` is None where all trials that were asked for have been begun. A loss that is no number and
-    a network that cannot be built are results of the trial; a UserError (data gone, disk full) leaves it to be
-    gone on with.
+    Yields ``{"progress": ...}`` on the way. The record's `number` is None where all trials that were wanted have been
+    started. A loss that is no number and a network that cannot be built are results of the trial; a UserError (data
+    gone, disk full) leaves it to be resumed.
     """
     search = read_search(RunDir(Path(message["directory"])))
-    with search.opened() as study, Interrupts() as interrupts:
+    with search.opened() as study:
         claimed = _claim(search, study)
         if claimed is None:
             return {"number": None}
         trial, lock = claimed
         try:
-            return _run(search, study, trial, message["call"], interrupts, report)
+            return (yield from _run(search, study, trial, message["call"], interrupts, fresh(parts)))
         finally:
             lock.release()
 
 
 def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
-    """A trial that nobody works on, and its lock; None where there is none and enough have been begun."""
-    optuna = storage.imported()
+    """A trial that nobody works on, and its lock; None where there is none and enough have been started."""
+    optuna = optuna_module()
     state = optuna.trial.TrialState
     running = (state.RUNNING,)
     search.trials.mkdir(exist_ok=True)
@@ -88,8 +90,8 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
                 suggest(trial, search.space)
                 return trial, lock
             lock.release()
-        begun = sum(trial.state != state.WAITING for trial in study.get_trials(deepcopy=False))
-        if begun >= search.asked.trials:
+        started = sum(trial.state != state.WAITING for trial in study.get_trials(deepcopy=False))
+        if started >= search.spec.trials:
             return None
         trial = study.ask()
         lock = FileLock(search.lock(trial.number), timeout=0)
@@ -100,18 +102,18 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
 
 
 def _run(
-    search: Search, study: Any, trial: Any, call: str, interrupts: Interrupts, report: Report
-) -> dict[str, Any] | None:
+    search: Search, study: Any, trial: Any, call: str, interrupts: Interrupts, parts: Parts
+) -> Generator[Message, None, dict[str, Any] | None]:
     """The trial from where it stands to its end, which is told to Optuna; None where a signal stopped it."""
-    state = storage.imported().trial.TrialState
+    state = optuna_module().trial.TrialState
     values = suggest(trial, search.space)
     reported = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number).intermediate_values
     experiment, value, message = None, None, ""
     try:
         _refuse_deadly(trial, call, len(reported))
-        experiment = _experiment(search, trial.number, values)
+        experiment = _experiment(search, trial.number, values, parts)
         with experiment.run.lock(LOCK_WAIT):
-            ended = _train(search, trial, experiment, set(reported), interrupts, report)
+            ended = yield from _train(search, trial, experiment, set(reported), interrupts)
         if ended is None:
             return None
         value, message = ended
@@ -135,25 +137,25 @@ def _refuse_deadly(trial: Any, call: str, epoch: int) -> None:
 
     Deaths count within one call and one epoch: a study that is killed again and again loses no trial.
     """
-    place = [call, epoch]
-    begun = trial.user_attrs.get("begun", [None, None, 0])
-    times = begun[2] + 1 if begun[:2] == place else 1
-    trial.set_user_attr("begun", [*place, times])
+    here = [call, epoch]
+    before = trial.user_attrs.get("begun", [None, None, 0])
+    times = before[2] + 1 if before[:2] == here else 1
+    trial.set_user_attr("begun", [*here, times])
     if times > DEATHS:
         raise RunFailed(f"its worker died {DEATHS} times in epoch {epoch + 1} (of too little memory?)")
 
 
-def _experiment(search: Search, number: int, values: dict[str, Any]) -> setup.Experiment:
+def _experiment(search: Search, number: int, values: dict[str, Any], parts: Parts) -> setup.Experiment:
     """The trial's run, new or resumed. RunFailed where these values make no run."""
     directory = search.directory(number)
     if directory.exists():
-        return setup.resume(RunDir(directory))
+        return setup.resume(RunDir(directory), parts)
     try:
-        prepared = setup.prepare(_config(search, values))
+        prepared = setup.prepare(_config(search, values), parts)
     except UserError as error:
-        open_dataset(search.data)  # raises where the data is at fault and not the trial
+        search.dataset(parts)  # raises where the data is at fault and not the trial
         raise RunFailed(str(error)) from None
-    return setup.start(prepared, search.trials, str(number))
+    return setup.start(prepared, search.trials, str(number), parts)
 
 
 def _config(search: Search, values: dict[str, Any]) -> RunConfig:
@@ -170,10 +172,9 @@ def _train(
     experiment: setup.Experiment,
     reported: Collection[int],
     interrupts: Interrupts,
-    report: Report,
-) -> tuple[float | None, str] | None:
+) -> Generator[Message, None, tuple[float | None, str] | None]:
     """The trial's value, None where it was pruned, with a word on why; None alone where a signal stopped it."""
-    metric, run, total = search.asked.metric, experiment.run, experiment.config.train.epochs
+    metric, run, total = search.spec.metric, experiment.run, experiment.config.train.epochs
 
     def hopeless(row: dict[str, Any]) -> bool:
         """Tell Optuna of an epoch; whether it would give the trial up. The last epoch saves nothing any more."""
@@ -190,7 +191,7 @@ def _train(
             if event is None:
                 return None
             if isinstance(event, EpochEnd):
-                report({"trial": trial.number, "epoch": event.row["epoch"], "epochs": total})
+                yield {"progress": {"trial": trial.number, "epoch": event.row["epoch"], "epochs": total}}
                 given_up = hopeless(event.row)
                 rows.append(event.row)
             elif isinstance(event, Finished):

@@ -2,148 +2,264 @@
 
 from __future__ import annotations
 
-import signal
+import io
+import json
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from convsmith import files
-from convsmith.config import Layer
-from convsmith.data.dataset import open_dataset
-from convsmith.display import EXIT_CODES, Display, duration
-from convsmith.errors import UserError, command
+from convsmith import files, records
+from convsmith.config import Layer, RunConfig, validate
+from convsmith.errors import UserError
+from convsmith.events import Counted, JobDone, JobProgress, JobsStarted, Listener, TrialDone, TuningStarted, nobody
+from convsmith.figures.curves import history_figure, importance_figure
+from convsmith.figures.style import save
 from convsmith.plainyaml import to_yaml
+from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies import storage, study
-from convsmith.studies.follow import progress_bar
-from convsmith.studies.search import OPTUNA, Search, asked_of, read_search, record_of
+from convsmith.studies import own, study
+from convsmith.studies.search import OPTUNA, Search, connected, optuna_module, read_search, record_of, spec_of
 from convsmith.studies.trials import LOCK_WAIT, TrialJob
 from convsmith.studies.tune_config import TuneConfig, base_of, space_of
-from convsmith.studies.tune_results import ranking, settings, show, summarise
 from convsmith.training import setup
+from convsmith.training.setup import NO_PARTS, Parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PRIVATE = 0o600  # of optuna.json: the URL of the database may hold a password
+TRIALS, BEST = "trials.csv", "best.yaml"
+FEWEST = 8  # complete trials from which the importance of parameters is estimated
 
 
-def begin(
-    config: TuneConfig, flags: Layer, at_once: int, backend: str, runs_dir: Path, name: str | None, display: Display
-) -> int:
-    """Start the study, or go on with the one of this name; the exit code of the process. `flags` change the base."""
-    storage.imported()
-    at_once = min(at_once, config.trials)
-    base = base_of(config, flags)
+@dataclass(frozen=True)
+class TuningResult:
+    """What the trials found: `trials` has a record of each, by number, with the columns of trials.csv.
+
+    `importances` is each key's share of the variance between complete trials; empty where `unexplained` says why.
+    `missing` trials are not done, for the reason `failed`.
+    """
+
+    directory: Path
+    metric: str
+    keys: tuple[str, ...]  # that were searched
+    trials: Sequence[Mapping[str, Any]]
+    importances: Mapping[str, float]
+    unexplained: str
+    missing: int = 0
+    failed: str = ""
+
+    @property
+    def ranked(self) -> list[Mapping[str, Any]]:
+        """The complete trials, the best first."""
+        return ranking(self.trials, self.metric)
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The best complete trial: number, value, values of the keys, ...; None where none is complete."""
+        return next(iter(self.ranked), None)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a trial, as in trials.csv."""
+        return [_row(record, self.keys) for record in self.trials]
+
+    def history(self) -> Figure:
+        """The value of each trial by its number, and the best so far."""
+        valued = [one for one in self.trials if one["state"] in ("complete", "pruned") and one["value"] is not None]
+        points = [(one["number"], one["value"], one["state"] == "pruned") for one in valued]
+        return history_figure(points, self.metric, not records.metric_of(self.metric).higher_is_better)
+
+    def importance(self) -> Figure | None:
+        """The share of the variance that each key explains; None where it cannot be estimated."""
+        return importance_figure(self.importances, self.metric) if self.importances else None
+
+    def __repr__(self) -> str:
+        best = f"best {self.metric} {self.best['value']:.4f}" if self.best else "no trial is complete"
+        return f"TuningResult({str(self.directory)!r}, {best}, {len(self.trials)} trials)"
+
+    def _repr_html_(self) -> str:
+        return study.as_html(self.directory, self.table())
+
+
+def tune(
+    config: TuneConfig,
+    flags: Layer | None = None,
+    parts: Parts = NO_PARTS,
+    *,
+    trials: int | None = None,
+    jobs: int = 1,
+    backend: str = "local",
+    name: str | None = None,
+    runs_dir: Path = Path("runs"),
+    listener: Listener = nobody,
+) -> TuningResult:
+    """Start the tuning study that a file or `tune_config.TuneConfig` describes, or go on with the one of this name.
+
+    `flags` change the base. `trials` replaces the study's number; a study that is done takes more. With `parts` of the
+    user's own the trials run in this process, one at a time. Raises UserError for what the user gave wrong, Stopped
+    where a signal ended it, with all saved.
+    """
+    optuna_module()
+    if trials is not None:
+        study.at_least(1, "trials", trials)
+        config = config.model_copy(update={"trials": trials})
+    study.at_least(1, "jobs", jobs)
+    base = own.named(base_of(config, flags or {}), parts)
     space = space_of(config, base)
-    asked = asked_of(config, base, space)
-    run = _existing(runs_dir, name, asked)
-    if run is not None:
-        known = files.read_json(run.path / OPTUNA)
-        files.write_json(run.path / OPTUNA, known | {"storage": config.storage})  # its password may be another by now
-        (run.path / OPTUNA).chmod(PRIVATE)
-        return go_on(run, at_once, backend, display)
-
-    optuna_name = f"{name or setup.stem(base)}-{uuid.uuid4().hex[:8]}"
-    if config.storage:
-        with storage.connected(config.storage):
-            pass  # a database that does not answer is told of before anything is written
-    study.backend(backend)
-    prepared = setup.prepare(study.threads_for(base, at_once), progress=display.counting("decoding"))
-    # What holds for all trials is resolved; the rest (a layout, a size) depends on what each trial tries.
-    data, train = prepared.config.data, prepared.config.train
-    config_file = base.with_values(
-        data={"source": data.source, "groups": data.groups}, train={"device": train.device, "threads": train.threads}
-    )
-    known = {"study": optuna_name, "storage": config.storage}
-    known |= {"data": data.model_dump(mode="json"), "hash": prepared.dataset.hash}
-    run = study.create(runs_dir, name, f"{setup.stem(prepared.config)}-tuning", asked, config_file, {OPTUNA: known})
-    (run.path / OPTUNA).chmod(PRIVATE)
-    _opening(read_search(run), prepared, at_once, display)
-    return go_on(run, at_once, backend, display)
+    own.refuse_unused(space, parts, "space")
+    spec = spec_of(config, base, space)
+    run = _existing(runs_dir, name, spec)
+    if run is None:
+        if config.storage:
+            with connected(config.storage):
+                pass  # a database that does not answer is told of before anything is written
+        study.runner_for(backend, parts)
+        max_workers = min(own.workers(jobs, backend, parts, nobody), config.trials)
+        prepared = setup.prepare(
+            study.threads_for(base, max_workers),
+            own.fresh(parts),
+            lambda done, total: listener(Counted("decoding", done, total)),
+        )
+        run = _create(config, base, spec, prepared, runs_dir, name)
+        listener(_started(read_search(run), prepared, max_workers))
+        own.tell(parts, listener)
+    else:
+        known = records.read(run.path / OPTUNA, records.Optuna)
+        _keep(run, known | {"storage": config.storage})  # its password may be another by now
+    return resume(run, parts, jobs=jobs, backend=backend, listener=listener)
 
 
-def go_on(run: RunDir, at_once: int, backend: str, display: Display) -> int:
+def resume(
+    run: RunDir, parts: Parts = NO_PARTS, *, jobs: int = 1, backend: str = "local", listener: Listener = nobody
+) -> TuningResult:
     """Run the trials that are not done yet, and write what all of them found."""
     search = read_search(run)
-    if open_dataset(search.data).hash != search.data_hash:
-        raise UserError(f"the data '{search.base.data.source}' has changed since '{run.path}' was begun: start anew")
+    own.refuse_absent(search.base, parts, run.path)
+    max_workers = min(own.workers(jobs, backend, parts, listener), search.spec.trials)
+    if search.dataset(parts).hash != search.data_hash:
+        raise UserError(f"the data '{search.base.data.source}' has changed since '{run.path}' was started: start anew")
     with search.opened() as known:
         _await_savers(search, known)
         before = _finished(search, known)
-        if before:
-            display.line(f"{len(before)} of {search.asked.trials} trials were done before")
-        ran = _follow(search, before, at_once, backend, display)
-        if ran.stopped:
-            display.line(f"\nstopped, all saved; go on with: {command('resume', run.path)}")
-            return EXIT_CODES[ran.stopped]
-        found = summarise(search, known)
-        show(search, found, display)
-        left = search.asked.trials - len(_finished(search, known))
-    if left:
-        reason = ran.failed or "another process has them in hand"
-        display.line(f"not done: {left} of {search.asked.trials} trials: {reason}")
-        display.line(f"next: {command('resume', run.path)}")
-    return 0 if found.ranked and not left else 1
+        failed = _run_trials(search, before, max_workers, backend, parts, listener)
+        left = search.spec.trials - len(_finished(search, known))
+        return summarise(search, known, left, failed or "another process has them in hand" if left else "")
 
 
-@dataclass
-class _Ran:
-    failed: str = ""
-    stopped: signal.Signals | None = None
+def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningResult:
+    """Write trials.csv, best.yaml, figures/history.png and figures/importance.png from what Optuna knows."""
+    trials = known.get_trials(deepcopy=False)
+    found = [record_of(trial, search.space) for trial in trials]
+    metric, keys = search.spec.metric, tuple(search.space)
+    ranked = ranking(found, metric)
+    importances, unexplained = _importance(search, known, ranked)
+    result = TuningResult(search.run.path, metric, keys, found, importances, unexplained, missing, failed)
+    text = io.StringIO()
+    write_rows(text, result.table())
+    files.write_text(search.run.path / TRIALS, text.getvalue())
+    if not ranked:
+        return result
+    best = ranked[0]
+    config = validate(next(trial for trial in trials if trial.number == best["number"]).user_attrs["config"])
+    config = config.with_values(track=search.base.track.model_dump(mode="json"))
+    comment = (
+        f"# The best of {len(found)} trials of {search.run.path}: trial {best['number']}, "
+        f"{metric} {best['value']:.4f}.\n"
+        "# It was chosen for this value, which flatters it: cross-validate it, or look once at the test split.\n"
+    )
+    files.write_text(search.run.path / BEST, comment + config.to_yaml())
+    search.run.figures.mkdir(exist_ok=True)
+    save(result.history(), search.run.figures / "history.png")
+    if figure := result.importance():
+        save(figure, search.run.figures / "importance.png")
+    return result
 
 
-def _follow(search: Search, before: list[dict[str, Any]], at_once: int, backend: str, display: Display) -> _Ran:
-    """Run the trials that are missing, in sight of a person; stops early where it is not a trial that fails."""
-    ran, call = _Ran(), uuid.uuid4().hex
-    threads = search.base.train.threads
+def ranking(trials: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """The complete trials, the best value first; among equals the earlier trial."""
+    sign = records.metric_of(metric).sign
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    return sorted(complete, key=lambda trial: (-sign * trial["value"], trial["number"]))
+
+
+def _create(
+    config: TuneConfig,
+    base: RunConfig,
+    spec: Mapping[str, Any],
+    prepared: setup.Prepared,
+    runs_dir: Path,
+    name: str | None,
+) -> RunDir:
+    # What holds for all trials is resolved; the rest (a layout, a size) depends on what each trial tries.
+    data, train = prepared.config.data, prepared.config.train
+    resolved = base.with_values(
+        data={"source": data.source, "groups": data.groups}, train={"device": train.device, "threads": train.threads}
+    )
+    optuna = {
+        "study": f"{name or setup.stem(base)}-{uuid.uuid4().hex[:8]}",
+        "storage": config.storage,
+        "data": data.model_dump(mode="json"),
+        "hash": prepared.dataset.hash,
+    }
+    stem = f"{setup.stem(prepared.config)}-tuning"
+    run = study.create(runs_dir, name, stem, spec, resolved, {OPTUNA: (records.Optuna, optuna)})
+    (run.path / OPTUNA).chmod(PRIVATE)
+    return run
+
+
+def _keep(run: RunDir, optuna: Mapping[str, Any]) -> None:
+    records.write(run.path / OPTUNA, records.Optuna, optuna)
+    (run.path / OPTUNA).chmod(PRIVATE)
+
+
+def _run_trials(
+    search: Search, done: list[dict[str, Any]], max_workers: int, backend: str, parts: Parts, listener: Listener
+) -> str:
+    """Run the trials that are missing, besides those `done`.
+
+    Stops early where it is not a trial that fails, and returns why; Stopped where a signal came.
+    """
+    run, call, threads, metric = search.run, uuid.uuid4().hex, search.base.train.threads, search.spec.metric
     assert threads is not None, "the study's config.yaml names the threads"
-    directory = str(search.run.path.resolve())
-    jobs = [TrialJob(f"trial {n}", directory, threads, call) for n in range(len(before), search.asked.trials)]
+    directory = str(run.path.resolve())
+    jobs = [TrialJob(f"trial {number}", directory, threads, call) for number in range(len(done), search.spec.trials)]
+    listener(JobsStarted(search.spec.trials, len(done), "trials"))
     if not jobs:
-        return ran
-    done = list(before)
-    runner = study.backend(backend)
-    with Interrupts() as interrupts, progress_bar(display, len(jobs), "trials") as advance:
-        for answer in runner(jobs, at_once, search.run.path / "workers.log", interrupts):
+        return ""
+    known, failed = list(done), ""
+    runner = study.runner_for(backend, parts)
+    with Interrupts() as interrupts:
+        for answer in runner(jobs, max_workers, run.path / "workers.log", interrupts):
             if answer.progress:
-                advance(answer.index, answer.progress["epoch"] / answer.progress["epochs"])
-            elif answer.record is None:
-                ran.failed = answer.failed or "a job ended without an answer"
+                listener(JobProgress(answer.index, answer.progress["epoch"] / answer.progress["epochs"]))
+                continue
+            if answer.record is None:
+                failed = answer.failed or "a job ended without an answer"
                 break
-            else:
-                advance(answer.index, 1.0)
-                if answer.record["number"] is not None:
-                    done.append(answer.record)
-                    line = _line(search, answer.record, done)
-                    display.line(line)
-                    search.run.log(line)
-        ran.stopped = interrupts.received
-    return ran
+            listener(JobDone(answer.index, jobs[answer.index].name, answer.record))
+            if answer.record["number"] is not None:
+                known.append(answer.record)
+                listener(TrialDone(metric, answer.record, next(iter(ranking(known, metric)), None)))
+                run.log(f"trial {answer.record['number']} {answer.record['state']}: {answer.record['values']}")
+        study.refuse_to_go_on(interrupts, own.how_to_resume(run.path, parts))
+    return failed
 
 
-def _line(search: Search, record: dict[str, Any], done: list[dict[str, Any]]) -> str:
-    tried = settings(record["values"])
-    if record["state"] == "failed":
-        return f"trial {record['number']:<3} failed  {tried}: {record['message']}"
-    best = ranking([one for one in done if one["state"] == "complete"], search.asked.minimize)
-    so_far = f"   best {best[0]['value']:.4f} (trial {best[0]['number']})" if best else ""
-    ended = f"  {record['message'].partition(':')[0]}" if record["state"] == "pruned" else ""
-    spent = duration(record["seconds"])
-    return f"trial {record['number']:<3} {search.asked.metric} {record['value']:.4f}  {tried}  {spent}{ended}{so_far}"
-
-
-def _existing(runs_dir: Path, name: str | None, asked: dict[str, Any]) -> RunDir | None:
-    """The study of this name where it was begun before; more trials may be asked of it than at first."""
+def _existing(runs_dir: Path, name: str | None, spec: dict[str, Any]) -> RunDir | None:
+    """The study of this name where it was started before; more trials may be asked of it than at first."""
     if name is None or not RunDir(runs_dir / name).study.exists():
-        return study.existing(runs_dir, name, asked)
-    before = study.read_asked(RunDir(runs_dir / name)).get("trials", asked["trials"])
-    more = asked["trials"] > before
-    run = study.existing(runs_dir, name, asked | {"trials": before} if more else asked)
+        return study.existing(runs_dir, name, spec)
+    before = study.read_spec(RunDir(runs_dir / name)).get("trials", spec["trials"])
+    more = spec["trials"] > before
+    run = study.existing(runs_dir, name, spec | {"trials": before} if more else spec)
     if more and run is not None:
-        files.write_text(run.study, to_yaml(asked))
+        files.write_text(run.study, to_yaml(spec))
     return run
 
 
@@ -163,19 +279,44 @@ def _await_savers(search: Search, known: Any) -> None:
                 return
 
 
-def _opening(search: Search, prepared: setup.Prepared, at_once: int, display: Display) -> None:
-    asked, dataset, train = search.asked, prepared.dataset, prepared.config.train
-    display.line(f"study   {search.run.path}" + (f": {asked.question}" if asked.question else ""))
-    display.line(
-        f"data    {search.base.data.source}: {len(dataset.train):,} train, {len(dataset.val):,} val, "
-        f"{dataset.test_size:,} test (sealed)"
-    )
-    display.line(f"space   {', '.join(search.space)}; pruner {asked.pruner}, seed {asked.seed}")
-    display.line(
-        f"trials  {asked.trials} of up to {train.epochs} epochs, {at_once} at once; threads of a trial: {train.threads}"
-    )
-    if asked.storage:
-        display.line(f"storage {asked.storage}, study '{search.name}'")
+def _started(search: Search, prepared: setup.Prepared, max_workers: int) -> TuningStarted:
+    spec, dataset, train = search.spec, prepared.dataset, prepared.config.train
     assert prepared.seconds_per_epoch is not None
-    seconds = prepared.seconds_per_epoch * train.epochs * asked.trials / at_once
-    display.line(f"needs   about {duration(seconds)} of training, if the base is like most trials")
+    assert train.threads is not None
+    return TuningStarted(
+        directory=search.run.path,
+        question=spec.question,
+        source=search.base.data.source,
+        sealed=dataset.test_size,
+        runs=spec.trials,
+        max_workers=max_workers,
+        seconds=prepared.seconds_per_epoch * train.epochs * spec.trials / max_workers,
+        train=len(dataset.train),
+        val=len(dataset.val),
+        space=tuple(search.space),
+        pruner=spec.pruner,
+        seed=spec.seed,
+        epochs=train.epochs,
+        threads=train.threads,
+        storage=spec.storage,
+        name=search.name,
+    )
+
+
+def _row(record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    row = {key: record[key] for key in ("number", "state", "value", "epochs", "seconds")}
+    given = record["values"]
+    return row | {key: json.dumps(v) if isinstance(v := given.get(key), list) else v for key in keys}
+
+
+def _importance(search: Search, known: Any, ranked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], str]:
+    """Each key's share of the variance between complete trials (fANOVA, Hutter et al. 2014), or why there is none."""
+    if len(search.space) < 2:
+        return {}, "there is one parameter alone"
+    if len(ranked) < FEWEST:
+        return {}, f"{len(ranked)} trials are complete, {FEWEST} are needed"
+    if ranked[0]["value"] == ranked[-1]["value"]:
+        return {}, "all trials have the same value"
+    importance = optuna_module().importance
+    evaluator = importance.FanovaImportanceEvaluator(seed=search.spec.seed)
+    return importance.get_param_importances(known, evaluator=evaluator), ""

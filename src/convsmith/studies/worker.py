@@ -13,22 +13,29 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 from convsmith.errors import RunFailed, UserError
+from convsmith.runtime import Interrupts
 
-#: kind of job -> the module with its `perform(message, report)`
+#: kind of job -> the module with its `perform(message, interrupts, parts)`
 KINDS = {"fold": "convsmith.studies.fold_job", "trials": "convsmith.studies.trials"}
 
 
-def perform(message: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Run a job and say how it ended. Failures that belong to the job are an answer, not an error."""
+def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) -> Iterator[dict[str, Any]]:
+    """Run a job; yields its progress and at last how it ended. Failures that belong to the job are an answer.
+
+    `parts` are what a user has handed in, for jobs in the user's own process.
+    """
+    steps = importlib.import_module(KINDS[message["kind"]]).perform
     try:
-        record = importlib.import_module(KINDS[message["kind"]]).perform(message, report)
+        record = yield from steps(message, interrupts, *([parts] if parts else []))
     except (RunFailed, UserError) as error:
-        return {"failed": str(error)}
-    return {"interrupted": True} if record is None else {"done": record}
+        yield {"failed": str(error)}
+    else:
+        yield {"interrupted": True} if record is None else {"done": record}
 
 
 def main() -> None:
@@ -43,7 +50,9 @@ def main() -> None:
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     while line := lines.get():
-        say(perform(json.loads(line), lambda progress: say({"progress": progress})))
+        with Interrupts() as interrupts:
+            for answer in perform(json.loads(line), interrupts):
+                say(answer)
 
 
 def _listen(lines: SimpleQueue[str]) -> None:

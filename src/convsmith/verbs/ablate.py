@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convsmith.errors import UserError
-from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, at_least, read_flags
+from convsmith.errors import command
+from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_flags
+
+if TYPE_CHECKING:
+    from convsmith.display import Display
+    from convsmith.studies.ablation import AblationResult
 
 PLACE, LINE = 100, "which change helps, by how much, and how sure: arms compared on the same folds"
 
@@ -25,15 +29,46 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.studies.config import read_study
 
     config = read_study(args.study)
-    if args.folds is not None:
-        at_least(2, "--folds", args.folds)
-        config = config.model_copy(update={"folds": args.folds})
-    at_least(1, "--jobs", args.jobs)
-    if args.budget is not None and not 0 < args.budget < math.inf:
-        raise UserError(f"--budget {args.budget:g}: must be minutes above 0")
-    from convsmith.display import Display
-    from convsmith.studies import ablation
+    from convsmith.studies.ablation import ablate
+    from convsmith.verbs.study_display import StudyDisplay
 
-    flags = read_flags(args)
-    runs_dir = Path(args.runs_dir)
-    return ablation.begin(config, flags, args.jobs, args.backend, args.budget, runs_dir, args.name, Display())
+    with StudyDisplay() as shown:
+        result = ablate(
+            config,
+            read_flags(args),
+            folds=args.folds,
+            jobs=args.jobs,
+            backend=args.backend,
+            budget=args.budget,
+            name=args.name,
+            runs_dir=Path(args.runs_dir),
+            listener=shown,
+        )
+    return show(result, shown.display)
+
+
+def show(result: AblationResult, display: Display) -> int:
+    """Print what the arms were worth, and return the exit code."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from convsmith.studies.comparison import RESULT
+
+    rows, directory = result.table(), result.directory
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    display.line("")
+    display.console.print(table)
+    display.line("")
+    display.line(result.conclusion)
+    for name, reason in result.failed.items():
+        display.line(f"failed: {name}: {reason}")
+    display.line(
+        f"\nwritten: {directory / RESULT}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
+    )
+    if result.failed:
+        display.line(f"next: {command('resume', directory)}   (tries what failed again)")
+    else:
+        display.line(f"next: {command('train', directory / 'arms' / result.best / 'config.yaml')}")
+    return 1 if result.failed else 0

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, at_least, read_config
+from convsmith.errors import command
+from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_config
+
+if TYPE_CHECKING:
+    from convsmith.display import Display
+    from convsmith.studies.crossval import CrossvalResult
 
 PLACE, LINE = 90, "N-fold cross-validation: mean, deviation and interval of every metric"
 
@@ -26,12 +32,53 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
-    at_least(2, "--folds", args.folds)
-    at_least(1, "--repeats", args.repeats)
-    at_least(1, "--jobs", args.jobs)
-    from convsmith.display import Display
-    from convsmith.studies import crossval
+    from convsmith.studies.crossval import crossval
+    from convsmith.verbs.study_display import StudyDisplay
 
-    return crossval.begin(
-        config, args.folds, args.repeats, args.jobs, args.backend, Path(args.runs_dir), args.name, Display()
-    )
+    with StudyDisplay() as shown:
+        result = crossval(
+            config,
+            folds=args.folds,
+            repeats=args.repeats,
+            jobs=args.jobs,
+            backend=args.backend,
+            name=args.name,
+            runs_dir=Path(args.runs_dir),
+            listener=shown,
+        )
+    return show(result, shown.display)
+
+
+def show(result: CrossvalResult, display: Display) -> int:
+    """Print what the folds found, and return the exit code."""
+    from rich.table import Table
+
+    from convsmith.records import HEADLINES, METRICS, shown
+    from convsmith.studies.crossval import RESULT
+
+    directory = result.directory
+    folds = Table("fold", *(METRICS[metric].label for metric in HEADLINES), "images", "seconds")
+    for row in result.table():
+        scores = (shown(metric, row[metric]) for metric in HEADLINES)
+        folds.add_row(row["fold"], *scores, f"{row['images']:,}", f"{row['seconds']:.1f}")
+    over_folds = Table("metric", "mean", "std", "95% low", "95% high")
+    for row in result.intervals():
+        values = (shown(row["metric"], row[key]) for key in ("mean", "std", "low", "high"))
+        over_folds.add_row(METRICS[row["metric"]].label, *values)
+    for table in (folds, over_folds) if result.std else (folds,):
+        table.box, table.pad_edge = None, False
+        for column in table.columns[1:]:
+            column.justify = "right"
+        display.line("")
+        display.console.print(table)
+    for name, reason in result.failed.items():
+        display.line(f"missing: {name}, which failed: {reason}")
+    if not result.std:
+        display.line("fewer than two folds are done: no interval can be computed")
+    written = f"{directory / RESULT}, predictions-oof.csv, figures/confusion.png, folds/"
+    display.line(f"\nwritten: {written if result.per_fold else directory / RESULT}")
+    if result.failed:
+        display.line(f"next: {command('resume', directory)}   (tries what failed again)")
+    else:
+        display.line(f"next: {command('train', directory / 'config.yaml')}   (one net from all of train)")
+    return 1 if result.failed else 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 
 from convsmith.errors import UserError, command
-from convsmith.verbs.flags import add_jobs_arguments, at_least
+from convsmith.verbs.flags import add_jobs_arguments
 
 PLACE, LINE = 20, "go on with a run that was stopped or killed, to the very same weights"
 
@@ -21,12 +20,14 @@ def run(args: argparse.Namespace) -> int:
 
     directory = open_run(args.directory)
     if directory.study.exists():
-        at_least(1, "--jobs", args.jobs)
-        from convsmith.display import Display
         from convsmith.studies import study
+        from convsmith.verbs import ablate, crossval, tune
+        from convsmith.verbs.study_display import StudyDisplay
 
-        module = importlib.import_module(f"convsmith.studies.{study.KINDS[study.read_asked(directory)['kind']]}")
-        code: int = module.go_on(directory, args.jobs, args.backend, Display())
+        show = {"crossval": crossval.show, "ablate": ablate.show, "tune": tune.show}
+        with StudyDisplay() as shown:
+            result = study.resume(directory.path, jobs=args.jobs, backend=args.backend, listener=shown)
+        code: int = show[study.read_spec(directory)["kind"]](result, shown.display)  # type: ignore[operator]
         return code
     if directory.summary.exists():
         print(f"{directory.path} is finished: there is nothing to resume.")

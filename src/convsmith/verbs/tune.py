@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, at_least, read_flags
+from convsmith.errors import command
+from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_flags
 
+if TYPE_CHECKING:
+    from convsmith.display import Display
+    from convsmith.studies.tuning import TuningResult
+
+SHOWN = 5  # trials in the table at the end
+ENDED = ("complete", "pruned", "failed")
 PLACE, LINE = 110, "search the best values of any keys: Optuna's trials, resumable, without the test split"
 
 
@@ -22,12 +30,64 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.studies.tune_config import read_tuning
 
     config = read_tuning(args.study)
-    if args.trials is not None:
-        at_least(1, "--trials", args.trials)
-        config = config.model_copy(update={"trials": args.trials})
-    at_least(1, "--jobs", args.jobs)
-    flags = read_flags(args)
-    from convsmith.display import Display
-    from convsmith.studies import tuning
+    from convsmith.studies.tuning import tune
+    from convsmith.verbs.study_display import StudyDisplay
 
-    return tuning.begin(config, flags, args.jobs, args.backend, Path(args.runs_dir), args.name, Display())
+    with StudyDisplay() as shown:
+        result = tune(
+            config,
+            read_flags(args),
+            trials=args.trials,
+            jobs=args.jobs,
+            backend=args.backend,
+            name=args.name,
+            runs_dir=Path(args.runs_dir),
+            listener=shown,
+        )
+    return show(result, shown.display)
+
+
+def show(result: TuningResult, display: Display) -> int:
+    """Print what the trials found, and return the exit code."""
+    _results(result, display)
+    if result.missing:
+        wanted = result.missing + sum(trial["state"] in ENDED for trial in result.trials)
+        display.line(f"not done: {result.missing} of {wanted} trials: {result.failed}")
+        display.line(f"next: {command('resume', result.directory)}")
+    return 0 if result.best and not result.missing else 1
+
+
+def _results(result: TuningResult, display: Display) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from convsmith.display import duration
+    from convsmith.studies.tuning import BEST, TRIALS
+    from convsmith.verbs.study_display import word
+
+    path, metric, ranked = result.directory, result.metric, result.ranked
+    states = [trial["state"] for trial in result.trials]
+    counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(("complete", *states)) if state in states]
+    display.line(f"\ntrials: {', '.join(counted) or 'none'}")
+    if not ranked:
+        display.line(f"\nwritten: {path / TRIALS}, trials/")
+        return
+    table = Table("trial", metric, "epochs", "time", *result.keys, box=None, pad_edge=False)
+    for trial in ranked[:SHOWN]:
+        cells = [str(trial["number"]), f"{trial['value']:.4f}", str(trial["epochs"]), duration(trial["seconds"])]
+        table.add_row(*cells, *(Text(word(trial["values"][key])) for key in result.keys))
+    display.console.print(table)
+    if result.importances:
+        shares = "  ".join(f"{key} {share:.0%}" for key, share in result.importances.items())
+        display.line(f"\nimportance  {shares}   (share of the variance, fANOVA)")
+    else:
+        display.line(f"\nimportance  not estimated: {result.unexplained}")
+    display.line(
+        f"\nThe best {metric} of {len(ranked)} trials is optimistic: the trial was chosen for it, on the very images "
+        "that it was measured on.\nAn honest score comes from cross-validation of best.yaml, or from one look at the "
+        "test split, which no trial has seen."
+    )
+    figures = "figures/history.png" + (", figures/importance.png" if result.importances else "")
+    display.line(f"\nwritten: {path / BEST}, {TRIALS}, {figures}, trials/")
+    display.line(f"next: {command('crossval', path / BEST)}")
+    display.line(f"      {command('train', path / BEST)}")

@@ -1,0 +1,81 @@
+"""What studies do with a network, an optimiser or arrays of the user's own: they run in this process, one at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from convsmith.config import RunConfig
+from convsmith.data.sources import ARRAYS
+from convsmith.errors import UserError, command
+from convsmith.events import Listener, Note
+from convsmith.training.setup import NO_PARTS, OWN, Parts
+
+
+def has_own(parts: Parts) -> bool:
+    return parts != NO_PARTS
+
+
+def fresh(parts: Parts) -> Parts:
+    """The parts for one training: it trains a copy of the network, from the weights that were handed in."""
+    return replace(parts, module=copy.deepcopy(parts.module))
+
+
+def workers(jobs: int, backend: str, parts: Parts, listener: Listener) -> int:
+    """How many runs to do at a time: `jobs`, but one where the parts cannot be sent to another process."""
+    if not has_own(parts):
+        return jobs
+    if jobs > 1 or backend != "local":
+        listener(
+            Note(
+                "a network, an optimiser or arrays of your own cannot be sent to another process: the runs are done in "
+                "this one, one at a time"
+            )
+        )
+    return 1
+
+
+def named(config: RunConfig, parts: Parts) -> RunConfig:
+    """The config with the names of what was handed in, so that another network makes another study."""
+    if parts.module is not None:
+        config = config.with_values(model={"name": OWN + type(parts.module).__name__})
+    if parts.source is not None:
+        config = config.with_values(data={"source": parts.source.name})
+    return config
+
+
+def tell(parts: Parts, listener: Listener) -> None:
+    """Say from which weights each run of a study with a network of one's own starts."""
+    if parts.module is not None:
+        listener(Note(f"each run starts from the weights that {type(parts.module).__name__} had when it was handed in"))
+
+
+def refuse_absent(config: RunConfig, parts: Parts, directory: Path) -> None:
+    """A UserError for a study that was started with parts that are not handed in again."""
+    for absent, what, example in (
+        (config.model.name.startswith(OWN) and parts.module is None, "network", "model=..."),
+        (config.data.source == ARRAYS and parts.source is None, "data", "data=(images, labels)"),
+    ):
+        if absent:
+            raise UserError(
+                f"the {what} of study '{directory}' was handed in from Python: hand it in again, "
+                f"convsmith.resume({str(directory)!r}, {example})"
+            )
+
+
+def refuse_unused(keys: Iterable[str], parts: Parts, where: str) -> None:
+    """A UserError for a key, varied in `where` (an arm, the space), that has no effect beside the user's own part."""
+    for key in keys:
+        for section, part, what in (("model", parts.module, "network"), ("optim", parts.optimizer, "optimiser")):
+            if part is not None and key.startswith(f"{section}."):
+                raise UserError(f"{where}: {key} has no effect, since the {what} is your own: leave it out")
+
+
+def how_to_resume(directory: Path, parts: Parts) -> str:
+    """The command, or the call from Python, that goes on with a study."""
+    if not has_own(parts):
+        return command("resume", directory)
+    given = (("model", parts.module), ("optimizer", parts.optimizer), ("data", parts.source))
+    return f"convsmith.resume({str(directory)!r}, {', '.join(f'{key}=...' for key, part in given if part is not None)})"

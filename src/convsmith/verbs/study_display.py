@@ -1,0 +1,171 @@
+"""What a terminal shows of a study on its way: how it opens, a bar, a line a run. The verbs print the results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from convsmith import events
+from convsmith.display import Display, duration
+from convsmith.records import HEADLINES, METRICS, shown
+
+
+class StudyDisplay:
+    """A listener that shows a study's events on `display`; within ``with``, at whose end its bar goes."""
+
+    def __init__(self, display: Display | None = None) -> None:
+        self.display = display or Display()
+        self._shares: list[float] = []
+        self._bar: Progress | None = None
+        self._what, self._began = "", 0.0
+
+    def __enter__(self) -> StudyDisplay:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end_bar()
+        self.display.clear()
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, events.JobsStarted):
+            self._start_bar(event)
+        elif isinstance(event, events.JobProgress):
+            self._advance(event.index, event.share)
+        elif isinstance(event, events.JobDone):
+            self._advance(event.index, 1.0)
+        elif isinstance(event, events.Counted):
+            self.display(event)
+        for line in lines(event):
+            self.display.line(line)
+
+    def _start_bar(self, event: events.JobsStarted) -> None:
+        self._end_bar()
+        self._shares = [0.0] * (event.total - event.before)
+        self._what, self._began = event.what, time.monotonic()
+        if self.display.live and self._shares:
+            text = TextColumn(f"{{task.fields[done]}} of {{task.total}} {event.what}, {{task.fields[left]}}")
+            self._bar = Progress(BarColumn(bar_width=40), text, console=self.display.console, transient=True)
+            self._bar.add_task("", total=len(self._shares), done=0, left="")
+            self._bar.start()
+
+    def _advance(self, index: int, share: float) -> None:
+        if self._bar is None:
+            return
+        self._shares[index] = share
+        whole = sum(self._shares)
+        left = (time.monotonic() - self._began) * (len(self._shares) - whole) / whole if whole else 0.0
+        done = self._shares.count(1.0)
+        self._bar.update(self._bar.task_ids[0], completed=whole, done=done, left=f"about {duration(left)} left")
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def lines(event: object) -> Iterator[str]:
+    """What an event is in words; nothing for those that only move the bar."""
+    if isinstance(event, events.CrossvalStarted):
+        yield from _crossval(event)
+    elif isinstance(event, events.AblationStarted):
+        yield from _ablation(event)
+    elif isinstance(event, events.TuningStarted):
+        yield from _tuning(event)
+    elif isinstance(event, events.Note):
+        yield f"note    {event.text}"
+    elif isinstance(event, events.JobsStarted) and event.before:
+        what = "" if event.what == "runs" else f"{event.what} "
+        yield f"{event.before} of {event.total} {what}were done before"
+    elif isinstance(event, events.FeatureExtractionProgress):
+        yield f"first   features of {event.total:,} images, which all runs with a frozen backbone share"
+    elif isinstance(event, events.JobDone) and event.failed is not None:
+        yield f"{event.name}  failed: {event.failed}"
+    elif isinstance(event, events.JobDone) and event.record and "best_epoch" in event.record:
+        yield _fold(event.name, event.record)
+    elif isinstance(event, events.ArmGivenUp):
+        yield f"{event.arm}: given up after {event.done} of {event.runs} runs, to keep the budget"
+    elif isinstance(event, events.TrialDone):
+        yield _trial(event)
+
+
+def _crossval(event: events.CrossvalStarted) -> Iterator[str]:
+    yield f"study   {event.directory}"
+    yield (
+        f"data    {event.source}: {event.images:,} images in {event.runs} folds, each of {event.train:,} train, "
+        f"{event.val:,} inner val, {event.held_out:,} held out; {event.sealed:,} test (sealed)"
+    )
+    yield f"model   {event.model}; {event.epochs} epochs, {event.threads} threads a fold"
+    yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
+
+
+def _ablation(event: events.AblationStarted) -> Iterator[str]:
+    yield _study(event)
+    yield (
+        f"arms    {event.arms} with the base, {event.runs} runs each "
+        f"({event.folds} folds, {event.repeats} repeats, {event.seeds} seeds); "
+        f"{event.images:,} images, {event.sealed:,} test (sealed)"
+    )
+    yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
+    if event.detectable is not None:
+        yield (
+            f"power   differences of {100 * event.detectable:.1f} points and more would be found in 8 of 10 such "
+            "studies, if about 20% of the images are right under one arm and wrong under the other"
+        )
+    if event.budget is not None:
+        yield (
+            f"budget  {event.budget:g} minutes: the worse half of the arms is given up whenever the rest would take "
+            "longer. An arm that is given up gets no verdict, and looking early favours lucky arms"
+        )
+
+
+def _tuning(event: events.TuningStarted) -> Iterator[str]:
+    yield _study(event)
+    yield f"data    {event.source}: {event.train:,} train, {event.val:,} val, {event.sealed:,} test (sealed)"
+    yield f"space   {', '.join(event.space)}; pruner {event.pruner}, seed {event.seed}"
+    yield (
+        f"trials  {event.runs} of up to {event.epochs} epochs, {event.max_workers} at once; "
+        f"threads of a trial: {event.threads}"
+    )
+    if event.storage:
+        yield f"storage {event.storage}, study '{event.name}'"
+    yield f"needs   about {duration(event.seconds)} of training, if the base is like most trials"
+
+
+def _study(event: events.StudyStarted) -> str:
+    return f"study   {event.directory}" + (f": {event.question}" if event.question else "")
+
+
+def _fold(name: str, record: Mapping[str, Any]) -> str:
+    chosen = "  ".join(
+        f"{section}.{key} {value}" for section, layer in record["chosen"].items() for key, value in layer.items()
+    )
+    return (
+        f"{name}  {'  '.join(f'{METRICS[metric].label} {shown(metric, record[metric])}' for metric in HEADLINES)}  "
+        f"best epoch {record['best_epoch']} of {record['epochs']}  {duration(record['seconds'])}"
+        f"{'  chosen ' + chosen if chosen else ''}"
+    )
+
+
+def _trial(event: events.TrialDone) -> str:
+    record, best = event.record, event.best
+    tried = settings(record["values"])
+    if record["state"] == "failed":
+        return f"trial {record['number']:<3} failed  {tried}: {record['message']}"
+    so_far = f"   best {best['value']:.4f} (trial {best['number']})" if best else ""
+    ended = f"  {record['message'].partition(':')[0]}" if record["state"] == "pruned" else ""
+    spent = duration(record["seconds"])
+    return f"trial {record['number']:<3} {event.metric} {record['value']:.4f}  {tried}  {spent}{ended}{so_far}"
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """``optim.lr 0.0032  model.activation gelu``."""
+    return "  ".join(f"{key} {word(value)}" for key, value in values.items())
+
+
+def word(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
