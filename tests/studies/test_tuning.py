@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from convsmith.figures import style
 from convsmith.files import read_json
 from convsmith.rundir import RunDir
 from convsmith.studies import study, trials, tuning
-from convsmith.studies.runner import Answer, run_here
+from convsmith.studies.runner import run_here
 from convsmith.studies.search import Search, read_search
 from convsmith.tracking.csv import read as read_metrics
 from convsmith.training import experiment, setup
@@ -216,12 +216,6 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, call: Call, monke
 
     monkeypatch.setattr(optuna.trial.Trial, "report", report)
     (tmp_path / "study.yaml").write_text(STUDY.replace("trials: 3", "trials: 1"))
-
-    def inline_stopped(*arguments: Any) -> Iterator[Answer]:
-        yield from run_here(*arguments)
-        signal.raise_signal(signal.SIGTERM)  # as the parent of a worker gets it
-
-    monkeypatch.setitem(study.BACKENDS, "local", inline_stopped)
     assert "stopped, all saved; go on with: convsmith resume runs/s" in call(*COMMAND, code=143)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

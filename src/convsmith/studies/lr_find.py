@@ -12,26 +12,34 @@ import io
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from convsmith import files, rundir
+from convsmith.config import RunConfig
 from convsmith.contracts import Batch
-from convsmith.errors import RunFailed, UserError
+from convsmith.errors import RunFailed, Stopped, UserError
+from convsmith.events import Counted, JobProgress, JobsStarted, Listener, LrFindStarted, nobody
 from convsmith.figures.curves import lr_curve
 from convsmith.figures.style import save
 from convsmith.optim.config import ScheduleConfig
 from convsmith.optim.schedules import Schedule
 from convsmith.rundir import RunDir
+from convsmith.runtime import Interrupts
+from convsmith.studies.own import fresh
+from convsmith.studies.study import as_html
 from convsmith.training import setup
 from convsmith.training.experiment import train_batches
-from convsmith.training.setup import Experiment, Prepared
+from convsmith.training.setup import NO_PARTS, Experiment, Parts, Prepared
 from convsmith.training.state import Counts, TrainState
 from convsmith.training.step import Recipe, step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMOOTHING = 0.9  # share of the past in the running mean of the losses
 SETTLING = 10  # steps until that mean forgets its first batches: 1 / (1 - SMOOTHING)
@@ -85,13 +93,63 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """`points` are the steps whose smoothed loss is finite; `ended` says in words where the test stopped."""
+class LrFindResult:
+    """The curve of a range test and the rate that it suggests.
 
-    run: RunDir
+    `points` are the steps whose smoothed loss is finite; `ended` says in words where the test stopped; `lr` is the
+    config's own learning rate, which stays as it is.
+    """
+
+    directory: Path
     points: list[Point]
     ended: str
     advice: Advice
+    lr: float
+
+    @property
+    def suggestion(self) -> float | None:
+        """The learning rate to take; None where the curve allows no guess, for the reason in `advice`."""
+        return self.advice.rate
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a step, as in lr_find.csv: step, learning_rate, loss, smoothed."""
+        return [point._asdict() for point in self.points]
+
+    def curve(self) -> Figure:
+        """The smoothed loss by the learning rate, with the suggestion."""
+        return _curve(self.points, self.advice)
+
+    def __repr__(self) -> str:
+        rate = "no suggestion" if self.suggestion is None else f"suggestion {self.suggestion:.2g}"
+        return f"LrFindResult({str(self.directory)!r}, {rate})"
+
+    def _repr_html_(self) -> str:
+        rate = "no guess" if self.suggestion is None else f"{self.suggestion:.2g} is suggested"
+        return as_html(self.directory, [{"lr": rate, "because": self.advice.reason, "ended": self.ended}])
+
+
+def lr_find(
+    config: RunConfig,
+    parts: Parts = NO_PARTS,
+    *,
+    low: float = 1e-6,
+    high: float = 10.0,
+    steps: int = 100,
+    name: str | None = None,
+    runs_dir: Path = Path("runs"),
+    listener: Listener = nobody,
+) -> LrFindResult:
+    """Run the range test of a config, from the rate `low` to `high` in `steps` batches, into a directory of its own.
+
+    A network of the user's own in `parts` is copied first, and keeps its weights. Raises UserError for what the user
+    gave wrong, RunFailed where the very first losses are no numbers, Stopped where a signal came; then nothing is
+    written.
+    """
+    sweep = Sweep(low, high, steps)
+    rundir.refuse_taken(runs_dir, name)
+    given = fresh(parts)
+    prepared = setup.prepare(config, given, lambda done, total: listener(Counted("decoding", done, total)))
+    return find(prepared, runs_dir, sweep, name, given, listener)
 
 
 def find(
@@ -99,24 +157,38 @@ def find(
     runs_dir: Path,
     sweep: Sweep,
     name: str | None = None,
-    tested: Callable[[int, int], None] | None = None,
-) -> Finding:
+    parts: Parts = NO_PARTS,
+    listener: Listener = nobody,
+) -> LrFindResult:
     """Run the test and write ``<name>/``: lr_find.csv, figures/lr_find.svg and .png, log.txt, and the config as it is.
 
-    Without a name: data, model, ``lr-find`` and a number. `tested(done, total)` is called after each step; what it
-    raises ends the test and leaves no directory. The test split is not read. `prepared` is used up: its network has
-    been trained. Raises UserError where the name is taken, RunFailed where the very first losses are no numbers.
+    Without a name: data, model, ``lr-find`` and a number. The test split is not read. `prepared` is used up: its
+    network has been trained. Raises as `lr_find`.
     """
     rundir.refuse_taken(runs_dir, name)
-    with rundir.draft(runs_dir) as run:
-        experiment = _begin(prepared, run)
-        lr = experiment.config.optim.lr
+    resolved = prepared.config
+    listener(
+        LrFindStarted(
+            model=resolved.model.name,
+            source=resolved.data.source,
+            optimizer=resolved.optim.name,
+            batch_size=resolved.train.batch_size,
+            **asdict(sweep),
+        )
+    )
+    listener(JobsStarted(sweep.steps, 0, "steps"))
+    with rundir.draft(runs_dir) as run, Interrupts() as interrupts:
+        experiment = _start(prepared, run, parts)
+        state, lr = experiment.state, experiment.config.optim.lr
         assert lr is not None, "a prepared config names its learning rate"
+        if parts.optimizer is not None:  # its rates are its own, whatever the config says
+            lr = float(state.optimizer.param_groups[0]["base_lr"])
         taken: list[Point] = []
-        for point in range_test(experiment.state, experiment.recipe, _batches(experiment), sweep.rates(), lr):
+        for point in range_test(state, experiment.recipe, _batches(experiment), sweep.rates(), lr):
             taken.append(point)
-            if tested:
-                tested(point.step, sweep.steps)
+            listener(JobProgress(point.step - 1, 1.0))
+            if interrupts.received:
+                raise Stopped(interrupts.received, "interrupted: nothing was written")
         points = [point for point in taken if point.finite]
         if len(points) < 2:
             raise RunFailed(
@@ -127,12 +199,13 @@ def find(
         advice = advise(points, sweep)
         files.write_text(run.lr_find, _table(points))
         run.figures.mkdir()
-        figure = lr_curve([p.learning_rate for p in points], [p.smoothed for p in points], advice.rate)
+        figure = _curve(points, advice)
         for ending in ("svg", "png"):
             save(figure, run.figures / f"lr_find.{ending}")
         run.log(f"range test from {sweep.low:g} to {sweep.high:g}: {ended}")
         run.log(advice.reason if advice.rate is None else f"suggested: {advice.rate:.2g}; {advice.reason}")
-        return Finding(rundir.publish(run, name, f"{setup.stem(prepared.config)}-lr-find"), points, ended, advice)
+        published = rundir.publish(run, name, f"{setup.stem(prepared.config)}-lr-find")
+    return LrFindResult(published.path, points, ended, advice, lr)
 
 
 def range_test(
@@ -207,9 +280,9 @@ def advise(points: Sequence[Point], sweep: Sweep) -> Advice:
     return Advice(min(steepest, tenth), reason)
 
 
-def _begin(prepared: Prepared, run: RunDir) -> Experiment:
+def _start(prepared: Prepared, run: RunDir, parts: Parts) -> Experiment:
     """What `train` would start from, with its files in `run`, but no checkpoints: there is nothing to resume."""
-    experiment = setup.start(prepared, run.path, "begun")
+    experiment = setup.start(prepared, run.path, "started", parts)
     for path in experiment.run.path.iterdir():
         if path.is_file():
             path.rename(run.path / path.name)
@@ -231,6 +304,10 @@ def _ended(taken: Sequence[Point], sweep: Sweep) -> str:
     if last.smoothed > DIVERGED * lowest:
         return f"at {last.learning_rate:.2g} (step {last.step}) the loss had risen above {DIVERGED:g} times its lowest"
     return f"all {sweep.steps} steps were done"
+
+
+def _curve(points: Sequence[Point], advice: Advice) -> Figure:
+    return lr_curve([point.learning_rate for point in points], [point.smoothed for point in points], advice.rate)
 
 
 def _table(points: Sequence[Point]) -> str:

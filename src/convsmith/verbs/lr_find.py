@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,47 +37,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from convsmith.studies.lr_find import lr_find
+    from convsmith.verbs.study_display import StudyDisplay
 
-    from convsmith import rundir
-    from convsmith.display import EXIT_CODES, Display
-    from convsmith.runtime import Interrupts
-    from convsmith.studies.lr_find import Sweep, find
-    from convsmith.training import setup
-
-    display = Display()
-    runs_dir = Path(args.runs_dir)
-    sweep = Sweep(args.low, args.high, args.steps)
-    rundir.refuse_taken(runs_dir, args.name)
-    prepared = setup.prepare(config, progress=display.counting("decoding"))
-    resolved = prepared.config
-    display.line(
-        f"range test of {resolved.model.name} on {resolved.data.source}, {resolved.optim.name}, batches of "
-        f"{resolved.train.batch_size}: learning rate {sweep.low:g} to {sweep.high:g} in {sweep.steps:,} steps"
-    )
-    columns = (TextColumn("step {task.completed:,.0f}"), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=display.console, transient=True, disable=not display.live)
-    task = bar.add_task("", total=sweep.steps)
-    with Interrupts() as interrupts, bar:
-
-        def tested(done: int, total: int) -> None:
-            if interrupts.received:
-                print("interrupted: nothing was written", file=sys.stderr)
-                raise SystemExit(EXIT_CODES[interrupts.received])
-            bar.update(task, completed=done, total=total)
-
-        finding = find(prepared, runs_dir, sweep, args.name, tested)
-
-    advice, points = finding.advice, finding.points
+    with StudyDisplay() as shown:
+        result = lr_find(
+            config,
+            low=args.low,
+            high=args.high,
+            steps=args.steps,
+            name=args.name,
+            runs_dir=Path(args.runs_dir),
+            listener=shown,
+        )
+    display, advice = shown.display, result.advice
     plain = bool(display.console.options.ascii_only)
-    curve = [(point.learning_rate, point.smoothed) for point in points]
+    curve = [(point.learning_rate, point.smoothed) for point in result.points]
     for line in curve_lines(curve, advice.rate, plain):
         display.line(line)
-    display.line(f"\nended    {finding.ended}")
+    display.line(f"\nended    {result.ended}")
     display.line(f"lr       {'no guess' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
     display.line(textwrap.fill(f"because  {advice.reason}", 110, subsequent_indent=" " * 9))
-    display.line(f"config   has lr {resolved.optim.lr:g}, and stays as it is")
-    display.line(f"written  {finding.run.path}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
+    display.line(f"config   has lr {result.lr:g}, and stays as it is")
+    display.line(f"written  {result.directory}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
     if advice.rate is not None:
         display.line(f"next: {_again('train', args)} --lr {advice.rate:.2g}")
     elif advice.again is not None:

@@ -76,6 +76,11 @@ def lines(event: object) -> Iterator[str]:
         yield from _ablation(event)
     elif isinstance(event, events.TuningStarted):
         yield from _tuning(event)
+    elif isinstance(event, events.LrFindStarted):
+        yield (
+            f"range test of {event.model} on {event.source}, {event.optimizer}, batches of {event.batch_size}: "
+            f"learning rate {event.low:g} to {event.high:g} in {event.steps:,} steps"
+        )
     elif isinstance(event, events.Note):
         yield f"note    {event.text}"
     elif isinstance(event, events.JobsStarted) and event.before:
