@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from convsmith.errors import UserError
 from convsmith.studies.config import studies
-from convsmith.studies.search import asked_of, suggest
+from convsmith.studies.search import spec_of, suggest
 from convsmith.studies.tune_config import (
     Choices,
     Interval,
@@ -125,7 +125,7 @@ def test_what_the_study_keeps_reads_as_the_same_study_and_holds_no_password() ->
     axes = {"optim.lr": LR, "model.hidden": [None, [100]], "train.epochs": {"low": 2, "high": 4}}
     study = TuneConfig(space=axes, storage="postgresql://me:se:cr@et@host/db?password=secret&a=b", trials=7)
     base = base_of(study, {})
-    kept = asked_of(study, base, space_of(study, base))
+    kept = spec_of(study, base, space_of(study, base))
     assert kept.pop("kind") == "tune"
     assert kept["storage"] == "postgresql://me:***@host/db?password=***&a=b"
     again = checked(TuneConfig, kept, "study")

@@ -6,19 +6,23 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
-
-from rich.progress import BarColumn, Progress, TextColumn
+from typing import TYPE_CHECKING, Any
 
 from convsmith import events
-from convsmith.display import Display, duration
 from convsmith.records import HEADLINES, METRICS, shown
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from convsmith.display import Display
 
 
 class StudyDisplay:
     """A listener that shows a study's events on `display`; within ``with``, at whose end its bar goes."""
 
     def __init__(self, display: Display | None = None) -> None:
+        from convsmith.display import Display
+
         self.display = display or Display()
         self._shares: list[float] = []
         self._bar: Progress | None = None
@@ -48,6 +52,8 @@ class StudyDisplay:
         self._shares = [0.0] * (event.total - event.before)
         self._what, self._began = event.what, time.monotonic()
         if self.display.live and self._shares:
+            from rich.progress import BarColumn, Progress, TextColumn
+
             text = TextColumn(f"{{task.fields[done]}} of {{task.total}} {event.what}, {{task.fields[left]}}")
             self._bar = Progress(BarColumn(bar_width=40), text, console=self.display.console, transient=True)
             self._bar.add_task("", total=len(self._shares), done=0, left="")
@@ -165,6 +171,13 @@ def _trial(event: events.TrialDone) -> str:
     ended = f"  {record['message'].partition(':')[0]}" if record["state"] == "pruned" else ""
     spent = duration(record["seconds"])
     return f"trial {record['number']:<3} {event.metric} {record['value']:.4f}  {tried}  {spent}{ended}{so_far}"
+
+
+def duration(seconds: float) -> str:
+    """As `display.duration`, whose imports are heavy: the command line imports this module before any verb runs."""
+    from convsmith import display
+
+    return display.duration(seconds)
 
 
 def settings(values: Mapping[str, Any]) -> str:
