@@ -95,7 +95,12 @@ def test_a_study_of_ones_own_is_resumed_with_what_was_handed_in_and_not_without(
     with pytest.raises(Stopped, match=r"go on with: convsmith.resume\('.*cv', model=\.\.\., optimizer=") as stopped:
         crossval(config(), parts, folds=3, name="cv", runs_dir=tmp_path, listener=stop)
     assert stopped.value.signal == signal.SIGINT
-    for missing, what in ((Parts(parts.source, None, parts.optimizer), "network"), (Parts(None, parts.module), "data")):
+    lacking = (
+        (Parts(parts.source, None, parts.optimizer), "network"),
+        (Parts(parts.source, parts.module), "optimiser"),
+        (Parts(None, parts.module, parts.optimizer), "data"),
+    )
+    for missing, what in lacking:
         with pytest.raises(UserError, match=f"the {what} of study '.*' was handed in from Python: hand it in again"):
             study.resume(tmp_path / "cv", missing)
     assert study.resume(tmp_path / "cv", parts).record["mean"] == whole.record["mean"]
@@ -125,6 +130,8 @@ def test_tune_searches_with_ones_own(tmp_path: Path, parts: Parts) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, weights(parts), strict=True))
     with pytest.raises(UserError, match=r"space: optim\.lr has no effect"):
         tune(checked(TuneConfig, values | {"space": {"optim.lr": [0.1, 0.2]}}, "s"), None, parts, runs_dir=tmp_path)
+    with pytest.raises(UserError, match="the optimiser of study"):
+        study.resume(tmp_path / "t", Parts(parts.source, parts.module))
     assert len(study.resume(tmp_path / "t", parts).trials) == 2  # type: ignore[union-attr]
 
 

@@ -180,8 +180,7 @@ def find(
     with rundir.draft(runs_dir) as run, Interrupts() as interrupts:
         experiment = _start(prepared, run, parts)
         state, lr = experiment.state, experiment.config.optim.lr
-        assert lr is not None, "a prepared config names its learning rate"
-        if parts.optimizer is not None:  # its rates are its own, whatever the config says
+        if lr is None:  # an optimiser of the user's own decides its rates
             lr = float(state.optimizer.param_groups[0]["base_lr"])
         taken: list[Point] = []
         for point in range_test(state, experiment.recipe, _batches(experiment), sweep.rates(), lr):

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from convsmith.config import RunConfig
+from convsmith.contracts import OWN
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note
-from convsmith.training.setup import NO_PARTS, OWN, Parts
+from convsmith.training.setup import NO_PARTS, Parts
 
 
 def has_own(parts: Parts) -> bool:
@@ -56,6 +57,7 @@ def refuse_absent(config: RunConfig, parts: Parts, directory: Path) -> None:
     """A UserError for a study that was started with parts that are not handed in again."""
     for absent, what, example in (
         (config.model.name.startswith(OWN) and parts.module is None, "network", "model=..."),
+        (config.optim.is_own and parts.optimizer is None, "optimiser", "optimizer=..."),
         (config.data.source == ARRAYS and parts.source is None, "data", "data=(images, labels)"),
     ):
         if absent:

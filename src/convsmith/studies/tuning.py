@@ -201,6 +201,8 @@ def _create(
     resolved = base.with_values(
         data={"source": data.source, "groups": data.groups}, train={"device": train.device, "threads": train.threads}
     )
+    if prepared.config.optim.is_own:
+        resolved = resolved.model_copy(update={"optim": prepared.config.optim})
     optuna = {
         "study": f"{name or setup.stem(base)}-{uuid.uuid4().hex[:8]}",
         "storage": config.storage,
