@@ -113,11 +113,11 @@ def test_an_onnx_file_states_its_input_and_opset(
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape[1:]) == (name, dtype, shape)
     assert isinstance(given.shape[0], str), "any number of images"
-    facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    metadata = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
     card = json.loads((run.model / "model.json").read_text())
-    assert facts["classes"] == card["classes"]
-    assert facts["preprocessing"] == card["preprocessing"]
-    assert str(shape)[1:-1] in facts["input"]["input"]
+    assert metadata["classes"] == card["classes"]
+    assert metadata["preprocessing"] == card["preprocessing"]
+    assert str(shape)[1:-1] in metadata["input"]["input"]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

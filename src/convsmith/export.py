@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import InputPixels, ToInput
+from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, missing_extra
 from convsmith.files import explain_os_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
@@ -25,7 +26,7 @@ from convsmith.prediction.predictor import load_predictor
 from convsmith.rundir import RunDir
 
 Format = Literal["onnx", "torch"]
-Place = Literal["graph", "metadata"]
+PreprocessingIn = Literal["graph", "metadata"]
 
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # of ONNX 1.13 (2022): what PyTorch's exporter emits, and any runtime since can run
@@ -35,7 +36,10 @@ IMAGES = 64  # compared after each export, spread over the validation split
 
 @dataclass(frozen=True)
 class Export:
-    """A written file, and how its logits differ from PyTorch's on real validation images."""
+    """A written file, what it takes, and how its logits differ from PyTorch's on `images` real validation images.
+
+    `difference` is the largest one, and `scale` the largest logit.
+    """
 
     path: Path
     takes: str
@@ -77,7 +81,7 @@ class FromPixels(nn.Module):
         return logits
 
 
-def facts(card: ModelCard, place: Place) -> dict[str, str]:
+def metadata(card: ModelCard, preprocessing: PreprocessingIn) -> dict[str, str]:
     """What the file says of itself, each as JSON: classes, preprocessing, and what its input is."""
     settings = card.preprocessing
     side, channels = settings.working_size, settings.channels
@@ -87,7 +91,7 @@ def facts(card: ModelCard, place: Place) -> dict[str, str]:
     how = f"the upright image as a square of {side} pixels (resize: {resize}, {settings.interpolation})"
     if settings.range != "full":
         how += f", samples of more than 8 bits scaled from {settings.range[0]:g}..{settings.range[1]:g} to 0..255"
-    if place == "graph":
+    if preprocessing == "graph":
         says = {"kind": "pixels", "input": pixels, "how": how}
     else:
         floats = f"float32 [N, {channels}, {settings.image_size}, {settings.image_size}], {order}"
@@ -98,34 +102,44 @@ def facts(card: ModelCard, place: Place) -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
-def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "graph") -> Export:
+def export(
+    run: RunDir,
+    format: Format,
+    out: Path | None = None,
+    preprocessing: PreprocessingIn = "graph",
+    module: nn.Module | None = None,
+    source: Source | None = None,
+) -> Export:
     """Write the model of `run` to `out` (none: ``export/model.onnx`` or ``.pt2`` in the run) and compare it.
 
-    A file whose logits differ from PyTorch's by more than TOLERANCE is removed, and RunFailed says so; what
-    `out` was before stays then. Raises UserError where the validation images cannot be had.
+    With `preprocessing` graph the file takes uint8 pixels, else normalised floats. `module` and `source` are the user's
+    own network and data, where the run was trained with such. A file whose logits differ from PyTorch's by more than
+    TOLERANCE is removed, and RunFailed says so; what `out` was before stays then. Raises UserError where the validation
+    images cannot be had.
     """
-    path = out or run.path / "export" / f"model{SUFFIXES[form]}"
+    path = out or run.path / "export" / f"model{SUFFIXES[format]}"
     if torch.__version__ < "2.9":  # earlier archives are pickles; PyTorch compares versions, not texts
         raise UserError(f"export needs PyTorch 2.9 or newer, not {torch.__version__}: pip install 'convsmith[export]'")
-    if path.suffix != SUFFIXES[form]:
-        raise UserError(f"--out '{path}' must end in {SUFFIXES[form]} for --format {form}")
-    predictor = load_predictor(run.path, "cpu")
-    val = run_dataset(run).val
+    if path.suffix != SUFFIXES[format]:
+        raise UserError(f"--out '{path}' must end in {SUFFIXES[format]} for --format {format}")
+    predictor = load_predictor(run.path, "cpu", module)
+    val = run_dataset(run, source).val
     positions = np.unique(np.linspace(0, len(val) - 1, IMAGES).round().astype(np.int64))
     pixels = val.inputs(positions)
     expected = logits_of(predictor.model, [pixels], predictor.to_input(), predictor.device)
     assert expected is not None
 
     model = predictor.model.to(memory_format=torch.contiguous_format)
-    network = FromPixels(model, predictor.card.preprocessing).eval() if place == "graph" else model
-    to_input = (lambda taken: taken) if place == "graph" else ToInput(predictor.card.preprocessing, predictor.device)
+    settings = predictor.card.preprocessing
+    network = FromPixels(model, settings).eval() if preprocessing == "graph" else model
+    to_input = (lambda taken: taken) if preprocessing == "graph" else ToInput(settings, predictor.device)
     sample = to_input(pixels.tensor(predictor.device)[:2])
     with explain_os_errors(f"'{path}'"):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            _WRITERS[form](network, sample, says := facts(predictor.card, place), draft)
-            found = _logits(draft, form, pixels, to_input)
+            _WRITERS[format](network, sample, says := metadata(predictor.card, preprocessing), draft)
+            found = _logits(draft, format, pixels, to_input)
             difference, scale = _compared(path, found, expected)
             os.replace(draft, path)
         finally:
@@ -134,9 +148,11 @@ def export(run: RunDir, form: Format, out: Path | None = None, place: Place = "g
     return Export(path, f"{takes['input']}: {takes['how']}", len(pixels), difference, scale)
 
 
-def _logits(file: Path, form: Format, pixels: InputPixels, to_input: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+def _logits(
+    file: Path, format: Format, pixels: InputPixels, to_input: Callable[[Tensor], Tensor]
+) -> NDArray[np.float32]:
     """The logits [N, K] of a file that was written a moment ago, in batches of one and of many."""
-    model: nn.Module = open_exported(file)[0] if form == "onnx" else _Reopened(file)
+    model: nn.Module = open_exported(file)[0] if format == "onnx" else _Reopened(file)
     batches = [InputPixels(part) for part in (pixels.array[:1], pixels.array[1:]) if len(part)]
     found = logits_of(model, batches, to_input, torch.device("cpu"))
     assert found is not None

@@ -259,6 +259,15 @@ class Skipped(Record):
     files: list[Unread]
 
 
+class DataCheck(Record):
+    """What `data check --out` writes: a verdict on each file, and what was found of all of them together."""
+
+    source: str
+    files: list[dict[str, Any]]
+    verdicts: dict[str, Count]
+    counts: dict[str, dict[str, Annotated[int, Field(ge=0)]]]
+
+
 class TestAccess(Record):
     """A line of test-access.jsonl."""
 

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from convsmith.data.audit import NEAR_BITS, check, near_pairs, summary_lines
+from convsmith.data.audit import NEAR_BITS, check_data, near_pairs, summary_lines
 from convsmith.data.config import DataConfig
 from convsmith.data.source import walk
 from convsmith.data.sources import from_arrays
+from convsmith.events import Counted
 
 Plant = Callable[..., Path]
 
@@ -33,7 +34,7 @@ def test_every_file_has_its_verdict(plant: Plant) -> None:
     shutil.copy(root / "train/a/1.png", root / "train/a/copy.png")
     (root / "train/b/notes.txt").write_text("x")
     before = walk(root)
-    audit = check(DataConfig(source=str(root)))
+    audit = check_data(DataConfig(source=str(root)))
     assert walk(root) == before
     trouble = {Path(file.id).name: file.verdict for file in audit.files if file.verdict != "ok"}
     assert trouble == {
@@ -62,7 +63,7 @@ def test_duplicates_are_pixels_not_bytes_and_conflicts_and_leaks_are_flagged(pla
     image.save(root / "test/b/0.bmp")
     image.save(root / "train/a/0.tif")
     shutil.copy(root / "train/b/1.png", root / "train/b/4.png")
-    audit = check(DataConfig(source=str(root)))
+    audit = check_data(DataConfig(source=str(root)))
     leak, plain = audit.duplicates
     assert leak.ids == ("test/b/0.bmp", "train/a/0.png", "train/a/0.tif")
     assert (leak.labels, leak.conflicting, leak.leaking) == (("b", "a", "a"), True, True)
@@ -79,7 +80,7 @@ def test_photographs_saved_anew_are_near_duplicates(ants_bees: Path, tmp_path: P
         shutil.copyfile(path, folder / path.name)
         with Image.open(path) as image:
             image.convert("RGB").resize((200, 150)).save(folder / f"{path.stem}-small.jpg", quality=70)
-    audit = check(DataConfig(source=str(tmp_path / "data")))
+    audit = check_data(DataConfig(source=str(tmp_path / "data")))
     assert audit.duplicates == ()
     found = {tuple(sorted(pair.ids)) for pair in audit.near_duplicates}
     expected = {tuple(sorted((f"{p.parent.name}/{p.name}", f"{p.parent.name}/{p.stem}-small.jpg"))) for p in paths}
@@ -117,7 +118,7 @@ def test_arrays_and_encoded_bytes_are_checked_too(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 9), dtype=np.uint8)
-    audit = check(DataConfig(), source=from_arrays(np.concatenate([pixels, pixels[:1]]), [0, 1] * 3 + [1]))
+    audit = check_data(DataConfig(), source=from_arrays(np.concatenate([pixels, pixels[:1]]), [0, 1] * 3 + [1]))
     assert audit.verdicts == {"ok": 6, "duplicate": 1}
     assert audit.duplicates[0].conflicting
     rows = []
@@ -127,14 +128,14 @@ def test_arrays_and_encoded_bytes_are_checked_too(tmp_path: Path) -> None:
         rows.append({"bytes": stream.getvalue(), "path": "x.jpg"})
     rows[2]["bytes"] = b""
     pq.write_table(pa.table({"img": rows, "label": [0, 1] * 3}), tmp_path / "data.parquet")
-    calls: list[tuple[int, int]] = []
-    audit = check(DataConfig(source=str(tmp_path)), progress=lambda *done: calls.append(done))
+    events: list[object] = []
+    audit = check_data(DataConfig(source=str(tmp_path)), listener=events.append)
     assert audit.verdicts == {"ok": 5, "empty": 1}
-    assert calls == [(6, 6)]
+    assert events == [Counted("checking", 6, 6)]
 
 
 @pytest.mark.parametrize(("sides", "expected"), [(3, "20x20 (2)"), (12, "by shorter side: 16-31 (24)")])
 def test_sizes_are_listed_or_put_in_octaves(plant: Plant, sides: int, expected: str) -> None:
     for width in range(20, 20 + sides):
         root = plant(f"a/{width}.png", f"b/{width}.png", size=(20, width))
-    assert any(expected in line for line in summary_lines(check(DataConfig(source=str(root)))))
+    assert any(expected in line for line in summary_lines(check_data(DataConfig(source=str(root)))))

@@ -13,7 +13,7 @@ from PIL import Image
 
 import convsmith
 from convsmith.config import compose, validate
-from convsmith.data.audit import check, summary_lines
+from convsmith.data.audit import check_data, summary_lines
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.dataset import open_dataset, unseal_test
 from convsmith.data.decode import DecodeError, decode
@@ -152,7 +152,7 @@ def test_a_range_that_is_hardly_used_is_noted(tmp_path: Path) -> None:
 def test_duplicates_are_compared_at_full_depth(tmp_path: Path) -> None:
     images = scans(30)
     images[7] = images[4]
-    audit = check(DataConfig(source=str(plant(tmp_path, images))))
+    audit = check_data(DataConfig(source=str(plant(tmp_path, images))))
     assert [group.ids for group in audit.duplicates] == [("a/004.tif", "b/007.tif")]
     assert audit.verdicts == {"ok": 29, "duplicate": 1}
     assert not audit.near_duplicates
@@ -162,8 +162,8 @@ def test_duplicates_are_compared_at_full_depth(tmp_path: Path) -> None:
 
 def test_signed_images_are_checked_and_trained_on_with_a_range(tmp_path: Path) -> None:
     root = plant(tmp_path / "scans", scans(60, "int16", -1000, 400))
-    assert check(DataConfig(source=str(root))).verdicts == {"unsupported": 60}
-    assert check(DataConfig(source=str(root), range="auto")).verdicts == {"ok": 60}
+    assert check_data(DataConfig(source=str(root))).verdicts == {"unsupported": 60}
+    assert check_data(DataConfig(source=str(root), range="auto")).verdicts == {"ok": 60}
     with pytest.raises(UserError, match="60 of 60 images"):
         open_dataset(DataConfig(source=str(root)))
     run = convsmith.train(

@@ -14,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from convsmith import records
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import SUFFIXES, DecodeError, Kind, decode_deep, from_array, read_header, scaled
 from convsmith.data.depth import SHALLOW, auto_range, depth_of, range_note, scan
-from convsmith.data.parallel import Progress, thread_map
+from convsmith.data.parallel import thread_map
 from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import cache_folder, open_source
+from convsmith.errors import UserError
+from convsmith.events import Counted, Listener, nobody
+from convsmith.files import explain_os_errors
 
 NEAR_BITS = 4  # perceptual hashes of 64 bits that differ in no more than these are candidates for near duplicates
 LISTED = 20  # how many of a kind `summary_lines` names
@@ -83,6 +87,11 @@ class Audit:
     notes: tuple[str, ...] = ()
 
     @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row a file, as `files` has them."""
+        return [asdict(file) for file in self.files]
+
+    @property
     def verdicts(self) -> dict[str, int]:
         """How many records have each verdict, the most frequent first."""
         return dict(Counter(file.verdict for file in self.files).most_common())
@@ -101,14 +110,28 @@ class _Finding(NamedTuple):
     depth: tuple[float, float, float] = SHALLOW
 
 
-def check(config: DataConfig, progress: Progress | None = None, source: Source | None = None) -> Audit:
-    """Look at every record of `source`, or else of what `config.source` names.
+def check_data(
+    config: DataConfig, source: Source | None = None, out: Path | None = None, listener: Listener = nobody
+) -> Audit:
+    """Look at every record of `source`, or else of what `config.source` names, and write the finding to `out`.
 
     Near duplicates are candidates by perceptual hash (ImageHash's phash, 64 bits, distance <= NEAR_BITS)
-    among images whose pixels differ. `progress(done, total)`. Raises UserError where the source itself
-    cannot be opened.
+    among images whose pixels differ. Raises UserError where the source itself cannot be opened, and where `out` is no
+    name of a .json file or cannot be written.
     """
-    source = source or open_source(config)
+    if out is not None and out.suffix != ".json":
+        raise UserError(f"--out '{out}' must end in .json")
+    audit = _audit(config, source or open_source(config), listener)
+    if out is not None:
+        with explain_os_errors(f"'{out}'"):
+            records.write(out, records.DataCheck, audit.to_json())
+    return audit
+
+
+def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
+    def progress(done: int, total: int) -> None:
+        listener(Counted("checking", done, total))
+
     limits = auto_range(scan(source, cache_folder(config), progress).depths) if config.range == "auto" else config.range
     rules = DecodeRules(background=config.background, range=limits)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convsmith.errors import UserError, missing_extra
 
 ARCHIVE_SUFFIX = ".pt2"
-FACTS = ("classes", "preprocessing", "input")  # what an exported file says of itself, each as JSON
+METADATA = ("classes", "preprocessing", "input")  # what an exported file says of itself, each as JSON
 ARCHIVED = "convsmith.json"  # where a torch.export archive holds them
 
 
@@ -32,7 +32,7 @@ class Exported(nn.Module):
 
 
 def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
-    """The network in an .onnx file that `convsmith export` wrote, and what it says of itself (`FACTS`).
+    """The network in an .onnx file that `convsmith export` wrote, and what it says of itself (`METADATA`).
 
     Raises UserError for damaged files, for files of other origin, and for torch.export archives: torch compiles the
     names that such an archive holds into source code, so opening one can run whatever its author wrote.
@@ -43,11 +43,11 @@ def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
             "or with an ONNX file (convsmith export RUN --format onnx)"
         )
     try:
-        compute, facts = _open_onnx(path)
-        missing = [name for name in FACTS if name not in facts]
+        compute, metadata = _open_onnx(path)
+        missing = [name for name in METADATA if name not in metadata]
         if missing:
             raise UserError(f"'{path}' does not hold its {' and '.join(missing)}: only files of convsmith export do")
-        return Exported(compute), {name: json.loads(facts[name]) for name in FACTS}
+        return Exported(compute), {name: json.loads(metadata[name]) for name in METADATA}
     except (UserError, MemoryError):
         raise
     except Exception as error:  # onnxruntime raises whatever its parser stumbles upon

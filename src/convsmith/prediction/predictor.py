@@ -217,7 +217,7 @@ def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | No
 def _exported_predictor(path: Path, device: str) -> Predictor:
     if device not in ("auto", "cpu"):
         raise UserError(f"'{path}' computes on the CPU: leave --device {device} out, or predict with the run itself")
-    module, facts = open_exported(path)
-    settings = {"classes": facts["classes"], "preprocessing": facts["preprocessing"]}
+    module, metadata = open_exported(path)
+    settings = {"classes": metadata["classes"], "preprocessing": metadata["preprocessing"]}
     card = ModelCard.model_validate({"architecture": None, "layout": "contiguous", **settings})
-    return Predictor(module, card, torch.device("cpu"), takes_pixels=facts["input"]["kind"] == "pixels")
+    return Predictor(module, card, torch.device("cpu"), takes_pixels=metadata["input"]["kind"] == "pixels")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from convsmith.config import validate
-from convsmith.errors import UserError, command
+from convsmith.errors import command
 
 PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 
@@ -15,24 +14,25 @@ PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["check"], help="look at every file; nothing is changed")
     parser.add_argument("source", metavar="SOURCE", help="a data set's name, a folder of images or Parquet")
+    parser.add_argument(
+        "--range",
+        default="full",
+        help="data.range of samples of more than 8 bits: full, auto or '[low, high]' [full]",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the whole finding, a verdict a file, to a .json file")
 
 
 def run(args: argparse.Namespace) -> int:
-    out = Path(args.out) if args.out else None
-    if out and out.suffix != ".json":
-        raise UserError(f"--out '{out}' must end in .json")
-    from convsmith.data.audit import check, summary_lines
+    config = validate({"data": {"source": args.source, "range": args.range}}).data
+    from convsmith.data.audit import check_data, summary_lines
     from convsmith.display import Display
-    from convsmith.files import explain_os_errors, write_text
 
     display = Display()
-    audit = check(validate({"data": {"source": args.source}}).data, display.counting("looking at"))
+    out = Path(args.out) if args.out else None
+    audit = check_data(config, out=out, listener=display)
     for line in summary_lines(audit):
         display.line(line)
     if out:
-        with explain_os_errors(f"'{out}'"):
-            write_text(out, json.dumps(audit.to_json(), indent=2, ensure_ascii=False) + "\n")
         display.line(f"written: {out}")
     steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict a file)"]
     steps.append(command("train", "--data", args.source))
