@@ -224,7 +224,7 @@ def test_each_proposed_command_is_a_config_whose_net_can_be_built(preset, name):
         after = validate(merge(before.model_dump(mode="json"), flag_layer(flags)))
         assert after != before, "it changes something"
         build(after.model, 3, 32, 10)
-        assert proposal.measured == ""
+        assert not proposal.measured
 
 
 def test_what_a_suggestion_says_was_measured_is_in_the_book():
@@ -289,7 +289,7 @@ def test_evidence_of_another_setting_is_neither_quoted_nor_followed(run_setting,
         )
     proposed = advice.proposals(OVERFITS, run_setting, Path("c.yaml"), record)
     assert any("augment.shift" in proposal.command for proposal in proposed)
-    assert all(proposal.measured == "" for proposal in proposed)
+    assert not any(proposal.measured for proposal in proposed)
 
 
 @pytest.mark.parametrize("room", [0.0, 0.011, 0.0199])

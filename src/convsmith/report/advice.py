@@ -40,11 +40,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Proposal:
-    """An experiment as the command to type; `measured` is the book's effect in words, "" where it has none."""
+    """An experiment as the command to type; `measured` is the book's effect in words, "" where it has none.
+
+    None stands for a command that changes nothing whose effect could be measured.
+    """
 
     command: str
     reason: str
-    measured: str
+    measured: str | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, 
     folds = Proposal(
         _command("crossval", config_file, {}) + " --folds 5",
         "five folds show how far the result depends on which images were held out",
-        "",
+        None,
     )
     if setting.room < ROOM:
         return [folds]

@@ -194,7 +194,7 @@ def diagnose(course: Course) -> list[Finding]:
 
 def not_judged(course: Course) -> str:
     """Which question the rules leave open, and why; "" where they leave none."""
-    if course.train or len(course.rows) < ENOUGH:
+    if course.train or len(course.rows) < ENOUGH or _diverged(course):
         return ""
     return (
         f"Training and validation accuracy are not compared: this run has measured the training accuracy only with "
