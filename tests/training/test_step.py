@@ -31,7 +31,9 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("mixing", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+@pytest.mark.parametrize(
+    "mixing", [{"mixup": 0.2}, {"cutmix": 1.0, "trivial": True}, {"mixup": 0.2, "cutmix": 1.0, "rand_ops": 2}]
+)
 @pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
 def test_no_value_leaves_the_device_within_a_step(mixing: dict[str, float], loss: str) -> None:
     augment = AugmentConfig(**EVERYTHING, **mixing)

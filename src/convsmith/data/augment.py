@@ -6,8 +6,8 @@ Pixels are moved as uint8 or as floats in [0, 255]; cutout, mixup and cutmix com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -108,6 +108,171 @@ def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -
     return images.clamp(0, 255)
 
 
+def _moved(images: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """uint8 [n, C, S, S] where the output pixel (x', y') shows the input pixel (a x' + b y' + x, c x' + d y' + y).
+
+    Positions are in pixels from the image's centre. The nearest pixel is taken; outside of the image all is black.
+    """
+    half = images.shape[-1] / 2
+    matrix = torch.stack([torch.stack([a, b, x / half], dim=1), torch.stack([c, d, y / half], dim=1)], dim=1)
+    grid = torch.nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(torch.uint8)
+
+
+def _shear_x(images: Tensor, slope: Tensor) -> Tensor:
+    one, zero = torch.ones_like(slope), torch.zeros_like(slope)
+    return _moved(images, one, slope, zero, one, slope * images.shape[-1] / 2, zero)
+
+
+def _shear_y(images: Tensor, slope: Tensor) -> Tensor:
+    return _shear_x(images.mT, slope).mT
+
+
+def _translate_x(images: Tensor, distance: Tensor) -> Tensor:
+    one, zero = torch.ones_like(distance), torch.zeros_like(distance)
+    return _moved(images, one, zero, zero, one, -distance.trunc(), zero)
+
+
+def _translate_y(images: Tensor, distance: Tensor) -> Tensor:
+    return _translate_x(images.mT, distance).mT
+
+
+def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    cos, sin, zero = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin(), torch.zeros_like(degrees)
+    return _moved(images, cos, -sin, sin, cos, zero, zero)
+
+
+def _blend(images: Tensor, plain: Tensor, change: Tensor) -> Tensor:
+    """From `plain` through the images (change 0) and beyond: plain + (1 + change) (images - plain), cut off."""
+    factor = 1 + change[:, None, None, None]
+    return (factor * images.float() + (1 - factor) * plain).clamp(0, 255).to(torch.uint8)
+
+
+def _gray(images: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images.float()
+    luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    return (images * luma).sum(1, keepdim=True).floor()
+
+
+def _brightness(images: Tensor, change: Tensor) -> Tensor:
+    return _blend(images, torch.zeros((), device=images.device), change)
+
+
+def _colour(images: Tensor, change: Tensor) -> Tensor:
+    return images if images.shape[1] == 1 else _blend(images, _gray(images), change)
+
+
+def _contrast(images: Tensor, change: Tensor) -> Tensor:
+    return _blend(images, _gray(images).mean((1, 2, 3), keepdim=True), change)
+
+
+def _sharpness(images: Tensor, change: Tensor) -> Tensor:
+    """Against the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels stay."""
+    channels = images.shape[1]
+    kernel = torch.ones(channels, 1, 3, 3, device=images.device)
+    kernel[:, :, 1, 1] = 5
+    smooth = images.float()
+    smooth[:, :, 1:-1, 1:-1] = torch.nn.functional.conv2d(smooth, kernel / 13, groups=channels).round()
+    return _blend(images, smooth, change)
+
+
+def _posterize(images: Tensor, removed: Tensor) -> Tensor:
+    bits = removed.round().to(torch.uint8)[:, None, None, None]
+    return images >> bits << bits
+
+
+def _solarize(images: Tensor, strength: Tensor) -> Tensor:
+    threshold = 255 * (1 - strength[:, None, None, None])
+    return torch.where(images >= threshold, 255 - images, images)
+
+
+def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    low, high = images.amin((2, 3), keepdim=True).float(), images.amax((2, 3), keepdim=True).float()
+    stretched = ((images - low) / ((high - low).clamp_min(1) / 255)).clamp(0, 255).to(torch.uint8)
+    return torch.where(high > low, stretched, images)
+
+
+def _equalize(images: Tensor, _: Tensor) -> Tensor:
+    """As Pillow does: a channel's values are mapped so that each step of the result has about as many pixels."""
+    values = images.flatten(2).long()
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
+    counts.scatter_add_(2, values, torch.ones_like(values))
+    total = counts.cumsum(2)
+    brightest = counts.gather(2, values.amax(2, keepdim=True))
+    step = (values.shape[2] - brightest) // 255  # pixels of each step
+    table = torch.nn.functional.pad((total[..., :-1] + step // 2) // step.clamp_min(1), (1, 0)).clamp(0, 255)
+    equalized = table.gather(2, values).to(torch.uint8).view_as(images)
+    return torch.where(step[..., None] > 0, equalized, images)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of TrivialAugment and RandAugment on uint8 [n, C, S, S] with a strength for each image, float [n].
+
+    `trivial` and `rand` are the greatest strengths in the one's wide space and in the other's; `signed` strengths go
+    either way. Translations are in pixels, of which `rand` is a share of the side.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    trivial: float = 0.0
+    rand: float = 0.0
+    signed: bool = False
+    translates: bool = False
+
+    def greatest(self, side: int, rand: bool) -> float:
+        """A translation by 32 pixels, which TrivialAugment knows, would leave nothing of a smaller image."""
+        if not self.translates:
+            return self.rand if rand else self.trivial
+        return self.rand * side if rand else min(self.trivial, side)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Identity": Operation(lambda images, _: images),
+    "ShearX": Operation(_shear_x, 0.99, 0.3, signed=True),
+    "ShearY": Operation(_shear_y, 0.99, 0.3, signed=True),
+    "TranslateX": Operation(_translate_x, 32, 150 / 331, signed=True, translates=True),
+    "TranslateY": Operation(_translate_y, 32, 150 / 331, signed=True, translates=True),
+    "Rotate": Operation(_rotate, 135, 30, signed=True),
+    "Brightness": Operation(_brightness, 0.99, 0.9, signed=True),
+    "Color": Operation(_colour, 0.99, 0.9, signed=True),
+    "Contrast": Operation(_contrast, 0.99, 0.9, signed=True),
+    "Sharpness": Operation(_sharpness, 0.99, 0.9, signed=True),
+    "Posterize": Operation(_posterize, 6, 4),
+    "Solarize": Operation(_solarize, 1, 1),
+    "AutoContrast": Operation(_autocontrast),
+    "Equalize": Operation(_equalize),
+}
+BINS = 30  # strengths go from none to the greatest in this many steps
+
+
+def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generator) -> Tensor:
+    """TrivialAugment (wide) or RandAugment: random operations on each image; pixels [B, C, S, S] -> uint8.
+
+    TrivialAugment (Mueller and Hutter 2021) applies one operation of a strength drawn for each image, RandAugment
+    (Cubuk et al. 2020) `rand_ops` of them in turn, of the strength `rand_magnitude`. Operations and strengths are
+    those of torchvision. What each image gets is drawn on the host, so that an operation runs on its images alone.
+    """
+    if images.is_floating_point():
+        images = images.round().clamp(0, 255).to(torch.uint8)
+    count, side = len(images), images.shape[-1]
+    for _ in range(config.rand_ops or 1):
+        chosen = draws.integers(len(OPERATIONS), size=count)
+        bins = np.full(count, config.rand_magnitude) if config.rand_ops else draws.integers(BINS + 1, size=count)
+        signs = draws.choice([-1.0, 1.0], size=count)
+        result = images.clone()
+        for number, operation in enumerate(OPERATIONS.values()):
+            members = np.flatnonzero(chosen == number)
+            if len(members):
+                strength = operation.greatest(side, bool(config.rand_ops)) * bins[members] / BINS
+                strength = strength * signs[members] if operation.signed else strength
+                at = torch.from_numpy(members).to(images.device)
+                strengths = torch.from_numpy(strength.astype(np.float32)).to(images.device)
+                result[at] = operation.apply(images[at], strengths)
+        images = result
+    return images
+
+
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
     """Set a square to 0, the mean colour (DeVries and Taylor 2017), in place. Normalised float [B, C, S, S].
 
@@ -171,11 +336,14 @@ class Augment:
             images = crop_and_rotate(images.float(), size, config, generator)
         if config.brightness or config.contrast or config.saturation:
             images = jitter_colour(images.float(), config, generator)
+        draws = np.random.default_rng(key)
+        if config.trivial or config.rand_ops:
+            images = apply_policy(images, config, draws)
         images = self.to_input.normalize(images)
         if config.cutout:
             images = cutout(images, config.cutout, generator)
         batch = Batch(images, labels)
         if config.mixup or config.cutmix:
-            batch = mix(images, labels, config, generator, np.random.default_rng(key))
+            batch = mix(images, labels, config, generator, draws)
         # Not every operation above keeps the memory format that the convolutions are fast in.
         return replace(batch, images=batch.images.contiguous(memory_format=self.to_input.memory_format))

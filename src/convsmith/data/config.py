@@ -100,7 +100,7 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Each is off at 0 (or false); all work on the whole batch, in training only."""
 
-    needs: ClassVar = {"shift_fill": "shift"}
+    needs: ClassVar = {"shift_fill": "shift", "rand_magnitude": "rand_ops"}
 
     hflip: bool = Field(False, description="mirror left-right with probability 1/2")
     shift: int | float = Field(
@@ -115,8 +115,17 @@ class AugmentConfig(Section):
     random_resized_crop: float = Field(
         0.0, ge=0, lt=1, description="smallest area share of a random crop resized to image_size, such as 0.35"
     )
+    trivial: bool = Field(False, description="TrivialAugment: one operation an image, of any strength")
+    rand_ops: int = Field(0, ge=0, le=14, description="RandAugment: operations on each image, such as 2")
+    rand_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: strength of its operations, of 30")
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha)")
     cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix's Beta(alpha, alpha)")
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> AugmentConfig:
+        if self.trivial and self.rand_ops:
+            raise ValueError("augment.trivial and augment.rand_ops are two policies: choose one")
+        return self
 
     @field_validator("shift")
     @classmethod
