@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -115,16 +115,6 @@ def is_better(monitor: str, row: Mapping[str, Any], best: Mapping[str, Any] | No
     gain = metric_of(monitor).sign * (recorded(row, monitor) - recorded(best, monitor))
     tied = gain == 0 and min_delta == 0
     return gain > min_delta or (tied and recorded(row, "val_loss") < recorded(best, "val_loss"))
-
-
-def best_row(rows: Iterable[Mapping[str, Any]], monitor: str) -> Mapping[str, Any]:
-    """The row of the epoch that `is_better` keeps of these, in the order of the epochs; at least one row."""
-    best: Mapping[str, Any] | None = None
-    for row in rows:
-        if is_better(monitor, row, best):
-            best = row
-    assert best is not None, "no rows"
-    return best
 
 
 def shown(metric: str, value: float) -> str:

@@ -40,7 +40,7 @@ def render(template: Path, values: dict[str, Any]) -> str:
     )
     environment.filters |= {
         "percent": percent,
-        "shown": lambda value, metric: shown(metric, value),
+        "shown": lambda value, metric: "" if value is None else shown(metric, value),
         "number": number,
         "interval": interval,
         "shape": shape,

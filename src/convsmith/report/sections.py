@@ -17,7 +17,7 @@ from convsmith.figures.page import percent
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix, wilson_interval
-from convsmith.records import METRICS, metric_values, shown
+from convsmith.records import METRICS, MONITORS, metric_values, shown
 from convsmith.report.advice import Setting, proposals, results
 from convsmith.report.analysis import class_scores, scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
@@ -97,7 +97,8 @@ def curves(inputs: Inputs) -> Section:
     )
     names = [(0, "training"), (1, "validation"), (2, "learning rate")]
     names += [(3, "clean training images")] if clean else []
-    return {"charts": charts, "names": names, "rows": rows, "clean": bool(clean)}
+    recorded = [name for name in MONITORS if name in rows[0]]  # an older edition knew fewer
+    return {"charts": charts, "names": names, "rows": rows, "metrics": recorded, "clean": bool(clean)}
 
 
 def rate_cuts(rows: Sequence[Mapping[str, Any]]) -> list[Mark]:
