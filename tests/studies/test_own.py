@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ import torch
 from sklearn.metrics import accuracy_score
 from torch import nn
 
-from convsmith.config import RunConfig, validate
+from convsmith.config import RunConfig, read_run_config, validate
 from convsmith.data.sources import from_arrays
 from convsmith.errors import Stopped, UserError
 from convsmith.events import EpochEnd, JobDone, JobProgress, Note
-from convsmith.files import read_json
+from convsmith.files import read_json, write_json
+from convsmith.rundir import RunDir
+from convsmith.runtime import Interrupts
+from convsmith.studies import crossval as crossval_module
 from convsmith.studies import study
 from convsmith.studies.ablation import ablate
 from convsmith.studies.config import validate_study
@@ -23,6 +29,7 @@ from convsmith.studies.crossval import crossval
 from convsmith.studies.lr_find import lr_find
 from convsmith.studies.tune_config import TuneConfig, checked
 from convsmith.studies.tuning import tune
+from convsmith.studies.worker import perform
 from convsmith.training.setup import Parts
 
 SETTINGS = {
@@ -77,8 +84,6 @@ def test_crossval_takes_all_that_is_ones_own_and_leaves_it_as_it_was(tmp_path: P
 
 
 def _out_of_fold(directory: Path) -> float:
-    import csv
-
     with (directory / "predictions-oof.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return float(accuracy_score([row["label"] for row in rows], [row["predicted"] for row in rows]))
@@ -86,7 +91,6 @@ def _out_of_fold(directory: Path) -> float:
 
 def test_a_study_of_ones_own_is_resumed_with_what_was_handed_in_and_not_without(tmp_path: Path, parts: Parts) -> None:
     whole = crossval(config(), parts, folds=3, name="whole", runs_dir=tmp_path)
-    import signal
 
     def stop(event: Any) -> None:
         if isinstance(event, JobProgress | EpochEnd) and event.index == 1:
@@ -149,3 +153,27 @@ def test_lr_find_sweeps_the_rates_of_ones_own_optimiser(tmp_path: Path, parts: P
     assert len(rates) >= len(result.points)
     assert result.table()[0]["learning_rate"] == pytest.approx(1e-4)
     assert all(torch.equal(old, new) for old, new in zip(before, weights(parts), strict=True))
+
+
+@pytest.mark.parametrize(("metric", "chosen"), [("accuracy", 16), ("loss", 8), ("f1", 4)])
+def test_what_is_chosen_on_inner_validation_is_best_by_the_study_s_metric(
+    tmp_path: Path, parts: Parts, metric: str, chosen: int
+) -> None:
+    """Of equals the lower loss is taken: 16 and 32 have the same accuracy."""
+    crossval(config(), parts, folds=2, name="cv", runs_dir=tmp_path)
+    run = RunDir(tmp_path / "cv")
+    tried = {4: (0.7, 0.9, 0.5), 8: (0.8, 0.7, 0.1), 32: (0.9, 0.6, 0.3), 16: (0.9, 0.6, 0.2)}
+    job = replace(
+        crossval_module.fold_jobs(run, read_run_config(run.config))[0],
+        directory=str(tmp_path / "fold"),
+        choices=tuple({"train": {"batch_size": size}} for size in tried),
+        choice_epochs=1,
+        metric=metric,
+    )
+    for number, (accuracy, f1, loss) in enumerate(tried.values(), start=1):  # as if each had been trained already
+        folder = tmp_path / f"fold-choice-{number}"
+        folder.mkdir()
+        summary = read_json(run.path / "folds/1/summary.json")
+        write_json(folder / "summary.json", summary | {"val": {"accuracy": accuracy, "f1": f1, "loss": loss}})
+    *_, last = perform(job.message(), Interrupts(), parts)
+    assert last["done"]["chosen"] == {"train": {"batch_size": chosen}}
