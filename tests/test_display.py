@@ -12,7 +12,7 @@ from rich.console import Console
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
-from convsmith.events import EpochEnd
+from convsmith.events import Counted, EpochEnd
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
 
@@ -58,12 +58,11 @@ def test_times(seconds: float, short: str, long: str) -> None:
 def test_a_bar_that_is_broken_off_gives_the_cursor_back() -> None:
     out = io.StringIO()
     display = Display(Console(file=out, force_terminal=True, width=80))
-    show = display.counting("decoding")
-    show(1, 10)
+    display(Counted("decoding", 1, 10))
     assert out.getvalue().rfind("\x1b[?25l") > out.getvalue().rfind("\x1b[?25h"), "a bar hides the cursor"
     display.clear()
     assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l")
-    show(10, 10)  # a bar can be drawn again
+    display(Counted("decoding", 10, 10))  # a bar can be drawn again
     display.clear()
 
 

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from convsmith.data.audit import Audit
     from convsmith.modelsummary import ModelSummary
     from convsmith.report.compare import Comparison
     from convsmith.run import Run
+    from convsmith.studies.ablation import AblationResult
+    from convsmith.studies.crossval import CrossvalResult
+    from convsmith.studies.lr_find import LrFindResult
+    from convsmith.studies.tuning import TuningResult
     from convsmith.training.own import OptimizerFactory
 
     Arrays = tuple[np.ndarray, Any]
@@ -31,7 +36,22 @@ if TYPE_CHECKING:
     Model = str | torch.nn.Module | Mapping[str, Any] | None
     Show = bool | Callable[[Any], None]
 
-__all__ = ["Run", "compare", "doctor", "load", "presets", "resume", "runs", "summary", "train"]
+__all__ = [
+    "Run",
+    "ablate",
+    "check_data",
+    "compare",
+    "crossval",
+    "doctor",
+    "load",
+    "lr_find",
+    "presets",
+    "resume",
+    "runs",
+    "summary",
+    "train",
+    "tune",
+]
 
 
 def train(
@@ -70,16 +90,25 @@ def resume(
     optimizer: OptimizerFactory | None = None,
     data: Arrays | None = None,
     *,
+    jobs: int = 1,
+    backend: str = "local",
     show: Show = True,
-) -> Run:
-    """Go on with a stopped run to the same weights, bit for bit. Hand in again what was handed in to `train`."""
+) -> Run | CrossvalResult | AblationResult | TuningResult:
+    """Go on with a stopped run to the same weights, bit for bit, or with a study, and return what it returns.
+
+    Hand in again the module, the optimiser and the arrays that were your own. A study has `jobs` and a `backend`.
+    """
     from convsmith import run as runs
     from convsmith.display import listening
     from convsmith.rundir import open_run
     from convsmith.spec import parts_of
+    from convsmith.studies import study
 
-    with listening(show) as listener:
-        return runs.resume(open_run(run), parts_of(data, model, optimizer), listener)
+    directory, parts = open_run(run), parts_of(data, model, optimizer)
+    with listening(show, study=directory.study.exists()) as listener:
+        if directory.study.exists():
+            return study.resume(directory.path, parts, jobs=jobs, backend=backend, listener=listener)
+        return runs.resume(directory, parts, listener)
 
 
 def load(
@@ -90,6 +119,146 @@ def load(
     from convsmith.spec import parts_of
 
     return runs.Run(Path(run), parts_of(data, model), device)
+
+
+def crossval(
+    data: Data = None,
+    model: Model = None,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    jobs: int = 1,
+    backend: str = "local",
+    preset: str | None = None,
+    config: str | Path | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    optimizer: OptimizerFactory | None = None,
+    show: Show = True,
+    **settings: Any,
+) -> CrossvalResult:
+    """N-fold cross-validation of what `train` would train with these arguments; goes on with the study of this name.
+
+    `jobs` folds are trained at a time, by the `backend` "local" or "ray"; with objects of your own one at a time, here.
+    """
+    from convsmith.display import listening
+    from convsmith.spec import spec_of
+    from convsmith.studies import crossval as module
+
+    spec = spec_of(data, model, preset, config, optimizer, settings)
+    options: dict[str, Any] = {"folds": folds, "repeats": repeats, "jobs": jobs, "backend": backend, "name": name}
+    with listening(show, study=True) as listener:
+        return module.crossval(spec.config, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener)
+
+
+def ablate(
+    study: str | Path | Mapping[str, Any],
+    data: Data = None,
+    model: Model = None,
+    *,
+    folds: int | None = None,
+    jobs: int = 1,
+    backend: str = "local",
+    budget: float | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    optimizer: OptimizerFactory | None = None,
+    show: Show = True,
+    **settings: Any,
+) -> AblationResult:
+    """Compare the arms of a `study` (a file, a name, or a dict of its keys) with its base on the same folds.
+
+    `data`, `model` and `settings` change the base, and so every arm. With a `budget` in minutes, arms that look worst
+    are given up early.
+    """
+    from convsmith.display import listening
+    from convsmith.spec import spec_of
+    from convsmith.studies import ablation
+    from convsmith.studies.config import read_study
+
+    spec = spec_of(data, model, None, None, optimizer, settings)
+    options: dict[str, Any] = {"folds": folds, "jobs": jobs, "backend": backend, "budget": budget, "name": name}
+    with listening(show, study=True) as listener:
+        return ablation.ablate(
+            read_study(study), spec.layer, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener
+        )
+
+
+def tune(
+    study: str | Path | Mapping[str, Any],
+    data: Data = None,
+    model: Model = None,
+    *,
+    trials: int | None = None,
+    jobs: int = 1,
+    backend: str = "local",
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    optimizer: OptimizerFactory | None = None,
+    show: Show = True,
+    **settings: Any,
+) -> TuningResult:
+    """Search the space of a `study` (a file, a name, or a dict of its keys) by Optuna's trials.
+
+    `data`, `model` and `settings` change the base, and so every trial.
+    """
+    from convsmith.display import listening
+    from convsmith.spec import spec_of
+    from convsmith.studies import tuning
+    from convsmith.studies.tune_config import read_tuning
+
+    spec = spec_of(data, model, None, None, optimizer, settings)
+    options: dict[str, Any] = {"trials": trials, "jobs": jobs, "backend": backend, "name": name}
+    with listening(show, study=True) as listener:
+        return tuning.tune(
+            read_tuning(study), spec.layer, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener
+        )
+
+
+def lr_find(
+    data: Data = None,
+    model: Model = None,
+    *,
+    low: float = 1e-6,
+    high: float = 10.0,
+    steps: int = 100,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    optimizer: OptimizerFactory | None = None,
+    show: Show = True,
+    **settings: Any,
+) -> LrFindResult:
+    """Which learning rates learn: the range test from `low` to `high` in `steps` batches, with a suggestion."""
+    from convsmith.display import listening
+    from convsmith.spec import spec_of
+    from convsmith.studies import lr_find as module
+
+    spec = spec_of(data, model, preset, config, optimizer, settings)
+    options: dict[str, Any] = {"low": low, "high": high, "steps": steps, "name": name}
+    with listening(show, study=True) as listener:
+        return module.lr_find(spec.config, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener)
+
+
+def check_data(
+    source: str | Path | Arrays,
+    range: str | tuple[float, float] = "full",
+    out: str | Path | None = None,
+    *,
+    show: Show = True,
+) -> Audit:
+    """Look at every image of a data set: broken files, duplicates, counts and sizes; changes nothing.
+
+    `range` is data.range, for samples of more than 8 bits. `out` is a .json file for the whole finding.
+    """
+    from convsmith.data.audit import check_data
+    from convsmith.display import listening
+    from convsmith.spec import spec_of
+
+    spec = spec_of({"source": source, "range": range}, None, None, None, None, {})
+    with listening(show) as listener:
+        return check_data(spec.config.data, spec.parts.source, None if out is None else Path(out), listener)
 
 
 def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Comparison:

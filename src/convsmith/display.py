@@ -5,9 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.util
-import signal
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,7 +44,6 @@ COLUMNS = (
     f"{'epoch':>7} {'train loss':>10} {'acc':>6}  {'val loss':>8} {'acc':>6} {'F1':>5}  "
     f"{'lr':>7} {'img/s':>7} {'time':>7}"
 )
-EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 INDENT = 8  # of what stands before the first step
 MOST_CLASSES = 30
 
@@ -122,10 +120,6 @@ class Display:
         if event.done == event.total:
             self._bar.stop()
             self._bar = None
-
-    def counting(self, what: str) -> Callable[[int, int], None]:
-        """A function of (done, total) that shows how far the work `what` is."""
-        return lambda done, total: self.counted(Counted(what, done, total))
 
     def clear(self) -> None:
         """Take away a bar whose work has ended or was broken off."""
@@ -350,13 +344,23 @@ class Display:
 
 
 @contextlib.contextmanager
-def listening(show: bool | Listener) -> Iterator[Listener]:
-    """The listener that `show` asks for: true is a display, false shows nothing, and a function is taken as it is."""
-    if isinstance(show, bool):
-        with Display() as display:
-            yield display if show else nobody
-    else:
+def listening(show: bool | Listener, study: bool = False) -> Iterator[Listener]:
+    """The listener that `show` asks for: true is a display, false shows nothing, and a function is taken as it is.
+
+    A `study` has events of its own.
+    """
+    if not isinstance(show, bool):
         yield show
+    elif not show:
+        yield nobody
+    elif study:
+        from convsmith.study_display import StudyDisplay
+
+        with StudyDisplay() as display:
+            yield display
+    else:
+        with Display() as training:
+            yield training
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:

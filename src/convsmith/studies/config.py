@@ -21,6 +21,9 @@ BASE = "base"
 DIVISION = ("source", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
 
 
+StudySource = str | Path | Mapping[str, Any]
+
+
 class Choice(Section):
     """Hyperparameters chosen anew for each arm, in each fold, by short runs on the fold's inner validation part."""
 
@@ -55,12 +58,14 @@ def studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
+def read_values(study: StudySource, kind: type[Section], example: str) -> dict[str, Any]:
     """What a study's file holds, or the shipped study of this name; a UserError where it is none, or no mapping.
 
-    `kind` has the keys that the file may have; `example` names some of them.
+    A mapping is taken as it is. `kind` has the keys that the file may have; `example` names some of them.
     """
-    path = Path(name)
+    if isinstance(study, Mapping):
+        return dict(study)
+    path, name = Path(study), str(study)
     known = studies()
     if name in known and not path.is_file():  # a folder of that name is a study that was run here
         path = known[name]
@@ -76,9 +81,14 @@ def read_values(name: str, kind: type[Section], example: str) -> dict[str, Any]:
     return unversioned(path, values)
 
 
-def read_study(name: str) -> StudyConfig:
-    """An ablation study's file, or the shipped one of this name; a UserError names each wrong key."""
-    values = read_values(name, StudyConfig, "base and arms")
+def name_of(study: StudySource) -> str:
+    """What errors call it."""
+    return "of your own" if isinstance(study, Mapping) else str(study)
+
+
+def read_study(study: StudySource) -> StudyConfig:
+    """An ablation study: a file, the name of a shipped one, or its keys; a UserError names each wrong key."""
+    values, name = read_values(study, StudyConfig, "base and arms"), name_of(study)
     if "space" in values:
         raise UserError(f"study '{name}' is one of tuning, since it has a space: {command('tune', name)}")
     return validate_study(values, name)

@@ -14,7 +14,7 @@ from convsmith.config import Layer, RunConfig, fields, merge, over_preset, valid
 from convsmith.contracts import Section
 from convsmith.errors import UserError, command, nearest
 from convsmith.records import Monitor, metric_of
-from convsmith.studies.config import DIVISION, read_values
+from convsmith.studies.config import DIVISION, StudySource, name_of, read_values
 
 #: why a key cannot be searched; the keys of DIVISION come on top
 NOT_SEARCHED = {
@@ -75,9 +75,9 @@ Axis = Interval | Choices
 Space = dict[str, Axis]
 
 
-def read_tuning(name: str) -> TuneConfig:
-    """A tuning study's file, or the shipped one of this name; a UserError names each wrong key."""
-    values = read_values(name, TuneConfig, "base and space")
+def read_tuning(study: StudySource) -> TuneConfig:
+    """A tuning study: a file, the name of a shipped one, or its keys; a UserError names each wrong key."""
+    values, name = read_values(study, TuneConfig, "base and space"), name_of(study)
     if "arms" in values or "grid" in values:
         raise UserError(f"study '{name}' is an ablation, since it has arms: {command('ablate', name)}")
     return checked(TuneConfig, values, f"study '{name}'")

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_study(args.study)
     from convsmith.studies.ablation import ablate
-    from convsmith.verbs.study_display import StudyDisplay
+    from convsmith.study_display import StudyDisplay
 
     with StudyDisplay() as shown:
         result = ablate(

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         print(config.to_yaml(), end="")
         return 0
     from convsmith.studies.crossval import crossval
-    from convsmith.verbs.study_display import StudyDisplay
+    from convsmith.study_display import StudyDisplay
 
     with StudyDisplay() as shown:
         result = crossval(

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     from convsmith.studies.lr_find import lr_find
-    from convsmith.verbs.study_display import StudyDisplay
+    from convsmith.study_display import StudyDisplay
 
     with StudyDisplay() as shown:
         result = lr_find(

@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     directory = open_run(args.directory)
     if directory.study.exists():
         from convsmith.studies import study
+        from convsmith.study_display import StudyDisplay
         from convsmith.verbs import ablate, crossval, tune
-        from convsmith.verbs.study_display import StudyDisplay
 
         show = {"crossval": crossval.show, "ablate": ablate.show, "tune": tune.show}
         with StudyDisplay() as shown:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_tuning(args.study)
     from convsmith.studies.tuning import tune
-    from convsmith.verbs.study_display import StudyDisplay
+    from convsmith.study_display import StudyDisplay
 
     with StudyDisplay() as shown:
         result = tune(
@@ -63,7 +63,7 @@ def _results(result: TuningResult, display: Display) -> None:
 
     from convsmith.display import duration
     from convsmith.studies.tuning import BEST, TRIALS
-    from convsmith.verbs.study_display import word
+    from convsmith.study_display import word
 
     path, metric, ranked = result.directory, result.metric, result.ranked
     states = [trial["state"] for trial in result.trials]
