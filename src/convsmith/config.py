@@ -28,7 +28,7 @@ from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
 
 Layer = dict[str, Any]
-ABSENT = "-"  # in a comparison, of a key that one config does not have
+ABSENT = "absent"  # in a comparison, of a key that one config does not have
 
 
 class RunConfig(Section):

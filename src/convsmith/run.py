@@ -165,10 +165,10 @@ class Run:
         curves = self.files.figures / "curves.png"
         image = ""
         if curves.exists():
-            import base64
+            from convsmith.figures.page import png_uri
 
-            data = base64.b64encode(curves.read_bytes()).decode()
-            image = f'<img alt="learning curves" style="max-width:640px" src="data:image/png;base64,{data}">'
+            uri = png_uri(curves.read_bytes())
+            image = f'<img alt="learning curves" style="max-width:640px" src="{uri}">'
         title = html.escape(str(self.directory))
         return f"<p><b>{title}</b></p><table><tr>{head}</tr>{body}</table>{image}"
 

@@ -89,7 +89,7 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
     changed = convsmith("ablate", write(tmp_path, margin=0.1), "--name", "ab", code=2)
     assert "margin was 0.05, now 0.1" in changed.stderr
     changed = convsmith("ablate", write(tmp_path, arms={"average": {"model.pool": "average"}}), "--name", "ab", code=2)
-    assert "arms.no learning was {'optim.lr': 1e-06}, now absent" in changed.stderr
+    assert "arms.no learning.optim.lr was 1e-06, now absent" in changed.stderr
 
 
 def test_an_arm_that_diverges_is_reported_and_the_others_are_finished(convsmith: Any, tmp_path: Path) -> None:

@@ -98,20 +98,24 @@ def _digest(text: str) -> str:
 
 def thumbnail_uri(pixels: NDArray[np.uint8]) -> str:
     """uint8 [H, W, 1 or 3] as a data URI: PNG up to 64 pixels, else a JPEG of at most 112."""
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    image = _image(pixels)
     image.thumbnail((LONGEST, LONGEST))
     kind, options = ("png", {"optimize": True}) if max(image.size) <= LOSSLESS else ("jpeg", {"quality": 82})
     return _encoded(image, kind, options)
 
 
 def pixels_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [H, W, 3] as a data URI, every pixel as it is."""
-    return _encoded(Image.fromarray(pixels), "png", {"optimize": True})
+    """uint8 [H, W, 1 or 3] as a data URI, every pixel as it is."""
+    return _encoded(_image(pixels), "png", {"optimize": True})
 
 
 def png_uri(png: bytes) -> str:
     """A PNG file as a data URI."""
     return _uri("png", png)
+
+
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
 def _encoded(image: Image.Image, kind: str, options: dict[str, Any]) -> str:

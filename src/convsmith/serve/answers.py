@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from convsmith.data.decode import DecodeError, read_header
 from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
+from convsmith.figures.page import pixels_uri
 from convsmith.prediction.predictor import Predictor
 from convsmith.serve.neighbours import Neighbours
 from convsmith.serve.upload import Refused
@@ -43,10 +38,10 @@ class Answers:
     def explain_pixels(self, pixels: InputPixels) -> dict[str, Any]:
         answer = self._prediction(pixels)
         winner = self.classes.index(answer["label"])
-        answer["seen"] = data_url(pixels.array[0])
+        answer["seen"] = pixels_uri(pixels.array[0])
         try:
             heat = heat_maps(self._predictor.model, self._predictor.to_input(), pixels.array, [winner])[0]
-            answer["heat_map"] = data_url(overlay(pixels.array[0], heat))
+            answer["heat_map"] = pixels_uri(overlay(pixels.array[0], heat))
         except UserError as error:
             answer["heat_map"], answer["heat_map_missing"] = None, str(error)
         near = self._neighbours.nearest(pixels, NEIGHBOURS) if self._neighbours else []
@@ -55,7 +50,7 @@ class Answers:
                 "id": one.id,
                 "label": self.classes[one.label],
                 "similarity": one.similarity,
-                "image": data_url(one.pixels),
+                "image": pixels_uri(one.pixels),
             }
             for one in near
         ]
@@ -78,10 +73,3 @@ class Answers:
     def _prediction(self, pixels: InputPixels) -> dict[str, Any]:
         found = self._predictor.predict(pixels)[0]
         return {"label": found.label, "confidence": found.confidence, "probabilities": found.probabilities}
-
-
-def data_url(pixels: NDArray[np.uint8]) -> str:
-    """An image uint8 [W, W, 1 or 3] as a PNG in a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

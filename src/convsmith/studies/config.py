@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError
 
-from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate
+from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate, word
 from convsmith.contracts import Section
 from convsmith.errors import UserError, choose, command, nearest
 from convsmith.records import MetricName, unversioned
@@ -195,17 +195,13 @@ def _combinations(grid: Mapping[str, tuple[Any, ...]]) -> dict[str, Layer]:
     result = {}
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        name = ", ".join(f"{key.split('.')[-1]}={_word(value)}" for key, value in chosen.items())
+        name = ", ".join(f"{key.split('.')[-1]}={word(value)}" for key, value in chosen.items())
         result[name] = as_layer(chosen, name)
     return result
 
 
-def _word(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _shown(layer: Layer) -> str:
-    return ", ".join(f"{section}.{key}={_word(v)}" for section, values in layer.items() for key, v in values.items())
+    return ", ".join(f"{section}.{key}={word(v)}" for section, values in layer.items() for key, v in values.items())
 
 
 def _refuse_name(name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convsmith import records, rundir
-from convsmith.config import RunConfig, parse_yaml, read_layer, validate
+from convsmith.config import RunConfig, differences, parse_yaml, read_layer, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.errors import Stopped, UserError, choose
 from convsmith.events import FeatureExtractionProgress, JobDone, JobProgress, JobsStarted, Listener, nobody
@@ -143,9 +143,9 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
     # A key that the version which began the study did not have has its default.
     before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
-    if differences := [f"{key} was {then}, now {now}" for key, then, now in _differences(before, spec)]:
+    if changed := [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]:
         raise UserError(
-            f"study '{run.path}' was begun with something else ({'; '.join(differences)}): "
+            f"study '{run.path}' was begun with something else ({'; '.join(changed)}): "
             "choose another --name, or ask the same again to go on with it"
         )
     return run
@@ -171,7 +171,9 @@ def read_spec(run: RunDir) -> dict[str, Any]:
 
 def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     # Optuna's studies take more trials at any time.
-    if said := [f"{key} was {then}, is {value}" for key, then, value in _differences(before, now) if key != "trials"]:
+    if said := [
+        f"{key} was {then}, is {value}" for key, (then, value) in differences([before, now]) if key != "trials"
+    ]:
         raise UserError(
             f"'{path}' was changed after the study had begun ({'; '.join(said)}): its results are those of what it "
             "said then. Undo the change, or start a new study"
@@ -217,13 +219,3 @@ def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
             for fold in folds
         ],
     }
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value before, value now) of what differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in {**before, **now}:
-            inner = f"{key}.{name}" if key else str(name)
-            yield from _differences(before.get(name, "absent"), now.get(name, "absent"), inner)
-    elif before != now:
-        yield key, before, now
