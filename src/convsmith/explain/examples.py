@@ -87,9 +87,10 @@ def examples_of_images(
 
 
 def most_informative_examples(context: ExplainContext, target: int | None) -> list[Example]:
-    """The validation images with the most confident mistakes, and as many with the most confident correct predictions.
+    """The validation images with the worst mistakes, and as many with the most confident correct predictions.
 
-    The correct ones are of different classes as far as possible. With `target`, only images that are of this class or
+    A mistake is the worse the less probability the true class has. The correct ones are of different classes as far as
+    possible. With `target`, only images that are of this class or
     predicted as it.
     """
     found, labels = probabilities(context.val_logits), context.val.labels
@@ -99,7 +100,7 @@ def most_informative_examples(context: ExplainContext, target: int | None) -> li
         assert target is not None
         name = context.classes[target]
         raise UserError(f"no validation image is of class '{name}' or predicted as it: give PATHs of images to explain")
-    why = ["a confident mistake"] * len(wrong) + ["a confident correct prediction"] * len(right)
+    why = ["one of the worst mistakes"] * len(wrong) + ["one of the most confident correct predictions"] * len(right)
     ids = [context.val.ids[at] for at in chosen]
     known: list[int | None] = [int(label) for label in labels[chosen]]
     inputs = context.inputs(context.val.gather(chosen))

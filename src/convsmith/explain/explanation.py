@@ -35,14 +35,16 @@ from convsmith.explain.examples import (
 from convsmith.explain.gradcam import overlay
 from convsmith.explain.network import FigureOptions, draw
 from convsmith.explain.options import FIGURES
-from convsmith.explain.page import Shown, page
 from convsmith.figures.layers import explanation_figure
+from convsmith.figures.page import png_uri, render
 from convsmith.figures.style import png_of
 from convsmith.files import explain_os_errors, write_bytes, write_text
 from convsmith.prediction.predictor import find_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+TEMPLATE = Path(__file__).with_name("templates") / "explain.html"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,8 @@ def _explain_net(context: ExplainContext, name: str, options: FigureOptions, mad
     with explain_os_errors(f"'{context.folder}'"):
         png = png_of(drawn.figure)
         write_bytes(image, png)
-        shown = Shown(png, f"Figure {name} of {context.run.name}. {drawn.caption}", drawn.caption)
-        write_text(html, page(f"{context.run.name}: {name}", [], [], [shown], made_by))
+        shown = _shown(png, f"Figure {name} of {context.run.name}", name)
+        write_text(html, _page(f"{context.run.name}: {name}", [drawn.caption], [], [shown], made_by))
     return Explanation(context.folder, (drawn.caption,), drawn.table, (html, image), {name: drawn.figure})
 
 
@@ -142,10 +144,20 @@ def _explain_images(
             write_bytes(written[-1], png)
             why = f", {entry.example.why}" if entry.example.why else ""
             alternative = f"Heat maps and curves of {entry.example.id}: {words}"
-            shown.append(Shown(png, alternative, f"{entry.example.id}{why}: {words}."))
+            shown.append(_shown(png, alternative, f"{entry.example.id}{why}: {words}."))
         title = f"{context.run.name}: what the net looked at"
-        write_text(index, page(title, text, [HEADINGS, *map(cells, table)], shown, made_by))
+        write_text(index, _page(title, text, list(map(cells, table)), shown, made_by))
     return Explanation(folder, text, table, tuple(written), figures, comparisons, tuple(explained), tuple(unreadable))
+
+
+def _page(title: str, text: Sequence[str], rows: list[list[str]], figures: list[dict[str, str]], made_by: str) -> str:
+    values = {"title": title, "text": text, "headings": HEADINGS, "rows": rows, "figures": figures}
+    return render(TEMPLATE, values | {"command": made_by})
+
+
+def _shown(png: bytes, alternative: str, caption: str) -> dict[str, str]:
+    """A figure on the page: the picture, what it says to those who cannot see it, and its caption."""
+    return {"uri": png_uri(png), "alternative": alternative, "caption": caption}
 
 
 HEADINGS = ("image", "true", "predicted", "explained", "probability", "deletion", "insertion", "file")
