@@ -154,7 +154,8 @@ class _Worker:
                 encoding="utf-8",
                 start_new_session=True,
             )
-        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(heard,), daemon=True)
+        self._listener.start()
 
     def give(self, job: tuple[int, Job]) -> None:
         self.job = job
@@ -172,6 +173,9 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
+        self._listener.join()  # it has heard the process's last word
+        assert self._process.stdout
+        self._process.stdout.close()
 
     def _listen(self, heard: Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
         assert self._process.stdout
