@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 from convsmith.errors import UserError
-from convsmith.studies.config import arms_of, as_layer, changes, choices_of, read_study, studies, validate_study
+from convsmith.studies.config import (
+    arms_of,
+    as_layer,
+    changes,
+    choices_of,
+    read_study,
+    studies,
+    validate_study,
+)
 
 BASE = {"preset": "digits", "base": {"train": {"epochs": 2}}}
 

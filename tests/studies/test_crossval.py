@@ -96,12 +96,17 @@ def test_another_config_under_the_same_name_is_refused_with_the_difference(refer
 @pytest.mark.parametrize(
     ("file", "before", "after", "message"),
     [
-        ("study.yaml", "folds: 3", "folds: 2", "study.yaml' was changed after the study had begun (folds was 3, is 2)"),
+        (
+            "study.yaml",
+            "folds: 3",
+            "folds: 2",
+            "study.yaml' was changed after the study had started (folds was 3, is 2)",
+        ),
         (
             "config.yaml",
             "lr: 0.002",
             "lr: 0.1",
-            "config.yaml' was changed after the study had begun (optim.lr was 0.002",
+            "config.yaml' was changed after the study had started (optim.lr was 0.002",
         ),
         ("study.yaml", "kind: crossval", "kind: ablate", "kind was crossval, is ablate"),
     ],

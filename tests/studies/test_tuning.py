@@ -26,9 +26,11 @@ from convsmith.errors import UserError
 from convsmith.figures import style
 from convsmith.files import read_json
 from convsmith.rundir import RunDir
-from convsmith.studies import study, trials, tuning
+from convsmith.runtime import Interrupts
+from convsmith.studies import study, trial_job, tuning
 from convsmith.studies.runner import run_here
 from convsmith.studies.search import Search, read_search
+from convsmith.studies.worker import perform
 from convsmith.tracking.csv import read as read_metrics
 from convsmith.training import experiment, setup
 
@@ -66,6 +68,12 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return out + err
 
     return run
+
+
+def ended(message: dict[str, Any]) -> Any:
+    """The record of a trial that runs here."""
+    *_, last = perform(message, Interrupts())
+    return last["done"]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -160,7 +168,7 @@ def test_a_study_that_is_done_says_so_more_trials_go_on_and_another_question_is_
     assert rows(begun)[:1] == first
     assert len(rows(begun)) == 2
     text = call(*COMMAND, "--trials", "2", "--epochs", "9", code=2)
-    assert "was begun with something else (base.train.epochs was 2, now 9)" in text
+    assert "was started with something else (base.train.epochs was 2, now 9)" in text
     assert "trials was 2, now 1" in call(*COMMAND, "--trials", "1", code=2)
 
 
@@ -235,7 +243,7 @@ def test_a_trial_killed_between_two_steps_is_the_same_trial(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((trials, "suggest") if moment == "asked" else (optuna.Study, "tell")), die)
+        patch.setattr(*((trial_job, "suggest") if moment == "asked" else (optuna.Study, "tell")), die)
         with pytest.raises(MemoryError):
             main([*COMMAND, "--trials", "1"])
     with search_in(tmp_path).opened() as known:
@@ -250,7 +258,7 @@ def test_a_trial_that_kills_its_workers_fails_but_not_one_whose_study_is_killed(
 ) -> None:
     study_file = begun / "study.yaml"
     study_file.write_text(study_file.read_text().replace("trials: 1", "trials: 2"))
-    message = trials.TrialJob("trial", str(begun), 1, "one call").message()
+    message = trial_job.TrialJob("trial", str(begun), 1, "one call").message()
 
     def die(*_: Any) -> None:
         raise MemoryError
@@ -258,14 +266,14 @@ def test_a_trial_that_kills_its_workers_fails_but_not_one_whose_study_is_killed(
     monkeypatch.setattr(setup, "prepare", die)
     for name in ("one call", "one call", "another", "a third"):
         with pytest.raises(MemoryError):
-            trials.perform(message | {"call": name}, print)
+            ended(message | {"call": name})
     with pytest.raises(MemoryError):
-        trials.perform(message | {"call": "a third"}, print)
-    record = trials.perform(message | {"call": "a third"}, print)
+        ended(message | {"call": "a third"})
+    record = ended(message | {"call": "a third"})
     assert record is not None
     assert (record["number"], record["state"]) == (1, "failed")
     assert "its worker died 2 times in epoch 1" in record["message"]
-    assert trials.perform(message, print) == {"number": None}
+    assert ended(message) == {"number": None}
 
 
 def test_hopeless_trials_are_pruned(begun: Path, tmp_path: Path, call: Call) -> None:
@@ -359,7 +367,7 @@ def test_no_trial_can_reach_the_test_split(tmp_path: Path, call: Call) -> None:
 def test_data_that_changed_since_the_study_began_is_refused(begun: Path, call: Call) -> None:
     path = begun / "optuna.json"
     path.write_text(json.dumps(read_json(path) | {"hash": "another"}))
-    assert "the data 'digits' has changed since 'runs/s' was begun" in call("resume", "runs/s", code=2)
+    assert "the data 'digits' has changed since 'runs/s' was started" in call("resume", "runs/s", code=2)
 
 
 @pytest.mark.parametrize(

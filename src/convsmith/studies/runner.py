@@ -1,4 +1,4 @@
-"""Many independent jobs at once: worker processes on this machine, or a Ray cluster (`cluster.py`)."""
+"""Many independent jobs, in worker processes on this machine or in this process; `ray_cluster` runs them on Ray."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from convsmith.files import write_text
 from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, environment, set_threads
-from convsmith.studies import cluster, own, runner
+from convsmith.studies import own, ray_cluster, runner
 from convsmith.studies.runner import Answer, Job
 from convsmith.training.setup import NO_PARTS, Parts
 
@@ -39,7 +39,7 @@ STARTED = "begun.json"  # what study.yaml and config.yaml said when the study wa
 
 Written = tuple[type[records.Record], Mapping[str, Any]]  # a JSON file: its schema and its content
 Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
-BACKENDS: dict[str, Backend] = {"local": runner.run_jobs, "ray": cluster.run_jobs}
+BACKENDS: dict[str, Backend] = {"local": runner.run_jobs, "ray": ray_cluster.run_jobs}
 
 
 def at_least(least: int, name: str, value: int) -> None:
@@ -58,7 +58,7 @@ def runner_for(name: str, parts: Parts = NO_PARTS) -> Backend:
     if own.has_own(parts):
         return partial(runner.run_here, parts=parts)
     if name == "ray":
-        cluster.connect()
+        ray_cluster.connect()
     return BACKENDS[name]
 
 
@@ -106,12 +106,12 @@ def run_folds(
             if answer.record is None:
                 failed[job.name] = answer.failed or ""
             run.log(f"{job.name} {'done' if answer.record else f'failed: {answer.failed}'}")
-        refuse_to_go_on(interrupts, how_to_resume)
+        stop_if(interrupts, how_to_resume)
     return failed
 
 
-def refuse_to_go_on(interrupts: Interrupts, how_to_resume: str) -> None:
-    """Raise Stopped where a signal has come."""
+def stop_if(interrupts: Interrupts, how_to_resume: str) -> None:
+    """Raise Stopped where a signal has come; everything must have been saved."""
     if interrupts.received:
         raise Stopped(interrupts.received, f"stopped, all saved; go on with: {how_to_resume}")
 
@@ -145,7 +145,7 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
     before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     if changed := [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]:
         raise UserError(
-            f"study '{run.path}' was begun with something else ({'; '.join(changed)}): "
+            f"study '{run.path}' was started with something else ({'; '.join(changed)}): "
             "choose another --name, or ask the same again to go on with it"
         )
     return run
@@ -175,7 +175,7 @@ def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
         f"{key} was {then}, is {value}" for key, (then, value) in differences([before, now]) if key != "trials"
     ]:
         raise UserError(
-            f"'{path}' was changed after the study had begun ({'; '.join(said)}): its results are those of what it "
+            f"'{path}' was changed after the study had started ({'; '.join(said)}): its results belong to what it "
             "said then. Undo the change, or start a new study"
         )
 

@@ -107,7 +107,7 @@ def table(record: Record) -> list[dict[str, str]]:
     def order(arm: Record) -> float:
         return math.inf if arm["difference"] is None else sign * arm["difference"]
 
-    asked = record["folds"] * record["repeats"] * record["seeds"]
+    wanted = record["folds"] * record["repeats"] * record["seeds"]
     rows = []
     for arm in [base, *sorted(record["arms"], key=order)]:
         row = {
@@ -121,8 +121,8 @@ def table(record: Record) -> list[dict[str, str]]:
             "seconds": "" if arm["seconds"] is None else f"{arm['seconds']:.1f}",
             "cost": _times(arm["seconds"] / base["seconds"]) if arm["seconds"] and base["seconds"] else "",
         }
-        if any(len(arm["per_fold"]) < asked for arm in (base, *record["arms"])):
-            row["trainings"] = f"{len(arm['per_fold'])} of {asked}"
+        if any(len(arm["per_fold"]) < wanted for arm in (base, *record["arms"])):
+            row["trainings"] = f"{len(arm['per_fold'])} of {wanted}"
         rows.append(row)
     return rows
 

@@ -25,7 +25,7 @@ from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies import own, study
 from convsmith.studies.search import OPTUNA, Search, connected, optuna_module, read_search, record_of, spec_of
-from convsmith.studies.trials import LOCK_WAIT, TrialJob
+from convsmith.studies.trial_job import LOCK_WAIT, TrialJob
 from convsmith.studies.tune_config import TuneConfig, base_of, space_of
 from convsmith.training import setup
 from convsmith.training.setup import NO_PARTS, Parts
@@ -249,7 +249,7 @@ def _run_trials(
                 known.append(answer.record)
                 listener(TrialDone(metric, answer.record, next(iter(ranking(known, metric)), None)))
                 run.log(f"trial {answer.record['number']} {answer.record['state']}: {answer.record['values']}")
-        study.refuse_to_go_on(interrupts, own.how_to_resume(run.path, parts))
+        study.stop_if(interrupts, own.how_to_resume(run.path, parts))
     return failed
 
 

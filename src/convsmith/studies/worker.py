@@ -21,7 +21,7 @@ from convsmith.errors import RunFailed, UserError
 from convsmith.runtime import Interrupts
 
 #: kind of job -> the module with its `perform(message, interrupts, parts)`
-KINDS = {"fold": "convsmith.studies.fold_job", "trials": "convsmith.studies.trials"}
+KINDS = {"fold": "convsmith.studies.fold_job", "trials": "convsmith.studies.trial_job"}
 
 
 def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) -> Iterator[dict[str, Any]]:
