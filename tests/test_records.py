@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from convsmith import records
 from convsmith.cli import main
@@ -97,6 +99,16 @@ NEWER = {
     "finished/test-access.jsonl": "report finished",
     "stopped/config.yaml": "resume stopped",
     "stopped/splits.json": "resume stopped",
+    "crossval/study.yaml": "resume crossval",
+    "crossval/begun.json": "resume crossval",
+    "crossval/folds.json": "resume crossval",
+    "crossval/folds/1/fold.json": "resume crossval",
+    "crossval/crossval.json": "report crossval",
+    "ablation/study.yaml": "resume ablation",
+    "ablation/arms.json": "resume ablation",
+    "ablation/folds.json": "resume ablation",
+    "tuning/study.yaml": "resume tuning",
+    "tuning/optuna.json": "resume tuning",
 }
 
 
@@ -123,3 +135,46 @@ def test_a_file_of_a_newer_edition_is_refused_with_advice(file, tmp_path, monkey
 
 def lines(path):
     return path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("finished/model/model.safetensors", "predict finished README.md"),
+        ("stopped/checkpoints/last.safetensors", "resume stopped"),
+    ],
+)
+def test_weights_of_a_newer_edition_are_refused_with_advice(file, command, tmp_path, monkeypatch, capsys):
+    name = file.split("/")[0]
+    shutil.copytree(FIRST_EDITION / name, tmp_path / name)
+    shutil.copy(FIRST_EDITION / "README.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with safe_open(file, "np") as weights:
+        tensors, header = {key: weights.get_tensor(key) for key in weights.keys()}, weights.metadata()  # noqa: SIM118
+    newer = {"convsmith": json.dumps({"format_version": 99, "sha256": "?"})} if "facts" not in header else header
+    Path(file).write_bytes(save(tensors, newer | {"format_version": "99"}))
+    assert main(command.split()) == 2
+    line = capsys.readouterr().err
+    assert Path(file).name in line
+    assert "format_version 99" in line
+
+
+def test_everything_that_a_training_writes_says_its_version(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--model convnet --data.limit 200 --epochs 1 --track.wandb off --train.threads 1 --model.hidden [] --name run"
+    assert main(["train", "--data", "digits", "--model.blocks", "[{channels: 2}]", *flags.split()]) == 0
+    assert main(["evaluate", "runs/run", "--split", "test"]) == 0
+    run = tmp_path / "runs/run"
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*.json*")}
+    assert found == {
+        *("environment.json", "splits.json", "summary.json", "evaluation-val.json", "evaluation-test.json"),
+        *("model/model.json", "test-access.jsonl"),
+    }
+    for name in found:
+        assert json.loads((run / name).read_text())["format_version"] == FORMAT_VERSION, name
+    assert (run / "config.yaml").read_text().startswith(f"format_version: {FORMAT_VERSION}\n")
+    for path in run.rglob("*.safetensors"):
+        with safe_open(path, "np") as weights:
+            header = weights.metadata()
+        said = json.loads(header["convsmith"])["format_version"] if "convsmith" in header else header["format_version"]
+        assert int(said) == FORMAT_VERSION, path

@@ -308,8 +308,18 @@ class StudyStart(Record):
     config: dict[str, Any]
 
 
+class ArmStart(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    config: dict[str, Any]
+    hash: str
+    seconds_per_epoch: NotNegative
+
+
 class Arms(Record):
     """arms.json: by its name each arm's resolved config, the hash of its data, and the expected seconds an epoch."""
+
+    __pydantic_extra__: dict[str, ArmStart]
 
 
 class Optuna(Record):

@@ -78,7 +78,6 @@ class Plan:
 
 def read_plan(run: RunDir) -> Plan:
     arms = records.read(run.path / ARMS, records.Arms)
-    arms.pop("format_version", None)
     return Plan(run, study.read_spec(run), arms, records.read(run.path / study.FOLDS, records.Folds))
 
 

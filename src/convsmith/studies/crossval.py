@@ -17,7 +17,6 @@ from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.events import Counted, CrossvalStarted, Listener, Note, nobody
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
-from convsmith.files import read_json
 from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
 from convsmith.studies import own, study
@@ -232,7 +231,7 @@ def _interval(metric: str, values: Sequence[float], folds: int) -> tuple[float, 
 
 def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[Mapping[str, Any]]) -> None:
     """Every image with the prediction of the net that did not train on it, in the pool's order, repeat by repeat."""
-    order = {name: at for at, name in enumerate(read_json(run.path / study.FOLDS)["pool"])}
+    order = {name: at for at, name in enumerate(records.read(run.path / study.FOLDS, records.Folds)["pool"])}
     rows = []
     for fold, record in zip(folds, per_fold, strict=True):
         with fold.predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:

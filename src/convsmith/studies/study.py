@@ -159,14 +159,25 @@ def read_spec(run: RunDir) -> dict[str, Any]:
     path = run.study
     if not path.exists():
         raise UserError(f"'{run.path}' exists and is not a study (it has no {path.name}): choose another --name")
-    spec = parse_yaml(path.read_text(encoding="utf-8"), f"'{path}'")
-    if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
-        raise UserError(f"'{path}' is damaged (it names no kind of study): restore it, or start a new study")
+    spec = read_study_file(run)
     if (started := run.path / STARTED).exists():
         before = records.read(started, records.StudyStart)
         _refuse_changed(path, before["study"], spec)
         _refuse_changed(run.config, before["config"], read_layer(run.config))
     return spec
+
+
+def read_study_file(run: RunDir) -> dict[str, Any]:
+    """What study.yaml says at present; a UserError where it is damaged, or of a newer edition."""
+    spec = parse_yaml(run.study.read_text(encoding="utf-8"), f"'{run.study}'")
+    if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
+        raise UserError(f"'{run.study}' is damaged (it names no kind of study): restore it, or start a new study")
+    return records.unversioned(run.study, spec)
+
+
+def write_spec(run: RunDir, spec: Mapping[str, Any]) -> None:
+    """Write study.yaml."""
+    write_text(run.study, to_yaml(records.versioned(spec)))
 
 
 def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -190,9 +201,9 @@ def create(
 ) -> RunDir:
     """A new study directory, whole or not at all: study.yaml, resolved config.yaml, environment.json, and `files`."""
     with rundir.draft(runs_dir) as run:
-        write_text(run.study, to_yaml(dict(spec)))
+        write_spec(run, spec)
         write_text(run.config, config.to_yaml())
-        started = {"study": parse_yaml(run.study.read_text(encoding="utf-8"), ""), "config": read_layer(run.config)}
+        started = {"study": read_study_file(run), "config": read_layer(run.config)}
         records.write(run.path / STARTED, records.StudyStart, started)
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
         records.write(run.environment, records.Environment, record)

@@ -19,7 +19,6 @@ from convsmith.errors import UserError
 from convsmith.events import Counted, JobDone, JobProgress, JobsStarted, Listener, TrialDone, TuningStarted, nobody
 from convsmith.figures.curves import history_figure, importance_figure
 from convsmith.figures.style import save
-from convsmith.plainyaml import to_yaml
 from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
@@ -261,7 +260,7 @@ def _existing(runs_dir: Path, name: str | None, spec: dict[str, Any]) -> RunDir 
     more = spec["trials"] > before
     run = study.existing(runs_dir, name, spec | {"trials": before} if more else spec)
     if more and run is not None:
-        files.write_text(run.study, to_yaml(spec))
+        study.write_spec(run, spec)
     return run
 
 
