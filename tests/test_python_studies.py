@@ -67,7 +67,7 @@ def test_own_objects_work_in_every_study_and_say_that_they_stay_in_this_process(
     space = {"space": {"train.batch_size": [8, 16]}, "trials": 2}
     tuned = convsmith.tune(space, **own(), name="tune", **quick)
     assert len(tuned.table()) == 2
-    swept = convsmith.lr_find(**own(), steps=20, name="lr", **quick)
+    swept = convsmith.lr_find(**own(), steps=30, name="lr", **quick)
     assert len(swept.points) > 5
     assert convsmith.check_data(own()["data"], show=False).verdicts["ok"] == 90
     assert convsmith.summary(own()["data"], Own()).parameters == sum(p.numel() for p in Own().parameters())
