@@ -63,7 +63,19 @@ def imported(path: Path) -> Iterator[str]:
 def test_the_arrows_name_units_that_exist() -> None:
     units = {unit(name) for name, _ in modules()}
     assert set(ARROWS) <= units
-    assert units - set(ARROWS) <= {"", "__init__", "cli", "verbs", "display", "run", "spec", "modelsummary", "machine"}
+    assert units - set(ARROWS) <= {
+        "",
+        "__init__",
+        "cli",
+        "verbs",
+        "display",
+        "run",
+        "spec",
+        "modelsummary",
+        "machine",
+        "show",
+        "study_display",
+    }
 
 
 @pytest.mark.parametrize("importer", sorted(ARROWS))
@@ -87,7 +99,7 @@ def test_config_sees_of_the_rooms_only_their_configs() -> None:
 
 def test_nothing_below_the_experiment_sees_runconfig() -> None:
     above = {"config", "transfer", "training", "prediction", "studies", "explain", "report", "verbs"}
-    above |= {"__init__", "display", "run", "spec", "modelsummary", "machine"}
+    above |= {"__init__", "display", "run", "spec", "modelsummary", "machine", "show", "study_display"}
     users = {unit(name) for name, path in modules() if "RunConfig" in path.read_text(encoding="utf-8")}
     assert users <= above
 

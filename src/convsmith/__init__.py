@@ -76,7 +76,7 @@ def train(
     (epochs, batch_size, lr, seed, device) and whole sections, such as ``augment={"hflip": True}``.
     """
     from convsmith import run as runs
-    from convsmith.display import listening
+    from convsmith.show import listening
     from convsmith.spec import spec_of
 
     spec = spec_of(data, model, preset, config, optimizer, settings)
@@ -99,8 +99,8 @@ def resume(
     Hand in again the module, the optimiser and the arrays that were your own. A study has `jobs` and a `backend`.
     """
     from convsmith import run as runs
-    from convsmith.display import listening
     from convsmith.rundir import open_run
+    from convsmith.show import listening
     from convsmith.spec import parts_of
     from convsmith.studies import study
 
@@ -141,7 +141,7 @@ def crossval(
 
     `jobs` folds are trained at a time, by the `backend` "local" or "ray"; with objects of your own one at a time, here.
     """
-    from convsmith.display import listening
+    from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import crossval as module
 
@@ -171,7 +171,7 @@ def ablate(
     `data`, `model` and `settings` change the base, and so every arm. With a `budget` in minutes, arms that look worst
     are given up early.
     """
-    from convsmith.display import listening
+    from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import ablation
     from convsmith.studies.config import read_study
@@ -202,7 +202,7 @@ def tune(
 
     `data`, `model` and `settings` change the base, and so every trial.
     """
-    from convsmith.display import listening
+    from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import tuning
     from convsmith.studies.tune_config import read_tuning
@@ -231,7 +231,7 @@ def lr_find(
     **settings: Any,
 ) -> LrFindResult:
     """Which learning rates learn: the range test from `low` to `high` in `steps` batches, with a suggestion."""
-    from convsmith.display import listening
+    from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import lr_find as module
 
@@ -253,7 +253,7 @@ def check_data(
     `range` is data.range, for samples of more than 8 bits. `out` is a .json file for the whole finding.
     """
     from convsmith.data.audit import check_data
-    from convsmith.display import listening
+    from convsmith.show import listening
     from convsmith.spec import spec_of
 
     spec = spec_of({"source": source, "range": range}, None, None, None, None, {})

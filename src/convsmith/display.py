@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib.util
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,14 +24,12 @@ from convsmith.events import (
     FeatureExtractionProgress,
     Finished,
     Interrupted,
-    Listener,
     Note,
     Serving,
     StepProgress,
     TrainingStarted,
     Unfroze,
     Written,
-    nobody,
 )
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import wilson_interval
@@ -341,26 +338,6 @@ class Display:
         self.console.print(table)
         if out:
             self.line(f"\nwritten: {out}")
-
-
-@contextlib.contextmanager
-def listening(show: bool | Listener, study: bool = False) -> Iterator[Listener]:
-    """The listener that `show` asks for: true is a display, false shows nothing, and a function is taken as it is.
-
-    A `study` has events of its own.
-    """
-    if not isinstance(show, bool):
-        yield show
-    elif not show:
-        yield nobody
-    elif study:
-        from convsmith.study_display import StudyDisplay
-
-        with StudyDisplay() as display:
-            yield display
-    else:
-        with Display() as training:
-            yield training
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:

@@ -93,8 +93,8 @@ class Run:
         `paths` are files, patterns or images, none: the most informative validation images. `target` is the class to
         explain (the predicted one), `stage` where Grad-CAM looks (the last stage with feature maps).
         """
-        from convsmith.display import listening
         from convsmith.explain.explanation import explain
+        from convsmith.show import listening
 
         with listening(show) as listener:
             return explain(
@@ -117,8 +117,8 @@ class Run:
 
     def serve(self, host: str = "127.0.0.1", port: int = 8000, show: bool | Listener = True) -> None:
         """Answer requests on a page of its own and at POST /predict, until the process is interrupted."""
-        from convsmith.display import listening
         from convsmith.serve.server import serve
+        from convsmith.show import listening
 
         with listening(show) as listener:
             serve(self.files, host, port, self.device, self._module, self._source, listener)
