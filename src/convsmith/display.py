@@ -294,7 +294,7 @@ class Display:
             "size: (T - K + 2P)/S + 1": [row.equation for row in rows],
             "output": [" x ".join(map(str, row.output_shape)) for row in rows],
             "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in rows],
-            "MACs": [f"{row.multiply_adds:,}" if row.multiply_adds else "" for row in rows],
+            "MACs": [f"{row.macs:,}" if row.macs else "" for row in rows],
             "field": [str(row.receptive_field or "") for row in rows],
         }
         self.line(title)
@@ -307,7 +307,7 @@ class Display:
             self.line("")
             self.console.print(_table({name: columns[name] for name in ("layer", *below)}))
         whole = totals(rows)
-        self.line(f"\n{whole.parameters:,} parameters, {whole.multiply_adds:,} MACs for one image")
+        self.line(f"\n{whole.parameters:,} parameters, {whole.macs:,} MACs for one image")
         self.line(
             "K kernel, S stride, P padding, T input size; field: receptive field in pixels; MACs: multiply-accumulates"
         )

@@ -36,7 +36,7 @@ class ModelSummary:
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of convolutions and fully connected layers for one image."""
-        return totals(self.layers).multiply_adds
+        return totals(self.layers).macs
 
     @property
     def title(self) -> str:

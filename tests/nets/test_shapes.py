@@ -93,7 +93,7 @@ def test_totals_agree_with_torch(name):
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 32, 32))
     assert total.parameters == sum(p.numel() for p in model.parameters())
-    assert 2 * total.multiply_adds == counter.get_total_flops()
+    assert 2 * total.macs == counter.get_total_flops()
 
 
 @settings(max_examples=20)

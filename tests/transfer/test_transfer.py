@@ -310,7 +310,7 @@ MISTAKES = [
         ["--transfer.weights", "none", "--model", "small-resnet"],
         "random weights have no statistics to keep: set transfer.weights",
     ),
-    (["--transfer.freeze", "none"], "unfreeze has nothing to thaw: set transfer.freeze, such as all-but-head"),
+    (["--transfer.freeze", "none"], "unfreeze has nothing to unfreeze: set transfer.freeze, such as all-but-head"),
     (["--transfer.unfreeze", "{aftr: 1}"], "unknown key 'transfer.unfreeze.aftr'. Did you mean 'after'?"),
     (
         ["--model", "torchvision/alexnet", "--transfer.weights", "alexnet.pth", "--data.image_size", "32"],

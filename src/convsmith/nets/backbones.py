@@ -1,4 +1,4 @@
-"""Architectures of torchvision and timm by name, as classifiers with features, head and stages."""
+"""Architectures of torchvision and timm by name, as classifiers with features, head and stages; without weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
 class Backbone(nn.Module):
     """A library's network with its last linear layer as `head`: a `contracts.Classifier`.
 
-    `net` is the library's own module, under its own parameter names, with an identity where the head was;
-    `head_name` is the name that the head had there, and `changes` says in words what was adapted. Stages go
+    `net` is the library's own module under its own parameter names, with an identity in place of the head;
+    `head_name` is the name that the head had there, and `changes` describes in words what was adapted. Stages go
     from `stem` to the last one; every parameter of `net` is in exactly one. Where a stage is several modules it is a
     ModuleList, which is never called itself: to see what the stage returns, hook its last module.
     """
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
 
 
 def torchvision_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
-    """torchvision's classification network `name`, untrained. Its stem is as it was, but for the input channels."""
+    """torchvision's classification network `name`, untrained. Only the input channels of its stem are adapted."""
     from torchvision import models
 
     refuse_unknown_torchvision(name)
@@ -102,7 +102,7 @@ def refuse_unknown_timm(name: str) -> None:
 def _adapted(
     name: str, net: nn.Module, head_name: str | None, changes: tuple[str, ...], channels: int, image_size: int
 ) -> Backbone:
-    """The backbone, once one image has shown that it takes the size and that the head makes the logits."""
+    """The backbone. One image is run first, to check that the size fits and that the head produces the logits."""
     head = net.get_submodule(head_name) if head_name else None
     if head_name is None or not isinstance(head, nn.Linear):
         raise UserError(f"model '{name}' cannot be used: its head is not a linear layer; choose another architecture")

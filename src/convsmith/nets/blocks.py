@@ -1,4 +1,4 @@
-"""What convnets are made of: activations, norms, poolings, and the block that puts them in order."""
+"""What convnets are made of: activations, norms, poolings, and the block that orders them; networks are elsewhere."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ class ConvBlock(nn.Module):
     """Convolution, norm, activation, pooling and dropout in `config.order`, each under its own name.
 
     What `config` leaves open is taken from `defaults`; parts that are none are left out. The norm has as
-    many channels as there are where it stands. The convolution has no bias where a norm that would remove it comes
+    many channels as its input has. The convolution has no bias where a norm that would remove it comes
     next. Dropout falls on single values, not on whole channels.
-    `name` is how errors call the block.
+    Errors call the block `name`.
     """
 
     def __init__(self, in_channels: int, config: BlockConfig, defaults: ModelConfig, name: str = "block") -> None:

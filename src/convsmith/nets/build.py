@@ -26,7 +26,7 @@ def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> 
     """An untrained `contracts.Classifier` for images [N, channels, image_size, image_size].
 
     Weights come from torch's global generator: the same seed before gives the same weights. UserError for an
-    unknown name, a setting that the model would not use, and sizes that do not fit.
+    unknown name, for a setting that the model does not use, and for sizes that do not fit.
     """
     library, slash, name = config.name.partition("/")
     if slash and library in LIBRARIES:
@@ -44,14 +44,14 @@ def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> 
 
 
 def refuse_unknown(name: str) -> None:
-    """UserError for what is neither a network of ours nor of a library, whose own names are its business."""
+    """UserError for a name that is neither a network of ours nor of a library, which checks what follows the slash."""
     library, slash, _ = name.partition("/")
     if name not in MODELS and not (slash and library in LIBRARIES):
         raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
 
 
 def _refuse_unused(config: ModelConfig, used: frozenset[str]) -> None:
-    """A setting that changes nothing would make a study compare a model with itself."""
+    """UserError for a setting that the model does not use: a study that varied it would compare a model with itself."""
     for key, field in ModelConfig.model_fields.items():
         value = getattr(config, key)
         if key != "name" and key not in used and value != field.default:

@@ -1,4 +1,4 @@
-"""`convnet`: blocks, fully connected layers, head; and `simple-cnn`, a convnet with its blocks filled in."""
+"""`convnet`: blocks, fully connected layers, head; and `simple-cnn`, whose blocks are given; not the blocks."""
 
 from __future__ import annotations
 

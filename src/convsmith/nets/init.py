@@ -1,4 +1,4 @@
-"""Initialisation of convolutions and fully connected layers."""
+"""Initialisation of convolutions and fully connected layers; the gain of an activation stands in its entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`small-resnet`: the residual network of He et al. for images of 32 x 32 pixels."""
+"""`small-resnet`: the residual network of He et al. for images of 32 x 32 pixels; ImageNet's are in backbones.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes, parameters, multiply-adds and receptive fields of a network: all that `summary` prints."""
+"""Sizes, parameters, MACs and receptive fields of a network, as numbers; `summary` and the report print them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def fitted_size(layer: str, size: int, kernel: int, padding: int, stride: int, f
 class LayerRow:
     """One layer as it ran on one image. Shapes leave out the batch: (C, H, W) or (F,).
 
-    `multiply_adds` counts convolutions and fully connected layers alone, without biases: the usual
-    convention, half of what torch's FlopCounterMode reports. `receptive_field` is in pixels of the
+    `macs` (multiply-accumulate operations) counts convolutions and fully connected layers alone, without
+    biases: the usual convention, half of what torch's FlopCounterMode reports. `receptive_field` is in pixels of the
     image along the height, padding included (so it can exceed the image), the largest over all
     paths where the network branches, by the windows of convolutions and poolings alone (attention
     and functional pooling see more); None where there are no positions left (flattened, fully
-    connected). `equation` is empty where the layer has none, or where it pads or rounds in its own
-    way.
+    connected). `equation` is empty where the layer has none, and where it pads or rounds in
+    another way.
     """
 
     name: str
@@ -72,20 +72,20 @@ class LayerRow:
     equation: str
     discarded: int
     parameters: int
-    multiply_adds: int
+    macs: int
     receptive_field: int | None
 
 
 @dataclass(frozen=True)
 class Totals:
     parameters: int
-    multiply_adds: int
+    macs: int
 
 
 def totals(rows: Iterable[LayerRow]) -> Totals:
-    """The sums over `rows`: parameters of the network, multiply-adds of one image's forward pass."""
+    """The sums over `rows`: parameters of the network, MACs (multiply-accumulate operations) of one forward pass."""
     rows = list(rows)
-    return Totals(sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows))
+    return Totals(sum(row.parameters for row in rows), sum(row.macs for row in rows))
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def estimate(rows: Iterable[LayerRow], *, batch: int, state_per_parameter: int, 
     """Memory of a training in batches of `batch`.
 
     `state_per_parameter`: values kept for each parameter (SGD 0, with momentum 1, Adam 2; one more for
-    EMA). Activations: the input and every layer's output are kept for the backward pass. Without one there are
-    no gradients either, and nothing is kept but what the layer at work takes and gives.
+    EMA). The input and the output of every layer are kept for the backward pass. Without a backward pass there are no
+    gradients, and only the input and the output of the layer that runs are kept.
     """
     rows = list(rows)
     weights = BYTES * totals(rows).parameters
@@ -201,9 +201,9 @@ def _row(name: str, module: nn.Module, source: Tensor, result: Tensor, parameter
     elif isinstance(module, nn.Flatten) and source.dim() > 2:
         text = f"{'*'.join(str(n) for n in source.shape[1:])} = {result.shape[1]}"
     _set_field(result, field)
-    multiply_adds = 0
+    macs = 0
     if isinstance(module, nn.Conv2d | nn.Linear):
-        multiply_adds = result.numel() * module.weight[0].numel()
+        macs = result.numel() * module.weight[0].numel()
     return LayerRow(
         name=name,
         kind=type(module).__name__,
@@ -215,7 +215,7 @@ def _row(name: str, module: nn.Module, source: Tensor, result: Tensor, parameter
         equation=text,
         discarded=lost,
         parameters=parameters,
-        multiply_adds=multiply_adds,
+        macs=macs,
         receptive_field=field[0] if field and result.dim() == 4 else None,
     )
 

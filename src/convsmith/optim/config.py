@@ -158,10 +158,10 @@ ALL_BUT_HEAD = "all-but-head"
 class UnfreezeConfig(Section):
     """Which frozen stages train from which epoch on, from the last one before the head towards the stem."""
 
-    after: int = Field(ge=1, description="epochs before the first stages are thawed")
-    every: int = Field(1, ge=1, description="epochs from one thaw to the next")
-    stages: int = Field(1, ge=1, description="stages of each thaw")
-    most: int | None = Field(None, ge=1, description="stages thawed in all; none: every one")
+    after: int = Field(ge=1, description="epochs before the first stages are unfrozen")
+    every: int = Field(1, ge=1, description="epochs from one unfreezing to the next")
+    stages: int = Field(1, ge=1, description="stages that are unfrozen at once")
+    most: int | None = Field(None, ge=1, description="stages unfrozen in all; none: every one")
 
 
 class TransferConfig(Section):
@@ -172,7 +172,8 @@ class TransferConfig(Section):
         (), description=f"none, {ALL_BUT_HEAD}, or a list of stages and patterns of parameter names, '[stem, \"*bn*\"]'"
     )
     unfreeze: UnfreezeConfig | None = Field(
-        None, description="thaw stages by and by: '{after: 2}' the head for 2 epochs, then one stage more each epoch"
+        None,
+        description="unfreeze stages in turn: '{after: 2}' trains the head for 2 epochs, then a stage more each epoch",
     )
     freeze_statistics: bool = Field(
         False, description="batch norm keeps the statistics of the weights in stages that train, too"
@@ -199,9 +200,9 @@ class TransferConfig(Section):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _something_to_thaw(self) -> TransferConfig:
+    def _something_to_unfreeze(self) -> TransferConfig:
         if self.unfreeze is not None and not self.freeze:
-            raise ValueError(f"unfreeze has nothing to thaw: set transfer.freeze, such as {ALL_BUT_HEAD}")
+            raise ValueError(f"unfreeze has nothing to unfreeze: set transfer.freeze, such as {ALL_BUT_HEAD}")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Optimisers by name and the parameter groups that they update; what they are called and use stands in config.py."""
+"""How optimisers are built and the parameter groups that they update; their names, rates and keys are in config.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What each schedule makes of the learning rate, as pure functions of the step; plateau alone remembers.
+"""The factor of each schedule on the learning rate, as pure functions of the step; only plateau keeps a state.
 
-Their names, their keys and what they are stand in config.py.
+Their names, their keys and their descriptions stand in config.py.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def layers(inputs: Inputs) -> Section | None:
     preprocessing = inputs.card.preprocessing
     rows = trace(inputs.model, preprocessing.channels, preprocessing.image_size)
     total = totals(rows)
-    return {"rows": rows, "parameters": total.parameters, "multiply_adds": total.multiply_adds}
+    return {"rows": rows, "parameters": total.parameters, "macs": total.macs}
 
 
 def data(inputs: Inputs) -> Section:

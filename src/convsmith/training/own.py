@@ -1,4 +1,4 @@
-"""A network and an optimiser of the user's own: what a run needs of them, asked before it starts."""
+"""Checks of a network and an optimiser of the user's own, made before a run starts; nothing of ours is built here."""
 
 from __future__ import annotations
 

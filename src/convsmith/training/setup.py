@@ -48,7 +48,7 @@ from convsmith.transfer.features import PASS_BATCH, FrozenFeatures
 from convsmith.transfer.unfreezing import Finetuning, plan
 
 WHITENED_IMAGES = 500
-SMALL_STEP = 100_000_000  # multiply-adds of a batch: some milliseconds on one core
+SMALL_STEP = 100_000_000  # MACs of a batch: some milliseconds on one core
 CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.2  # for measuring layouts that a training will use; for one look at a step
 MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
 CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
@@ -188,7 +188,7 @@ def _is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
     Beside another busy process such a step takes 20 times as long on two threads as on one.
     """
     seen = dataset.preprocessing()
-    work = totals(trace(model, seen.channels, seen.image_size)).multiply_adds * batch_size
+    work = totals(trace(model, seen.channels, seen.image_size)).macs * batch_size
     return work < SMALL_STEP
 
 
@@ -483,7 +483,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         resize=data.resize,
         model=config.model.name,
         parameters=sum(parameter.numel() for parameter in experiment.state.model.parameters()),
-        macs=totals(experiment.layers).multiply_adds,
+        macs=totals(experiment.layers).macs,
         device=config.train.device,
         threads=config.train.threads,
         layout=config.train.layout,
