@@ -161,8 +161,9 @@ def test_weights_of_a_newer_edition_are_refused_with_advice(file, command, tmp_p
 
 def test_everything_that_a_training_writes_says_its_version(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = "--model convnet --data.limit 200 --epochs 1 --track.wandb off --train.threads 1 --model.hidden [] --name run"
-    assert main(["train", "--data", "digits", "--model.blocks", "[{channels: 2}]", *flags.split()]) == 0
+    flags = "--model convnet --data.limit 200 --epochs 1 --track.wandb off --train.threads 1 --name run".split()
+    net = ["--model.blocks", "[{channels: 2}]", "--model.hidden", "[]"]
+    assert main(["train", "--data", "digits", *net, *flags]) == 0
     assert main(["evaluate", "runs/run", "--split", "test"]) == 0
     run = tmp_path / "runs/run"
     found = {path.relative_to(run).as_posix() for path in run.rglob("*.json*")}
