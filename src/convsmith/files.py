@@ -26,17 +26,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, *keys: str) -> Any:
-    """The JSON value in a file; with `keys` an object that has them. UserError where it is not so."""
+def read_json(path: Path) -> Any:
+    """Read the JSON value in a file, whatever it is; UserError where the file is missing or is not JSON."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing: restore it, or run again") from None
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({str(error).splitlines()[0]}): restore it, or run again") from None
-    if keys and not (isinstance(value, dict) and set(keys) <= value.keys()):
-        raise UserError(f"'{path}' is damaged (it should have {' and '.join(keys)}): restore it, or run again")
-    return value
 
 
 def write_bytes(path: Path, data: bytes) -> None:
