@@ -367,6 +367,22 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
     assert Path("runs/compare-two-three.html").exists()
 
 
+def test_compare_is_a_function_with_numbers_a_figure_and_a_page(inside):
+    found = convsmith.compare(["runs/two", "runs/one"], out="from_python.html")
+    for row, run in zip(found.table, ("two", "one"), strict=True):
+        record = json.loads(text_of(f"runs/{run}/evaluation-val.json"))
+        assert row["name"] == run
+        assert (row["accuracy"], row["f1"], row["n"]) == (record["accuracy"], record["f1"]["macro"], record["n"])
+        assert row["accuracy_ci95"] == wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
+    assert ("data.limit", ["none", "600"]) in found.differences
+    assert [one.words for one in found.versus] == [f"one and two cannot be paired: {found.versus[0].unpaired}."]
+    assert found.path == Path("from_python.html")
+    Checked(text_of(found.path))
+    (axes,) = found.curves("val_loss").axes
+    assert [line.get_label() for line in axes.lines] == ["two", "one"]
+    assert axes.lines[1].get_ydata().tolist() == [row["val_loss"] for row in convsmith.load("runs/one").metrics]
+
+
 def test_a_report_of_many_classes_lists_pairs(inside, monkeypatch):
 
     monkeypatch.setattr(images, "TABLE_CLASSES", 5)
