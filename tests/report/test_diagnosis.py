@@ -148,6 +148,8 @@ PLAIN = {"model": {"hidden_dropout": 0.0}}
         ({}, ("dropout",)),  # simple-cnn has some by default
         (PLAIN | {"augment": {"mixup": 1.0}}, ("mixup",)),
         (PLAIN | {"augment": {"cutmix": 1.0, "hflip": True}}, ("augmentation", "cutmix")),
+        (PLAIN | {"augment": {"rand_magnitude": 12}}, ()),  # of RandAugment, which is off
+        (PLAIN | {"augment": {"rand_ops": 2}}, ("augmentation",)),
         (PLAIN | {"train": {"ema": 0.99}}, ("averaged weights",)),
         (PLAIN | {"data": {"sampling": "balanced"}}, ("balanced sampling",)),
         ({"model": {"name": "small-resnet"}}, ()),  # which has no dropout, whatever the key says

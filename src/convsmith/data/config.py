@@ -134,6 +134,12 @@ class AugmentConfig(Section):
             raise ValueError("must be whole pixels, or a share of the image's side below 1")
         return int(shift) if shift >= 1 else shift
 
+    @property
+    def active(self) -> dict[str, Any]:
+        """The augmentations that are on, and the details of those alone."""
+        values = self.model_dump()
+        return {key: value for key, value in values.items() if value and values[self.needs.get(key, key)]}
+
     def shift_pixels(self, side: int) -> int:
         """The largest shift of an image with this side, in pixels."""
         return int(self.shift) if self.shift >= 1 else round(self.shift * side)

@@ -152,15 +152,15 @@ def course(
 
 def unfit_settings(config: RunConfig) -> tuple[str, ...]:
     """What makes the running training accuracy another one than that of the net on the training images as they are."""
-    augment = config.augment.model_dump(exclude={"shift_fill"})
-    mixing = [name for name in ("mixup", "cutmix") if augment.pop(name)]
+    augment = config.augment.active
+    mixing = [name for name in ("mixup", "cutmix") if augment.pop(name, None)]
     model = config.model
     used = MODELS[model.name].uses if model.name in MODELS else None
     rates = [model.dropout * (used is None or "dropout" in used)]
     rates += [model.hidden_dropout * (used is None or "hidden_dropout" in used)]
     rates += [block.dropout or 0.0 for block in model.blocks or ()]
     found = {
-        "augmentation": any(augment.values()),
+        "augmentation": bool(augment),
         **dict.fromkeys(mixing, True),
         "dropout": any(rates) or used is None,  # a net that is not ours may have any
         "averaged weights": bool(config.train.ema),

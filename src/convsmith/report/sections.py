@@ -200,9 +200,7 @@ def data(inputs: Inputs) -> Section:
         "skipped": inputs.summary.get("skipped_files", 0),
         "preprocessing": card.preprocessing,
         "absent": inputs.absent,
-        "augment": {
-            key: value for key, value in inputs.config.augment.model_dump().items() if value and key != "shift_fill"
-        },
+        "augment": inputs.config.augment.active,
     }
 
 
