@@ -165,6 +165,20 @@ def test_penalty_values_are_the_sums_they_name() -> None:
     assert values["zero_weights"] == 0
 
 
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if "eps" in entry.uses])
+def test_the_smallest_eps_leaves_weights_without_a_gradient_as_they_are(name: str) -> None:
+    with pytest.raises(ValueError, match="must be at least 1e-37, since float32"):
+        OptimConfig(eps=1e-50)
+    model = net()
+    before = copy.deepcopy(model)
+    optimizer = build_optimizer(parameter_groups(model), OptimConfig(name=name, eps=1e-37), RegularizeConfig(), CPU)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for now, then in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, then)
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = net()
     model[0].requires_grad_(False)

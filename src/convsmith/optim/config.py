@@ -106,6 +106,13 @@ class OptimConfig(Section):
         0.99, ge=0, lt=1, description=f"{_users(OPTIMIZERS, 'alpha')}: smoothing of the squared gradient"
     )
 
+    @field_validator("eps")
+    @classmethod
+    def _above_zero_in_float32(cls, eps: float) -> float:
+        if eps < 1e-37:  # a weight without a gradient would move by 0 / 0
+            raise ValueError("must be at least 1e-37, since float32 takes a smaller one for 0")
+        return eps
+
     @field_validator("name", mode="wrap")
     @classmethod
     def _or_own(cls, value: Any, choose: ValidatorFunctionWrapHandler) -> Any:
