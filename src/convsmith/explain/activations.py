@@ -19,7 +19,8 @@ def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
 def record(model: nn.Module, images: Tensor, names: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Input and output of the layers called `names` for `images` [N, C, S, S], in the order in which they ran.
 
-    In eval mode. A layer that ran more than once shows its first time; one that did not run is left out.
+    The model runs in eval mode. Of a layer that runs more than once the first time counts; one that does not run is
+    left out.
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
     before: dict[str, Tensor] = {}

@@ -60,7 +60,7 @@ class Explanation:
 
     directory: Path
     text: tuple[str, ...]
-    table: list[dict[str, Any]]
+    table: list[dict[str, Any]] = field(repr=False)
     written: tuple[Path, ...]
     figures: dict[str, Figure] = field(repr=False)
     comparisons: tuple[Comparison, ...] = ()

@@ -1,4 +1,4 @@
-"""Where did the net look? Grad-CAM, for any stage that returns feature maps.
+"""Where the net looked: Grad-CAM for any stage that returns feature maps, and its overlay on an image. No scores.
 
 Source: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization"
 (ICCV 2017, arXiv:1610.02391). With A_k the maps of a stage, y the logit of a class and Z the positions of a map::
@@ -29,9 +29,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def stages_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Names -> the modules whose output is that of a stage; of a net without stages, its convolutions.
+    """The modules whose outputs are those of the stages, by name; for a net without stages, its convolutions.
 
-    Of a stage that is a list of modules, which is never called itself, it is the last one.
+    A stage that is a list of modules is never called itself: its last module stands for it.
     """
     if not isinstance(model, Classifier):
         return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
@@ -40,15 +40,15 @@ def stages_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What the stages return for `images` [N, C, S, S], by name and in order: each [N, K, h, h].
+    """The outputs of the stages for `images` [N, C, S, S], by name and in order: each [N, K, h, h].
 
-    Stages without maps (fully connected ones, tokens of a transformer) are left out.
+    Stages that return no maps (fully connected ones, tokens of a transformer) are left out.
     """
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            # Images are squares, hence so are maps: [N, h, w, K] of a transformer is none.
+            # Images are square, and so are maps: the [N, h, w, K] of a transformer is not a map.
             if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
                 found[name] = output.clone()  # a layer that works in place may follow
 
@@ -61,7 +61,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
-    """A forward pass in eval mode without gradients, for what the hooks see of it; they are removed after it."""
+    """Run a forward pass in eval mode without gradients, so that the hooks see it, and remove them afterwards."""
     try:
         with torch.no_grad(), evaluating(model):
             model(images)
@@ -84,7 +84,7 @@ def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) ->
     if not shapes:
         raise UserError("no stage of this model returns feature maps, which Grad-CAM needs: choose a convolutional one")
     if name is None:
-        # A single position says nothing about where, so larger maps go before a last one of 1 x 1.
+        # A map of 1 x 1 has no positions to tell apart, so the last stage with a larger map is preferred.
         return [stage for stage, size in shapes.items() if size > 1 or max(shapes.values()) == 1][-1]
     if name not in shapes:
         raise UserError(f"stage '{name}' has no feature maps. Stages that have: {', '.join(shapes)}")
@@ -94,7 +94,7 @@ def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) ->
 def grad_cam(model: nn.Module, module: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM of the output [N, K, h, w] of `module` for one class index an image: float [N, h, w], at least 0.
 
-    `images` float [N, C, H, W] as the net takes them, `classes` int64 [N]. Runs the model in eval mode, and leaves
+    `images` float [N, C, H, W] as the net takes them, `classes` int64 [N]. It runs the model in eval mode, and leaves
     its mode and gradients as they were.
     """
     kept: list[Tensor] = []
@@ -115,7 +115,7 @@ def grad_cam(model: nn.Module, module: nn.Module, images: Tensor, classes: Tenso
 
 
 def enlarge(maps: Tensor, size: int) -> Tensor:
-    """Maps [N, h, w] -> [N, size, size], bilinear, each divided by its maximum: in [0, 1]; all zero stays so."""
+    """Enlarge maps [N, h, w] bilinearly to [N, size, size], each divided by its maximum: in [0, 1]. Zeros stay zero."""
     enlarged = nn.functional.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
     return enlarged / enlarged.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
@@ -129,7 +129,7 @@ def heat_maps(
 ) -> NDArray[np.float32]:
     """Grad-CAM of `pixels` uint8 [N, W, W, C] for one class index each: float32 [N, W, W] in [0, 1].
 
-    `to_input` makes the net's input of them, on the model's device. `stage` as in `stage_with_maps`.
+    `to_input` turns them into the input of the net, on the model's device. `stage` is as in `stage_with_maps`.
     """
     device = next(model.parameters()).device
     found: list[NDArray[np.float32]] = []
@@ -147,7 +147,7 @@ def heat_maps(
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     """An image uint8 [W, W, 1 or 3] under its map, float [W, W] in [0, 1]: uint8 RGB [W, W, 3].
 
-    The image turns gray, so that colour means heat alone; the hotter, the more colour covers it.
+    The image is shown in gray, so that colour means heat alone; the hotter a pixel, the more colour covers it.
     """
     from matplotlib import colormaps
 

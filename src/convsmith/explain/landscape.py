@@ -31,7 +31,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def by_batch_statistics(model: nn.Module) -> nn.Module:
-    """A copy whose batch norms go by the batch, as in training, while dropout rests."""
+    """A copy whose batch norms use the statistics of the batch, as in training, while dropout is off."""
     twin = copy.deepcopy(model).eval()
     for module in twin.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -42,8 +42,8 @@ def by_batch_statistics(model: nn.Module) -> nn.Module:
 def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
     """A function from weights to the mean cross-entropy (nats) on `images` [N, C, S, S] with `labels` int64 [N].
 
-    Batch norm goes by the statistics of these images: those that it has learned belong to one point alone.
-    Dropout rests. The model stays as it is.
+    Batch norm uses the statistics of these images, since those that training has averaged fit one point alone.
+    Dropout is off. The model is not changed.
     """
     twin = by_batch_statistics(model)
 
@@ -56,7 +56,7 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
 
 
 def random_direction(weights: Weights, generator: torch.Generator) -> dict[str, Tensor]:
-    """A Gaussian direction, each filter (or neuron) of it scaled to the norm of the weights': d_i ||w_i|| / ||d_i||.
+    """A Gaussian direction with each filter (or neuron) scaled to the norm of the weights' own: d_i ||w_i|| / ||d_i||.
 
     Biases and norms do not move (their direction is zero), as in the paper.
     """
@@ -88,8 +88,8 @@ def along(
 ) -> Surface:
     """The loss on the plane of the optimiser's path: `points` by name, in order, at least two; `solution` names one.
 
-    The plane goes through the solution, along the two main components of the points' differences to it. Where they
-    are all on a line, the second axis is a random filter-normalised direction at right angles to it.
+    The plane goes through the solution, along the two main components of the points' differences to it. Where the
+    points lie on a line, the second axis is a random filter-normalised direction at right angles to it.
     """
     names, origin = list(points), points[solution]
     assert len(names) > 1, "one point is no path"
