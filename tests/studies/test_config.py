@@ -44,9 +44,10 @@ def test_a_grid_is_every_combination_but_the_base() -> None:
     assert list(made) == ["base", "lr=0.002, batch_size=16", "lr=0.01, batch_size=64", "lr=0.01, batch_size=16"]
 
 
-def test_choices_are_every_combination_of_the_knobs() -> None:
+@pytest.mark.parametrize("key", ["hyperparameters", "knobs"])  # the second is that of the first edition
+def test_choices_are_every_combination_of_the_hyperparameters(key: str) -> None:
     study = validate_study(
-        BASE | {"arms": {"a": {"model.pool": "average"}}, "choose": {"knobs": {"optim.lr": [0.1, 0.2]}, "epochs": 1}},
+        BASE | {"arms": {"a": {"model.pool": "average"}}, "choose": {key: {"optim.lr": [0.1, 0.2]}, "epochs": 1}},
         "s.yaml",
     )
     assert choices_of(study, {}) == [{"optim": {"lr": 0.1}}, {"optim": {"lr": 0.2}}]

@@ -1,6 +1,6 @@
 """Ablation studies: every arm on the same folds with the same seeds, so that differences are paired.
 
-What the arms say together is computed in `comparison`.
+`comparison` holds the statistics; this module starts and resumes the runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the arms of an ablation study say together: paired statistics, tables, a figure, words. Trains nothing."""
+"""The comparison of an ablation's arms: which runs there are, paired statistics, tables, a figure. Trains nothing."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
     for arm, result in compared.items():
         runs, both = scores[arm], sorted(scores[arm].keys() & base.keys())
         images = _bootstrap(plan, arm, both) if metric == "accuracy" and both else None
-        said = "not computed"
+        outcome = "not computed"
         if arm in dropped:
-            said = "given up"
+            outcome = "given up"
         elif result is not None:
-            said = verdict(
+            outcome = verdict(
                 result, adjusted[arm], spec["margin"], records.METRICS[metric].higher_is_better, images=images
             )
         arms.append(
@@ -134,7 +134,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
                 if result and result.std
                 else None,
                 "bootstrap95": images,
-                "verdict": said,
+                "verdict": outcome,
                 "seconds": mean_of(runs, "seconds") if runs else None,
                 "missing": plan.runs - len(both) if arm not in dropped else 0,
             }

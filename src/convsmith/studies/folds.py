@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out, fold by fold: stratified, grouped where asked, seeded, pure."""
+"""The division of images into folds: stratified, grouped on request, seeded. Pure functions; nothing trains here."""
 
 from __future__ import annotations
 

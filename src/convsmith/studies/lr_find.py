@@ -142,7 +142,7 @@ def lr_find(
     """Run the range test of a config, from the rate `low` to `high` in `steps` batches, into a directory of its own.
 
     A network of the user's own in `parts` is copied first, and keeps its weights. Raises UserError for what the user
-    gave wrong, RunFailed where the very first losses are no numbers, Stopped where a signal came; then nothing is
+    gave wrong, RunFailed where the very first losses are not finite, Stopped where a signal came; then nothing is
     written.
     """
     sweep = Sweep(low, high, steps)

@@ -99,7 +99,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
                 if attempts[index] < ATTEMPTS:
                     waiting.appendleft((index, job))
                 elif not stopping:
-                    yield Answer(index, failed=f"its worker died {ATTEMPTS} times; {log} has what it said")
+                    yield Answer(index, failed=f"its worker died {ATTEMPTS} times; {log} holds its output")
             elif "done" in message:
                 yield Answer(index, record=message["done"])
             elif "failed" in message:

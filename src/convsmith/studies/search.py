@@ -1,6 +1,7 @@
-"""A tuning study's directory, read, and the Optuna study in its database. Runs no trial.
+"""A tuning study as its directory and Optuna's database hold it. Runs no trial.
 
-What is searched, where trials lie, what an Optuna trial has come to; and the database, with its errors in one line.
+This module knows what is searched, where trials lie and what each trial has found, and opens the database with errors
+of one line.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
 
 
 def record_of(trial: Any, space: Space) -> dict[str, Any]:
-    """What an Optuna trial has come to: number, state, value, epochs, seconds, its keys' values, why it ended.
+    """The result of an Optuna trial: number, state, value, epochs, seconds, its keys' values, why it ended.
 
     The value of a pruned trial is that of its last epoch.
     """
@@ -211,7 +212,7 @@ def _storage(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
 
 
 def _reason(error: BaseException) -> str:
-    """What the driver said, without SQLAlchemy's statement and links."""
+    """The message of the driver, without SQLAlchemy's statement and links."""
     cause = error.__cause__ if error.__cause__ is not None else error
     return _first_line(getattr(cause, "orig", None) or cause)
 

@@ -1,6 +1,6 @@
 """What all studies (crossval, ablate, tune) share: their directory, running their folds, and resuming them.
 
-What each kind of study computes stands in its own module.
+Each kind of study has its own module for what it computes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: kind of a study -> the module with its `resume`
 KINDS = {"crossval": "crossval", "ablate": "ablation", "tune": "tuning"}
 FOLDS = "folds.json"
-STARTED = "begun.json"  # what study.yaml and config.yaml said when the study was started
+STARTED = "begun.json"  # what study.yaml and config.yaml held when the study was started
 
 Written = tuple[type[records.Record], Mapping[str, Any]]  # a JSON file: its schema and its content
 Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
@@ -141,12 +141,12 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
     before = read_spec(run)
     if before["kind"] != spec["kind"]:
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
-    # A key that the version which began the study did not have has its default.
+    # A key that came after the version that started the study has its default.
     before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     if changed := [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]:
         raise UserError(
             f"study '{run.path}' was started with something else ({'; '.join(changed)}): "
-            "choose another --name, or ask the same again to go on with it"
+            "choose another --name, or give the same settings again to go on with it"
         )
     return run
 
@@ -154,7 +154,7 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
 def read_spec(run: RunDir) -> dict[str, Any]:
     """What study.yaml holds; a UserError where the directory is no study, or was changed after its start.
 
-    What ran is what the files said then: a study that is changed afterwards would put other words to its numbers.
+    The results belong to what the files held then; a study that is changed afterwards would describe them wrongly.
     """
     path = run.study
     if not path.exists():
@@ -187,7 +187,7 @@ def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
     ]:
         raise UserError(
             f"'{path}' was changed after the study had started ({'; '.join(said)}): its results belong to what it "
-            "said then. Undo the change, or start a new study"
+            "held then. Undo the change, or start a new study"
         )
 
 

@@ -1,4 +1,4 @@
-"""What an ablation found, as a table, a methods paragraph and a conclusion: text made of its record alone.
+"""An ablation's result as a table, a methods paragraph and a conclusion, made of its record alone. Computes nothing.
 
 The record is that of ablation.json: metric, folds, repeats, seeds (their number), margin (or None), level, n_images,
 data, base {name, mean, std, seconds, per_fold}, arms, dropped (names, given up early), and, where it was worked out,

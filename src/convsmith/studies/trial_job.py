@@ -1,4 +1,4 @@
-"""One trial of a tuning study as a job: started, or resumed where its process was killed, and told to Optuna."""
+"""One trial of a tuning study as a job: started, or resumed where its process was killed, and reported to Optuna."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrialJob:
-    """The next trial of a study, whichever that is when a worker gets to it.
+    """The next trial of a study; which one that is shows when a worker starts it.
 
     `call` tells the command that gives the jobs from others that work on the same study.
     """
@@ -55,7 +55,7 @@ def perform(
     """Run the next trial and return its record; None where a signal stopped it, and it was saved.
 
     Yields ``{"progress": ...}`` on the way. The record's `number` is None where all trials that were wanted have been
-    started. A loss that is no number and a network that cannot be built are results of the trial; a UserError (data
+    started. A loss that is not finite and a network that cannot be built are results of the trial; a UserError (data
     gone, disk full) leaves it to be resumed.
     """
     search = read_search(RunDir(Path(message["directory"])))
@@ -83,7 +83,7 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
                 lock.acquire()
             except Timeout:
                 continue
-            # Its process may have told its result between the two lines above.
+            # Its process may have reported its result between the two lines above.
             if any(other.number == left.number for other in study.get_trials(deepcopy=False, states=running)):
                 study.sampler = search.sampler(left.number)
                 trial = optuna.trial.Trial(study, left._trial_id)
@@ -104,7 +104,7 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
 def _run(
     search: Search, study: Any, trial: Any, call: str, interrupts: Interrupts, parts: Parts
 ) -> Generator[Message, None, dict[str, Any] | None]:
-    """The trial from where it stands to its end, which is told to Optuna; None where a signal stopped it."""
+    """Run the trial from where it stands to its end and report that to Optuna; None where a signal stopped it."""
     state = optuna_module().trial.TrialState
     values = suggest(trial, search.space)
     reported = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number).intermediate_values
@@ -117,16 +117,16 @@ def _run(
         if ended is None:
             return None
         value, message = ended
-        told = state.PRUNED if value is None else state.COMPLETE
+        end = state.PRUNED if value is None else state.COMPLETE
     except RunFailed as error:
-        message, told = str(error), state.FAIL
+        message, end = str(error), state.FAIL
     trial.set_user_attr("message", message)
     if experiment is not None:
         trial.set_user_attr("epochs", experiment.state.epoch)
         trial.set_user_attr("seconds", experiment.state.total_seconds)
         trial.set_user_attr("config", experiment.config.model_dump(mode="json"))
-    finished = study.tell(trial, value, told)
-    if experiment is not None and told != state.FAIL:
+    finished = study.tell(trial, value, end)
+    if experiment is not None and end != state.FAIL:
         # Nothing is left to resume, and the checkpoints of a whole study would fill a disk.
         shutil.rmtree(experiment.run.checkpoints, ignore_errors=True)
     return record_of(finished, search.space)
@@ -182,7 +182,7 @@ def _train(
             trial.report(row[metric], row["epoch"])
         return row["epoch"] < total and bool(trial.should_prune())
 
-    # A process that was killed may have saved an epoch without having told of it.
+    # A process that was killed may have saved an epoch without having reported it.
     rows = [dict(row) for row in csv.read(run.metrics)] if run.metrics.exists() else []
     given_up = [hopeless(row) for row in rows][-1:] == [True]
     with closing(epochs(experiment, interrupts)) as events:

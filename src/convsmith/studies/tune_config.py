@@ -149,7 +149,7 @@ def _interval(key: str, bounds: Bounds, base: RunConfig) -> Interval:
     low, high, step = bounds.low, bounds.high, bounds.step
     kinds = _kinds(key)
     if not kinds <= {int, float}:
-        raise UserError(f"space: {key} is no number and has no interval: give a list of choices")
+        raise UserError(f"space: {key} is not a number and has no interval: give a list of choices")
     if low >= high:
         raise UserError(f"space: {key} has low {low:g} and high {high:g}: low must be less than high")
     if bounds.log and low <= 0:

@@ -1,4 +1,4 @@
-"""Tuning: the config's best values, searched by Optuna in trials that are ordinary runs without the test split."""
+"""Tuning: Optuna searches the best values of a config's keys. Trials are ordinary runs; none reads the test split."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def tune(
     if run is None:
         if config.storage:
             with connected(config.storage):
-                pass  # a database that does not answer is told of before anything is written
+                pass  # a database that does not answer is refused before anything is written
         study.runner_for(backend, parts)
         max_workers = min(own.workers(jobs, backend, parts, nobody), config.trials)
         prepared = setup.prepare(
@@ -148,7 +148,7 @@ def resume(
         before = _finished(search, known)
         failed = _run_trials(search, before, max_workers, backend, parts, listener)
         left = search.spec.trials - len(_finished(search, known))
-        return summarise(search, known, left, failed or "another process has them in hand" if left else "")
+        return summarise(search, known, left, failed or "another process is running them" if left else "")
 
 
 def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningResult:

@@ -1,8 +1,8 @@
-"""A process that runs jobs one after the other: ``python -m convsmith.studies.worker``.
+"""A process that runs jobs one after the other: ``python -m convsmith.studies.worker``. It schedules nothing.
 
-Reads a job a line (JSON) from stdin and writes what happens (JSON lines) to stdout: ``{"progress": {...}}``, then
-one of ``{"done": record}``, ``{"failed": message}``, ``{"interrupted": true}``. SIGTERM stops the job that is running,
-which is saved first. When stdin ends, so does the worker, in the same way: none outlives the process that feeds it.
+It reads one job per line (JSON) from stdin and writes JSON lines to stdout: ``{"progress": {...}}``, then one of
+``{"done": record}``, ``{"failed": message}``, ``{"interrupted": true}``. SIGTERM saves the running job and stops it.
+The end of stdin does the same and ends the worker, so that none outlives the process that feeds it.
 """
 
 from __future__ import annotations
