@@ -23,7 +23,7 @@ from PIL import Image
 from convsmith.cli import main
 from convsmith.config import read_layer, validate
 from convsmith.errors import UserError
-from convsmith.figures import style
+from convsmith.figures import curves
 from convsmith.files import read_json
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
@@ -423,10 +423,10 @@ def test_numbers_that_make_no_study(call: Call, arguments: tuple[str, str], mess
 def test_the_figures_say_what_happened() -> None:
     points = [(0, 0.5, False), (1, 0.7, True), (2, 0.4, False), (3, 0.6, True)]
     for minimize, best in ((False, [0.5, 0.5, 0.5]), (True, [0.5, 0.4, 0.4])):
-        (axes,) = style.history_figure(points, "val_loss", minimize).axes
+        (axes,) = curves.history_figure(points, "val_loss", minimize).axes
         (line,) = (line for line in axes.lines if line.get_label() == "best so far")
         assert list(line.get_ydata()) == best
         assert {text.get_text() for text in axes.get_legend().texts} == {"complete (2)", "pruned (2)", "best so far"}
-    (axes,) = style.importance_figure({"optim.lr": 0.75, "model.dropout": 0.25}, "val_f1").axes
+    (axes,) = curves.importance_figure({"optim.lr": 0.75, "model.dropout": 0.25}, "val_f1").axes
     assert [bar.get_width() for bar in axes.patches] == [75, 25]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["optim.lr", "model.dropout"]
