@@ -83,8 +83,8 @@ def kernels(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
         raise UserError(f"{where} has no kernels larger than 1 x 1 to look at: choose another stage or model")
     shown = {name: weights[name] for name in evenly(weights, ROWS)}
     caption = (
-        f"The weights of {_counted(len(shown), 'convolution')}, of each at most the {COLUMNS} pictures with the largest "
-        "norm: a picture is a whole kernel where it takes three channels, else the slice of one for one channel. "
+        f"The weights of {_counted(len(shown), 'convolution')}, of each at most the {COLUMNS} pictures with the "
+        "largest norm: a whole kernel where it takes three channels, else the slice of one for one channel. "
         "Each row has a scale of its own, so colours cannot be compared between rows. Where kernels of the first "
         "layer look like edges, blobs or colours, they respond to these in the image; kernels of deeper layers can "
         "seldom be read by eye."
