@@ -71,7 +71,7 @@ def test_the_page_answers_with_probabilities_heat_map_and_neighbours(
         assert shown(browser, "#about").text.startswith("A classifier of 10 classes: 0, 1, 2")
         choose(browser, picture)
         answer = shown(browser, "#answer").text
-        named, shares = texts(browser, "#chances th"), texts(browser, "#chances td.number")
+        named, shares = texts(browser, "#probabilities th"), texts(browser, "#probabilities td.number")
         assert len(named) == 10
         assert answer == f"{named[0]}: {shares[0]}"
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")

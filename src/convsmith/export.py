@@ -1,4 +1,4 @@
-"""A run's model as one file for other programs, kept only where it computes what PyTorch does."""
+"""A run's model as one file for other programs, kept only where it computes what PyTorch does. Opens no other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `convsmith data check` finds: a verdict on each file, counts, sizes and duplicates. Changes nothing."""
+"""What `convsmith data check` finds: a verdict on each file, counts, sizes and duplicates. It changes no data."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ class _Finding(NamedTuple):
     message: str = ""
     size: tuple[int, int] = (0, 0)  # width, height
     content: bytes = b""  # sha256 of the pixels, at full depth
-    look: int = 0  # perceptual hash
+    phash: int = 0  # perceptual hash
     depth: tuple[float, float, float] = SHALLOW
 
 
 def check_data(
     config: DataConfig, source: Source | None = None, out: Path | None = None, listener: Listener = nobody
 ) -> Audit:
-    """Look at every record of `source`, or else of what `config.source` names, and write the finding to `out`.
+    """Check every record of `source`, or else of what `config.source` names, and write the finding to `out`.
 
     Near duplicates are candidates by perceptual hash (ImageHash's phash, 64 bits, distance <= NEAR_BITS)
     among images whose pixels differ. Raises UserError where the source itself cannot be opened, and where `out` is no
@@ -148,7 +148,7 @@ def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
             alike.setdefault(finding.content, []).append(row)
     repeated = {row for rows in alike.values() for row in rows[1:]}
     firsts = np.array([rows[0] for rows in alike.values()], dtype=np.int64)
-    looks = np.array([findings[row].look for row in firsts], dtype=np.uint64)
+    hashes = np.array([findings[row].phash for row in firsts], dtype=np.uint64)
     labels = [source.classes[label] for label in source.labels]
     splits: list[str] = source.given.tolist()
     counts = Counter((splits[row], labels[row]) for row, finding in enumerate(findings) if finding.content)
@@ -178,7 +178,7 @@ def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
             NearPair(
                 (source.ids[one], source.ids[two]), (labels[one], labels[two]), (splits[one], splits[two]), distance
             )
-            for one, two, distance in ((int(firsts[i]), int(firsts[j]), d) for i, j, d in near_pairs(looks))
+            for one, two, distance in ((int(firsts[i]), int(firsts[j]), d) for i, j, d in near_pairs(hashes))
         ),
         notes=(note,) if note else (),
     )
@@ -241,12 +241,12 @@ def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
         if whole.min() < whole.max():
             pixels = scaled(samples, (float(whole.min()), float(whole.max())))[:, :, None].repeat(3, axis=2)
     content = hashlib.sha256(f"{width}x{height}x{whole.dtype}".encode() + np.ascontiguousarray(whole).data).digest()
-    look = int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(pixels)).hash).tobytes(), "big")
+    phash = int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(pixels)).hash).tobytes(), "big")
     depth = depth_of(samples)
     suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
     if form and suffix and suffix not in SUFFIXES[form]:
-        return _Finding("wrong-extension", f"it is {form}", (width, height), content, look, depth)
-    return _Finding("ok", "", (width, height), content, look, depth)
+        return _Finding("wrong-extension", f"it is {form}", (width, height), content, phash, depth)
+    return _Finding("ok", "", (width, height), content, phash, depth)
 
 
 def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], rows: list[int]) -> DuplicateGroup:

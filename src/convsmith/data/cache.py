@@ -1,4 +1,4 @@
-"""Decoded images in one memory-mapped file: built once, whole or not at all, and keyed by what went in."""
+"""Decoded images in one memory-mapped file, built whole or not at all, keyed by what went in. Knows no splits."""
 
 from __future__ import annotations
 

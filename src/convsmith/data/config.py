@@ -1,4 +1,4 @@
-"""The `data` and `augment` sections, and the preprocessing that travels with a model."""
+"""The `data` and `augment` sections, and the preprocessing that travels with a model. Opens no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened data set: resolved config, train and val in reach, test sealed."""
+"""An opened data set: its resolved config, train and val in reach, test sealed. Decodes and augments nothing itself."""
 
 from __future__ import annotations
 
@@ -319,13 +319,13 @@ def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups
 
 def _idle_fractions(config: DataConfig, given: set[str]) -> tuple[str, ...]:
     """In words, the fractions that were asked for although the data itself says what val and test are."""
-    said = []
+    messages = []
     if config.val_fraction is not None and "val" in given:
-        said.append("data.val_fraction changes nothing: the data has a val split of its own")
+        messages.append("data.val_fraction changes nothing: the data has a val split of its own")
     if config.test_fraction and given & {"val", "test"}:
         reason = "a test split of its own" if "test" in given else "a val split, and so gets no test split"
-        said.append(f"data.test_fraction changes nothing: the data has {reason}")
-    return tuple(said)
+        messages.append(f"data.test_fraction changes nothing: the data has {reason}")
+    return tuple(messages)
 
 
 def _with_fractions(config: DataConfig, source: Source, given: set[str]) -> DataConfig:

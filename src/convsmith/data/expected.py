@@ -1,4 +1,4 @@
-"""What given weights expect of the images, against what the user asked for and what the images are."""
+"""What given weights expect of the images, compared with what was asked for and what the images are."""
 
 from __future__ import annotations
 
@@ -49,21 +49,25 @@ def differences(config: DataConfig, spec: InputSpec) -> list[str]:
     """In words, where the images that the net sees are not as its weights expect them."""
     assert config.image_size is not None, "resolve the config first"
     assert config.mean is not None, "resolve the config first"
-    said = []
+    messages = []
     if config.image_size != spec.size:
         size = config.image_size
-        said.append(f"they expect {spec.size} x {spec.size} pixels and get {size} x {size}")
+        messages.append(f"they expect {spec.size} x {spec.size} pixels and get {size} x {size}")
     if config.channels != spec.channels:
-        said.append(f"they expect {spec.channels} channels and get {config.channels}: the stem's weights are summed")
+        messages.append(
+            f"they expect {spec.channels} channels and get {config.channels}: the stem's weights are summed"
+        )
     if (config.resize, config.crop) != (spec.resize, spec.crop):
-        said.append(f"they expect {fitting(spec.resize, spec.crop)} and get {fitting(config.resize, config.crop)}")
+        messages.append(f"they expect {fitting(spec.resize, spec.crop)} and get {fitting(config.resize, config.crop)}")
     if config.interpolation != spec.interpolation:
-        said.append(f"they expect {spec.interpolation} interpolation and get {config.interpolation}")
+        messages.append(f"they expect {spec.interpolation} interpolation and get {config.interpolation}")
     if spec.range is not None and config.range != spec.range:
-        said.append(f"they expect samples of the range {shown(spec.range)} and get data.range {config.range}")
+        messages.append(f"they expect samples of the range {shown(spec.range)} and get data.range {config.range}")
     if config.channels == spec.channels and (config.mean, config.std) != (spec.mean, spec.std):
-        said.append(f"they expect mean {shown(spec.mean)}, deviation {shown(spec.std)}, and get data.mean, data.std")
-    return said
+        messages.append(
+            f"they expect mean {shown(spec.mean)}, deviation {shown(spec.std)}, and get data.mean, data.std"
+        )
+    return messages
 
 
 def fitting(resize: str, crop: float) -> str:

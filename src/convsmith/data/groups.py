@@ -1,4 +1,4 @@
-"""Which images belong together: those of one patient, burst or video, which no split or fold may divide."""
+"""Which images belong together (one patient, burst or video), so that no split divides them. Makes no splits."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ def read_groups(setting: str, ids: Sequence[str]) -> Groups:
     group_of = _by_pattern(setting) if file is None else _by_table(file)
     found = [group_of(name) for name in ids]
     if without := [name for name, group in zip(ids, found, strict=True) if not group]:
-        mend = "change the pattern" if file is None else "add rows with their ids, as splits.json writes them"
+        hint = "change the pattern" if file is None else "add rows with their ids, as splits.json writes them"
         raise UserError(
             f"data.groups '{setting}' gives no group to {len(without)} of {len(ids)} images, "
-            f"the first is '{without[0]}': {mend}"
+            f"the first is '{without[0]}': {hint}"
         )
     number_of = {group: number for number, group in enumerate(dict.fromkeys(found))}
     return Groups(np.array([number_of[group] for group in found], dtype=np.int64), tuple(number_of))
 
 
-def refuse_divided(groups: Groups, splits: Mapping[str, npt.NDArray[np.int64]], mend: str) -> None:
-    """Raise UserError, which ends in `mend`, for a group with rows in more than one of `splits`."""
+def refuse_divided(groups: Groups, splits: Mapping[str, npt.NDArray[np.int64]], hint: str) -> None:
+    """Raise UserError, which ends in `hint`, for a group with rows in more than one of `splits`."""
     home: dict[int, str] = {}
     for split, rows in splits.items():
         for number in np.unique(groups.numbers[rows]).tolist():
             if (first := home.setdefault(number, split)) != split:
-                raise UserError(f"group '{groups.names[number]}' is in {first} and in {split}: {mend}")
+                raise UserError(f"group '{groups.names[number]}' is in {first} and in {split}: {hint}")
 
 
 def _by_pattern(setting: str) -> Callable[[str], str]:

@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, and those that torchvision downloads."""
+"""Data sets by name: scikit-learn's digits, and those that torchvision downloads. Decodes no image files."""
 
 from __future__ import annotations
 

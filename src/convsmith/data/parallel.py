@@ -1,4 +1,4 @@
-"""Map a function over a stream in threads: results in order, memory bounded."""
+"""A function mapped over a stream in threads: results in order, memory bounded. Knows no images."""
 
 from __future__ import annotations
 

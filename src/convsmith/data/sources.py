@@ -1,4 +1,4 @@
-"""Open a data source by its name or path: the one place where a new kind of source is added."""
+"""Opens a data source by its name or path: the one place where a new kind of source is added. Decodes nothing."""
 
 from __future__ import annotations
 

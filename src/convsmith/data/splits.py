@@ -1,4 +1,4 @@
-"""Who is in train, val and test: stratified, seeded, groups whole, pure."""
+"""Which images are in train, val and test: stratified, seeded, groups kept whole. Pure: it reads no files."""
 
 from __future__ import annotations
 

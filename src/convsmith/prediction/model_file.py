@@ -61,20 +61,20 @@ def read_card(folder: Path) -> ModelCard:
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """What `save_model` wrote; a UserError where it is not that any more."""
-    card, mend = read_card(folder), "restore it, or train again"
+    card, hint = read_card(folder), "restore it, or train again"
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
-        raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {mend}") from None
+        raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {hint}") from None
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the model in '{folder}' is damaged ({reason}): {mend}") from None
+        raise UserError(f"the model in '{folder}' is damaged ({reason}): {hint}") from None
     if "convsmith" in header:  # the first edition wrote the checksum alone
         header = unversioned(folder / WEIGHTS, json.loads(header["convsmith"]))
     if header.get("sha256") not in (None, checksum(tensors)):
-        raise UserError(f"the model in '{folder}' is damaged (checksum does not fit): {mend}")
+        raise UserError(f"the model in '{folder}' is damaged (checksum does not fit): {hint}")
     return card, tensors
 
 

@@ -1,4 +1,4 @@
-"""A trained model on images from anywhere: one way from a path, a PIL image, an array or a tensor to a prediction."""
+"""A trained model on images from anywhere: paths, PIL images, arrays and tensors to predictions. Knows no data sets."""
 
 from __future__ import annotations
 
@@ -131,17 +131,6 @@ class Predictor:
         logits = logits_of(self.model, stacks(images, BATCH), self.to_input(), self.device)
         assert logits is not None
         return logits
-
-    def readable(self, files: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-        """The files that decode, and those that do not with the reason."""
-        sound, broken = [], []
-        for file in files:
-            try:
-                self.pixels(file)
-                sound.append(file)
-            except DecodeError as error:
-                broken.append((file, str(error)))
-        return sound, broken
 
     def predict(self, images: Any, out: Path | None = None, top_k: int | None = None) -> list[Prediction]:
         """Predict one image, a list or a batch of them, each in a form that `pixels` takes.

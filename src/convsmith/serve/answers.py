@@ -1,4 +1,4 @@
-"""From the bytes of an image to what the page and programs are told."""
+"""What the server answers about an image: prediction, heat map, nearest training images. Knows no HTTP requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes: a page for people, JSON for programs; one image at a time and few in line."""
+"""The routes of the server: a page for people, JSON for programs, and a queue of one worker. Computes no answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may talk to the server, and what its answers forbid the browser."""
+"""Which requests the server turns away by their host and origin, and the headers of its answers. Reads no bodies."""
 
 from __future__ import annotations
 

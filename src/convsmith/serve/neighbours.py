@@ -1,4 +1,4 @@
-"""The training images that a model finds most like a given one."""
+"""The training images whose features are most like those of a given image. Draws and sends nothing."""
 
 from __future__ import annotations
 

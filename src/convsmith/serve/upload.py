@@ -1,4 +1,4 @@
-"""What was sent, held in memory alone and under limits; what passes one is refused with a reason."""
+"""What a request has sent, held in memory and under limits; whatever exceeds one is refused with a reason."""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ function show(answer) {
     part("heat-map").alt = "Heat map: where the model looked to answer " + answer.label;
   }
   // A browser puts keys that look like numbers first, whatever order they came in.
-  const chances = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
-  part("chances").replaceChildren(
-    ...chances.slice(0, MOST_CLASSES).map(([name, share]) =>
+  const probabilities = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
+  part("probabilities").replaceChildren(
+    ...probabilities.slice(0, MOST_CLASSES).map(([name, share]) =>
       element("tr", {},
         element("th", { scope: "row", textContent: name }),
         element("td", { className: "number", textContent: percent(share) }),
         element("td", { className: "bar" }, element("meter", { min: 0, max: 1, value: share, ariaHidden: "true" })))));
-  const rest = chances.slice(MOST_CLASSES);
+  const rest = probabilities.slice(MOST_CLASSES);
   part("more").textContent = rest.length ? `and ${rest.length} more classes, none above ${percent(rest[0][1])}` : "";
   part("near").hidden = answer.nearest.length === 0;
   part("neighbours").replaceChildren(
