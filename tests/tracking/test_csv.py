@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convsmith.errors import UserError
 from convsmith.records import MONITORS
 from convsmith.tracking.csv import COLUMNS, MetricsCsv, cut_back, read
 
@@ -109,6 +110,14 @@ def test_a_half_written_header_is_written_again(tmp_path):
     assert cut_back(path, 0) == 0
     MetricsCsv(path).append(row(1))
     assert read(path) == [row(1)]
+
+
+def test_what_is_no_table_is_left_as_it_is(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(junk := b"\xff\0junk\n1,2\n3,4\n")
+    with pytest.raises(UserError, match="not a table of numbers"):
+        cut_back(path, 2)
+    assert path.read_bytes() == junk
 
 
 def test_nothing_to_cut(tmp_path):

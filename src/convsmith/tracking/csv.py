@@ -72,10 +72,11 @@ def cut_back(path: Path, epochs: int) -> int:
     """Keep the first `epochs` rows under the present header, in one atomic step; returns how many rows there are now.
 
     A resume repeats what came after its checkpoint. A last line that was not written whole is cut as well. What an
-    older edition did not record stays empty; the other cells stay as they were written.
+    older edition did not record stays empty; the other cells stay as they were written. UserError as in `read`.
     """
     if not path.exists():
         return 0
+    read(path)  # what is not a table of numbers stays as it is
     rows = list(csv.DictReader(_whole_lines(path)))[:epochs]
     text = io.StringIO()
     if rows:
