@@ -36,11 +36,12 @@ from torch import nn
 
 from convsmith.config import RunConfig, compose
 from convsmith.data.dataset import unseal_test
+from convsmith.events import EpochEnd
 from convsmith.prediction.evaluate import batches_of, logits_of
 from convsmith.runtime import Interrupts
 from convsmith.studies.crossval import divide
 from convsmith.training import setup
-from convsmith.training.experiment import EpochEnd, epochs
+from convsmith.training.loop import epochs
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "transfer.json"
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -26,8 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "rundir": set(),
     **{room: set() for room in ROOMS},
     # Of the rooms `config` may see the configs alone, which the test below holds.
-    "config": {*ROOMS, "training"},
-    "prediction": {*BELOW_RUN, "training"},
+    "config": {*ROOMS, "training", "transfer"},
+    "prediction": BELOW_RUN,
     "transfer": {*BELOW_RUN, "prediction", "training"},
     "training": {*BELOW_RUN, "prediction", "transfer"},
     "explain": {*BELOW_RUN, "prediction", "transfer", "training"},
@@ -92,7 +92,7 @@ def test_arrows(importer: str) -> None:
 
 
 def test_config_sees_of_the_rooms_only_their_configs() -> None:
-    targets = [target for target in imported(SOURCE / "config.py") if unit(target) in ROOMS | {"training"}]
+    targets = [target for target in imported(SOURCE / "config.py") if unit(target) in ROOMS | {"training", "transfer"}]
     assert targets
     assert all(target.endswith(".config") for target in targets)
 

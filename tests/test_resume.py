@@ -166,7 +166,7 @@ def test_a_tensor_survives_the_file_bit_for_bit(tmp_path: Path) -> None:
     }
     checkpoint.write(tmp_path, values, {"step": 1})
     read, facts = checkpoint.read(tmp_path / "last.safetensors")
-    assert facts == {"step": 1}
+    assert facts["step"] == 1
     for name, value in values.items():
         left, right = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (read[name], value))
         assert read[name].dtype == value.dtype

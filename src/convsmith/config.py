@@ -20,12 +20,13 @@ from convsmith.contracts import Section
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
-from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig, TransferConfig, UnfreezeConfig
+from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
 from convsmith.plainyaml import to_yaml
 from convsmith.records import unversioned, versioned
 from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
+from convsmith.transfer.config import TransferConfig, UnfreezeConfig
 
 Layer = dict[str, Any]
 ABSENT = "absent"  # in a comparison, of a key that one config does not have

@@ -201,6 +201,16 @@ class Evaluation(Scored):
     classes: Names
 
 
+class CleanTraining(BaseModel):
+    """How the kept model does on a fixed sample of `n` train images without augmentation, in eval mode."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    accuracy: Share
+    loss: NotNegative
+    n: Count
+
+
 class Summary(Record):
     """summary.json of a finished run; `val` holds each metric of the val split by its name."""
 
@@ -208,6 +218,7 @@ class Summary(Record):
     best_epoch: Count
     epochs: Count
     val: dict[str, float]
+    train: CleanTraining | None = None
     parameters: Count
     seconds: NotNegative
     images_per_second: NotNegative

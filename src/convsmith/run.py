@@ -18,7 +18,7 @@ from convsmith.rundir import RunDir, open_run, refuse_taken
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
-from convsmith.training.experiment import epochs
+from convsmith.training.loop import epochs
 from convsmith.training.setup import Experiment, Parts
 
 if TYPE_CHECKING:

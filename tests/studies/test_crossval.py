@@ -24,7 +24,7 @@ from convsmith.runtime import Interrupts
 from convsmith.studies.statistics import mean_interval
 from convsmith.studies.study import read_spec
 from convsmith.training import setup
-from convsmith.training.experiment import epochs
+from convsmith.training.loop import epochs
 from studies.small_study import CROSSVAL, FLAGS, found, wait_for, workers_of
 
 

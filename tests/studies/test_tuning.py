@@ -32,7 +32,7 @@ from convsmith.studies.runner import run_here
 from convsmith.studies.search import Search, read_search
 from convsmith.studies.worker import perform
 from convsmith.tracking.csv import read as read_metrics
-from convsmith.training import experiment, setup
+from convsmith.training import finish, setup
 
 STUDY = """
 question: which rate?
@@ -55,7 +55,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Run a command in this process and in `tmp_path`, which has study.yaml; its output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(study.BACKENDS, "local", run_here)
-    for module in (experiment, tuning):  # drawing takes longer than these trials
+    for module in (finish, tuning):  # drawing takes longer than these trials
         for name in ("confusion_figure", "learning_curves", "history_figure", "save"):
             monkeypatch.setattr(module, name, lambda *_: None, raising=False)
     (tmp_path / "study.yaml").write_text(STUDY)

@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from convsmith.errors import UserError
+from convsmith.nets.tensors import load_strictly
 from convsmith.records import best_row
-from convsmith.training.state import Average, Counts, EarlyStopping, load_strictly
+from convsmith.training.state import EarlyStopping, RunningMetrics, WeightAverage
 
 
 def watch(stopping: EarlyStopping, rows: list[dict[str, float]]) -> list[bool]:
@@ -67,7 +68,7 @@ def test_the_facts_of_a_checkpoint_of_the_first_edition_go_on_with_its_best_epoc
 def test_average_after_its_start_is_torchs_ema() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    ours = Average(model, 0.7)
+    ours = WeightAverage(model, 0.7)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True)
     theirs.n_averaged.fill_(1)  # the average starts as a copy
     for update in range(100, 105):  # late enough that the warm-up's decay is above 0.7
@@ -83,8 +84,8 @@ def test_average_after_its_start_is_torchs_ema() -> None:
     assert ours.model.state_dict()["1.num_batches_tracked"] == 5
 
 
-def test_counts_hold_means_and_the_first_step_that_is_not_finite() -> None:
-    counts = Counts(torch.device("cpu"))
+def test_running_metrics_hold_means_and_the_first_step_that_is_not_finite() -> None:
+    counts = RunningMetrics(torch.device("cpu"))
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
     counts.add(torch.tensor(0.5), logits, torch.tensor([0, 0, 0]), step=0)
     counts.add(torch.tensor(0.25), logits[:1], torch.tensor([0]), step=1)

@@ -47,7 +47,7 @@ def test_no_value_leaves_the_device_within_a_step(mixing: dict[str, float], loss
         build_optimizer(parameter_groups(model), OptimConfig(name="sgd", lr=0.1), regularize, META)
     )
     state = new_state(model, optimizer, Schedule(ScheduleConfig(name="cosine"), 3, 2), config, torch.device("cpu"))
-    state.counts = type(state.counts)(META)
+    state.metrics = type(state.metrics)(META)
     pixels = torch.zeros(8, 20, 20, 3, dtype=torch.uint8, device=META)
     labels = torch.zeros(8, dtype=torch.int64, device=META)
     with pytest.raises(Exception, match="meta"):

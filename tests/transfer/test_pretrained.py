@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
-from convsmith.training.state import load_strictly
+from convsmith.nets.tensors import load_strictly
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
 
 LITE = "timm/tf_efficientnet_lite0"

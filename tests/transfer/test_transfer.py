@@ -31,7 +31,7 @@ from convsmith.prediction.model_file import ModelCard, save_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
-from convsmith.training.experiment import Event, epochs
+from convsmith.training.loop import Event, epochs
 from convsmith.training.setup import Experiment, Parts
 from convsmith.transfer.features import FeatureFiles
 from convsmith.verbs.flags import read_config
@@ -138,7 +138,9 @@ def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> 
 def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(here: Path, tmp_path: Path) -> None:
     prepared = setup.prepare(config_of("--transfer.feature_views", "2"))
     dataset, to_input = prepared.dataset, ToInput(prepared.dataset.preprocessing(), torch.device("cpu"))
-    files = FeatureFiles(prepared.model, dataset, to_input, prepared.config.augment, 2, tmp_path)
+    files = FeatureFiles(
+        prepared.model, dataset, dataset.train.sample(9), to_input, prepared.config.augment, 2, tmp_path
+    )
     assert len(list(files.compute(lambda: True))) == 1, "it stops where it is told to"
     (lock,) = tmp_path.glob("*.lock")
     assert not list(tmp_path.glob("*.npy"))
@@ -153,7 +155,8 @@ def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
     flags = "--transfer.unfreeze none --augment.shift 0 --train.ema 0 --train.patience none --epochs 4".split()
     heads, accuracies = [], []
     for cached in ("true", "false"):
-        experiment = begin(tmp_path, config_of(*flags, "--transfer.cache_features", cached))
+        own_cache = ["--data.cache", str(tmp_path / cached)]
+        experiment = begin(tmp_path, config_of(*flags, *own_cache, "--transfer.cache_features", cached))
         events = follow(experiment)
         assert any(isinstance(event, FeatureExtractionProgress) for event in events) == (cached == "true")
         heads.append(experiment.state.model.head.weight.detach())
@@ -304,7 +307,7 @@ MISTAKES = [
     (["--transfer.weights", "."], "run '.' is not a run directory"),
     (["--transfer.weights", "study"], "'study' is a study: name one of its runs, in folds/, arms/ or trials/"),
     (["--transfer.freeze", "[stage9]"], "'stage9' matches no stage and no parameter. Did you mean 'stage"),
-    (["--epochs", "3"], "longer than the run: stage1, stem would be thawed after 3 epochs, but train.epochs is 3"),
+    (["--epochs", "3"], "longer than the run: stage1, stem would be unfrozen after 3 epochs, but train.epochs is 3"),
     (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
     (
         ["--transfer.weights", "none", "--model", "small-resnet"],

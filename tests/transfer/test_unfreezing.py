@@ -14,7 +14,7 @@ from convsmith.contracts import Batch
 from convsmith.errors import UserError
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
-from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig, TransferConfig
+from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.optim.optimizers import build_optimizer, keep_base_rates
 from convsmith.optim.penalties import decayed
 from convsmith.optim.schedules import Schedule
@@ -22,6 +22,7 @@ from convsmith.training.config import TrainConfig
 from convsmith.training.loss import build_loss
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe, step
+from convsmith.transfer.config import TransferConfig
 from convsmith.transfer.unfreezing import plan
 
 STAGES = ["stem", "stage1", "stage2", "stage3"]
@@ -212,7 +213,7 @@ def test_every_schedule_thaws_in_order_or_says_how_long_it_is(
     assert [phase.epoch for phase in finetuning.phases] == [0, *range(after, last + 1, every)]
     for one, other in zip(finetuning.phases, finetuning.phases[1:], strict=False):
         assert one.trains < other.trains
-    assert [stage for phase in finetuning.phases for stage in phase.thawed] == STAGES[::-1][: most or 4]
+    assert [stage for phase in finetuning.phases for stage in phase.unfrozen] == STAGES[::-1][: most or 4]
 
 
 ERRORS = [
@@ -222,7 +223,7 @@ ERRORS = [
     ),
     ({"freeze": ("*nothing*",)}, "'*nothing*' matches no stage and no parameter"),
     ({"freeze": ("*",)}, "nothing is left to train"),
-    ({"freeze": ("all-but-head",), "unfreeze": {"after": 10}}, "longer than the run: stem would be thawed after 13"),
+    ({"freeze": ("all-but-head",), "unfreeze": {"after": 10}}, "longer than the run: stem would be unfrozen after 13"),
 ]
 
 

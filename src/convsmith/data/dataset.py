@@ -63,6 +63,12 @@ class Subset:
         """The images at `positions` as what may go into a network: they were prepared when they were decoded."""
         return InputPixels(self.gather(positions))
 
+    def sample(self, count: int) -> Subset:
+        """`count` of these images, or all where they are fewer: the same ones each time, in the source's order."""
+        chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
+        ids = [self.ids[position] for position in chosen]
+        return Subset(self._pixels, self.rows[chosen], self.labels[chosen], ids, self._moments)
+
     def moments(self) -> Moments:
         """Each image's sum and sum of squares of pixel values by channel: int64 [N, 2, C]."""
         if self._moments is not None:
@@ -119,6 +125,10 @@ class Dataset:
     def pool_groups(self) -> GroupNumbers | None:
         """The group of each image of `pool()`, in its order, as an int64 number; None without `data.groups`."""
         return None if self._groups is None else self._groups.numbers[self._pool_rows()]
+
+    def joined(self, *parts: Subset) -> Subset:
+        """Disjoint subsets as one, in the source's order."""
+        return self._subset(np.sort(np.concatenate([part.rows for part in parts])))
 
     def but_test(self) -> Subset:
         """Train, val and, in a fold, what is held out, joined in the source's order: all that is not sealed."""

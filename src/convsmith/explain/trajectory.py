@@ -20,7 +20,7 @@ from convsmith.explain.landscape import weights_of
 from convsmith.nets.build import build
 from convsmith.runtime import Interrupts, seed_everything
 from convsmith.training import checkpoint, setup
-from convsmith.training.experiment import epochs
+from convsmith.training.loop import epochs
 
 QUICK = 120.0  # seconds of a training that is repeated for its path; the picture itself takes as long
 MOST_POINTS = 12  # of a path, besides the start and the explained model

@@ -1,4 +1,4 @@
-"""The `optim`, `schedule`, `regularize` and `transfer` sections."""
+"""The `optim`, `schedule` and `regularize` sections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, ValidatorFunctionWrapHandler, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_serializer, field_validator
 
 from convsmith.contracts import OWN, Section
 
@@ -157,62 +157,3 @@ class RegularizeConfig(Section):
     )
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-
-
-ALL_BUT_HEAD = "all-but-head"
-
-
-class UnfreezeConfig(Section):
-    """Which frozen stages train from which epoch on, from the last one before the head towards the stem."""
-
-    after: int = Field(ge=1, description="epochs before the first stages are unfrozen")
-    every: int = Field(1, ge=1, description="epochs from one unfreezing to the next")
-    stages: int = Field(1, ge=1, description="stages that are unfrozen at once")
-    most: int | None = Field(None, ge=1, description="stages unfrozen in all; none: every one")
-
-
-class TransferConfig(Section):
-    weights: str = Field(
-        "none", description="none, default (the library's own), a .safetensors or .pth file, or a run directory"
-    )
-    freeze: tuple[str, ...] = Field(
-        (), description=f"none, {ALL_BUT_HEAD}, or a list of stages and patterns of parameter names, '[stem, \"*bn*\"]'"
-    )
-    unfreeze: UnfreezeConfig | None = Field(
-        None,
-        description="unfreeze stages in turn: '{after: 2}' trains the head for 2 epochs, then a stage more each epoch",
-    )
-    freeze_statistics: bool = Field(
-        False, description="batch norm keeps the statistics of the weights in stages that train, too"
-    )
-    lr_decay: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="factor on the learning rate from each stage to the one before it, from the head on",
-    )
-    backbone_lr: float = Field(
-        1.0, gt=0, le=1, description="factor on the learning rate of all stages: of everything but the head"
-    )
-    cache_features: bool = Field(True, description="compute the features of a frozen backbone once, not every epoch")
-    feature_views: int = Field(
-        4, ge=1, le=1000, description="with augmentation: views of each image whose features are computed once"
-    )
-
-    @field_validator("freeze", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        if value is None or value == "none":
-            return ()
-        return (value,) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _something_to_unfreeze(self) -> TransferConfig:
-        if self.unfreeze is not None and not self.freeze:
-            raise ValueError(f"unfreeze has nothing to unfreeze: set transfer.freeze, such as {ALL_BUT_HEAD}")
-        return self
-
-    @property
-    def finetunes(self) -> bool:
-        """Whether some parameters are treated unlike others."""
-        return bool(self.freeze) or self.freeze_statistics or self.lr_decay < 1 or self.backbone_lr < 1

@@ -17,9 +17,8 @@ from convsmith.errors import UserError
 from convsmith.files import read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
+from convsmith.nets.tensors import checksum, load_strictly
 from convsmith.records import unversioned, versioned
-from convsmith.training.checkpoint import checksum
-from convsmith.training.state import load_strictly
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 

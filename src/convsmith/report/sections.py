@@ -119,7 +119,9 @@ def unfreezings(inputs: Inputs) -> list[Mark]:
         return []
     finetuning = plan(inputs.model, inputs.config.transfer, inputs.config.train.epochs)
     phases = finetuning.phases[1:] if finetuning else ()
-    return [Mark(phase.epoch + 1, f"+ {', '.join(phase.thawed)}") for phase in phases if phase.epoch < len(inputs.rows)]
+    return [
+        Mark(phase.epoch + 1, f"+ {', '.join(phase.unfrozen)}") for phase in phases if phase.epoch < len(inputs.rows)
+    ]
 
 
 def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, kind: int) -> Line:

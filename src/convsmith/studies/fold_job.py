@@ -19,7 +19,7 @@ from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
 from convsmith.training import setup
-from convsmith.training.experiment import epochs
+from convsmith.training.loop import epochs
 from convsmith.training.setup import NO_PARTS, Parts
 
 RECORD = "fold.json"  # in the fold's directory: its scores; it is there when, and only when, the fold is done

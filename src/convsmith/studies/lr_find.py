@@ -33,9 +33,9 @@ from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
 from convsmith.studies.study import as_html
 from convsmith.training import setup
-from convsmith.training.experiment import train_batches
+from convsmith.training.loop import train_batches
 from convsmith.training.setup import NO_PARTS, Experiment, Parts, Prepared
-from convsmith.training.state import Counts, TrainState
+from convsmith.training.state import RunningMetrics, TrainState
 from convsmith.training.step import Recipe, step
 
 if TYPE_CHECKING:
@@ -222,9 +222,9 @@ def range_test(
     for number, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
         for group, multiple in zip(state.optimizer.param_groups, multiples, strict=True):
             group["base_lr"] = multiple * rate
-        state.counts = Counts(state.device)
+        state.metrics = RunningMetrics(state.device)
         step(state, batch, recipe)
-        loss = state.counts.read()[0]
+        loss = state.metrics.read()[0]
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         point = Point(number, rate, loss, mean / (1 - SMOOTHING**number))
         lowest = min(lowest, point.smoothed)

@@ -20,7 +20,7 @@ from convsmith.studies.own import fresh
 from convsmith.studies.search import Search, optuna_module, read_search, record_of, suggest
 from convsmith.tracking import csv
 from convsmith.training import setup
-from convsmith.training.experiment import epochs
+from convsmith.training.loop import epochs
 from convsmith.training.setup import NO_PARTS, Parts
 
 LOCK_WAIT = 30.0  # seconds that a trial waits for a process that is still writing to its directory

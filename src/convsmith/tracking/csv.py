@@ -31,6 +31,8 @@ COLUMNS = (
     "l1_penalty",
     "l2_penalty",
     "zero_weights",
+    "clean_train_loss",  # of train images without augmentation, by the net in eval mode; in a few epochs alone
+    "clean_train_accuracy",
 )
 
 Number = int | float | None

@@ -6,7 +6,6 @@ the best epoch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from convsmith.errors import UserError
 from convsmith.files import sync_folder, write_bytes
+from convsmith.nets.tensors import checksum
 from convsmith.records import FORMAT_VERSION, refuse_newer
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
@@ -49,7 +48,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any],
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts; DamagedCheckpointError where the file is not what was written."""
+    """Tensors and facts, `format_version` among them; DamagedCheckpointError where the file is not what was written."""
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -58,8 +57,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DamagedCheckpointError(f"{path.name}: {error}") from None
     if header.get("sha256") != checksum(tensors, header.get("facts", "")):
         raise DamagedCheckpointError(f"{path.name}: checksum does not fit")
-    refuse_newer(path, int(header.get("format_version", 1)))
-    return tensors, json.loads(header["facts"])
+    edition = int(header.get("format_version", 1))
+    refuse_newer(path, edition)
+    return tensors, json.loads(header["facts"]) | {"format_version": edition}
 
 
 def read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
@@ -77,16 +77,6 @@ def read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | 
         remark = f"checkpoint damaged ({'; '.join(remarks)}): going on from the one before, {name}" if remarks else None
         return tensors, facts, remark
     raise UserError(f"no sound checkpoint in '{folder}' ({'; '.join(remarks)}): start the run anew")
-
-
-def checksum(tensors: Mapping[str, Tensor], facts: str = "") -> str:
-    """sha256 of names, types, shapes and values, and of `facts`."""
-    digest = hashlib.sha256(facts.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)  # NumPy knows no bfloat16
-    return digest.hexdigest()
 
 
 def _share(source: Path, target: Path) -> None:

@@ -1,63 +1,179 @@
-"""The epoch loop as a generator: it yields what happened, the caller decides what follows."""
+"""The loop: an experiment from where it stands to its end. Shows nothing; `finish` writes what a finished run leaves.
+
+What happens once a step or once an epoch is a line of `epochs`. It yields events; whoever listens changes nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from convsmith.contracts import Batch
-from convsmith.events import StepProgress
-from convsmith.training.state import TrainState
-from convsmith.training.step import Recipe, step
+import numpy as np
+import torch
+
+from convsmith import files
+from convsmith.contracts import Batch, Tracker
+from convsmith.data.augment import Augment
+from convsmith.data.dataset import Subset
+from convsmith.data.sampler import batch_positions, epoch_order
+from convsmith.data.sources import cache_folder
+from convsmith.errors import RunFailed
+from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
+from convsmith.files import explain_os_errors
+from convsmith.optim.penalties import penalty_values
+from convsmith.prediction.evaluate import batches_of, logits_of
+from convsmith.prediction.evaluation import evaluation
+from convsmith.prediction.model_file import save_model
+from convsmith.records import metric_values
+from convsmith.runtime import Interrupts
+from convsmith.tracking import csv
+from convsmith.tracking.wandb import open_tracker
+from convsmith.training.finish import confusion, finish
+from convsmith.training.setup import Experiment
+from convsmith.training.step import step
+from convsmith.transfer.features import FeatureFiles, logits_of_features
+from convsmith.transfer.weights import caches_features
+
+CLEAN_MEASUREMENTS = 5  # of a run: epochs in which the clean training images are scored, the last one always
+
+Event = StepProgress | EpochEnd | FeatureExtractionProgress | Unfroze | Interrupted | Finished
 
 
-@dataclass(frozen=True)
-class EpochResult(StepProgress):
-    """A whole epoch of training, before its validation."""
+def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
+    """Train from where the state stands to the end of the run, saved on the way; ends with Finished or Interrupted."""
+    run, config, state = experiment.run, experiment.config, experiment.state
+    with _tracked(experiment) as (tracker, summary):
+        # The features of a frozen backbone are constants: one pass over the images computes them.
+        if state.head_alone and caches_features(config) and not state.exhausted:
+            began = time.perf_counter()
+            features = _feature_files(experiment)
+            for done, total in features.compute(lambda: bool(interrupts)):
+                yield FeatureExtractionProgress(done, total)
+            if interrupts.received:
+                run.log(f"interrupted by {interrupts.received.name} before the features were whole")
+                yield Interrupted(interrupts.received)
+                return
+            experiment.features = features.load()
+            state.seconds += time.perf_counter() - began
 
-
-P = TypeVar("P", bound=StepProgress)
-
-
-def fit(
-    state: TrainState,
-    recipe: Recipe,
-    batches: Callable[[int, int], Iterable[Batch]],
-    *,
-    epochs: int,
-    steps: int,
-    log_every: int,
-    stop: Callable[[], bool],
-) -> Iterator[StepProgress | EpochResult]:
-    """Train from wherever `state` stands.
-
-    `batches(epoch, position)` gives the batches of an epoch from a position on. Yields a StepProgress every
-    `log_every` steps and when `stop()` turns true, and an EpochResult at each epoch's end, after which the
-    caller validates and calls ``state.close_epoch()``. The time between two yields alone counts as training.
-    """
-    while state.epoch < epochs:
-        state.training_mode()
-        began = time.perf_counter()
-        for batch in batches(state.epoch, state.position):
-            step(state, batch, recipe)
-            if state.position % log_every == 0 or stop():
-                progress = _progress(state, steps, began, StepProgress)
+        batches, saved = train_batches(experiment), time.monotonic()
+        while state.epoch < config.train.epochs and not state.exhausted:
+            state.training_mode()
+            began = time.perf_counter()
+            for batch in batches(state.epoch, state.position):
+                step(state, batch, experiment.recipe)
+                if state.position % config.train.log_every and not interrupts:
+                    continue
+                progress = _progress(experiment, began)
+                if time.monotonic() - saved >= 60 * config.train.checkpoint_minutes:
+                    experiment.save()
+                    saved = time.monotonic()
+                if config.track.every_steps:
+                    tracker.log({"step_loss": progress.loss, "step_learning_rate": progress.learning_rate}, state.step)
                 yield progress
-                began = time.perf_counter()
-        epoch = state.epoch
-        yield _progress(state, steps, began, EpochResult)
-        assert state.epoch == epoch + 1, "the caller closes each epoch"
+                if interrupts.received:
+                    yield _stopped(experiment, interrupts.received)
+                    return
+                began = time.perf_counter()  # only the time between two events is time in training
+
+            # Validate, and score clean training images a few times.
+            trained, began = _progress(experiment, began), time.perf_counter()
+            val = _scores(experiment, experiment.dataset.val, interrupts)
+            if val is None:  # the epoch's training is kept, and its validation comes again
+                assert interrupts.received
+                yield _stopped(experiment, interrupts.received)
+                return
+            row = _row(experiment, trained, val)
+            stopping = state.stopping.after(row)
+            if _is_measured(trained.epoch, config.train.epochs) or state.ends_with(stopping):
+                clean = _scores(experiment, experiment.clean_sample, interrupts)
+                if clean is None:
+                    assert interrupts.received
+                    yield _stopped(experiment, interrupts.received)
+                    return
+                row |= {"clean_train_loss": clean["loss"], "clean_train_accuracy": clean["accuracy"]}
+            row["seconds"] = trained.seconds + time.perf_counter() - began
+
+            # Schedule, early stopping, unfreezing.
+            state.schedule.epoch_ended(row["val_loss"])
+            state.stopping = stopping
+            best = stopping.best_epoch == trained.epoch
+            state.close_epoch(row["seconds"])
+            phase = state.enter_phase()  # before the checkpoint: a resumed run starts with what is unfrozen by now
+
+            # Write model, log and checkpoint.
+            if best:
+                save_model(run.model, state.evaluated, experiment.card)
+            # The row goes first: a kill between the two leaves one too many, which a resume cuts, not one too few.
+            csv.MetricsCsv(run.metrics).append(row)
+            experiment.save(best)
+            saved = time.monotonic()
+            tracker.log(row | ({} if config.track.wandb == "off" else {"confusion_matrix": confusion(val)}), state.step)
+            run.log(f"epoch {trained.epoch}: val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.4f}")
+            over = state.exhausted or state.epoch == config.train.epochs
+            unfroze = Unfroze(state.epoch, phase.unfrozen, state.trained_parameters) if phase and not over else None
+            if unfroze:
+                if not state.head_alone:
+                    experiment.features = None
+                run.log(
+                    f"from epoch {state.epoch + 1} on {', '.join(unfroze.stages)} train too: "
+                    f"{unfroze.parameters:,} parameters"
+                )
+            yield EpochEnd(row, best)
+            if unfroze:
+                yield unfroze
+            if interrupts.received and not over:
+                yield _stopped(experiment, interrupts.received)
+                return
+
+        finished = finish(experiment, tracker)
+        summary.update(finished.summary)
+        yield finished
 
 
-def _progress(state: TrainState, steps: int, began: float, kind: type[P]) -> P:
-    loss, accuracy, images, bad_step = state.counts.read()
+def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch]]:
+    """A function of (epoch, position): the epoch's augmented batches, in its order, from that step on."""
+    config, train, device = experiment.config, experiment.dataset.train, experiment.device
+    augment = Augment(config.augment, experiment.to_input)
+
+    def batches(epoch: int, position: int) -> Iterator[Batch]:
+        order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
+        for number, positions in enumerate(batch_positions(order, config.train.batch_size, position), start=position):
+            labels = torch.from_numpy(train.labels[positions]).to(device)
+            if experiment.features:
+                yield Batch(experiment.features.view(epoch)[positions].to(device), labels, features=True)
+            else:
+                pixels = torch.from_numpy(train.gather(positions)).to(device)
+                yield augment(pixels, labels, experiment.state.generator, [config.train.seed, epoch, number])
+
+    return batches
+
+
+def _feature_files(experiment: Experiment) -> FeatureFiles:
+    return FeatureFiles(
+        experiment.state.model,
+        experiment.dataset,
+        experiment.clean_sample,
+        experiment.to_input,
+        experiment.config.augment,
+        experiment.config.transfer.feature_views,
+        cache_folder(experiment.config.data) / "features",
+    )
+
+
+def _progress(experiment: Experiment, began: float) -> StepProgress:
+    """The present epoch so far, with the time since `began` added to its training. RunFailed where it has diverged."""
+    state = experiment.state
+    loss, accuracy, images, bad_step = state.metrics.read()
     state.seconds += time.perf_counter() - began
-    return kind(
+    _refuse_nonfinite(experiment, loss, bad_step)
+    return StepProgress(
         epoch=state.epoch + 1,
         position=state.position,
-        steps=steps,
+        steps=experiment.steps,
         step=state.step,
         loss=loss,
         accuracy=accuracy,
@@ -66,3 +182,87 @@ def _progress(state: TrainState, steps: int, began: float, kind: type[P]) -> P:
         seconds=state.seconds,
         bad_step=bad_step,
     )
+
+
+def _is_measured(epoch: int, count: int) -> bool:
+    """Whether an epoch (from 1) of `count` is one of those, spread over the run, in which clean images are scored."""
+    share = count / CLEAN_MEASUREMENTS
+    return epoch in {math.ceil(share * number) for number in range(1, CLEAN_MEASUREMENTS + 1)}
+
+
+def _scores(experiment: Experiment, subset: Subset, interrupts: Interrupts) -> dict[str, Any] | None:
+    """The evaluation record of images without augmentation, by the net in eval mode; None where a signal came."""
+    model, features = experiment.state.evaluated, experiment.features
+    if features:
+        known = features.val if subset is experiment.dataset.val else features.clean
+        logits: np.ndarray | None = logits_of_features(model, known, experiment.device)
+    else:
+        logits = logits_of(model, batches_of(subset), experiment.to_input, experiment.device, lambda: bool(interrupts))
+    if logits is None:
+        return None
+    if not np.isfinite(logits).all():
+        _refuse_nonfinite(experiment, math.nan, -1)
+    return evaluation(subset.labels, logits, experiment.card.classes)
+
+
+def _row(experiment: Experiment, trained: StepProgress, val: dict[str, Any]) -> dict[str, Any]:
+    row = {
+        "epoch": trained.epoch,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        **{f"val_{name}": value for name, value in metric_values(val).items()},
+        "learning_rate": trained.learning_rate,
+        "images_per_second": trained.images_per_second,
+        **penalty_values(experiment.state.optimizer, experiment.config.regularize),
+    }
+    _refuse_nonfinite(experiment, row["val_loss"], -1)
+    return row
+
+
+def _stopped(experiment: Experiment, received: Any) -> Interrupted:
+    experiment.save()
+    experiment.run.log(f"interrupted by {received.name} at step {experiment.state.step}")
+    return Interrupted(received)
+
+
+def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> None:
+    """Stop a run whose numbers are no numbers any more, before they reach a checkpoint."""
+    if bad_step < 0 and np.isfinite(loss):
+        return
+    state, config = experiment.state, experiment.config
+    at = bad_step if bad_step >= 0 else state.step
+    lr = state.base_rate
+    smaller = "learning rate in your optimiser" if config.optim.is_own else f"--lr (such as {lr / 10:.3g})"
+    message = (
+        f"the loss is not a finite number at step {at + 1} (epoch {state.epoch + 1}, learning rate "
+        f"{lr * state.schedule.factor(at):.3g}); the last good checkpoint is kept. Try a smaller {smaller}, "
+        "--regularize.clip_norm 1 or --schedule.warmup_epochs 1"
+    )
+    experiment.run.log(message)
+    raise RunFailed(message)
+
+
+@contextmanager
+def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]:
+    """The run's tracker, and the summary with which it is closed, to be filled in; disk errors name the run.
+
+    The run's W&B id is kept in the run directory, so that a resumed run goes on in the same one.
+    """
+    run = experiment.run
+    known = run.path / "wandb" / "id.txt"  # a name in run-* would be a run to W&B's viewer
+    before = known.read_text(encoding="utf-8", errors="replace") if known.exists() else None
+    parts, group = run.path.parts, experiment.config.track.group
+    name = " ".join(parts[parts.index(group) :]) if group in parts else run.name  # "study folds 3"
+    tracker = open_tracker(
+        experiment.config.track, run.path, name, experiment.config.model_dump(mode="json"), before, run.warn
+    )
+    if tracker.run_id and tracker.run_id != before:
+        files.write_text(known, tracker.run_id)
+    summary: dict[str, Any] = {"stopped_because": "interrupted"}
+    failed = True
+    try:
+        with explain_os_errors(f"run '{run.path}' (what it had saved is kept)"):
+            yield tracker, summary
+        failed = False
+    finally:
+        tracker.close(summary, failed)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from convsmith import files, records, rundir
 from convsmith.config import RunConfig, read_run_config, unused
 from convsmith.contracts import OWN, Batch, InputSpec
 from convsmith.data.config import AugmentConfig, DataConfig
-from convsmith.data.dataset import Dataset, open_dataset
+from convsmith.data.dataset import Dataset, Subset, open_dataset
 from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import steps_per_epoch
 from convsmith.data.sources import SOURCES, Source, cache_folder
@@ -48,6 +49,7 @@ from convsmith.transfer.features import PASS_BATCH, FrozenFeatures
 from convsmith.transfer.unfreezing import Finetuning, plan
 
 WHITENED_IMAGES = 500
+CLEAN_IMAGES = 1_000  # at most, on which training is scored without augmentation
 SMALL_STEP = 100_000_000  # MACs of a batch: some milliseconds on one core
 CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.2  # for measuring layouts that a training will use; for one look at a step
 MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
@@ -82,6 +84,11 @@ class Experiment:
     notes: tuple[str, ...] = ()  # what a person should know before the first step
     features: FrozenFeatures | None = None  # while the head alone trains on them
 
+    @cached_property
+    def clean_sample(self) -> Subset:
+        """Train images on which the net is scored without augmentation, in eval mode: the same in every run."""
+        return self.dataset.train.sample(CLEAN_IMAGES)
+
     @property
     def image_epochs(self) -> int:
         """How many epochs train on images, the others on features that were computed once."""
@@ -108,7 +115,6 @@ class Experiment:
     def save(self, best: bool = False) -> None:
         """Write a checkpoint: the last one, and also the best one where it is."""
         facts = self.state.facts() | {"config": self.config.model_dump(mode="json")}
-        facts |= {"format_version": records.FORMAT_VERSION}
         checkpoint.write(self.run.checkpoints, self.state.tensors(), facts, best)
 
 
@@ -254,14 +260,13 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     config, dataset, device = _open(config, parts)
     dataset = dataset.as_recorded(rundir.read_splits(run), str(run.path))
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
-    edition = facts.get("format_version", 1)
-    records.refuse_newer(run.checkpoints, edition)
+    is_first_edition = facts["format_version"] == 1
     changed = _changed(facts.get("config", {}), config)
     model = _model(config, dataset, parts)
     finetuning = plan(model, config.transfer, config.train.epochs)
     if parts.optimizer is not None:
         own = _own(parts.optimizer, model, finetuning)
-        if edition == 1 and not config.optim.is_own:  # which did not mark it
+        if is_first_edition and not config.optim.is_own:  # which did not mark it
             config = config.model_copy(update={"optim": OptimConfig(name=own)})
             files.write_text(run.config, config.to_yaml())
         if own != config.optim.name:
@@ -269,7 +274,7 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
             raise UserError(f"the optimiser of run '{run.path}' is {config.optim.name}, not {own}: {fix}")
     experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
     experiment.state.load(tensors, facts)
-    if edition == 1 and parts.optimizer is None and not _fits(experiment, tensors, facts, changed):
+    if is_first_edition and parts.optimizer is None and not _fits(experiment, tensors, facts, changed):
         raise UserError(
             f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with an "
             "optimiser of your own: hand it in, convsmith.resume(run, optimizer=...)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
+from convsmith.nets.tensors import load_strictly
 from convsmith.optim.optimizers import NO_DECAY
 from convsmith.optim.schedules import Schedule
 from convsmith.records import is_better
@@ -23,7 +23,7 @@ from convsmith.transfer.unfreezing import Finetuning, Phase
 Tensors = dict[str, Tensor]
 
 
-class Average:
+class WeightAverage:
     """Exponential moving average of weights and float buffers (Polyak and Juditsky 1992).
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
@@ -83,7 +83,7 @@ class EarlyStopping:
         return self.patience is not None and self.bad_epochs >= self.patience
 
 
-class Counts:
+class RunningMetrics:
     """The running sums of an epoch, kept on the device so that no step waits for a transfer."""
 
     def __init__(self, device: torch.device) -> None:
@@ -127,7 +127,7 @@ class TrainState:
     stopping: EarlyStopping
     generator: torch.Generator
     device: torch.device
-    average: Average | None = None
+    average: WeightAverage | None = None
     finetuning: Finetuning | None = None
     phase: int = 0
     epoch: int = 0
@@ -135,10 +135,10 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0  # of training in the present epoch
     total_seconds: float = 0.0  # of all finished epochs, validation included
-    counts: Counts = field(init=False)
+    metrics: RunningMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = Counts(self.device)
+        self.metrics = RunningMetrics(self.device)
 
     def training_mode(self) -> None:
         """Training mode, but for what is frozen: its batch norm's statistics must not drift, its dropout not drop."""
@@ -147,7 +147,7 @@ class TrainState:
             self.finetuning.rest(self.model)
 
     def enter_phase(self) -> Phase | None:
-        """Thaw what trains from the present epoch on; the phase where a new one begins."""
+        """Unfreeze what trains from the present epoch on; the phase where a new one begins."""
         if self.finetuning is None or (number := self.finetuning.number_at(self.epoch)) == self.phase:
             return None
         self.phase = number
@@ -164,9 +164,18 @@ class TrainState:
 
     @property
     def exhausted(self) -> bool:
-        """Whether to stop early; not while stages are still to be thawed."""
+        """Whether to stop early; not while stages are still to be unfrozen."""
+        return self.ends_with(self.stopping)
+
+    def ends_with(self, stopping: EarlyStopping) -> bool:
+        """Whether the run would stop early if `stopping` were its present state."""
         last = self.finetuning is None or self.phase == len(self.finetuning.phases) - 1
-        return last and self.stopping.exhausted
+        return last and stopping.exhausted
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters train at present."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def logits(self, batch: Batch) -> Tensor:
         """float [B, K], from images or from the features that the head takes."""
@@ -202,7 +211,7 @@ class TrainState:
         self.position = 0
         self.total_seconds += seconds
         self.seconds = 0.0
-        self.counts = Counts(self.device)
+        self.metrics = RunningMetrics(self.device)
 
     def tensors(self) -> Tensors:
         """Every tensor by name: model., average., optimizer., counts., rng."""
@@ -219,7 +228,7 @@ class TrainState:
                             "be saved and resumed exactly; use an optimiser that keeps tensors"
                         )
                     tensors[f"optimizer.{names[parameter]}:{key}"] = value
-        tensors |= {f"counts.{name}": value for name, value in self.counts.tensors().items()}
+        tensors |= {f"counts.{name}": value for name, value in self.metrics.tensors().items()}
         tensors["rng.augment"] = self.generator.get_state()
         tensors |= {f"rng.{name}": value for name, value in _global_rng(self.device).items()}
         return tensors
@@ -245,7 +254,7 @@ class TrainState:
             load_strictly(self.average.model, _below(tensors, "average."), "the checkpoint's average")
         self._load_optimizer(_below(tensors, "optimizer."), facts["rates"])
         for name, value in _below(tensors, "counts.").items():
-            self.counts.tensors()[name].copy_(value)
+            self.metrics.tensors()[name].copy_(value)
         self.generator.set_state(tensors["rng.augment"])
         _set_global_rng(_below(tensors, "rng."), self.device)
         for name in ("epoch", "position", "step", "seconds", "total_seconds", "phase"):
@@ -288,29 +297,9 @@ def new_state(
         stopping=EarlyStopping(config.monitor, config.patience, config.min_delta),
         generator=torch.Generator(device).manual_seed(config.seed),
         device=device,
-        average=Average(model, config.ema) if config.ema else None,
+        average=WeightAverage(model, config.ema) if config.ema else None,
         finetuning=finetuning,
     )
-
-
-def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load every tensor of `model`; a UserError lists missing, unexpected and misshapen keys, loading none."""
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{name} ({tuple(tensors[name].shape)} for {tuple(expected[name].shape)})"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-        listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names)
-        raise UserError(f"{what} is of another architecture; {listed}")
-    named = OrderedDict(tensors)
-    # Names that fit are those of the present version, which some modules ask for (torchvision's MNASNet).
-    named._metadata = expected._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(named)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:

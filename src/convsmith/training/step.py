@@ -41,6 +41,6 @@ def step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
     if state.average:
         state.average.update(state.model, state.step)
 
-    state.counts.add(loss.detach(), logits.detach(), batch.labels, state.step)
+    state.metrics.add(loss.detach(), logits.detach(), batch.labels, state.step)
     state.step += 1
     state.position += 1

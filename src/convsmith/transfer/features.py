@@ -34,10 +34,15 @@ PASS_BATCH = 32  # images of a forward pass; part of the key, since the last bit
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """`train` float32 [V, N, F] holds V views of each train image, `val` float32 [M, F] the val images as they are."""
+    """`train` float32 [V, N, F] holds V views of each train image.
+
+    `val` float32 [M, F] and `clean` float32 [S, F] are those of the val images and of a sample of the train images,
+    as they are.
+    """
 
     train: Tensor
     val: Tensor
+    clean: Tensor
 
     def view(self, epoch: int) -> Tensor:
         """What an epoch (from 0) trains on: float32 [N, F]."""
@@ -51,6 +56,7 @@ class FeatureFiles:
         self,
         model: nn.Module,
         dataset: Dataset,
+        clean_sample: Subset,
         to_input: ToInput,
         augment: AugmentConfig,
         views: int,
@@ -63,7 +69,8 @@ class FeatureFiles:
         every = dataset.but_test()
         is_fold = len(every) > len(dataset.train) + len(dataset.val)
         # A fold computes all that its study needs; a run of its own no more than itself needs.
-        self._plain = every if is_fold or not augmented else dataset.val
+        self._plain = every if is_fold or not augmented else dataset.joined(dataset.val, clean_sample)
+        self._clean_sample = clean_sample
         self._viewed = every if is_fold else dataset.train
         self._views: list[int | None] = list(range(views)) if augmented else [None]
         self._backbone = _hash_of_backbone(model)
@@ -104,6 +111,7 @@ class FeatureFiles:
         return FrozenFeatures(
             torch.stack([self._rows(self._subset_of(view), view, self._dataset.train) for view in self._views]),
             self._rows(self._plain, None, self._dataset.val),
+            self._rows(self._plain, None, self._clean_sample),
         )
 
     def _needed(self) -> list[tuple[Subset, int | None]]:

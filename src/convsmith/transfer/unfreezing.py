@@ -1,6 +1,6 @@
 """Finetuning: which parameters train in which epochs, and at which share of the learning rate.
 
-Frozen parameters get neither gradient nor optimiser state, and frozen modules stay in eval mode. Stages are thawed
+Frozen parameters get neither gradient nor optimiser state, and frozen modules stay in eval mode. Stages are unfrozen
 from the head towards the stem (gradual unfreezing, Howard and Ruder 2018, who also lower the rate from layer to layer).
 """
 
@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convsmith.contracts import Classifier
 from convsmith.errors import UserError, nearest
-from convsmith.optim.config import ALL_BUT_HEAD, TransferConfig
 from convsmith.optim.optimizers import Group, parameter_groups
+from convsmith.transfer.config import ALL_BUT_HEAD, TransferConfig
 
 HEAD = "head"
 LIBRARY = "net."  # before a library's own names in a backbone: patterns may leave it out
@@ -24,11 +24,11 @@ LIBRARY = "net."  # before a library's own names in a backbone: patterns may lea
 
 @dataclass(frozen=True)
 class Phase:
-    """What trains from `epoch` (counted from 0) on: parameters by name; `thawed` are the stages that came with it."""
+    """What trains from `epoch` (counted from 0) on: parameters by name; `unfrozen` are the stages that came with it."""
 
     epoch: int
     trains: frozenset[str]
-    thawed: tuple[str, ...]
+    unfrozen: tuple[str, ...]
     head_alone: bool
 
 
@@ -72,7 +72,7 @@ class Finetuning:
         """The groups of `parameter_groups`, a pair for each stage where stages have rates of their own.
 
         They hold what trains in the last phase. An optimiser leaves a parameter without gradient alone, so one that
-        is still frozen has no state in it, and a fresh one from its thaw on.
+        is still frozen has no state in it, and a fresh one from the epoch on in which it is unfrozen.
         """
         self.apply(model, len(self.phases) - 1)
         groups = parameter_groups(model)
@@ -93,7 +93,7 @@ def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | 
     """The finetuning that `config` asks for; None where all parameters are alike and train from the start.
 
     UserError for a network that cannot be taken apart, stages and patterns that match nothing, nothing left to
-    train, and thaws that come after the last epoch.
+    train, and stages that would be unfrozen after the last epoch.
     """
     if not config.finetunes:
         return None
@@ -114,8 +114,8 @@ def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | 
     if phases[-1].epoch >= epochs:
         last = phases[-1]
         raise UserError(
-            f"transfer.unfreeze is longer than the run: {_listed(last.thawed)} would be thawed after {last.epoch} "
-            f"epochs, but train.epochs is {epochs}: train for {last.epoch + 1} at least, or thaw sooner or less "
+            f"transfer.unfreeze is longer than the run: {_listed(last.unfrozen)} would be unfrozen after {last.epoch} "
+            f"epochs, but train.epochs is {epochs}: train for {last.epoch + 1} at least, or unfreeze sooner or less "
             "(after, every, stages, most)"
         )
     stages = [stage for stage in members if stage != HEAD]
@@ -155,18 +155,18 @@ def _frozen(config: TransferConfig, members: Mapping[str, set[str]]) -> set[str]
 def _phases(
     config: TransferConfig, members: Mapping[str, set[str]], trainable: set[str], frozen: set[str]
 ) -> Iterator[Phase]:
-    def phase(epoch: int, thawed: tuple[str, ...]) -> Phase:
+    def phase(epoch: int, unfrozen: tuple[str, ...]) -> Phase:
         trains = frozenset(trainable - frozen)
-        return Phase(epoch, trains, thawed, trains <= members[HEAD])
+        return Phase(epoch, trains, unfrozen, trains <= members[HEAD])
 
     yield phase(0, ())
     if config.unfreeze is None:
         return
     waiting = [stage for stage in reversed(list(members)) if members[stage] & frozen][: config.unfreeze.most]
     for number, start in enumerate(range(0, len(waiting), config.unfreeze.stages)):
-        thawed = tuple(waiting[start : start + config.unfreeze.stages])
-        frozen = frozen - set().union(*(members[stage] for stage in thawed))
-        yield phase(config.unfreeze.after + number * config.unfreeze.every, thawed)
+        unfrozen = tuple(waiting[start : start + config.unfreeze.stages])
+        frozen = frozen - set().union(*(members[stage] for stage in unfrozen))
+        yield phase(config.unfreeze.after + number * config.unfreeze.every, unfrozen)
 
 
 def _listed(names: object) -> str:

@@ -15,9 +15,9 @@ from convsmith.data.expected import differences, fitting, shown
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone
 from convsmith.nets.config import ModelConfig
+from convsmith.nets.tensors import load_strictly
 from convsmith.prediction.model_file import CARD, ModelCard, read_model
 from convsmith.rundir import RunDir, open_run
-from convsmith.training.state import load_strictly
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
 
 NONE, DEFAULT = "none", "default"

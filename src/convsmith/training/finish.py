@@ -1,0 +1,76 @@
+"""What a run leaves at its end: the kept model's evaluation, figures, and summary.json. Trains nothing."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convsmith import records
+from convsmith.contracts import Tracker
+from convsmith.events import Finished
+from convsmith.figures.curves import learning_curves
+from convsmith.figures.matrices import confusion_figure
+from convsmith.figures.style import save
+from convsmith.prediction.evaluate import batches_of, evaluate_split, logits_of
+from convsmith.prediction.evaluation import evaluation
+from convsmith.prediction.model_file import load_model
+from convsmith.tracking import csv
+from convsmith.training.setup import Experiment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def finish(experiment: Experiment, tracker: Tracker) -> Finished:
+    """Evaluate the best weights on the val split and on clean training images, and write what a run leaves."""
+    run, config, state = experiment.run, experiment.config, experiment.state
+    own = None if experiment.card.architecture else state.evaluated
+    model, card = load_model(run.model, experiment.device, own)
+    record, logits = evaluate_split(model, card, experiment.dataset.val, experiment.device, run, "val")
+    clean = experiment.clean_sample
+    clean_logits = logits_of(model, batches_of(clean), experiment.to_input, experiment.device)
+    assert clean_logits is not None
+    on_train = evaluation(clean.labels, clean_logits, card.classes)
+    rows = csv.read(run.metrics)
+    stopped = "all epochs done" if state.epoch == config.train.epochs else "early stopping"
+    summary = {
+        "name": run.name,
+        "best_epoch": state.stopping.best_epoch,
+        "epochs": state.epoch,
+        "val": records.metric_values(record),
+        "train": {"accuracy": on_train["accuracy"], "loss": on_train["loss"], "n": len(clean)},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": state.total_seconds,
+        "images_per_second": statistics.median(row["images_per_second"] or 0.0 for row in rows),
+        "stopped_because": stopped,
+        "skipped_files": len(experiment.dataset.failures),
+    }
+    run.figures.mkdir(exist_ok=True)
+    save(learning_curves(rows, state.stopping.best_epoch), run.figures / "curves.png")
+    save(confusion(record), run.figures / "confusion.png")
+    if config.track.images:
+        tracker.log({"samples": _samples(experiment, logits)}, state.step)
+    summary = records.write(run.summary, records.Summary, summary)
+    run.log(f"finished: {stopped}, val accuracy {record['accuracy']:.4f}")
+    return Finished(summary, record, tracker.where)
+
+
+def confusion(record: dict[str, Any]) -> Figure:
+    """The confusion matrix of an evaluation record."""
+    return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
+
+
+def _samples(experiment: Experiment, logits: np.ndarray) -> list[tuple[np.ndarray, str]]:
+    """Val images evenly spaced, each with its true and its predicted class."""
+    val, classes = experiment.dataset.val, experiment.card.classes
+    count = min(experiment.config.track.images, len(val))
+    chosen = np.linspace(0, len(val) - 1, count).astype(int)
+    return [
+        (
+            image.squeeze(-1) if image.shape[-1] == 1 else image,
+            f"{classes[val.labels[at]]}, predicted {classes[logits[at].argmax()]}",
+        )
+        for at, image in zip(chosen, val.gather(chosen), strict=True)
+    ]
