@@ -179,3 +179,14 @@ def test_everything_that_a_training_writes_says_its_version(tmp_path, monkeypatc
             header = weights.metadata()
         said = json.loads(header["convsmith"])["format_version"] if "convsmith" in header else header["format_version"]
         assert int(said) == FORMAT_VERSION, path
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(2, False), (5, False), (6, True)])
+def test_a_metric_that_is_1_for_so_few_classes_is_recorded_and_not_shown(classes: int, shown: bool) -> None:
+    from convsmith.prediction.evaluation import evaluation
+
+    logits = np.random.default_rng(0).normal(size=(60, classes))
+    record = evaluation(np.arange(60) % classes, logits, [f"class {number}" for number in range(classes)])
+    assert (record["top5_accuracy"] == 1.0) is not shown
+    assert ("top5_accuracy" in records.worth_showing(record)) is shown
+    assert "top5_accuracy" in records.metric_values(record)

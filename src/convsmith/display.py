@@ -33,7 +33,7 @@ from convsmith.events import (
 )
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import wilson_interval
-from convsmith.records import METRICS, metric_values, shown
+from convsmith.records import METRICS, shown, worth_showing
 from convsmith.rundir import RunDir
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
@@ -237,7 +237,7 @@ class Display:
         low, high = wilson_interval(round(val["accuracy"] * val["n"]), val["n"])
         lines = [
             f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
-            *_listed({name: value for name, value in metric_values(val).items() if name != "accuracy"}),
+            *_listed({name: value for name, value in worth_showing(val).items() if name != "accuracy"}),
             f"best epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
             "",
@@ -260,7 +260,7 @@ class Display:
         self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
         averaged = [name for name, metric in METRICS.items() if metric.averages]
-        plain = metric_values(record)
+        plain = worth_showing(record)
         for line in _listed({name: plain[name] for name in plain if name not in ("accuracy", *averaged)}):
             self.line(line)
         headings = [METRICS[name].label for name in averaged]

@@ -31,7 +31,8 @@ class Metric:
     those of a cross-entropy, and a `score` is a number without a unit; `digits` are shown behind the point. The
     function of the same name in `prediction.metrics` computes it. Where `averages` is true it has a value a class, and
     an evaluation holds its macro, micro and weighted averages; the macro average goes by the bare name. `lowest` and
-    `highest` bound it. The `headline` metrics are those that a table shows where it has no room for all.
+    `highest` bound it. The `headline` metrics are those that a table shows where it has no room for all. Up to
+    `one_up_to` classes it is 1 whatever a net does, and nothing to show.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Metric:
     lowest: float = 0.0
     highest: float = 1.0
     headline: bool = False
+    one_up_to: int = 0
 
     @property
     def sign(self) -> int:
@@ -74,7 +76,7 @@ METRICS: dict[str, Metric] = {
         Metric("f1", "F1", "share", averages=True, headline=True),
         Metric("loss", "loss", "nats", higher_is_better=False, digits=4, highest=math.inf, headline=True),
         Metric("ece", "ECE", "share", higher_is_better=False),
-        Metric("top5_accuracy", "top-5 accuracy", "share"),
+        Metric("top5_accuracy", "top-5 accuracy", "share", one_up_to=5),
         Metric("balanced_accuracy", "balanced accuracy", "share"),
         Metric("auroc", "AUROC", "score", digits=4),
         Metric("mcc", "MCC", "score", digits=4, lowest=-1.0),
@@ -127,6 +129,12 @@ def metric_values(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Each metric's value by its name, from the record of an evaluation; those that its edition did not know lack."""
     found = {name: evaluation[name] for name in METRICS if name in evaluation}
     return {name: value["macro"] if METRICS[name].averages else value for name, value in found.items()}
+
+
+def worth_showing(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """As `metric_values`, but for those that are 1 for so few classes whatever a net does."""
+    classes = len(evaluation["classes"])
+    return {name: value for name, value in metric_values(evaluation).items() if classes > METRICS[name].one_up_to}
 
 
 def recorded(record: Mapping[str, Any], name: str) -> float:

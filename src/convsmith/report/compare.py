@@ -15,7 +15,7 @@ from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import wilson_interval
-from convsmith.records import METRICS, metric_values, recorded
+from convsmith.records import METRICS, recorded, worth_showing
 from convsmith.report.analysis import Pairing, pair
 from convsmith.report.charts import KINDS, MOST_DOTS, Axes, Line, line_chart
 from convsmith.report.images import Gallery
@@ -151,7 +151,7 @@ def _row(name: str, inputs: Inputs) -> dict[str, Any]:
     record, summary = inputs.evaluation, inputs.summary
     return {
         "name": name,
-        **metric_values(record),  # an older edition has not recorded all of them
+        **worth_showing(record),  # an older edition has not recorded all of them
         "accuracy_ci95": wilson_interval(round(record["accuracy"] * record["n"]), record["n"]),
         "n": record["n"],
         **{key: summary[key] for key in ("best_epoch", "epochs", "parameters", "seconds")},

@@ -17,7 +17,7 @@ from convsmith.figures.page import percent
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix, wilson_interval
-from convsmith.records import METRICS, MONITORS, metric_values, shown
+from convsmith.records import METRICS, MONITORS, shown, worth_showing
 from convsmith.report.advice import Setting, proposals, results
 from convsmith.report.analysis import class_scores, scaling
 from convsmith.report.charts import Axes, Line, Mark, line_chart
@@ -45,7 +45,7 @@ def _scores(record: Mapping[str, Any]) -> Section:
         "interval": (low, high),
         "further": [
             (METRICS[name].heading, shown(name, value))
-            for name, value in metric_values(record).items()
+            for name, value in worth_showing(record).items()
             if name != "accuracy"
         ],
     }
