@@ -128,18 +128,18 @@ def read_layer(path: Path) -> Layer:
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None
     values = parse_yaml(text, f"'{path}'")
-    return _as_layer(unversioned(path, values) if isinstance(values, dict) else values, f"'{path}'")
+    first_edition = isinstance(values, dict) and "format_version" not in values
+    layer = _as_layer(unversioned(path, values) if isinstance(values, dict) else values, f"'{path}'")
+    if first_edition and RunConfig.model_fields.keys() <= layer.keys():  # a run's own: its train.seed divided the data
+        layer["data"].setdefault("split_seed", layer["train"].get("seed", 0))
+    return layer
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The resolved config of a run. UserError where sections are missing: defaults would be another run.
-
-    The first edition divided the data by `train.seed`; its runs keep the splits that they were trained on.
-    """
+    """The resolved config of a run. UserError where sections are missing: defaults would be another run."""
     layer = read_layer(path)
     if missing := [section for section in RunConfig.model_fields if section not in layer]:
         raise UserError(f"'{path}' is damaged (no section {', '.join(missing)}): restore it, or run again")
-    layer["data"].setdefault("split_seed", layer["train"].get("seed", 0))
     return validate(layer)
 
 

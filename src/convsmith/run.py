@@ -74,11 +74,13 @@ class Run:
         typed = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
         return evaluate(self.files, split, typed, self.device, source=self._source, module=self._module)
 
-    def report(self) -> Path:
-        """Write report.html again, and return where it is."""
+    def report(self, show: bool | Listener = True) -> Path:
+        """Write report.html again, and return where it is. A page with images is never replaced by one without."""
         from convsmith.report.run import report
+        from convsmith.show import listening
 
-        return report(self.directory, self._source, self._module)
+        with listening(show) as listener:
+            return report(self.directory, self._source, self._module, listener)
 
     def explain(
         self,
@@ -113,7 +115,7 @@ class Run:
         """
         from convsmith.export import export
 
-        return export(self.files, format, None if out is None else Path(out), preprocessing)
+        return export(self.files, format, None if out is None else Path(out), preprocessing, self._module, self._source)
 
     def serve(self, host: str = "127.0.0.1", port: int = 8000, show: bool | Listener = True) -> None:
         """Answer requests on a page of its own and at POST /predict, until the process is interrupted."""

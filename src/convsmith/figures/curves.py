@@ -37,12 +37,12 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figur
     """Loss, accuracy and learning rate by epoch, from the rows of metrics.csv.
 
     `best_epoch` is the epoch whose weights the run has kept, as the run recorded it. The figure marks it and never
-    derives it from the rows: which epoch is best depends on `train.monitor`.
+    derives it from the rows: which epoch is best depends on `train.monitor`. Where its row is lost there is no mark.
     """
     figure = new_figure(9, 5.6)
     grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], wspace=0.06)
     epochs = [row["epoch"] for row in rows]
-    best = next(row for row in rows if row["epoch"] == best_epoch)
+    best = next((row for row in rows if row["epoch"] == best_epoch), None)
     marker = "." if len(rows) <= 60 else ""
 
     panels = [("loss", "Loss (cross-entropy, nats)", "{:.3f}", 1), ("accuracy", "Accuracy (%)", "{:.1f} %", 100)]
@@ -54,10 +54,11 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figur
         ]:
             values = [scaled(row[f"{split}_{metric}"], scale) for row in rows]
             axes.plot(epochs, values, style, color=colour, marker=marker, label=name)
-        value = scaled(best[f"val_{metric}"], scale)
-        axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
-        axes.plot([best_epoch], [value], "*", color=GREEN, markersize=13, markeredgecolor="white", zorder=3)
-        axes.plot([], [], "*", color=GREEN, label=f"kept: epoch {best_epoch}, {shown.format(value)}")
+        if best is not None:
+            value = scaled(best[f"val_{metric}"], scale)
+            axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
+            axes.plot([best_epoch], [value], "*", color=GREEN, markersize=13, markeredgecolor="white", zorder=3)
+            axes.plot([], [], "*", color=GREEN, label=f"kept: epoch {best_epoch}, {shown.format(value)}")
         axes.legend(fontsize=8)
         label_axes(axes, label, "Epoch", label)
         axes.set_title(label.split(" (")[0])
@@ -66,7 +67,8 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figur
     axes = figure.add_subplot(grid[1, :])
     rates = [row["learning_rate"] for row in rows]
     axes.plot(epochs, rates, color=GREEN, marker=marker)
-    axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
+    if best is not None:
+        axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
     if min(rates) > 0 and max(rates) > 30 * min(rates):
         axes.set_yscale("log")
     label_axes(axes, "Learning rate", "Epoch", "Learning rate")
