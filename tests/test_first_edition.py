@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from convsmith import load
 from convsmith.cli import main
-from convsmith.config import compose, read_layer
+from convsmith.config import compose, read_config
 from convsmith.rundir import RunDir
 
 KEPT = Path(__file__).parent / "first_edition"
@@ -81,7 +81,7 @@ def test_a_config_of_the_first_edition_divides_by_its_own_seed(tmp_path: Path) -
     """Then one seed did both; a config that a person writes today has data.split_seed 0 whatever its seed."""
     text = (KEPT / "finished/config.yaml").read_text(encoding="utf-8").replace("seed: 0", "seed: 7")
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    assert read_layer(tmp_path / "config.yaml")["data"]["split_seed"] == 7
+    assert read_config(tmp_path / "config.yaml")["data"]["split_seed"] == 7
     (tmp_path / "mine.yaml").write_text("train: {seed: 7}", encoding="utf-8")
     assert compose(None, tmp_path / "mine.yaml", {}).data.split_seed == 0
 

@@ -128,16 +128,20 @@ def read_layer(path: Path) -> Layer:
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None
     values = parse_yaml(text, f"'{path}'")
-    first_edition = isinstance(values, dict) and "format_version" not in values
-    layer = _as_layer(unversioned(path, values) if isinstance(values, dict) else values, f"'{path}'")
-    if first_edition and RunConfig.model_fields.keys() <= layer.keys():  # a run's own: its train.seed divided the data
+    return _as_layer(unversioned(path, values) if isinstance(values, dict) else values, f"'{path}'")
+
+
+def read_config(path: Path) -> Layer:
+    """The sections in a config file; a run's own of the first edition is divided by its train.seed, as it was then."""
+    layer = read_layer(path)
+    if RunConfig.model_fields.keys() <= layer.keys():  # complete, as only a run's own is
         layer["data"].setdefault("split_seed", layer["train"].get("seed", 0))
     return layer
 
 
 def read_run_config(path: Path) -> RunConfig:
     """The resolved config of a run. UserError where sections are missing: defaults would be another run."""
-    layer = read_layer(path)
+    layer = read_config(path)
     if missing := [section for section in RunConfig.model_fields if section not in layer]:
         raise UserError(f"'{path}' is damaged (no section {', '.join(missing)}): restore it, or run again")
     return validate(layer)
@@ -226,7 +230,7 @@ def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> 
     """Defaults < preset < file < flags. Without a preset and a file, the preset `baseline`."""
     if preset is None and file is None:
         preset = "baseline"
-    return validate(over_preset(preset, read_layer(file) if file else {}, flag_layer(flags)))
+    return validate(over_preset(preset, read_config(file) if file else {}, flag_layer(flags)))
 
 
 def _explain(error: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_layer, validate
+from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_config, validate
 from convsmith.data.sources import ARRAYS, from_arrays
 from convsmith.errors import UserError, nearest
 from convsmith.training.own import OptimizerFactory
@@ -64,7 +64,7 @@ def spec_of(
         sections["data"]["source"] = ARRAYS if arrays else str(source)
     if module is not None:
         del sections["model"]["name"]
-    layers = [read_layer(Path(config))] if config else []
+    layers = [read_config(Path(config))] if config else []
     layers += [_settings_layer(settings), {name: values for name, values in sections.items() if values}]
     if preset is None and config is None:
         preset = "baseline"
