@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
 from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
 from convsmith.optim.config import OPTIMIZERS, OptimConfig
-from convsmith.optim.optimizers import DECAY, Group, build_optimizer, default_lr, keep_base_rates, parameter_groups
+from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
 from convsmith.prediction.model_file import ModelCard, memory_format
 from convsmith.rundir import RunDir
@@ -42,6 +42,7 @@ from convsmith.training import checkpoint
 from convsmith.training.layout import seconds_per_step
 from convsmith.training.loss import balanced_weights, build_loss
 from convsmith.training.own import OptimizerFactory, own_optimizer, refuse_unfit
+from convsmith.training.resolve import Facts, resolve
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
 from convsmith.transfer import weights
@@ -143,31 +144,50 @@ def prepare(
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
     replaces the division that the config asks for. A config that is `measured` holds its layout already.
     """
-    asked = config.train.threads
-    config, given = weights.locate(config, parts.module is not None)
-    config, dataset, device = _open(config, parts, progress, given.spec if given else None)
+    given = weights.locate(config, parts.module is not None)
+    dataset, device = _open(config, parts, progress, given.spec if given else None)
     if splits is not None:
         dataset = dataset.with_splits(splits)
-    config = weights.sized(config, len(dataset.train))
-    model = _model(config, dataset, parts)
-    if config.model.whiten and isinstance(model, ConvNet) and not given:
+    facts = _facts(config, dataset, device, parts, given)
+    resolved = resolve(config, facts)
+    model = _model(resolved, dataset, parts)
+    if resolved.model.whiten and isinstance(model, ConvNet) and not given:
         whiten(model.first_convolution, _first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
     notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
-    finetuning = plan(model, config.transfer, config.train.epochs)
-    notes = (*notes, *unused(config))
+    finetuning = plan(model, resolved.transfer, resolved.train.epochs)
     if parts.optimizer is not None:
-        own = _own(parts.optimizer, model, finetuning)
+        facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
         notes = (*notes, *_idle_keys(config.optim))
-        config = config.model_copy(update={"optim": OptimConfig(name=own)})
-    _refuse_lone_images(model, finetuning, config.train.batch_size, dataset)
-    if measured:
-        assert config.train.layout != "auto", "a measured config names its layout"
-        return Prepared(config, dataset, device, model, finetuning, None, notes)
-    if asked is None and device.type == "cpu" and _is_small(model, dataset, config.train.batch_size):
-        config = config.with_values(train={"threads": set_threads(1)})
-    layout, seconds = _measure(config, dataset, model, device, finetuning)
-    config = config.with_values(train={"layout": layout})
-    return Prepared(config, dataset, device, model, finetuning, seconds, notes)
+    notes = (*notes, *unused(resolve(config, facts)))
+    _refuse_lone_images(model, finetuning, resolved.train.batch_size, dataset)
+    seconds = None
+    if not measured:
+        if (
+            config.train.threads is None
+            and device.type == "cpu"
+            and _is_small(model, dataset, resolved.train.batch_size)
+        ):
+            facts = replace(facts, threads=set_threads(1))
+        layout, seconds = _measure(resolve(config, facts), dataset, model, device, finetuning)
+        facts = replace(facts, layout=layout)
+    resolved = resolve(config, facts)
+    assert resolved.train.layout != "auto", "a measured config names its layout"
+    return Prepared(resolved, dataset, device, model, finetuning, seconds, notes)
+
+
+def _facts(
+    config: RunConfig, dataset: Dataset, device: torch.device, parts: Parts, given: weights.Weights | None = None
+) -> Facts:
+    """What decides the config before the layout is measured; sets torch's threads."""
+    return Facts(
+        data=dataset.config,
+        train_images=len(dataset.train),
+        device=device.type,
+        threads=set_threads(config.train.threads),
+        model=given.model if given else None,
+        weights=given.path if given else None,
+        own_module=None if parts.module is None else type(parts.module).__name__,
+    )
 
 
 def _groups(model: nn.Module, finetuning: Finetuning | None) -> list[Group]:
@@ -175,8 +195,8 @@ def _groups(model: nn.Module, finetuning: Finetuning | None) -> list[Group]:
 
 
 def _own(factory: OptimizerFactory, model: nn.Module, finetuning: Finetuning | None) -> str:
-    """What the resolved config calls the user's own optimiser, which the factory must be able to make."""
-    return OWN + type(own_optimizer(factory, _groups(model, finetuning))).__name__
+    """The class of the user's own optimiser, which the factory must be able to make."""
+    return type(own_optimizer(factory, _groups(model, finetuning))).__name__
 
 
 def _idle_keys(optim: OptimConfig) -> list[str]:
@@ -257,15 +277,16 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
             f"the optimiser of run '{run.path}' ({config.optim.name.removeprefix(OWN)}) is your own: hand it "
             "in, convsmith.resume(run, optimizer=...)"
         )
-    config, dataset, device = _open(config, parts)
+    dataset, device = _open(config, parts)
     dataset = dataset.as_recorded(rundir.read_splits(run), str(run.path))
+    config = resolve(config, _facts(config, dataset, device, parts))
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
     is_first_edition = facts["format_version"] == 1
     changed = _changed(facts.get("config", {}), config)
     model = _model(config, dataset, parts)
     finetuning = plan(model, config.transfer, config.train.epochs)
     if parts.optimizer is not None:
-        own = _own(parts.optimizer, model, finetuning)
+        own = OWN + _own(parts.optimizer, model, finetuning)
         if is_first_edition and not config.optim.is_own:  # which did not mark it
             config = config.model_copy(update={"optim": OptimConfig(name=own)})
             files.write_text(run.config, config.to_yaml())
@@ -328,8 +349,8 @@ def _open(
     parts: Parts,
     progress: Callable[[int, int], None] | None = None,
     spec: InputSpec | None = None,
-) -> tuple[RunConfig, Dataset, torch.device]:
-    """Data and machine, and the config with what they decided."""
+) -> tuple[Dataset, torch.device]:
+    """Data and machine, as the config asks for them."""
     if config.optim.is_own and parts.optimizer is None:
         raise UserError(
             f"optim.name {config.optim.name} stands for an optimiser of your own: hand it in, "
@@ -338,20 +359,14 @@ def _open(
     device = select_device(config.train.device)
     if device.type == "cpu":
         keep_freed_memory()
-    if parts.source is None and Path(config.data.source).exists() and config.data.source not in SOURCES:
+    data = config.data
+    if parts.source is None and Path(data.source).exists() and data.source not in SOURCES:
         # The run must find its data again from any folder.
-        config = config.with_values(data={"source": str(Path(config.data.source).resolve())})
-    if parts.module is not None:
-        config = config.with_values(model={"name": OWN + type(parts.module).__name__})
+        data = data.model_copy(update={"source": str(Path(data.source).resolve())})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
-    dataset = open_dataset(config.data, progress, parts.source, headroom, spec)
+    dataset = open_dataset(data, progress, parts.source, headroom, spec)
     _refuse_blank(config.augment, dataset.config)
-    config = config.with_values(
-        data=dataset.config.model_dump(mode="json"),
-        optim={} if config.optim.is_own else {"lr": default_lr(config.optim)},
-        train={"device": device.type, "threads": set_threads(config.train.threads)},
-    )
-    return config, dataset, device
+    return dataset, device
 
 
 def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:

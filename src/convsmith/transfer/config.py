@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from convsmith.contracts import Section
 
 ALL_BUT_HEAD = "all-but-head"
+NO_WEIGHTS = "none"
 
 
 class UnfreezeConfig(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,12 +17,10 @@ from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly
 from convsmith.prediction.model_file import CARD, ModelCard, read_model
 from convsmith.rundir import RunDir, open_run
+from convsmith.transfer.config import NO_WEIGHTS
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
 
-NONE, DEFAULT = "none", "default"
-
-#: (train images up to, batch size, epochs) where nobody set them: about as many steps for few images as for many
-SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
+DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -33,46 +30,47 @@ class Weights:
     what: str
     tensors: dict[str, Tensor]
     spec: InputSpec | None
+    path: str | None = None  # absolute, of a file or a run
+    model: ModelConfig | None = None  # the network of a run
 
 
-def locate(config: RunConfig, own_module: bool) -> tuple[RunConfig, Weights | None]:
-    """Read the weights that `transfer.weights` names; the config with their architecture and absolute path.
+def locate(config: RunConfig, own_module: bool) -> Weights | None:
+    """Read the weights that `transfer.weights` names; None where it names none.
 
     UserError where there are none, or where they are of another architecture than `model.name`.
     """
     name = config.transfer.weights
-    if name == NONE:
+    if name == NO_WEIGHTS:
         if config.transfer.freeze_statistics and not own_module:
             raise UserError(
                 "transfer.freeze_statistics: random weights have no statistics to keep: set transfer.weights, or "
                 "--transfer.freeze_statistics false"
             )
-        return config, None
+        return None
     if own_module:
         raise UserError("transfer.weights: the network is a module of your own: load its weights before you hand it in")
     if name == DEFAULT:
         tensors, what = hub_weights(config.model.name)
-        return config, Weights(what, tensors, expected_input(config.model.name))
+        return Weights(what, tensors, expected_input(config.model.name))
     path = Path(name)
     if not path.exists():
         raise UserError(
-            f"transfer.weights '{name}' does not exist: give {NONE}, {DEFAULT} (the library's own), a .safetensors or "
-            ".pth file, or a run directory"
+            f"transfer.weights '{name}' does not exist: give {NO_WEIGHTS}, {DEFAULT} (the library's own), a "
+            ".safetensors or .pth file, or a run directory"
         )
-    config = config.with_values(transfer={"weights": str(path.resolve())})
     if path.is_dir():
         return _of_run(config, path)
-    return config, Weights(f"'{path.name}'", read_tensors(path), expected_input(config.model.name))
+    return Weights(f"'{path.name}'", read_tensors(path), expected_input(config.model.name), str(path.resolve()))
 
 
 def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
     """Architecture and images as `locate` would have them, without reading or downloading a library's weights."""
     name = config.transfer.weights
-    if name == NONE:
+    if name == NO_WEIGHTS:
         return config, None
     if Path(name).is_dir():
-        config, found = _of_run(config, Path(name))
-        return config, found.spec
+        found = _of_run(config, Path(name))
+        return config.model_copy(update={"model": found.model}), found.spec
     return config, expected_input(config.model.name)
 
 
@@ -116,21 +114,11 @@ def caches_features(config: RunConfig) -> bool:
     return config.transfer.cache_features and not (config.augment.mixup or config.augment.cutmix)
 
 
-def sized(config: RunConfig, images: int) -> RunConfig:
-    """Batch size and epochs of a finetuning that nobody set, by the number of train images."""
-    if config.transfer.weights == NONE:
-        return config
-    batch_size, epochs = next((b, e) for most, b, e in SIZES if most is None or images <= most)
-    wanted: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs}
-    given = config.train.model_fields_set
-    return config.with_values(train={key: value for key, value in wanted.items() if key not in given})
-
-
 def _colours(spec: InputSpec) -> str:
     return "gray" if spec.channels == 1 else "RGB"
 
 
-def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:
+def _of_run(config: RunConfig, path: Path) -> Weights:
     folder = path if (path / CARD).exists() else RunDir(path).model
     if not (folder / CARD).exists():
         if RunDir(path).study.exists():
@@ -140,8 +128,8 @@ def _of_run(config: RunConfig, path: Path) -> tuple[RunConfig, Weights]:
     if card.architecture is None:
         raise UserError(f"transfer.weights '{path}': its network is a module of your own: hand it in with its weights")
     _refuse_other_model(path, card.architecture, config.model)
-    config = config.model_copy(update={"model": card.architecture})
-    return config, Weights(f"run '{path}' ({card.architecture.name})", tensors, _spec_of(card))
+    what = f"run '{path}' ({card.architecture.name})"
+    return Weights(what, tensors, _spec_of(card), str(path.resolve()), card.architecture)
 
 
 def _refuse_other_model(path: Path, theirs: ModelConfig, asked: ModelConfig) -> None:

@@ -1,0 +1,61 @@
+"""The config of a run, resolved: a pure function of what was asked for and of facts. Gathers no facts: `setup` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from convsmith.config import RunConfig
+from convsmith.contracts import OWN
+from convsmith.data.config import DataConfig
+from convsmith.nets.config import ModelConfig
+from convsmith.optim.config import OPTIMIZERS, OptimConfig
+from convsmith.transfer.config import NO_WEIGHTS
+
+#: (train images up to, batch size, epochs) of a finetuning where nobody set them: few images get about as many steps
+SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What data, machine and weights decide. `layout` is measured last; None where it is not known yet.
+
+    `data` is the section with all that the images decided, `model` the network of `transfer.weights` where a run has
+    them, `weights` their absolute path. `own_module` and `own_optimizer` are the names of the classes handed in.
+    """
+
+    data: DataConfig
+    train_images: int
+    device: str
+    threads: int
+    model: ModelConfig | None = None
+    weights: str | None = None
+    own_module: str | None = None
+    own_optimizer: str | None = None
+    layout: str | None = None
+
+
+def resolve(config: RunConfig, facts: Facts) -> RunConfig:
+    """`config` with nothing left to be chosen; a resolved config stays as it is."""
+    train: dict[str, Any] = {"device": facts.device, "threads": facts.threads}
+    if facts.layout is not None:
+        train["layout"] = facts.layout
+    if config.transfer.weights != NO_WEIGHTS:
+        batch_size, epochs = next((b, e) for most, b, e in SIZES if most is None or facts.train_images <= most)
+        sizes = {"batch_size": batch_size, "epochs": epochs}
+        train |= {key: value for key, value in sizes.items() if key not in config.train.model_fields_set}
+    optim: dict[str, Any] = {}
+    if not config.optim.is_own and config.optim.lr is None:
+        optim["lr"] = OPTIMIZERS[config.optim.name].lr
+    resolved = config.with_values(
+        data=facts.data.model_dump(mode="json"),
+        model={"name": OWN + facts.own_module} if facts.own_module else {},
+        optim=optim,
+        transfer={"weights": facts.weights} if facts.weights else {},
+        train=train,
+    )
+    if facts.model is not None:
+        resolved = resolved.model_copy(update={"model": facts.model})
+    if facts.own_optimizer is not None:  # no other key of the section changes anything then
+        resolved = resolved.model_copy(update={"optim": OptimConfig(name=OWN + facts.own_optimizer)})
+    return resolved
