@@ -154,7 +154,7 @@ def test_own_arrays_network_and_optimiser(tmp_path: Path) -> None:
     assert again.predict(np.full((6, 6), 200, np.uint8))[0].label == "bright"
     with pytest.raises(UserError, match="a module of your own: hand it in"):
         convsmith.load(tmp_path / "own").predict(np.zeros((6, 6), np.uint8))
-    with pytest.raises(UserError, match="arrays that were handed in"):
+    with pytest.raises(UserError, match="arrays that were passed in"):
         convsmith.load(tmp_path / "own", model=Own()).evaluate("test")
 
 

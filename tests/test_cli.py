@@ -372,7 +372,7 @@ MISTAKES = [
     ("predict runs/digits **x", "no file matches '**x'"),
     ("predict runs/digits output.txt", "none of 1 files could be read: output.txt: not-an-image"),
     ("train --data ''", "data.source: string should have at least 1 character"),
-    ("train --data.background nocolour", "data.background 'nocolour' is no colour"),
+    ("train --data.background nocolour", "data.background 'nocolour' is not a colour"),
     ("train --optim.betas 0.9", "optim.betas: must be a list, such as '[0.9, 0.99]'"),
     ("train runs/digits", "the config of that run is runs/digits/config.yaml"),
     ("predict runs/digits bild-ä.png --top-k 0", "--top-k must be at least 1"),

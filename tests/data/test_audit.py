@@ -52,7 +52,7 @@ def test_every_file_has_its_verdict(plant: Plant) -> None:
     assert audit.sizes == {"12x12": 12}
     text = summary_lines(audit)
     assert text[0].startswith(f"{root}: 17 images: 10 ok")
-    assert "  train/b/wrong.jpg: wrong-extension (it is BMP)" in text
+    assert "  train/b/wrong.jpg: wrong-extension (the format is BMP)" in text
     assert "  train/b/notes.txt" in text
     assert json.loads(json.dumps(audit.to_json()))["verdicts"] == audit.verdicts
 

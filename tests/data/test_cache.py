@@ -97,7 +97,7 @@ def test_failures_stop_with_the_list_or_are_counted(plant: Plant, cache: Path) -
         with pytest.raises(UserError) as caught:
             open_images(source, RULES, cache)
         assert str(caught.value) == (
-            f"2 of 80 images of {root} do not decode: cat/0.png (truncated), owl/5.png (empty); "
+            f"2 of 80 images of {root} cannot be decoded: cat/0.png (truncated), owl/5.png (empty); "
             f"'convsmith data check {root}' lists them, data.on_error=skip leaves them out"
         )
         images = open_images(source, RULES, cache, on_error="skip")
@@ -111,7 +111,7 @@ def test_many_failures_are_cut_short_and_none_left_is_an_error(plant: Plant, cac
     for path in PATHS:
         (root / path).write_text("gone")
     for on_error in ("stop", "skip"):
-        with pytest.raises(UserError, match=r"80 of 80 .* do not decode: .* and 70 more; 'convsmith data check"):
+        with pytest.raises(UserError, match=r"80 of 80 .* cannot be decoded: .* and 70 more; 'convsmith data check"):
             open_images(source_of(root), RULES, cache, on_error=on_error)  # type: ignore[arg-type]
 
 
@@ -196,7 +196,7 @@ def test_a_cache_that_cannot_be_written_is_named(plant: Plant, tmp_path: Path, m
     source = source_of(plant(*PATHS))
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(UserError, match=rf"cannot write the cache folder '{file}' .*CONVSMITH_CACHE"):
+    with pytest.raises(UserError, match=rf"cannot write to the cache folder '{file}' .*CONVSMITH_CACHE"):
         open_images(source, RULES, file)
 
     def full(_: int) -> None:

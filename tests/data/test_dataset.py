@@ -185,10 +185,10 @@ def test_splits_that_do_not_fit_are_refused() -> None:
     dataset = opened()
     train, val = dataset.train.ids, dataset.val.ids
     for splits, message in (
-        ({"train": train, "val": ["nobody"]}, "the val split names 'nobody', which is not in the data"),
+        ({"train": train, "val": ["nobody"]}, "the val split contains 'nobody', which is not in the data"),
         ({"train": train, "val": train[:1]}, "is in more than one split"),
         ({"train": unseal_test(dataset).ids, "val": val}, "is in more than one split"),
-        ({"train": [train[0], train[0]], "val": val}, "twice in one"),
+        ({"train": [train[0], train[0]], "val": val}, "in one split twice"),
     ):
         with pytest.raises(UserError, match=message):
             dataset.with_splits(splits)
@@ -204,7 +204,7 @@ def test_files_that_do_not_decode_are_left_out_and_counted(plant: Plant) -> None
     assert set(dataset.train.ids) == set(TREE[:10]) - {"train/cat/3.png"}
     for path in root.rglob("cat/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no image of class 'cat' of .* decodes"):
+    with pytest.raises(UserError, match=r"no image of class 'cat' of .* can be decoded"):
         open_dataset(DataConfig(source=str(root), on_error="skip"))
 
 

@@ -293,7 +293,7 @@ def test_photographs_decode_upright_at_the_working_size(ants_bees: Path) -> None
 
 
 def test_the_users_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match=r"data\.background 'whit' is no colour"):
+    with pytest.raises(UserError, match=r"data\.background 'whit' is not a colour"):
         module.background_rgb("whit")
     with pytest.raises(UserError, match=r"float64 \[4, 4\]"):
         from_array(np.zeros((4, 4)), NATIVE)  # type: ignore[arg-type]

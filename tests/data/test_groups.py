@@ -157,7 +157,9 @@ def test_a_limit_leaves_what_it_keeps_in_its_part() -> None:
 
 def test_a_class_of_too_few_groups_is_named() -> None:
     labels, groups = np.repeat([0, 1], 10), np.r_[np.arange(10), np.repeat([10, 11], 5)]
-    with pytest.raises(UserError, match=r"class '1' has too few groups \(2\) to be in train, val and test, as groups"):
+    with pytest.raises(
+        UserError, match=r"class '1' has too few groups \(2\) to be in train, val and test, since groups"
+    ):
         cut(labels, groups, 0.2, 0.2)
     assert set(labels[cut(labels, groups, 0.2, 0.0)["val"]]) == {0, 1}
     both = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]])  # three groups a class, but never three apart
@@ -195,13 +197,13 @@ def test_a_pattern_and_a_table_give_the_same_groups_in_order_of_first_appearance
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("(patient", r"data\.groups '\(patient' is no file and no valid pattern \(missing \)"),
-        (r"p\d+", r"is no file, and as a pattern it has 0 capture groups instead of one .*give a CSV file with"),
+        ("(patient", r"data\.groups '\(patient' is neither a file nor a valid pattern \(missing \)"),
+        (r"p\d+", r"is not a file, and as a pattern it has 0 capture groups instead of one .*give a CSV file with"),
         (r"(p)(\d+)", r"it has 2 capture groups instead of one"),
-        ("groups.tsv", r"is no file, and as a pattern it has 0"),
-        ("missing/groups.CSV", r"data\.groups 'missing/groups\.CSV' is not found: no such file"),
-        (r"(p\d)_", r"gives no group to 2 of 3 images, the first is 'a/x\.png': change the pattern"),
-        (r"p(\d*)", r"gives no group to 2 of 3 images, the first is 'a/x\.png'"),
+        ("groups.tsv", r"is not a file, and as a pattern it has 0"),
+        ("missing/groups.CSV", r"data\.groups 'missing/groups\.CSV' was not found: there is no such file"),
+        (r"(p\d)_", r"assigns no group to 2 of 3 images, the first of which is 'a/x\.png': change the pattern"),
+        (r"p(\d*)", r"assigns no group to 2 of 3 images, the first of which is 'a/x\.png'"),
     ],
 )
 def test_wrong_patterns_are_one_line(setting: str, message: str) -> None:
@@ -216,10 +218,10 @@ def test_wrong_patterns_are_one_line(setting: str, message: str) -> None:
         ("", "needs the columns id,group, but has none"),
         ("id;group\na/1.png;p\n", r"needs the columns id,group, but has id;group"),
         ("id,patient\na/1.png,p\n", r"needs the columns id,group, but has id, patient"),
-        ("id,group\na/1.png,p\n", r"gives no group to 1 of 2 images, the first is 'a/2\.png': add rows"),
-        ("id,group\na/1.png,p\na/2.png\n", r"gives no group to 1 of 2 images"),
-        ("id,group\na/1.png,p\na/2.png, \n", r"gives no group to 1 of 2 images"),
-        ("id,group\na/1.png,p\na/2.png,p\na/1.png,q\n", r"puts 'a/1\.png' in two groups, 'p' and 'q': keep one"),
+        ("id,group\na/1.png,p\n", r"assigns no group to 1 of 2 images, the first of which is 'a/2\.png': add rows"),
+        ("id,group\na/1.png,p\na/2.png\n", r"assigns no group to 1 of 2 images"),
+        ("id,group\na/1.png,p\na/2.png, \n", r"assigns no group to 1 of 2 images"),
+        ("id,group\na/1.png,p\na/2.png,p\na/1.png,q\n", r"puts 'a/1\.png' into two groups, 'p' and 'q': keep one"),
         ("id,group\na/1.png,ä\n", r"cannot be read as CSV: .*utf-8"),
     ],
 )
@@ -267,7 +269,7 @@ def test_splits_given_back_keep_the_groups_and_may_not_divide_them(plant: Plant)
         {"train": [name for name in pool if patient(name) != last], "val": [n for n in pool if patient(n) == last]}
     )
     assert {patient(name) for name in fold.val.ids} == {last}
-    with pytest.raises(UserError, match=r"group 'p\d' is in train and in val: has data\.groups changed"):
+    with pytest.raises(UserError, match=r"group 'p\d' is in both train and val: has data\.groups changed"):
         dataset.with_splits({"train": pool[1:], "val": pool[:1]})
 
 
@@ -276,7 +278,9 @@ def test_given_splits_that_divide_a_group_are_refused_before_anything_is_decoded
     root = plant(*paths)
     assert set(opened(root, groups=PATTERN).val.ids) == set(paths[4:])
     (root / "val/b/p1_9.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"group 'p1' is in train and in val: move its images in .* or leave data\.gro"):
+    with pytest.raises(
+        UserError, match=r"group 'p1' is in both train and val: move its images in .* or leave data\.gro"
+    ):
         opened(root, groups=PATTERN)
 
 

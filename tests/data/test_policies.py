@@ -58,7 +58,7 @@ def test_each_operation_is_torchvisions_at_every_strength(name: str, side: int, 
     batch, operation = images(channels, side), OPERATIONS[name]
     for rand in (False, True):
         for level in (0, 1, 7, 13, 22, BINS):
-            strength = operation.greatest(side, rand) * level / BINS
+            strength = operation.largest(side, rand) * level / BINS
             for signed in (strength, -strength) if operation.signed else (strength,):
                 ours = operation.apply(batch, torch.full((len(batch),), signed)).int()
                 theirs = torch.stack([TORCHVISIONS[name](image, signed) for image in batch]).int()
@@ -76,9 +76,9 @@ def test_operations_and_strengths_are_those_of_torchvisions_policy(policy, rand:
         theirs = strengths(BINS + 1, side, side)
         assert operation.signed == signed
         if theirs is None:
-            assert operation.greatest(side, rand) == 0
+            assert operation.largest(side, rand) == 0
             continue
-        ours = operation.greatest(side, rand) * torch.arange(BINS + 1) / BINS
+        ours = operation.largest(side, rand) * torch.arange(BINS + 1) / BINS
         of_theirs = {"Posterize": lambda ours: 8 - ours.round(), "Solarize": lambda ours: 1 - ours}
         torch.testing.assert_close(of_theirs.get(name, lambda ours: ours)(ours).float(), theirs.float())
 

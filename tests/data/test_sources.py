@@ -117,17 +117,21 @@ def test_the_fingerprint_changes_with_the_files_and_only_then(plant: Plant) -> N
 @pytest.mark.parametrize(
     ("paths", "folders", "message"),
     [
-        (["a/1.png", "b/1.png"], ["c"], "class folder '{root}/c' holds no images"),
-        (["train/a/1.png", "train/b/1.png"], ["train/c/d"], "class folder '{root}/train/c' holds no images"),
+        (["a/1.png", "b/1.png"], ["c"], "class folder '{root}/c' contains no images"),
+        (["train/a/1.png", "train/b/1.png"], ["train/c/d"], "class folder '{root}/train/c' contains no images"),
         (["a/1.png"], [], "{root} holds a single class, 'a'"),
         (["1.png"], [], "no images in class folders below '{root}'"),
         ([], ["a"], "no images in class folders below '{root}'"),
-        (["val/a/1.png", "val/b/1.png", "test/a/1.png"], [], "'{root}' has test and val but no train folder"),
-        (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], [], "'{root}' has val and valid for the val split"),
+        (["val/a/1.png", "val/b/1.png", "test/a/1.png"], [], "'{root}' has test and val, but no train folder"),
+        (
+            ["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
+            [],
+            "'{root}' has the folders val and valid for the val split",
+        ),
         (
             ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"],
             [],
-            "the classes of the test split of '{root}' are not those of train (not in train: c; missing: b)",
+            "the classes of the test split of '{root}' differ from those of train (not in train: c; missing: b)",
         ),
     ],
 )
@@ -154,7 +158,7 @@ def test_a_source_that_does_not_exist(tmp_path: Path, plant: Plant) -> None:
         UserError, match=r"'cifar' does not exist\. Did you mean 'cifar10'\? Choices: cifar10.*or the path"
     ):
         opened("cifar")
-    with pytest.raises(UserError, match=r"nowhere' is not found"):
+    with pytest.raises(UserError, match=r"nowhere' was not found"):
         opened(tmp_path / "nowhere")
     file = plant("a/1.png") / "a" / "1.png"
     with pytest.raises(UserError, match=r"1\.png' is a file: give a folder"):
@@ -209,11 +213,14 @@ def test_parquet_whose_images_lie_beside_it(plant: Plant) -> None:
     [
         ({"img": [b"x"], "tag": ["a"]}, r"has no label .* its columns are img, tag"),
         ({"picture": [b"x"], "label": [1]}, r"has no image"),
-        ({"img": [b"x", b"y"], "label": [1, None]}, r"rows without a label, the first is row 1"),
+        ({"img": [b"x", b"y"], "label": [1, None]}, r"rows without a label, the first of which is row 1"),
         ({"img": [b"x", b"y"], "label": [0, 0]}, r"holds a single class, '0'"),
-        ({"img": [1, 2], "label": [0, 1]}, r"column 'img' is int64: it must hold encoded images"),
-        ({"img": [b"x", b"y"], "label": [[0], [1]]}, r"column 'label' is list<.*>: it must hold one label an image"),
-        ({"img": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, r"holds no rows"),
+        ({"img": [1, 2], "label": [0, 1]}, r"column 'img' of '.*' is of type int64, but must hold encoded images"),
+        (
+            {"img": [b"x", b"y"], "label": [[0], [1]]},
+            r"column 'label' of '.*' is of type list<.*>, but must hold one label per image",
+        ),
+        ({"img": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, r"contains no rows"),
     ],
 )
 def test_parquet_that_is_wrong_is_named(tmp_path: Path, table: dict[str, object], message: str) -> None:
@@ -229,10 +236,10 @@ def test_parquet_files_that_do_not_fit_together(tmp_path: Path) -> None:
         opened(tmp_path)
     (tmp_path / "other.parquet").rename(tmp_path / "test-0.parquet")
     write_parquet(tmp_path / "test-1.parquet", [0, 1], ["a", "c"])
-    with pytest.raises(UserError, match=r"the classes of .*test-1.parquet' are not those of .*test-0.parquet'"):
+    with pytest.raises(UserError, match=r"the classes of .*test-1.parquet' differ from those of .*test-0.parquet'"):
         opened(tmp_path)
     write_parquet(tmp_path / "test-1.parquet", [0, 2], ["a", "b"])
-    with pytest.raises(UserError, match=r"label 2 of .* is none of the 2 classes"):
+    with pytest.raises(UserError, match=r"label 2 of .* is not an index of the 2 classes"):
         opened(tmp_path)
     (tmp_path / "test-1.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"test-1.parquet' is not readable Parquet"):
@@ -303,7 +310,7 @@ def test_arrays_that_are_wrong_are_named() -> None:
     images = np.zeros((4, 6, 5), dtype=np.uint8)
     for call, message in (
         (lambda: from_arrays(images / 1.0, [0, 1, 0, 1]), r"images must be uint8 .* not float64 \[4, 6, 5\]"),
-        (lambda: from_arrays(images, [0, 1, 0]), r"4 images, but labels \[3\]"),
+        (lambda: from_arrays(images, [0, 1, 0]), r"there are 4 images, but labels of shape \[3\]"),
         (
             lambda: from_arrays(images, [0, 1, 0, 2], classes=["a", "b"]),
             "labels run from 0 to 2, but there are 2 classes",
@@ -312,7 +319,7 @@ def test_arrays_that_are_wrong_are_named() -> None:
         (lambda: from_arrays(images, [0.5] * 4), "labels must be integers or strings, not float64"),
         (lambda: from_arrays(images, [1, 1, 1, 1]), "a single class, '1'"),
         (lambda: from_arrays(images, [0, 1, 0, 1], given=["dev"] * 4), "split 'dev' does not exist"),
-        (lambda: from_arrays(images[:0], []), "labels must be integers|holds no images"),
+        (lambda: from_arrays(images[:0], []), "labels must be integers|contains no images"),
     ):
         with pytest.raises(UserError, match=message):
             call()

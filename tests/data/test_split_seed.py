@@ -14,6 +14,7 @@ from convsmith.data.dataset import unseal_test
 from convsmith.errors import UserError
 from convsmith.plainyaml import parse_yaml, to_yaml
 from convsmith.prediction.evaluate import run_dataset
+from convsmith.records import FORMAT_VERSION
 from convsmith.rundir import RunDir
 from convsmith.studies.crossval import divide
 from convsmith.training import setup
@@ -64,7 +65,7 @@ def test_a_run_of_the_first_edition_keeps_its_splits(run: RunDir) -> None:
     run.config.write_text(to_yaml(values))
     recorded = json.loads(run.splits.read_text())
     dataset = run_dataset(run)
-    assert json.loads(json.dumps(dataset.splits_record())) == recorded
+    assert json.loads(json.dumps(dataset.splits_record())) | {"format_version": FORMAT_VERSION} == recorded
     assert read_run_config(run.config).data.split_seed == 5
     assert convsmith.load(run.path).evaluate("test")["n"] == len(recorded["splits"]["test"])
 
@@ -73,7 +74,7 @@ def test_another_split_seed_is_refused_on_resume(run: RunDir) -> None:
     run.config.write_text(run.config.read_text().replace("split_seed: 5", "split_seed: 6"))
     run.summary.unlink()
     with pytest.raises(
-        UserError, match=r"was divided with data\.split_seed 5, and its config\.yaml now says 6"
+        UserError, match=r"were made with data\.split_seed 5, but its config\.yaml now says 6"
     ) as caught:
         convsmith.resume(run.path)
     assert "\n" not in str(caught.value)

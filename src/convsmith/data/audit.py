@@ -1,4 +1,4 @@
-"""What `convsmith data check` finds: a verdict on each file, counts, sizes and duplicates. It changes no data."""
+"""The checks of `convsmith data check`: a verdict on each file, counts, sizes and duplicates. Changes no data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from convsmith.errors import UserError
 from convsmith.events import Counted, Listener, nobody
 from convsmith.files import explain_os_errors
 
-NEAR_BITS = 4  # perceptual hashes of 64 bits that differ in no more than these are candidates for near duplicates
-LISTED = 20  # how many of a kind `summary_lines` names
+NEAR_BITS = 4  # images whose 64-bit perceptual hashes differ in at most this many bits may be near duplicates
+LISTED = 20  # how many items of each kind `summary_lines` lists
 
 Verdict = Kind | Literal["ok", "duplicate", "wrong-extension"]
 Hashes = npt.NDArray[np.uint64]
@@ -34,10 +34,10 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class FileVerdict:
-    """What is wrong with a record, or 'ok'. Wrong extensions and duplicates still decode, and are trained on.
+    """What is wrong with a record, or 'ok'. Duplicates and files with wrong extensions are used in training.
 
-    Of identical images the first is 'ok' and the others are 'duplicate'; 'wrong-extension' goes before
-    'duplicate'. `width` and `height` are upright, 0 where the record does not decode.
+    Of identical images the first is 'ok' and the others are 'duplicate'; 'wrong-extension' takes precedence over
+    'duplicate'. `width` and `height` are those of the upright image, 0 if the record cannot be decoded.
     """
 
     id: str
@@ -51,7 +51,7 @@ class FileVerdict:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Records with the same pixels. `conflicting`: under different labels; `leaking`: in different splits."""
+    """Records with the same pixels: `conflicting` if their labels differ, `leaking` if their splits differ."""
 
     ids: tuple[str, ...]
     labels: tuple[str, ...]
@@ -62,7 +62,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two records that look alike: their perceptual hashes differ in `distance` of 64 bits. Judge by eye."""
+    """Two records that may look alike: their perceptual hashes differ in `distance` of 64 bits. Judge them by eye."""
 
     ids: tuple[str, str]
     labels: tuple[str, str]
@@ -72,9 +72,9 @@ class NearPair:
 
 @dataclass(frozen=True)
 class Audit:
-    """The whole finding. `counts` are the decodable images by split ('' for none) and class; `sizes` by 'WxH'.
+    """The result of all checks. `counts` are the decodable images by split ('' for none) and class; `sizes` by 'WxH'.
 
-    `notes` are sentences about all images together.
+    `notes` are sentences about the images as a whole.
     """
 
     source: str
@@ -88,12 +88,12 @@ class Audit:
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row a file, as `files` has them."""
+        """One row for each file, in the order of `files`."""
         return [asdict(file) for file in self.files]
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """How many records have each verdict, the most frequent first."""
+        """The number of records with each verdict, the most frequent first."""
         return dict(Counter(file.verdict for file in self.files).most_common())
 
     def to_json(self) -> dict[str, Any]:
@@ -113,11 +113,11 @@ class _Finding(NamedTuple):
 def check_data(
     config: DataConfig, source: Source | None = None, out: Path | None = None, listener: Listener = nobody
 ) -> Audit:
-    """Check every record of `source`, or else of what `config.source` names, and write the finding to `out`.
+    """Check every record of `source`, or else of what `config.source` names, and write the result to `out`.
 
-    Near duplicates are candidates by perceptual hash (ImageHash's phash, 64 bits, distance <= NEAR_BITS)
-    among images whose pixels differ. Raises UserError where the source itself cannot be opened, and where `out` is no
-    name of a .json file or cannot be written.
+    Near duplicates are candidates found by perceptual hash (ImageHash's phash, 64 bits, distance <= NEAR_BITS)
+    among images whose pixels differ. Raises UserError if the source cannot be opened, or if `out` does not end in
+    .json or cannot be written.
     """
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out '{out}' must end in .json")
@@ -187,9 +187,9 @@ def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> list[tuple[int, int, int]]:
     """Pairs (i, j, distance), i < j, of uint64 `hashes` [N] with Hamming distance <= `bits`, sorted.
 
-    Pigeonhole: cut 64 bits into ``bits + 1`` bands, and two such hashes agree in at least one band, so
-    only those within a band's buckets are compared. Of equal hashes the first stands for all: each other
-    is paired with it alone, which keeps the result linear in N for uniform images.
+    By the pigeonhole principle, two such hashes agree in at least one of ``bits + 1`` bands of their 64 bits, so
+    that only hashes with an equal band are compared. The first of equal hashes represents them all, and each of the
+    others is paired with it alone, which keeps the result linear in N for uniform images.
     """
     distinct, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     found = {(int(first[g]), row): 0 for row, g in enumerate(group.tolist()) if row != first[g]}
@@ -207,7 +207,7 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> list[tuple[int, int, in
 
 
 def summary_lines(audit: Audit) -> list[str]:
-    """The finding as plain text, the troubles named."""
+    """The result as plain text that names the problems."""
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in audit.verdicts.items())
     lines = [f"{audit.source}: {len(audit.files):,} images: {verdicts}"]
     for split, classes in audit.counts.items():
@@ -216,8 +216,8 @@ def summary_lines(audit: Audit) -> list[str]:
     lines.append(f"sizes: {_sizes(audit.sizes)}")
     lines += [f"note: {note}" for note in audit.notes]
     bad = [file for file in audit.files if file.verdict not in ("ok", "duplicate")]
-    lines += _listed("files with trouble", [f"{f.id}: {f.verdict} ({f.message})" for f in bad])
-    lines += _listed("files that are no images", list(audit.unused))
+    lines += _listed("files with problems", [f"{f.id}: {f.verdict} ({f.message})" for f in bad])
+    lines += _listed("files that are not images", list(audit.unused))
     lines += _listed("groups of identical images", [_described(group) for group in audit.duplicates])
     near = [f"{' ~ '.join(pair.ids)} (distance {pair.distance})" for pair in audit.near_duplicates]
     lines += _listed("pairs that look alike (candidates)", near)
@@ -236,7 +236,7 @@ def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
 
     height, width, _ = pixels.shape
     whole: npt.NDArray[Any] = pixels
-    if samples is not None:  # what few gray levels make alike may differ at full depth
+    if samples is not None:  # images that few gray levels make equal may differ at full depth
         whole = samples.astype("<f8")
         if whole.min() < whole.max():
             pixels = scaled(samples, (float(whole.min()), float(whole.max())))[:, :, None].repeat(3, axis=2)
@@ -245,7 +245,7 @@ def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
     depth = depth_of(samples)
     suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
     if form and suffix and suffix not in SUFFIXES[form]:
-        return _Finding("wrong-extension", f"it is {form}", (width, height), content, phash, depth)
+        return _Finding("wrong-extension", f"the format is {form}", (width, height), content, phash, depth)
     return _Finding("ok", "", (width, height), content, phash, depth)
 
 
@@ -261,7 +261,7 @@ def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], row
 
 
 def _buckets(keys: Hashes) -> Iterator[npt.NDArray[np.int64]]:
-    """The positions of equal keys, for keys that occur more than once."""
+    """For each key that occurs more than once, the positions where it occurs."""
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     yield from (bucket for bucket in np.split(order, edges) if len(bucket) > 1)
@@ -277,7 +277,7 @@ def _count_bits(values: Hashes) -> npt.NDArray[np.int64]:
 
 
 def _sizes(sizes: dict[str, int]) -> str:
-    """Each size where there are few, else how many have their shorter side in each octave."""
+    """Lists each size if there are few; otherwise counts the images by the octave of their shorter side."""
     if len(sizes) <= 8:
         return ", ".join(f"{size} ({count:,})" for size, count in sizes.items()) or "none"
     octaves: Counter[int] = Counter()

@@ -1,7 +1,7 @@
-"""Augmentation as tensor operations on the whole batch, on the device, from an explicit generator.
+"""Augmentation as tensor operations on whole batches, on the device, with an explicit generator. Reads no files.
 
-Pixels are moved as uint8 or as floats in [0, 255]; cutout, mixup and cutmix come after normalisation, where
-0 is the mean colour.
+Geometric and colour operations work on uint8 or on floats in [0, 255]; cutout, mixup and cutmix are applied after
+normalisation, where 0 is the mean colour.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-    """Mirror with probability 1/2 and move by up to `shift` pixels, in one gather. uint8 [B, H, W, C]."""
+    """Mirror with probability 1/2 and shift by up to `shift` pixels, in one gather. uint8 [B, H, W, C]."""
     count, height, width, _ = pixels.shape
     device = pixels.device
     columns = torch.arange(width, device=device).expand(count, width)
@@ -44,7 +44,7 @@ def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) 
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Mirror positions at the edges without repeating the edge, as numpy's `reflect` does."""
+    """Mirror positions at the edges without repeating the edge, like NumPy's `reflect`."""
     period = max(2 * (size - 1), 1)
     index = index.remainder(period)
     return torch.minimum(index, period - index)
@@ -55,10 +55,10 @@ def _outside(index: Tensor, size: int) -> Tensor:
 
 
 def crop_and_rotate(images: Tensor, size: int, config: AugmentConfig, generator: Generator) -> Tensor:
-    """Random resized crop and rotation in one bilinear resampling, mirrored at the borders.
+    """Random resized crop and rotation in one bilinear resampling, with reflection at the borders.
 
     float [B, C, W, W] in [0, 255] -> [B, C, size, size]. The crop's area is uniform in
-    [random_resized_crop, 1] and its log aspect uniform in [log 3/4, log 4/3] (Szegedy et al. 2015).
+    [random_resized_crop, 1], and the log of its aspect ratio in [log 3/4, log 4/3] (Szegedy et al. 2015).
     """
     count, device = len(images), images.device
     scale_x = scale_y = torch.ones(count, device=device)
@@ -111,7 +111,7 @@ def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -
 def _moved(images: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """uint8 [n, C, S, S] where the output pixel (x', y') shows the input pixel (a x' + b y' + x, c x' + d y' + y).
 
-    Positions are in pixels from the image's centre. The nearest pixel is taken; outside of the image all is black.
+    Positions are in pixels from the image's centre. The nearest pixel is taken; outside the image, pixels are black.
     """
     half = images.shape[-1] / 2
     matrix = torch.stack([torch.stack([a, b, x / half], dim=1), torch.stack([c, d, y / half], dim=1)], dim=1)
@@ -143,7 +143,7 @@ def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, plain: Tensor, change: Tensor) -> Tensor:
-    """From `plain` through the images (change 0) and beyond: plain + (1 + change) (images - plain), cut off."""
+    """Interpolate or extrapolate: plain + (1 + change) (images - plain), clipped; change 0 gives the images."""
     factor = 1 + change[:, None, None, None]
     return (factor * images.float() + (1 - factor) * plain).clamp(0, 255).to(torch.uint8)
 
@@ -168,7 +168,7 @@ def _contrast(images: Tensor, change: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, change: Tensor) -> Tensor:
-    """Against the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels stay."""
+    """Blend with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; pixels at the border do not change."""
     channels = images.shape[1]
     kernel = torch.ones(channels, 1, 3, 3, device=images.device)
     kernel[:, :, 1, 1] = 5
@@ -194,13 +194,13 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
-    """As Pillow does: a channel's values are mapped so that each step of the result has about as many pixels."""
+    """Equalise each channel's histogram as Pillow does, so that all values of the result are about equally frequent."""
     values = images.flatten(2).long()
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
     counts.scatter_add_(2, values, torch.ones_like(values))
     total = counts.cumsum(2)
     brightest = counts.gather(2, values.amax(2, keepdim=True))
-    step = (values.shape[2] - brightest) // 255  # pixels of each step
+    step = (values.shape[2] - brightest) // 255  # pixels per gray level
     table = torch.nn.functional.pad((total[..., :-1] + step // 2) // step.clamp_min(1), (1, 0)).clamp(0, 255)
     equalized = table.gather(2, values).to(torch.uint8).view_as(images)
     return torch.where(step[..., None] > 0, equalized, images)
@@ -208,10 +208,10 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of TrivialAugment and RandAugment on uint8 [n, C, S, S] with a strength for each image, float [n].
+    """An operation of TrivialAugment and RandAugment on uint8 [n, C, S, S] with one strength per image, float [n].
 
-    `trivial` and `rand` are the greatest strengths in the one's wide space and in the other's; `signed` strengths go
-    either way. Translations are in pixels, of which `rand` is a share of the side.
+    `trivial` and `rand` are the largest strengths in TrivialAugment's wide space and in RandAugment's; `signed`
+    strengths have a random sign. Strengths of translations are in pixels, but `rand` is a fraction of the side.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -220,8 +220,8 @@ class Operation:
     signed: bool = False
     translates: bool = False
 
-    def greatest(self, side: int, rand: bool) -> float:
-        """A translation by 32 pixels, which TrivialAugment knows, would leave nothing of a smaller image."""
+    def largest(self, side: int, rand: bool) -> float:
+        """The largest strength. TrivialAugment's translation by 32 pixels would leave nothing of a smaller image."""
         if not self.translates:
             return self.rand if rand else self.trivial
         return self.rand * side if rand else min(self.trivial, side)
@@ -243,15 +243,15 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": Operation(_autocontrast),
     "Equalize": Operation(_equalize),
 }
-BINS = 30  # strengths go from none to the greatest in this many steps
+BINS = 30  # the number of steps from no change to the largest strength
 
 
 def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generator) -> Tensor:
-    """TrivialAugment (wide) or RandAugment: random operations on each image; pixels [B, C, S, S] -> uint8.
+    """Apply the random operations of TrivialAugment (wide) or RandAugment to each image; pixels [B, C, S, S] -> uint8.
 
-    TrivialAugment (Mueller and Hutter 2021) applies one operation of a strength drawn for each image, RandAugment
-    (Cubuk et al. 2020) `rand_ops` of them in turn, of the strength `rand_magnitude`. Operations and strengths are
-    those of torchvision. What each image gets is drawn on the host, so that an operation runs on its images alone.
+    TrivialAugment (Mueller and Hutter 2021) applies one operation with a strength drawn for each image; RandAugment
+    (Cubuk et al. 2020) applies `rand_ops` of them in turn with the strength `rand_magnitude`. Operations and strengths
+    are those of torchvision. They are drawn on the host, so that each operation runs on its own images only.
     """
     if images.is_floating_point():
         images = images.round().clamp(0, 255).to(torch.uint8)
@@ -264,7 +264,7 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
         for number, operation in enumerate(OPERATIONS.values()):
             members = np.flatnonzero(chosen == number)
             if len(members):
-                strength = operation.greatest(side, bool(config.rand_ops)) * bins[members] / BINS
+                strength = operation.largest(side, bool(config.rand_ops)) * bins[members] / BINS
                 strength = strength * signs[members] if operation.signed else strength
                 at = torch.from_numpy(members).to(images.device)
                 strengths = torch.from_numpy(strength.astype(np.float32)).to(images.device)
@@ -274,9 +274,10 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
 
 
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
-    """Set a square to 0, the mean colour (DeVries and Taylor 2017), in place. Normalised float [B, C, S, S].
+    """Set a square of each image to 0, the mean colour, in place (DeVries and Taylor 2017).
 
-    The squares have `side` pixels around uniform centres, and are cut off at the borders.
+    Normalised float [B, C, S, S]. The squares have sides of `side` pixels and uniformly drawn centres, and are clipped
+    at the borders.
     """
     size = images.shape[-1]
     centres = torch.randint(0, size, (2, len(images), 1), generator=generator, device=images.device)
@@ -289,10 +290,11 @@ def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
 def mix(
     images: Tensor, labels: Tensor, config: AugmentConfig, generator: Generator, draws: np.random.Generator
 ) -> Batch:
-    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one weight a batch; with both, either at evens.
+    """Apply mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) with one weight per batch.
 
-    The partner is the batch in another order. The heavier label comes first. What decides the shape of the
-    computation comes from `draws`, on the host, so that no step waits for the device.
+    If both are on, one is chosen at random with equal probability. The images are mixed with the same batch in another
+    order. The label with the larger weight comes first. Values that decide the shape of the computation come from
+    `draws`, on the host, so that no step waits for the device.
     """
     use_cutmix = bool(config.cutmix) and (not config.mixup or draws.random() < 0.5)
     alpha = config.cutmix if use_cutmix else config.mixup
@@ -315,10 +317,10 @@ def mix(
 
 
 class Augment:
-    """Training's path from uint8 [B, W, W, C] and labels [B] to a Batch.
+    """Turns uint8 [B, W, W, C] and labels [B] into an augmented Batch, for training.
 
-    `generator` is on the device, where it draws for each image. `key` names the batch ([seed, epoch, step]): what is
-    drawn once a batch comes from NumPy's generator of it, so that nothing waits for the device.
+    `generator` is on the device, where it draws values per image. `key` ([seed, epoch, step]) identifies the batch
+    and seeds the NumPy generator that draws values per batch, so that nothing waits for the device.
     """
 
     def __init__(self, config: AugmentConfig, to_input: ToInput) -> None:
@@ -329,7 +331,7 @@ class Augment:
         config = self.config
         if config.hflip or config.shift:
             pixels = flip_and_shift(pixels, config, generator)
-        # A random crop makes its own size out of the working size.
+        # A random crop resizes from the working size to the image size itself.
         images = pixels.permute(0, 3, 1, 2) if config.random_resized_crop else self.to_input.resize(pixels)
         if config.random_resized_crop or config.rotation:
             size = self.to_input.preprocessing.image_size
@@ -345,5 +347,5 @@ class Augment:
         batch = Batch(images, labels)
         if config.mixup or config.cutmix:
             batch = mix(images, labels, config, generator, draws)
-        # Not every operation above keeps the memory format that the convolutions are fast in.
+        # Not every operation above keeps the memory format in which the convolutions are fast.
         return replace(batch, images=batch.images.contiguous(memory_format=self.to_input.memory_format))

@@ -1,4 +1,4 @@
-"""Decoded images in one memory-mapped file, built whole or not at all, keyed by what went in. Knows no splits."""
+"""Decoded images in a memory-mapped file, built completely or not at all, keyed by its inputs. Knows no splits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from convsmith.data.source import Record, Source
 from convsmith.errors import UserError
 from convsmith.files import sync_folder, write_text, written_whole
 
-CACHE_VERSION = 1  # raise it whenever decoding changes, so that no old pixels are found again
+CACHE_VERSION = 1  # increase this whenever decoding changes, so that old pixels are not used again
 
 Moments = npt.NDArray[np.int64]
 
 
 class Failure(NamedTuple):
-    """A record that does not decode."""
+    """A record that cannot be decoded."""
 
     id: str
     kind: Kind
@@ -36,7 +36,7 @@ class Failure(NamedTuple):
 
 
 class Native(NamedTuple):
-    """What the images are by themselves: the (height, width) that all of them share, if any, and channels."""
+    """The images before any resizing: the (height, width) that all of them share, if any, and their channels."""
 
     size: tuple[int, int] | None
     channels: Literal[1, 3]
@@ -44,11 +44,11 @@ class Native(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The records of a source that decode.
+    """The decoded images of a source.
 
-    `pixels` uint8 [N, H, W, C], memory-mapped and read-only; `kept` int64 [N] indexes the source;
-    `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `depths` [N, 3] what each
-    used of more than 8 bits; `hash` is the sha256 of pixels, ids, labels and classes.
+    `pixels` uint8 [N, H, W, C] is memory-mapped and read-only; `kept` int64 [N] indexes the source;
+    `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `depths` [N, 3] the range that
+    each image of more than 8 bits uses; `hash` is the SHA-256 of pixels, ids, labels and classes.
     """
 
     pixels: Pixels
@@ -66,15 +66,15 @@ def open_images(
     on_error: Literal["stop", "skip"] = "stop",
     progress: Progress | None = None,
 ) -> Images:
-    """The decoded images of `source` under `rules`, from the folder `cache` or else built there.
+    """The images of `source`, decoded by `rules`: read from the folder `cache`, or else built there.
 
-    `progress(done, total)` is called while building. Raises UserError where records do not decode and
-    `on_error` is 'stop', where none does, and where the cache cannot be written.
+    `progress(done, total)` is called while building. Raises UserError if some records cannot be decoded and
+    `on_error` is 'stop', if none can be decoded, and if the cache cannot be written.
     """
     assert rules.working_size is not None, "the cache holds images of one size"
     key = f"{CACHE_VERSION} {source.fingerprint} {rules.model_dump_json()}"
     folder = cache / "images" / hashlib.sha256(key.encode()).hexdigest()
-    if not _is_whole(folder):
+    if not _is_complete(folder):
         with _cache_errors(cache):
             _build_once(source, rules, folder, progress)
     images = _load(folder)
@@ -82,14 +82,14 @@ def open_images(
         shown = ", ".join(f"{failure.id} ({failure.kind})" for failure in images.failures[:10])
         more = f" and {len(images.failures) - 10} more" if len(images.failures) > 10 else ""
         raise UserError(
-            f"{len(images.failures)} of {len(source)} images of {source.name} do not decode: {shown}{more}; "
+            f"{len(images.failures)} of {len(source)} images of {source.name} cannot be decoded: {shown}{more}; "
             f"'convsmith data check {source.name}' lists them, data.on_error=skip leaves them out"
         )
     return images
 
 
 def native_shape(source: Source, cache: Path) -> Native:
-    """The images' own size and channels: stated by the source, else read from their headers and remembered."""
+    """The images' own size and channels: stated by the source, or else read from the image headers and cached."""
     if source.native_size and source.native_channels:
         return Native(source.native_size, source.native_channels)
     path = cache / "sources" / f"{source.fingerprint}.json"
@@ -101,13 +101,13 @@ def native_shape(source: Source, cache: Path) -> Native:
     sizes = {shape[:2] for shape in shapes if shape}
     gray = bool(shapes) and all(shape[2] == 1 for shape in shapes if shape)
     native = Native(sizes.pop() if len(sizes) == 1 else None, 1 if gray else 3)
-    with contextlib.suppress(OSError):  # costs the next start some time, no more
+    with contextlib.suppress(OSError):  # a failure only makes the next start take longer
         write_text(path, json.dumps(native._asdict()))
     return native
 
 
 def pixel_moments(pixels: Pixels) -> Moments:
-    """Sum and sum of squares by channel, exact: uint8 [..., H, W, C] -> int64 [..., 2, C]."""
+    """The exact sum and sum of squares by channel: uint8 [..., H, W, C] -> int64 [..., 2, C]."""
     height, width, channels = pixels.shape[-3:]
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.int64)  # contiguous sums are 3x faster
     planes = planes.reshape(*pixels.shape[:-3], channels, height * width)
@@ -120,7 +120,7 @@ def _shape(record: Record) -> tuple[int, int, int] | None:
     try:
         header = read_header(record)
     except DecodeError:
-        return None  # it is reported when it is decoded
+        return None  # decoding will report it
     return header.height, header.width, header.channels
 
 
@@ -135,8 +135,8 @@ def _load(folder: Path) -> Images:
     return Images(pixels, kept, moments, depths, failures, meta["hash"])
 
 
-def _is_whole(folder: Path) -> bool:
-    """A built folder is whole by construction; its size tells one that was damaged afterwards."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder is complete. It is built atomically; a file of the wrong size was damaged afterwards."""
     try:
         shape = json.loads((folder / "meta.json").read_text())["shape"]
         return (folder / "pixels").stat().st_size == np.prod(shape, dtype=np.int64)
@@ -145,15 +145,15 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
-    """Build `folder` unless another process does so first; leave nothing behind on failure."""
+    """Build `folder` unless another process does so first; leave nothing behind if that fails."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(folder.name + ".partial")
     with FileLock(folder.with_name(folder.name + ".lock")):
-        if _is_whole(folder):
+        if _is_complete(folder):
             return
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left behind by a process that was killed
         shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir()
         try:
@@ -194,7 +194,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     with written_whole(folder / "pixels") as file:
         for row, result in enumerate(thread_map(examine, records, progress, len(source))):
             if isinstance(result, DecodeError):
-                if result.kind == "unreadable":  # a state of the machine, not of the data: nothing to remember
+                if result.kind == "unreadable":  # the fault lies with the machine, not the data: do not cache it
                     raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}")
                 failures.append(Failure(source.ids[row], result.kind, result.message))
             else:
@@ -231,6 +231,6 @@ def _cache_errors(cache: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write the cache folder '{cache}' ({reason}): set data.cache or CONVSMITH_CACHE to a folder "
-            f"on a disk with room that you may write to"
+            f"cannot write to the cache folder '{cache}' ({reason}): set data.cache or CONVSMITH_CACHE to a writable "
+            f"folder on a disk with enough space"
         ) from error

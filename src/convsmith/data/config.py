@@ -23,46 +23,60 @@ class DataConfig(Section):
         description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder of images or Parquet",
     )
     image_size: int | None = Field(
-        None, ge=4, le=2048, description="side in pixels of the square that the net sees; none: the data's own, else 64"
+        None, ge=4, le=2048, description="side in pixels of the network's square input; none: that of the data, else 64"
     )
     working_size: int | None = Field(
-        None, ge=4, le=4096, description="side that the cache holds; none: image_size, 1.15 x with random_resized_crop"
+        None,
+        ge=4,
+        le=4096,
+        description="side in pixels of the cached images; none: image_size, or 1.15 x that with random_resized_crop",
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 (gray) or 3 (RGB); none: the data's own")
+    channels: Literal[1, 3] | None = Field(None, description="1 (gray) or 3 (RGB); none: that of the data")
     resize: Resize = Field(
-        "stretch", description="stretch (all pixels, aspect lost), pad (all pixels, bars) or crop (centre square)"
+        "stretch",
+        description="stretch (all pixels, distorted), pad (all pixels, with bars) or crop (the centre square)",
     )
-    crop: float = Field(1.0, gt=0, le=1, description="resize crop: side of the square that is kept, as a share")
+    crop: float = Field(
+        1.0, gt=0, le=1, description="crop: side of the square that is kept, as a fraction of the image's shorter side"
+    )
     interpolation: Interpolation = Field("bilinear", description="antialiased filter for resizing")
     mean: tuple[float, ...] | None = Field(
-        None, description="of each channel, of values in [0, 1]; none: that of the weights, else of the train images"
+        None, description="mean of each channel, for values in [0, 1]; none: that of the weights or the train images"
     )
-    std: tuple[Deviation, ...] | None = Field(None, description="deviation of each channel, as mean")
+    std: tuple[Deviation, ...] | None = Field(
+        None, description="standard deviation of each channel, for values in [0, 1]; none: as for mean"
+    )
     range: Literal["full", "auto"] | Limits = Field(
         "full",
-        description="samples of more than 8 bits that become black and white: full (of their type), auto (the lowest "
-        "and the highest of the train images) or '[low, high]'",
+        description="values that become black and white in images of more than 8 bits: full (the range of their type), "
+        "auto (the lowest and the highest value of the train images) or '[low, high]'",
     )
-    background: str = Field("white", description="colour behind transparent pixels and in bars: a name or #rrggbb")
+    background: str = Field("white", description="colour of bars and behind transparent pixels: a name or #rrggbb")
     val_fraction: float | None = Field(
-        None, gt=0, lt=1, description="validation share where the data has none; none: 0.15 (named sets 0.1)"
+        None,
+        gt=0,
+        lt=1,
+        description="fraction for validation if the data has no val split; none: 0.15 (named sets: 0.1)",
     )
     test_fraction: float | None = Field(
-        None, ge=0, lt=1, description="test share where the data has no split; none: 0.15 (digits 0.2)"
+        None, ge=0, lt=1, description="fraction for testing if the data has no splits; none: 0.15 (digits: 0.2)"
     )
     groups: str | None = Field(
         None,
-        description=r"images to keep together: a CSV with columns id,group, or a pattern such as (patient\d+)_",
+        description=r"images to keep in one split: a CSV with columns id,group, or a pattern such as (patient\d+)_",
     )
     split_seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="decides splits, folds and limit, whatever the training's own train.seed"
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="seed of the splits, the folds and the limit; train.seed does not affect them",
     )
     limit: int | None = Field(None, ge=2, description="keep this many of the train and val images, stratified")
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="shuffle (each image once an epoch) or balanced (each class equally often)"
     )
-    on_error: Literal["stop", "skip"] = Field("stop", description="what train does about files that do not decode")
-    cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's own")
+    on_error: Literal["stop", "skip"] = Field("stop", description="what train does with files that cannot be decoded")
+    cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's default")
 
     @field_validator("range", mode="before")
     @classmethod
@@ -87,37 +101,37 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> DataConfig:
         if self.crop < 1 and self.resize != "crop":
-            raise ValueError(f"data.crop {self.crop:g} needs data.resize crop: it is {self.resize}")
+            raise ValueError(f"data.crop {self.crop:g} needs data.resize crop, but data.resize is {self.resize}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("data: mean and std belong together: give both or neither")
+            raise ValueError("data.mean and data.std belong together: give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(
-                f"data.mean has {len(self.mean)} values and data.std {len(self.std)}: give one for each channel"
+                f"data.mean has {len(self.mean)} values and data.std has {len(self.std)}: give one for each channel"
             )
         return self
 
 
 class AugmentConfig(Section):
-    """Each is off at 0 (or false); all work on the whole batch, in training only."""
+    """Each augmentation is off at 0 (or false). All of them work on whole batches, and in training only."""
 
     needs: ClassVar = {"shift_fill": "shift", "rand_magnitude": "rand_ops"}
 
     hflip: bool = Field(False, description="mirror left-right with probability 1/2")
     shift: int | float = Field(
-        0, ge=0, le=512, description="shift-crop by up to this many pixels each way; below 1: share of the image's side"
+        0, ge=0, le=512, description="shift by up to this many pixels each way; below 1: a fraction of the image's side"
     )
-    shift_fill: Literal["reflect", "zero"] = Field("reflect", description="what fills the edge that a shift uncovers")
+    shift_fill: Literal["reflect", "zero"] = Field("reflect", description="what fills the border that a shift uncovers")
     cutout: int = Field(0, ge=0, le=1024, description="side in pixels of a square set to the mean")
     rotation: float = Field(0.0, ge=0, le=180, description="rotate by up to this many degrees either way")
     brightness: float = Field(0.0, ge=0, le=1, description="scale brightness by 1 +- this")
     contrast: float = Field(0.0, ge=0, le=1, description="scale contrast by 1 +- this")
     saturation: float = Field(0.0, ge=0, le=1, description="scale saturation by 1 +- this (RGB only)")
     random_resized_crop: float = Field(
-        0.0, ge=0, lt=1, description="smallest area share of a random crop resized to image_size, such as 0.35"
+        0.0, ge=0, lt=1, description="smallest area of a random crop, as a fraction of the image, for example 0.35"
     )
-    trivial: bool = Field(False, description="TrivialAugment: one operation an image, of any strength")
-    rand_ops: int = Field(0, ge=0, le=14, description="RandAugment: operations on each image, such as 2")
-    rand_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: strength of its operations, of 30")
+    trivial: bool = Field(False, description="TrivialAugment: one operation per image, of random strength")
+    rand_ops: int = Field(0, ge=0, le=14, description="RandAugment: operations per image, for example 2")
+    rand_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: strength of its operations, out of 30")
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha)")
     cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix's Beta(alpha, alpha)")
 
@@ -131,12 +145,12 @@ class AugmentConfig(Section):
     @classmethod
     def _pixels_or_share(cls, shift: float) -> float:
         if shift > 1 and shift != int(shift):
-            raise ValueError("must be whole pixels, or a share of the image's side below 1")
+            raise ValueError("must be whole pixels, or a fraction of the image's side below 1")
         return int(shift) if shift >= 1 else shift
 
     @property
     def active(self) -> dict[str, Any]:
-        """The augmentations that are on, and the details of those alone."""
+        """The augmentations that are on, with their details; details of those that are off are left out."""
         values = self.model_dump()
         return {key: value for key, value in values.items() if value and values[self.needs.get(key, key)]}
 
@@ -146,10 +160,10 @@ class AugmentConfig(Section):
 
 
 class DecodeRules(Section):
-    """What decoding gives: a square of `working_size` pixels (none: the image's own size) of 1 or 3 channels.
+    """How an image is decoded: to a square of `working_size` pixels (none: its own size) with 1 or 3 channels.
 
-    `range` holds the samples that become 0 and 255, of gray images with more than 8 bits a sample; models that were
-    trained before it existed have none, which is full.
+    `range` holds the sample values that become 0 and 255 in gray images of more than 8 bits per sample. Models that
+    were trained before it existed do not store it, which means full.
     """
 
     working_size: int | None = None
@@ -167,10 +181,10 @@ class DecodeRules(Section):
 
 
 class Preprocessing(DecodeRules):
-    """From a file to the net's input: the same in training, evaluation, prediction and export.
+    """How a file becomes the network's input: the same in training, evaluation, prediction and export.
 
-    The rules of decoding, each of them stated, and what follows: the side of the net's input in pixels, and `mean`
-    and `std` per channel, of pixel values scaled to [0, 1].
+    All of the decoding rules must be given, and the steps that follow: the side of the network's input in pixels,
+    and `mean` and `std` per channel, for pixel values scaled to [0, 1].
     """
 
     working_size: int

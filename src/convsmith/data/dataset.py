@@ -1,4 +1,4 @@
-"""An opened data set: its resolved config, train and val in reach, test sealed. Decodes and augments nothing itself."""
+"""An opened data set: its resolved config, train and val, and a sealed test split. Decodes and augments nothing."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
 from convsmith.errors import UserError
 
-DEFAULT_SIZE = 64  # of photographs
-HELD_OUT = "held-out"  # the split of a fold that its training never sees
+DEFAULT_SIZE = 64  # the image size for photographs
+HELD_OUT = "held-out"  # in a fold of a cross-validation, the split that training never sees
 
 
 class Subset:
@@ -40,7 +40,7 @@ class Subset:
         self, pixels: Pixels, rows: Rows, labels: Labels, ids: Sequence[str], moments: Moments | None = None
     ) -> None:
         assert len(rows) == len(labels) == len(ids)
-        self._pixels = pixels  # all rows of the source, the test split's among them: not for others to see
+        self._pixels = pixels  # private, since it has all rows of the source, including the test split
         self._moments = moments
         self.rows = rows
         self.labels = labels
@@ -56,15 +56,15 @@ class Subset:
         return height, width, channels
 
     def gather(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> Pixels:
-        """The images at `positions` within the subset, copied: uint8 [B, H, W, C]."""
+        """A copy of the images at `positions` within the subset: uint8 [B, H, W, C]."""
         return np.take(self._pixels, self.rows[positions], axis=0)
 
     def inputs(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> InputPixels:
-        """The images at `positions` as what may go into a network: they were prepared when they were decoded."""
+        """The images at `positions` as network inputs; they were prepared when they were decoded."""
         return InputPixels(self.gather(positions))
 
     def sample(self, count: int) -> Subset:
-        """`count` of these images, or all where they are fewer: the same ones each time, in the source's order."""
+        """A fixed random sample of `count` of these images, or all if there are fewer, in the source's order."""
         chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
         ids = [self.ids[position] for position in chosen]
         return Subset(self._pixels, self.rows[chosen], self.labels[chosen], ids, self._moments)
@@ -78,10 +78,10 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What training sees of a source. The rows of test are private; `unseal_test` is the only door to them.
+    """What training sees of a source. The test split's rows are private; only `unseal_test` gives access to them.
 
-    `config` has every value that was decided by the data filled in. `hash` identifies pixels, labels,
-    ids and classes. `failures` are the records that were left out for not decoding.
+    In `config`, all values that depend on the data are filled in. `hash` identifies pixels, labels,
+    ids and classes. `failures` are the records that were left out because they cannot be decoded.
     """
 
     config: DataConfig
@@ -91,7 +91,7 @@ class Dataset:
     _ids: tuple[str, ...]
     _splits: dict[str, Rows]
     _groups: Groups | None = None
-    notes: tuple[str, ...] = ()  # settings that this data leaves no use for
+    notes: tuple[str, ...] = ()  # sentences on settings that have no effect on this data, or do not suit it
 
     @cached_property
     def train(self) -> Subset:
@@ -102,7 +102,7 @@ class Dataset:
         return self._subset(self._splits["val"])
 
     def held_out(self) -> Subset:
-        """The images of a cross-validation's fold, where `with_splits` named some."""
+        """The held-out images of a cross-validation's fold; `with_splits` must have named them."""
         return self._subset(self._splits[HELD_OUT])
 
     @property
@@ -115,28 +115,28 @@ class Dataset:
 
     @property
     def test_size(self) -> int:
-        """How many images are sealed."""
+        """The number of sealed images."""
         return len(self._splits.get("test", ()))
 
     def pool(self) -> Subset:
-        """Train and val joined, in the source's order: what cross-validation divides anew."""
+        """Train and val combined, in the source's order: the images that cross-validation divides into folds."""
         return self._subset(self._pool_rows())
 
     def pool_groups(self) -> GroupNumbers | None:
-        """The group of each image of `pool()`, in its order, as an int64 number; None without `data.groups`."""
+        """The group number of each image of `pool()`, int64 [N], in its order; None without `data.groups`."""
         return None if self._groups is None else self._groups.numbers[self._pool_rows()]
 
     def joined(self, *parts: Subset) -> Subset:
-        """Disjoint subsets as one, in the source's order."""
+        """The union of disjoint subsets, in the source's order."""
         return self._subset(np.sort(np.concatenate([part.rows for part in parts])))
 
-    def but_test(self) -> Subset:
-        """Train, val and, in a fold, what is held out, joined in the source's order: all that is not sealed."""
+    def unsealed(self) -> Subset:
+        """All images that are not sealed, in the source's order: train, val and, in a fold, the held-out images."""
         rows = [self._splits[split] for split in self._splits if split != "test"]
         return self._subset(np.sort(np.concatenate(rows)))
 
     def preprocessing(self) -> Preprocessing:
-        """The way from a file to the net's input; mean and std are those of train alone, where none is given."""
+        """How a file becomes the network's input; mean and std are computed from train alone unless they are given."""
         config = self.config
         if config.mean is None or config.std is None:
             mean, std = channel_statistics(self.train)
@@ -146,14 +146,15 @@ class Dataset:
         return Preprocessing(**rules, image_size=config.image_size, mean=mean, std=std)
 
     def splits_record(self) -> dict[str, Any]:
-        """For splits.json: the data's hash, the seed that divided it, and the ids of each split."""
+        """The content of splits.json: the data's hash, the seed of the splits, and the ids of each split."""
         ids = {split: [self._ids[row] for row in rows] for split, rows in self._splits.items()}
         return {"hash": self.hash, "seed": self.config.split_seed, "splits": ids}
 
     def with_splits(self, splits: Mapping[str, Iterable[str]]) -> Dataset:
-        """The same data divided by ids of 'train', 'val', of a fold 'held-out' and, or else as it is, 'test'.
+        """The same data divided by the given ids of 'train', 'val' and, in a fold, 'held-out'.
 
-        Raises UserError for ids that the data does not have, or that are in two splits, and for divided groups.
+        Without ids of 'test', the test split stays as it is. Raises UserError for ids that the data does not have or
+        that are in two splits, and for divided groups.
         """
         assert {"train", "val"} <= splits.keys() <= {*SPLITS, HELD_OUT}
         row_of = {name: row for row, name in enumerate(self._ids)}
@@ -162,19 +163,21 @@ class Dataset:
             try:
                 divided[split] = np.sort(np.array([row_of[name] for name in names], dtype=np.int64))
             except KeyError as error:
-                raise UserError(f"the {split} split names {error}, which is not in the data: has it changed?") from None
+                raise UserError(
+                    f"the {split} split contains {error}, which is not in the data: has the data changed?"
+                ) from None
         together = np.concatenate(list(divided.values()))
         distinct, counts = np.unique(together, return_counts=True)
         if len(distinct) < len(together):
-            raise UserError(f"'{self._ids[distinct[counts > 1][0]]}' is in more than one split, or twice in one")
+            raise UserError(f"'{self._ids[distinct[counts > 1][0]]}' is in more than one split, or in one split twice")
         if self._groups is not None:
             refuse_divided(self._groups, divided, "has data.groups changed since the splits were made?")
         return replace(self, _splits={split: divided[split] for split in (*SPLITS, HELD_OUT) if split in divided})
 
     def as_recorded(self, record: Mapping[str, Any], run: str) -> Dataset:
-        """The same data divided as the splits.json of a run says; `run` names it.
+        """The same data divided as recorded in the splits.json of a run; `run` is its name for messages.
 
-        Raises UserError where the data has changed, or where the config now asks for other splits.
+        Raises UserError if the data has changed, or if the config now asks for other splits.
         """
         if self.hash != record["hash"]:
             raise UserError(
@@ -183,8 +186,8 @@ class Dataset:
         ours = self.config.split_seed
         if (theirs := record.get("seed", ours)) != ours:
             raise UserError(
-                f"run '{run}' was divided with data.split_seed {theirs}, and its config.yaml now says {ours}: set it "
-                f"back, or train a new run"
+                f"the splits of run '{run}' were made with data.split_seed {theirs}, but its config.yaml now says "
+                f"{ours}: set it back, or train a new run"
             )
         return self.with_splits(record["splits"])
 
@@ -203,14 +206,14 @@ def open_dataset(
     headroom: float = 1.0,
     spec: InputSpec | None = None,
 ) -> Dataset:
-    """Open `source`, or else what `config.source` names: decode it unless the cache has it, and split it.
+    """Open `source`, or else what `config.source` names: decode it unless it is cached, and split it.
 
-    `headroom` is working_size / image_size where the config leaves working_size open (random resized
-    crops need some). `progress(done, total)` is called while images are decoded. What the config leaves open
-    is taken from `spec` where there is one. Raises UserError.
+    `headroom` is working_size / image_size if the config does not set working_size (random resized crops need
+    more than 1). `progress(done, total)` is called while images are decoded. Settings that are missing in the config
+    are taken from `spec` if it is given. Raises UserError.
     """
     source = source or open_source(config)
-    background_rgb(config.background)  # a wrong colour would be found at the first transparent image only
+    background_rgb(config.background)  # otherwise an invalid colour would not be noticed before a transparent image
     cache = cache_folder(config)
     config, groups = _with_groups(config, source)
     if config.image_size is None or config.channels is None:
@@ -230,11 +233,11 @@ def open_dataset(
     images = open_images(source, DecodeRules.of(config), cache, config.on_error, progress)
 
     given = set(source.given[images.kept].tolist())
-    asked, (config, splits) = config, _divided(config, source, images.kept, groups)
+    requested, (config, splits) = config, _divided(config, source, images.kept, groups)
     if groups is not None:
         groups = groups._replace(numbers=groups.numbers[images.kept])
     ids = tuple(source.ids[row] for row in images.kept)
-    notes = _idle_fractions(asked, given)
+    notes = _unused_fractions(requested, given)
     assert config.range != "auto"
     if note := range_note(images.depths[splits["train"]], config.range):
         notes = (*notes, note)
@@ -244,10 +247,10 @@ def open_dataset(
 def _divided(
     config: DataConfig, source: Source, kept: Rows, groups: Groups | None
 ) -> tuple[DataConfig, dict[str, Rows]]:
-    """The splits of the records `kept`, as rows of `kept`, and the config with the fractions that made them."""
+    """The splits of the records `kept`, as rows of `kept`, and the config with the fractions that were used."""
     labels, given = source.labels[kept], source.given[kept]
     for label in np.setdiff1d(source.labels, labels):
-        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} decodes")
+        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} can be decoded")
     config = _with_fractions(config, source, set(given.tolist()))
     fractions = config.val_fraction or 0, config.test_fraction or 0
     numbers = None if groups is None else groups.numbers[kept]
@@ -258,7 +261,7 @@ def _divided(
 def input_shape(
     config: DataConfig, spec: InputSpec | None = None, source: Source | None = None
 ) -> tuple[int, int, int]:
-    """Channels and image size that the net will see, and the number of classes; decodes and downloads nothing."""
+    """The network's input channels, image size and number of classes; decodes and downloads nothing."""
     known = None if source else known_shape(config.source)
     if known is None:
         source = source or open_source(config)
@@ -277,23 +280,23 @@ def input_shape(
 
 
 def unseal_test(dataset: Dataset) -> Subset:
-    """The test split. The caller must record the access (test-access.jsonl). Raises UserError where there is none."""
+    """The test split. The caller must record the access (test-access.jsonl). Raises UserError if there is none."""
     if "test" not in dataset._splits:
-        raise UserError(f"'{dataset.config.source}' has no test split: it gives train and val alone")
+        raise UserError(f"'{dataset.config.source}' has no test split, only train and val")
     return dataset._subset(dataset._splits["test"])
 
 
 def channel_statistics(subset: Subset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixel values in [0, 1], over all pixels of a subset.
+    """Mean and standard deviation of each channel over all pixels of a subset, for pixel values in [0, 1].
 
-    Exact integer sums, so the result depends on neither order nor machine. The deviation (of the
-    population) is 1 for a constant channel.
+    The sums are exact integers, so that the result depends on neither order nor machine. The standard deviation (of
+    the population) is given as 1 for a constant channel.
     """
     height, width, _ = subset.shape
     count = len(subset) * height * width
     total, squares = ([int(value) for value in sums] for sums in subset.moments().sum(axis=0))
     mean = tuple(value / count / 255 for value in total)
-    # n * sum(x^2) - sum(x)^2 in Python's integers: no cancellation.
+    # n * sum(x^2) - sum(x)^2 in Python's integers, which avoids cancellation.
     spread = [count * square - value * value for square, value in zip(squares, total, strict=True)]
     return mean, tuple(math.sqrt(value) / count / 255 if value else 1.0 for value in spread)
 
@@ -315,7 +318,7 @@ def _fitting_statistics(config: DataConfig) -> None:
 
 
 def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups | None]:
-    """The groups of all of the source's images, before any is decoded; a CSV file by its absolute path."""
+    """The groups of all images of the source, and the config with the absolute path of a CSV file."""
     if config.groups is None:
         return config, None
     if (file := groups_file(config.groups)) is not None:
@@ -327,19 +330,19 @@ def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups
     return config, groups
 
 
-def _idle_fractions(config: DataConfig, given: set[str]) -> tuple[str, ...]:
-    """In words, the fractions that were asked for although the data itself says what val and test are."""
+def _unused_fractions(config: DataConfig, given: set[str]) -> tuple[str, ...]:
+    """Sentences on fractions that were set although the data itself defines val and test."""
     messages = []
     if config.val_fraction is not None and "val" in given:
-        messages.append("data.val_fraction changes nothing: the data has a val split of its own")
+        messages.append("data.val_fraction has no effect, since the data has its own val split")
     if config.test_fraction and given & {"val", "test"}:
-        reason = "a test split of its own" if "test" in given else "a val split, and so gets no test split"
-        messages.append(f"data.test_fraction changes nothing: the data has {reason}")
+        reason = "its own test split" if "test" in given else "a val split, and therefore gets no test split"
+        messages.append(f"data.test_fraction has no effect, since the data has {reason}")
     return tuple(messages)
 
 
 def _with_fractions(config: DataConfig, source: Source, given: set[str]) -> DataConfig:
-    """Fill in the fractions that decide something; leave the others as they are."""
+    """Fill in the fractions that have an effect, and leave the others as they are."""
     update: dict[str, float] = {}
     if "val" not in given and config.val_fraction is None:
         update["val_fraction"] = source.val_fraction

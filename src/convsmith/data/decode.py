@@ -1,18 +1,18 @@
-"""From an encoded image to uint8 pixels: one set of rules for the cache, `predict` and `data check`.
+"""Decodes images to uint8 pixels by one set of rules for the cache, `predict` and `data check`. Caches nothing.
 
 The rules, in order:
 
-1. Only the first frame of an animation or of a multi-page file counts.
-2. EXIF orientation is applied. Colour profiles and gamma are not.
+1. Only the first frame of an animation or of a multi-page file is used.
+2. EXIF orientation is applied; colour profiles and gamma are not.
 3. 16-bit samples are scaled by 255/65535, never clipped. Pillow itself keeps only the high byte of
    16-bit colour, which differs from the rounded value by at most 1.
-4. 32-bit integers count as 16-bit samples, floats as [0, 1]; values outside are refused, not guessed at. Where
-   `range` is given, gray samples of 16 bits and more and floats are scaled from it instead, and clipped to it.
+4. 32-bit integers are treated as 16-bit samples, floats as values in [0, 1]; values outside are refused. If `range`
+   is given, gray samples of 16 bits and more, and floats, are scaled from it instead, and clipped to it.
 5. Transparency of any kind (alpha, tRNS, palettes) is composited on `background`.
 6. CMYK, YCCK and palettes become RGB; gray becomes RGB by repetition, RGB gray by ITU-R 601 luma.
 7. The result is resized to a square by an antialiased filter.
 
-What does not decode raises `DecodeError`. Damage that the format cannot show (flipped bits inside a
+An image that cannot be decoded raises `DecodeError`. Damage that the format cannot reveal (flipped bits inside a
 JPEG's scan) goes unnoticed.
 """
 
@@ -36,10 +36,10 @@ from convsmith.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 Kind = Literal["empty", "truncated", "corrupt", "not-an-image", "bomb", "unsupported", "unreadable"]
 
-MAX_PIXELS = 2**27  # 134 megapixels: above any camera's picture, below what fills a small machine's memory
+MAX_PIXELS = 2**27  # 134 megapixels, which is more than cameras take, but fits into a small machine's memory
 MAX_BYTES = 2**30
 
-# Formats that carry a signature and that Pillow decodes itself: no EPS, which would run Ghostscript.
+# Formats that have a signature and that Pillow decodes by itself. EPS is left out because it runs Ghostscript.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -68,7 +68,7 @@ _UPRIGHT = {
 
 
 class DecodeError(Exception):
-    """An image that cannot be had: `kind` for counting, `message` for reading."""
+    """An image cannot be decoded; `kind` is a category for counts, `message` is for people."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(f"{kind}: {message}")
@@ -80,7 +80,7 @@ Samples = npt.NDArray[np.generic]  # [H, W], upright, as the file has them: inte
 
 
 class Header(NamedTuple):
-    """What a file says of itself; width and height in pixels, before EXIF rotation."""
+    """What a file's header states; width and height in pixels, before EXIF rotation."""
 
     format: str
     width: int
@@ -91,13 +91,13 @@ class Header(NamedTuple):
 def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
     """Decode an encoded image, or the file at a path, to uint8 [H, W, C].
 
-    Raises DecodeError, and nothing else, for whatever is wrong with the data. Safe in threads.
+    Raises DecodeError, and nothing else, if anything is wrong with the data. It is thread-safe.
     """
     return decode_deep(data, rules)[0]
 
 
 def decode_deep(data: bytes | Path, rules: DecodeRules) -> tuple[Pixels, Samples | None]:
-    """As `decode`, and beside it the samples of a gray image of more than 8 bits, before they are scaled."""
+    """Like `decode`, with the unscaled samples of a gray image of more than 8 bits as the second value."""
     content = _content(data)
     with quiet, _decode_errors(content):
         if content.startswith(_PNG):
@@ -108,7 +108,7 @@ def decode_deep(data: bytes | Path, rules: DecodeRules) -> tuple[Pixels, Samples
 
 
 def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
-    """Decoded pixels, uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels (RGBA), under the same rules."""
+    """Apply the same rules to decoded pixels, uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels (RGBA)."""
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
     if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise UserError(
@@ -123,14 +123,14 @@ def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
 
 
 def from_image(image: Image.Image, rules: DecodeRules) -> Pixels:
-    """An image that Pillow has opened or made, at its present frame, under the same rules. Raises DecodeError."""
+    """Apply the same rules to the current frame of a Pillow image. Raises DecodeError."""
     with quiet, _decode_errors(b""):
         pixels, _ = _to_array(image, rules)
     return _finish(pixels, rules)
 
 
 def read_header(data: bytes | Path) -> Header:
-    """Format, size and channels, from the first few bytes of the data. Raises DecodeError."""
+    """Read format, size and channels from the image's header. Raises DecodeError."""
     try:
         stream: BinaryIO = data.open("rb") if isinstance(data, Path) else io.BytesIO(data)
     except OSError as error:
@@ -141,7 +141,7 @@ def read_header(data: bytes | Path) -> Header:
             raise DecodeError("empty", "zero bytes")
         with quiet, _decode_errors(start), _open(stream) as image:
             gray = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
-            # MPO is a JPEG with more pictures behind the first.
+            # MPO is a JPEG with further pictures after the first.
             name = "JPEG" if image.format == "MPO" else str(image.format)
             return Header(name, image.width, image.height, 1 if gray else 3)
 
@@ -156,9 +156,9 @@ def resize_square(
 ) -> Pixels:
     """Resize uint8 [H, W] or [H, W, 3] to [size, size] or [size, size, 3].
 
-    `stretch` keeps all pixels and loses the aspect; `pad` keeps both and fills bars with `background`;
-    `crop` takes the centre square, or of its side the share `crop`. Downscaling is antialiased (Pillow's convolution
-    resampling).
+    `stretch` keeps all pixels but not the aspect ratio; `pad` keeps both and adds bars in `background`;
+    `crop` takes the centre square, whose side is the fraction `crop` of the shorter side. Downscaling is antialiased
+    (Pillow's convolution resampling).
     """
     height, width = pixels.shape[:2]
     if (height, width) == (size, size) and crop == 1:
@@ -183,7 +183,7 @@ def background_rgb(background: str) -> tuple[int, int, int]:
     try:
         red, green, blue = ImageColor.getrgb(background)[:3]
     except ValueError:
-        raise UserError(f"data.background '{background}' is no colour: give a CSS name (white) or #rrggbb") from None
+        raise UserError(f"data.background '{background}' is not a colour: give a CSS name (white) or #rrggbb") from None
     return red, green, blue
 
 
@@ -191,7 +191,7 @@ def _content(data: bytes | Path) -> bytes:
     try:
         size = data.stat().st_size if isinstance(data, Path) else len(data)
         if size > MAX_BYTES:
-            raise DecodeError("bomb", f"{size:,} bytes, more than {MAX_BYTES:,}")
+            raise DecodeError("bomb", f"{size:,} bytes, which is more than {MAX_BYTES:,}")
         content = data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or str(error)) from error
@@ -204,12 +204,12 @@ def _open(stream: BinaryIO) -> ImageFile.ImageFile:
     image = Image.open(stream, formats=tuple(SUFFIXES))
     assert isinstance(image, ImageFile.ImageFile)
     if image.width * image.height > MAX_PIXELS:
-        raise DecodeError("bomb", f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+        raise DecodeError("bomb", f"{image.width} x {image.height} pixels, which is more than {MAX_PIXELS:,}")
     return image
 
 
 def _verify_png(content: bytes) -> None:
-    """Check lengths and checksums of a PNG's chunks (PNG specification, 5.3), which Pillow only does in part."""
+    """Check lengths and checksums of a PNG's chunks (PNG specification, 5.3), of which Pillow checks only some."""
     view = memoryview(content)
     at = 8
     kind = b""
@@ -220,46 +220,46 @@ def _verify_png(content: bytes) -> None:
         if end + 4 > len(view):
             raise DecodeError("truncated", f"the file ends within the chunk at byte {at:,}")
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise DecodeError("corrupt", f"wrong checksum of chunk {kind!r}")
+            raise DecodeError("corrupt", f"the checksum of chunk {kind!r} is wrong")
         at = end + 4
 
 
 def _to_array(image: Image.Image, rules: DecodeRules) -> tuple[Pixels, Samples | None]:
-    """Decode the present frame: upright uint8 [H, W] (gray) or [H, W, 3], opaque, and the samples of deep gray."""
-    tile = getattr(image, "tile", None)  # how a file's samples are stored, as long as they are not loaded
+    """Decode the current frame: opaque, upright uint8 [H, W] (gray) or [H, W, 3], and the samples of deep gray."""
+    tile = getattr(image, "tile", None)  # how the samples are stored in the file; gone once they are loaded
     raw_mode = str(tile[0][3]) if tile else ""
     image.load()
     key = image.info.get("transparency")
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
-        image = image.transpose(turn)  # after load: Pillow itself turns TIFFs there, and forgets their tag
+        image = image.transpose(turn)  # only after load, in which Pillow itself turns TIFFs and removes their tag
 
     background = rules.background
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         samples: Samples = np.asarray(image)
-        if "I;32N" in raw_mode:  # unsigned, which Pillow has no mode for
+        if "I;32N" in raw_mode:  # unsigned integers, for which Pillow has no mode
             samples = samples.view(np.uint32)
         pixels = _to_8_bits(samples, rules.range)
         return pixels if key is None else _composite(pixels, _keyed(samples != key), background), samples
     if ";16" in raw_mode and rules.range != "full":
-        raise DecodeError("unsupported", "data.range is for gray images, and this is 16-bit colour: set it to full")
+        raise DecodeError("unsupported", "data.range is for gray images, but this is 16-bit colour: set it to full")
     return _shallow(image, raw_mode, key, background), None
 
 
 def _shallow(image: Image.Image, raw_mode: str, key: Any, background: str) -> Pixels:
-    """An upright image of 8 bits a sample, or of colours, opaque: uint8 [H, W] (gray) or [H, W, 3]."""
+    """Decode an upright image of 8 bits per sample, or of colours: opaque uint8 [H, W] (gray) or [H, W, 3]."""
     if image.mode in ("P", "PA", "LA", "RGBA", "RGBa"):
         rgba = np.asarray(image.convert("RGBA"))
         return _composite(rgba[:, :, :3], rgba[:, :, 3], background)
     if image.mode in ("1", "L"):
         pixels = np.asarray(image.convert("L"))
         if key is not None:
-            # Pillow scales gray of 2 and 4 bits up to 8, but not the key; for 1 bit it depends on the version.
+            # Pillow scales gray of 2 and 4 bits up to 8, but not the key; with 1 bit this depends on its version.
             level = 255 * bool(key) if image.mode == "1" else key * {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
             return _composite(pixels, _keyed(pixels != level), background)
         return pixels
     if image.mode not in ("RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-        raise DecodeError("unsupported", f"colour mode {image.mode}: convert the file to RGB")
+        raise DecodeError("unsupported", f"the colour mode is {image.mode}: convert the file to RGB")
     pixels = np.asarray(image.convert("RGB"))
     if image.mode == "RGB" and key is not None:
         colour = np.array(key) >> (8 if raw_mode == "RGB;16B" else 0)
@@ -270,12 +270,12 @@ def _shallow(image: Image.Image, raw_mode: str, key: Any, background: str) -> Pi
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # broken EXIF raises what its parser stumbles upon; the picture itself is whole
+    except Exception:  # broken EXIF can raise any error; the picture itself is intact
         return 1
 
 
 def _to_8_bits(samples: Samples, limits: Literal["full"] | Limits) -> Pixels:
-    """`limits[0]` and below become 0, `limits[1]` and above 255; full: the range that the type stands for."""
+    """Map `limits` to 0..255, clipping values outside them; 'full' means the range of the samples' type."""
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise DecodeError("unsupported", "a float sample is not a finite number: replace it in the file")
     if limits == "full":
@@ -285,21 +285,21 @@ def _to_8_bits(samples: Samples, limits: Literal["full"] | Limits) -> Pixels:
             kind = "float" if samples.dtype.kind == "f" else "integer"
             raise DecodeError(
                 "unsupported",
-                f"{kind} samples from {low:g} to {high:g}, outside {limits[0]:g}..{limits[1]:g}: set data.range to "
-                f"auto, or to the [low, high] that become black and white",
+                f"the {kind} samples from {low:g} to {high:g} lie outside {limits[0]:g}..{limits[1]:g}: set data.range "
+                f"to auto, or to the [low, high] that become black and white",
             )
     return scaled(samples, limits)
 
 
 def scaled(samples: Samples, limits: Limits) -> Pixels:
-    """Samples of any type, from `limits` to 0..255, rounded and clipped."""
+    """Scale samples of any type from `limits` to 0..255, rounded and clipped."""
     share = (samples.astype(np.float64) - limits[0]) / (limits[1] - limits[0])
     pixels: Pixels = np.rint(255 * share.clip(0, 1)).astype(np.uint8)
     return pixels
 
 
 def full_range(samples: Samples) -> Limits:
-    """The samples that are black and white where nothing else is said: 16 bits of integers, [0, 1] of floats."""
+    """The values that are black and white by default: the range of 16 bits for integers, [0, 1] for floats."""
     return (0.0, 1.0) if samples.dtype.kind == "f" else (0.0, 65535.0)
 
 
@@ -308,7 +308,7 @@ def _keyed(opaque: npt.NDArray[np.bool_]) -> Pixels:
 
 
 def _composite(pixels: Pixels, alpha: Pixels, background: str) -> Pixels:
-    """`pixels` [H, W] or [H, W, 3] over `background` by `alpha` [H, W] -> [H, W, 3], rounded."""
+    """Composite `pixels` [H, W] or [H, W, 3] over `background` by `alpha` [H, W] -> [H, W, 3], rounded."""
     front = pixels.astype(np.int32)
     if front.ndim == 2:
         front = front[:, :, None]
@@ -318,7 +318,7 @@ def _composite(pixels: Pixels, alpha: Pixels, background: str) -> Pixels:
 
 
 def _finish(pixels: Pixels, rules: DecodeRules) -> Pixels:
-    """Channels, then size: uint8 [H, W, C]."""
+    """Convert the channels, then resize: uint8 [H, W, C]."""
     if rules.channels == 1 and pixels.ndim == 3:
         pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
     if rules.working_size is not None:
@@ -344,11 +344,11 @@ def _decode_errors(content: bytes) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise DecodeError("bomb", str(error)) from error
     except UnidentifiedImageError as error:
-        # The tag of a PNG's first chunk tells a PNG whose signature was mangled in transfer.
+        # The tag of the first chunk reveals a PNG whose signature was mangled in transfer.
         if content.startswith(_SIGNATURES) or content[12:20].find(b"IHDR") >= 0:
             raise DecodeError("corrupt", "the header is damaged") from error
-        raise DecodeError("not-an-image", f"none of {', '.join(SUFFIXES)}") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers stumble upon
+        raise DecodeError("not-an-image", f"the format is none of {', '.join(SUFFIXES)}") from error
+    except Exception as error:  # the parsers of Pillow's plugins can raise any error
         text = str(error) or type(error).__name__
         cut_short = isinstance(error, EOFError) or "truncated" in text.lower() or "chunk b''" in text
         raise DecodeError("truncated" if cut_short else "corrupt", text) from error

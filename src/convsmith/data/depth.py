@@ -1,4 +1,4 @@
-"""How much of their range images of more than 8 bits a sample use: `data.range: auto`, and a note. Keeps no pixels."""
+"""The range of values that images of more than 8 bits use: for `data.range: auto` and a note. Keeps no pixels."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.source import Record, Source
 from convsmith.files import written_whole
 
-Depths = npt.NDArray[np.float64]  # [N, 3]: lowest and highest sample, and the highest of its type; NaN for 8 bits
+Depths = npt.NDArray[np.float64]  # [N, 3]: lowest and highest sample, and the type's highest value; NaN for 8 bits
 
 SHALLOW = (np.nan, np.nan, np.nan)
-LEAST = 0.1  # the share of a range below which a note is due: 25 of 255 gray levels
+LEAST = 0.1  # a note is due if less than this fraction of the range is used: 25 of 255 gray levels
 
 
 class Scan(NamedTuple):
-    """`depths` of all records of a source, and which of them decode: bool [N]."""
+    """The `depths` of all records of a source, and which records can be decoded: bool [N]."""
 
     depths: Depths
     decodes: npt.NDArray[np.bool_]
 
 
 def depth_of(samples: Samples | None) -> tuple[float, float, float]:
-    """A row of Depths."""
+    """The row of `Depths` for an image."""
     if samples is None:
         return SHALLOW
     return float(samples.min()), float(samples.max()), full_range(samples)[1]
 
 
 def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
-    """The depths of all records, whatever range they lie in; read once and remembered in the folder `cache`."""
+    """The depths of all records, whatever their range; computed once and stored in the folder `cache`."""
     path = cache / "sources" / f"{source.fingerprint}.depths.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
         return Scan(stored["depths"], stored["decodes"])
-    anything = DecodeRules(range=(0, 1))  # a range is given, so that no sample lies outside what is allowed
+    anything = DecodeRules(range=(0, 1))  # with a given range, no sample is refused for lying outside it
 
     def examine(record: Record) -> tuple[float, float, float] | None:
         if isinstance(record, np.ndarray):
@@ -49,23 +49,23 @@ def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
         try:
             return depth_of(decode_deep(record, anything)[1])
         except DecodeError:
-            return None  # it is reported when it is decoded
+            return None  # decoding will report it
 
     found = list(thread_map(examine, (source.read(row) for row in range(len(source))), progress, len(source)))
     result = Scan(np.array([row or SHALLOW for row in found]), np.array([row is not None for row in found]))
-    with contextlib.suppress(OSError), written_whole(path) as file:  # costs the next start some time, no more
+    with contextlib.suppress(OSError), written_whole(path) as file:  # a failure only makes the next start slower
         np.savez(file, depths=result.depths, decodes=result.decodes)
     return result
 
 
 def used_range(depths: Depths) -> Limits | None:
-    """The lowest and the highest sample of all; None where no image has more than 8 bits."""
+    """The lowest and the highest sample of all images; None if no image has more than 8 bits."""
     deep = depths[~np.isnan(depths[:, 0])]
     return (float(deep[:, 0].min()), float(deep[:, 1].max())) if len(deep) else None
 
 
 def auto_range(depths: Depths) -> Literal["full"] | Limits:
-    """The range that `auto` stands for: what the images use, or full where no image has more than 8 bits."""
+    """The range that `auto` means: the range that the images use, or full if no image has more than 8 bits."""
     used = used_range(depths)
     if used is None:
         return "full"
@@ -73,7 +73,7 @@ def auto_range(depths: Depths) -> Literal["full"] | Limits:
 
 
 def range_note(depths: Depths, limits: Literal["full"] | Limits) -> str | None:
-    """A sentence where the images leave most of their range unused, so that few gray levels are left of them."""
+    """A note if the images use so little of the range that only few gray levels remain; None otherwise."""
     used = used_range(depths)
     if used is None:
         return None
@@ -83,5 +83,5 @@ def range_note(depths: Depths, limits: Literal["full"] | Limits) -> str | None:
         return None
     return (
         f"the samples run from {used[0]:,g} to {used[1]:,g}, which is {max(share, 0):.1%} of the range from {low:,g} "
-        f"to {high:,g}: about {max(round(share * 255), 0) + 1} gray levels are left. data.range=auto uses all 256"
+        f"to {high:,g}: only about {max(round(share * 255), 0) + 1} gray levels remain. data.range=auto uses all 256"
     )

@@ -1,4 +1,4 @@
-"""What given weights expect of the images, compared with what was asked for and what the images are."""
+"""Data settings that pretrained weights expect, and how the config differs from them. Reads no images."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 from convsmith.contracts import InputSpec
 from convsmith.data.config import DataConfig
 
-LARGEST_NATIVE = 96  # larger squares are photographs: by default the net sees a size of its own of them
+LARGEST_NATIVE = 96  # larger squares count as photographs, whose size does not become the network's input size
 
 
 def side(native: tuple[int, int] | None) -> int | None:
-    """The side of images that are all small squares of one size, else None."""
+    """The side of the images if all of them are small squares of one size, else None."""
     height, width = native or (0, 0)
     return height if height == width and 4 <= height <= LARGEST_NATIVE else None
 
 
 def as_expected(config: DataConfig, spec: InputSpec | None, native: tuple[int, int] | None) -> DataConfig:
-    """`config` with what nobody set filled in as the weights expect it; a key that was set wins.
+    """`config` with the keys that were not set filled in as the weights expect them; keys that were set stay.
 
-    `native` is the (height, width) that all images share, if any. Small images are enlarged to `spec.smallest`
-    at least: a net for photographs halves its maps so often that nothing would be left of 32 x 32 pixels.
+    `native` is the (height, width) that all images share, if any. Small images are enlarged to at least
+    `spec.smallest`, since a network for photographs halves its maps so often that nothing would remain of 32 x 32
+    pixels.
     """
     if spec is None:
         return config
@@ -36,7 +37,7 @@ def as_expected(config: DataConfig, spec: InputSpec | None, native: tuple[int, i
         wanted["range"] = spec.range
     channels = config.channels if "channels" in given else spec.channels
     if "mean" not in given:
-        # Stems for another number of channels are summed, so their one channel is normalised by the means' mean.
+        # For another number of channels the stem's weights are summed, so each channel gets the mean of the statistics.
         same = channels == spec.channels
         wanted["mean"] = spec.mean if same else (sum(spec.mean) / len(spec.mean),) * (channels or 1)
         wanted["std"] = spec.std if same else (sum(spec.std) / len(spec.std),) * (channels or 1)
@@ -46,7 +47,7 @@ def as_expected(config: DataConfig, spec: InputSpec | None, native: tuple[int, i
 
 
 def differences(config: DataConfig, spec: InputSpec) -> list[str]:
-    """In words, where the images that the net sees are not as its weights expect them."""
+    """Sentences on how the network's input differs from what its weights expect."""
     assert config.image_size is not None, "resolve the config first"
     assert config.mean is not None, "resolve the config first"
     messages = []
@@ -65,13 +66,14 @@ def differences(config: DataConfig, spec: InputSpec) -> list[str]:
         messages.append(f"they expect samples of the range {shown(spec.range)} and get data.range {config.range}")
     if config.channels == spec.channels and (config.mean, config.std) != (spec.mean, spec.std):
         messages.append(
-            f"they expect mean {shown(spec.mean)}, deviation {shown(spec.std)}, and get data.mean, data.std"
+            f"they expect mean {shown(spec.mean)} and standard deviation {shown(spec.std)}, and get data.mean and "
+            "data.std"
         )
     return messages
 
 
 def fitting(resize: str, crop: float) -> str:
-    """``crop to the centre 87.5%``, ``stretch``."""
+    """How images are made square, for example ``crop to the centre 0.875 of the square`` or ``stretch``."""
     return f"crop to the centre {crop:.4g} of the square" if resize == "crop" and crop < 1 else resize
 
 

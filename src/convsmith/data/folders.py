@@ -1,4 +1,4 @@
-"""A folder of images: class folders alone, or class folders below train/, val/ and test/."""
+"""Opens a folder of images: class folders alone, or class folders below train/, val/ and test/. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 
 
 def open_folder(root: Path, tree: Tree) -> Source:
-    """The images of `tree` (what `walk` lists below `root`); each one's class is the folder it lies in, however deep.
+    """The images of `tree` (what `walk` lists below `root`); an image's class is the class folder above it.
 
-    Files that are hidden, lie outside a class folder or have no suffix of an image are `unused`.
+    Files that are hidden, lie outside the class folders or lack an image suffix are `unused`.
     """
     splits = _split_folders(root, tree.folders)
     depth = 1 if splits else 0
@@ -59,17 +59,17 @@ def open_folder(root: Path, tree: Tree) -> Source:
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
-    """From the names of the top folders to splits; empty for class folders alone."""
+    """Maps the names of the top folders to splits; empty if there are class folders alone."""
     found = {name: SPLIT_FOLDERS[name.casefold()] for name in folders if name.casefold() in SPLIT_FOLDERS}
     if found and "train" not in found.values():
-        # A class may well be called 'test', but then no folders of classes lie in it.
+        # A class may well be called 'test', but then it contains no class folders.
         if any(folder.split("/")[0] in found for folder in folders if "/" in folder):
-            raise UserError(f"'{root}' has {' and '.join(sorted(found))} but no train folder: add train/CLASS/IMAGE")
+            raise UserError(f"'{root}' has {' and '.join(sorted(found))}, but no train folder: add train/CLASS/IMAGE")
         return {}
     for split in sorted(set(found.values())):
         names = sorted(name for name, at in found.items() if at == split)
         if len(names) > 1:
-            raise UserError(f"'{root}' has {' and '.join(names)} for the {split} split: keep one of them")
+            raise UserError(f"'{root}' has the folders {' and '.join(names)} for the {split} split: keep one of them")
     return found
 
 
@@ -78,7 +78,7 @@ def _refuse_empty(root: Path, folders: list[str], splits: dict[str, str], filled
         parts = folder.split("/")
         is_class = len(parts) == 2 and parts[0] in splits if splits else len(parts) == 1
         if is_class and folder not in filled:
-            raise UserError(f"class folder '{root / folder}' holds no images: add some or remove the folder")
+            raise UserError(f"class folder '{root / folder}' contains no images: add some or remove the folder")
 
 
 def _refuse_difference(root: Path, split: str, classes: set[str], trained: list[str]) -> None:
@@ -88,5 +88,6 @@ def _refuse_difference(root: Path, split: str, classes: set[str], trained: list[
             f"{what}: {', '.join(names)}" for what, names in (("not in train", unknown), ("missing", missing)) if names
         ]
         raise UserError(
-            f"the classes of the {split} split of '{root}' are not those of train ({'; '.join(differences)})"
+            f"the classes of the {split} split of '{root}' differ from those of train ({'; '.join(differences)}): "
+            f"give both the same class folders"
         )

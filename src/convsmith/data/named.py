@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, and those that torchvision downloads. Decodes no image files."""
+"""Opens data sets by name: scikit-learn's digits, and those that torchvision downloads. Decodes no image files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SETS = {
 
 
 def open_digits(cache_folder: Path) -> Source:
-    """1,797 handwritten digits, 8 x 8 gray (scikit-learn's `load_digits`); 16 gray levels stretched to 0..255."""
+    """1,797 handwritten digits, 8 x 8 gray (scikit-learn's `load_digits`), with values 0..16 scaled to 0..255."""
 
     @cache
     def load() -> tuple[tuple[str, ...], Arrays]:
@@ -52,13 +52,13 @@ def open_digits(cache_folder: Path) -> Source:
 
 
 def known_shape(name: str) -> tuple[int, int, int] | None:
-    """Channels, size and number of classes of a torchvision set, known before it is downloaded."""
+    """Channels, size and number of classes of a torchvision data set; needs no download."""
     named = _SETS.get(name)
     return named and (named.channels, named.size, named.number)
 
 
 def open_named(name: str, cache_folder: Path) -> Source:
-    """A torchvision set, downloaded at its first use into `cache_folder`/downloads and found again offline."""
+    """A torchvision data set, downloaded on first use to `cache_folder`/downloads and available offline afterwards."""
     named = _SETS[name]
     folder = cache_folder / "downloads" / name
 
@@ -70,7 +70,7 @@ def open_named(name: str, cache_folder: Path) -> Source:
     index = recall(cache_folder, key) if key else None
     if index is None:
         index = _index(*load())
-        key = fingerprint_files(folder, walk(folder).files)  # now that everything is there
+        key = fingerprint_files(folder, walk(folder).files)  # the files are complete only now
         remember(cache_folder, key, index)
     return _source(name, index, key, lambda: load()[1], named.size, named.channels, (0.1, 0.0))
 
@@ -134,8 +134,8 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot download or read '{name}' in '{folder}' ({reason}): go online, delete the folder if it is "
-            f"damaged, or give the data by hand as a folder of images or Parquet, data.source=PATH"
+            f"cannot download or read '{name}' in '{folder}' ({reason}): go online, delete the folder if it "
+            f"is damaged, or use a folder of images or Parquet instead, data.source=PATH"
         ) from error
     assert classes is not None
     return classes, arrays

@@ -1,4 +1,4 @@
-"""A function mapped over a stream in threads: results in order, memory bounded. Knows no images."""
+"""Maps a function over a stream in threads, with results in order and bounded memory. Knows nothing of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNK = 32  # items a task: enough that handing out tasks costs nothing beside decoding
+CHUNK = 32  # items per task, so that the overhead of a task is negligible beside decoding
 
 
 Progress = Callable[[int, int], None]
@@ -21,10 +21,10 @@ Progress = Callable[[int, int], None]
 def thread_map(
     function: Callable[[Item], Result], items: Iterable[Item], progress: Progress | None = None, total: int = 0
 ) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item, in order, and call ``progress(done, total)`` now and then.
+    """Yield ``function(item)`` for each item, in order, and call ``progress(done, total)`` from time to time.
 
-    `items` is consumed in the caller's thread, at most a few chunks ahead of what was yielded, so it
-    need neither fit into memory nor be safe in threads. Pillow releases the GIL while it decodes.
+    `items` is consumed in the caller's thread, at most a few chunks ahead of the results, so it need neither fit
+    into memory nor be thread-safe. Pillow releases the GIL while it decodes.
     """
 
     def work(chunk: list[Item]) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Parquet in the layout of the Hugging Face hub: a column of encoded images and a column of labels."""
+"""Opens Parquet files as the Hugging Face hub lays them out: a column of encoded images and a column of labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _BATCH = 256  # rows read at a time
 def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
     """The rows of Parquet `files` below `root`.
 
-    Splits come from file or folder names (train-*, validation-*, test-*); a single one is no split.
-    Class names come from the schema's ClassLabel, else they are the labels themselves.
+    Splits come from file or folder names (train-*, validation-*, test-*); if all names are of the same split, the
+    data counts as not divided. Class names come from the schema's ClassLabel, else from the labels themselves.
     """
     fingerprint = fingerprint_files(root, files)
     splits = [_split_of(file.path) for file in files]
@@ -36,7 +36,9 @@ def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
         stray = files[splits.index("")].path
         raise UserError(f"'{root / stray}' belongs to no split: name it train-*, validation-* or test-*, or remove it")
     if any(splits) and "train" not in splits:
-        raise UserError(f"'{root}' has no train-*.parquet: only {', '.join(sorted(set(splits)))}")
+        raise UserError(
+            f"'{root}' has no train-*.parquet, only {', '.join(sorted(set(splits)))}: add one, or rename the files"
+        )
     paths = [root / file.path for file in files]
     index = recall(cache, fingerprint) or remember(cache, fingerprint, _read_index(paths, splits))
     return Source(
@@ -53,7 +55,7 @@ def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
 
 
 class _Rows:
-    """Rows by number. One batch is held, so going through them in order costs a single pass over the files."""
+    """Reads rows by number. It holds one batch, so that reading them in order takes a single pass over the files."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -103,7 +105,7 @@ class _Rows:
         self._path, group, self._batch_start = self._groups[at]
         file = _open_file(self._path)
         image, _ = _columns(self._path, file.schema_arrow)
-        # On to the end of the file: going in order then opens each file once.
+        # The iterator runs to the end of the file, so that reading in order opens each file once.
         groups = list(range(group, file.num_row_groups))
         self._batches = file.iter_batches(_BATCH, row_groups=groups, columns=[image], use_threads=False)
 
@@ -126,28 +128,30 @@ def _read_index(paths: list[Path], splits: list[str]) -> Index:
         _, label = _columns(path, file.schema_arrow)
         own = _class_names(file.schema_arrow, label)
         if columns and own != names:
-            raise UserError(f"the classes of '{path}' are not those of '{paths[0]}': {own} and {names}")
+            raise UserError(f"the classes of '{path}' differ from those of '{paths[0]}': {own} and {names}")
         names = own
         columns.append(file.read(columns=[label]).column(0).to_pylist())
         if None in columns[-1]:
-            raise UserError(f"'{path}' has rows without a label, the first is row {columns[-1].index(None)}")
+            raise UserError(f"'{path}' has rows without a label, the first of which is row {columns[-1].index(None)}")
     given: Given = np.repeat(np.array(splits, dtype="<U5"), [len(column) for column in columns])
     values = np.array([value for column in columns for value in column])
     if not len(values):
-        raise UserError(f"'{paths[0]}' holds no rows")
+        raise UserError(f"'{paths[0]}' contains no rows")
     if names is None:
         distinct, labels = np.unique(values, return_inverse=True)
         return Index(tuple(str(value) for value in distinct), labels.astype(np.int64), given)
     outside = np.flatnonzero((values < 0) | (values >= len(names)))
     if len(outside):
         row = int(outside[0])
-        raise UserError(f"label {values[row]} of row {row} of '{paths[0].parent}' is none of the {len(names)} classes")
+        raise UserError(
+            f"label {values[row]} in row {row} of '{paths[0].parent}' is not an index of the {len(names)} classes"
+        )
     coded: Labels = values.astype(np.int64)
     return Index(names, coded, given)
 
 
 def _split_of(path: str) -> str:
-    """From ``data/train-00000-of-00001.parquet`` or ``default/train/0000.parquet`` to 'train'."""
+    """'train' for ``data/train-00000-of-00001.parquet`` or ``default/train/0000.parquet``; '' for no split."""
     for part in reversed(path.lower().split("/")):
         if match := _SPLIT.match(part):
             return _SPLIT_NAMES[match[1]]
@@ -158,17 +162,17 @@ def _open_file(path: Path) -> pq.ParquetFile:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:  # such as pyarrow's newest beside NumPy 1, which pip installs without complaint
+    except ImportError as error:  # for example the newest pyarrow beside NumPy 1, which pip installs without complaint
         raise UserError(
-            f"pyarrow, which reads '{path}', cannot be imported: {_first_line(error)}. With NumPy 1: pip install "
-            "'pyarrow<17'"
+            f"pyarrow, which is needed to read '{path}', cannot be imported ({_first_line(error)}): with NumPy 1, "
+            "pip install 'pyarrow<17'"
         ) from error
 
     try:
-        # So it streams the pages of a row group, which may be larger than memory, instead of reading it whole.
+        # These options stream the pages of a row group, which may be larger than memory, instead of reading all of it.
         return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"'{path}' is not readable Parquet: {_first_line(error)}") from error
+        raise UserError(f"'{path}' cannot be read as Parquet: {_first_line(error)}") from error
 
 
 def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
@@ -181,17 +185,21 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
         integers = [field.name for field in schema if pa.types.is_int64(field.type)]
         label = integers[0] if len(integers) == 1 else None
     if image is None or label is None:
-        missing = "image ('img' or 'image')" if image is None else "label ('label', 'fine_label' or a single int64)"
-        raise UserError(f"'{path}' has no {missing} column: its columns are {', '.join(schema.names)}")
+        image_column, label_column = "image column ('img' or 'image')", "label column ('label', 'fine_label' or int64)"
+        what = image_column if image is None else label_column
+        raise UserError(f"'{path}' has no {what}: its columns are {', '.join(schema.names)}")
     kind = schema.field(image).type
     encoded = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if not encoded and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
         raise UserError(
-            f"'{path}': column '{image}' is {kind}: it must hold encoded images, binary or struct<bytes, path>"
+            f"column '{image}' of '{path}' is of type {kind}, but must hold encoded images as binary or "
+            f"struct<bytes, path>"
         )
     kind = schema.field(label).type
     if pa.types.is_nested(kind):
-        raise UserError(f"'{path}': column '{label}' is {kind}: it must hold one label an image, a number or a word")
+        raise UserError(
+            f"column '{label}' of '{path}' is of type {kind}, but must hold one label per image, a number or a string"
+        )
     return image, label
 
 

@@ -1,7 +1,8 @@
-"""One way in, from an image of any form to the net's input, and back to what can be looked at. Knows no network.
+"""From an image of any form to the network's input, and back to pixels that can be shown. Knows no network.
 
-Images become pixels of the working size here (`prepare`) and floats of the net's size (`ToInput`). `InputPixels` is
-the type of what has been prepared, so that nothing is prepared twice: a centre crop of a centre crop is another image.
+`prepare` turns images into pixels of the working size, and `ToInput` turns these into floats of the network's size.
+Prepared images have a type of their own, `InputPixels`, so that no image is prepared twice: a centre crop of a centre
+crop would be a different image.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from convsmith.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class InputPixels:
-    """N images that have been prepared: `array` uint8 [N, W, W, C], W the working size. No image is prepared again.
+    """N prepared images: `array` uint8 [N, W, W, C], where W is the working size. They are never prepared again.
 
-    `prepare` and the subsets of a data set make them; whoever computes logits takes nothing else.
+    `prepare` and the subsets of a data set create them; code that computes logits accepts nothing else.
     """
 
     array: Pixels
@@ -39,15 +40,15 @@ class InputPixels:
         return len(self.array)
 
     def tensor(self, device: torch.device) -> Tensor:
-        """The pixels as a tensor uint8 [N, W, W, C] on a device, copied, so that it may be written to."""
+        """A copy of the pixels as a tensor uint8 [N, W, W, C] on a device."""
         return torch.tensor(self.array, device=device)
 
 
 def prepare(image: Any, rules: DecodeRules) -> InputPixels:
-    """One image by the rules of decoding: a path, encoded bytes, a PIL image, an array or a tensor -> N = 1.
+    """Prepare one image (a path, encoded bytes, a PIL image, an array or a tensor) by the decoding rules: N = 1.
 
     Arrays are uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels; tensors are uint8 [H, W] or [C, H, W], or floats in
-    [0, 1] of those shapes. Raises DecodeError for what cannot be decoded, UserError for what is no image at all.
+    [0, 1] of those shapes. Raises DecodeError if the image cannot be decoded, UserError if it is not an image at all.
     """
     if isinstance(image, str | Path):
         pixels = decode(Path(image), rules)
@@ -56,14 +57,14 @@ def prepare(image: Any, rules: DecodeRules) -> InputPixels:
     elif isinstance(image, Image.Image):
         pixels = from_image(image, rules)
     elif isinstance(image, InputPixels):
-        raise UserError("these pixels have been prepared already: predict takes them as they are")
+        raise UserError("these pixels have been prepared already: pass them to predict directly")
     else:
         pixels = from_array(_as_array(image), rules)
     return InputPixels(pixels[None])
 
 
 def stacks(images: Iterable[InputPixels], size: int) -> Iterator[InputPixels]:
-    """The same images in batches of `size`, the last one smaller."""
+    """The same images in batches of `size`; the last batch may be smaller."""
     stack: list[Pixels] = []
     for image in images:
         stack += list(image.array)
@@ -80,7 +81,7 @@ def _as_array(image: Any) -> Pixels:
         if image.is_floating_point():
             # Written so that NaN is refused as well.
             if image.numel() and not (float(image.min()) >= 0 and float(image.max()) <= 1):
-                raise UserError("a float tensor must hold values in [0, 1]: hand in pixels before any normalisation")
+                raise UserError("a float tensor must hold values in [0, 1]: pass pixels that are not normalised")
             image = (image * 255).round().to(torch.uint8)
         return np.asarray(image.permute(1, 2, 0) if image.ndim == 3 else image)
     if not isinstance(image, np.ndarray):
@@ -92,9 +93,9 @@ def _as_array(image: Any) -> Pixels:
 
 
 class ToInput:
-    """uint8 [B, W, W, C] (working size) -> normalised float32 [B, C, S, S] (image size) in a memory format.
+    """uint8 [B, W, W, C] (working size) -> normalised float32 [B, C, S, S] (image size) in a given memory format.
 
-    Where the working size is larger, the whole image is resized with antialiasing; nothing is cropped.
+    If the working size is larger, the whole image is resized with antialiasing; nothing is cropped.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class ToInput:
         return torch.addcmul(self.shift, floats, self.scale)
 
     def resize(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, W, W, C] -> [B, C, S, S], uint8 where no resizing is needed, else float in [0, 255]."""
+        """uint8 [B, W, W, C] -> [B, C, S, S], uint8 if no resizing is needed, else float in [0, 255]."""
         images = pixels.permute(0, 3, 1, 2)
         size = self.preprocessing.image_size
         if images.shape[-1] == size:
@@ -127,7 +128,7 @@ class ToInput:
         return images.clamp_(0, 255)
 
     def back(self, images: Tensor) -> Pixels:
-        """Normalised float32 [B, C, S, S] -> the pixels that they show: uint8 [B, S, S, C] on the CPU."""
+        """The inverse of `normalize`: float32 [B, C, S, S] -> pixels uint8 [B, S, S, C] on the CPU."""
         pixels = ((images - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 

@@ -1,4 +1,4 @@
-"""``with quiet:`` keeps warnings in, from any number of threads at once."""
+"""``with quiet:`` suppresses warnings, in any number of threads at once. Suppresses no errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 class _Quiet:
-    """Counted: `warnings.catch_warnings` of threads that overlap would restore each other's filters."""
+    """Counts its users, since overlapping `warnings.catch_warnings` in threads would restore each other's filters."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What every data source comes down to: labelled records, and a fingerprint of where they came from."""
+"""`Source`, the common form of all data sources: labelled records and a fingerprint. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """N labelled images that are not yet decoded.
+    """N labelled images that have not been decoded yet.
 
     `ids` are stable names of the records; `labels` int64 [N] index `classes`; `given` [N] is the split
-    that the source itself gives ('train', 'val', 'test', or '' for none). `read(i)` gives record i
-    (encoded bytes, a path, or uint8 pixels) and is fastest, and for Parquet only fast, in order.
-    `unused` names the files of a folder that are no records. `native_size` is (height, width).
+    that the source itself assigns ('train', 'val', 'test', or '' for none). `read(i)` returns record i
+    (encoded bytes, a path, or uint8 pixels); reading in order is fastest, and with Parquet any other order is slow.
+    `unused` names the files of a folder that are not records. `native_size` is (height, width).
     """
 
     name: str
@@ -59,7 +59,7 @@ class Source:
 
 
 class File(NamedTuple):
-    """A file below a folder: its relative POSIX path, and what changes when its content does."""
+    """A file below a folder: its relative POSIX path, its size and its modification time."""
 
     path: str
     size: int
@@ -74,7 +74,7 @@ class Tree(NamedTuple):
 
 
 class Index(NamedTuple):
-    """The part of a source that is worth remembering: classes, labels [N], given splits [N]."""
+    """The part of a source that is worth caching: classes, labels [N], given splits [N]."""
 
     classes: tuple[str, ...]
     labels: Labels
@@ -82,14 +82,14 @@ class Index(NamedTuple):
 
 
 def readable(path: str) -> str:
-    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xfc``."""
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 are escaped, as in ``\\xfc``."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def walk(root: Path) -> Tree:
-    """List what is below `root`, through symbolic links but never in a loop. Hidden folders are left out.
+    """List everything below `root`, following symbolic links but never in a loop. Hidden folders are left out.
 
-    A link that leads nowhere is listed as a file, so that it is reported rather than lost.
+    A broken link is listed as a file, so that it is reported rather than lost.
     """
     files: list[File] = []
     folders: list[str] = []
@@ -119,7 +119,7 @@ def walk(root: Path) -> Tree:
 
 
 def fingerprint_files(root: Path, files: Iterable[File]) -> str:
-    """sha256 over the folder's place and each file's relative path, size and time of change."""
+    """SHA-256 of the folder's absolute path and of each file's relative path, size and modification time."""
     digest = hashlib.sha256(os.fsencode(root.resolve()))
     for file in files:
         digest.update(b"\0" + os.fsencode(file.path) + b"\0%d\0%d" % (file.size, file.mtime_ns))
@@ -127,7 +127,7 @@ def fingerprint_files(root: Path, files: Iterable[File]) -> str:
 
 
 def numbered_ids(given: Given) -> tuple[str, ...]:
-    """Ids for records without a name: their number within their split, such as ``train/000123``."""
+    """Ids for records without names: their number within their split, for example ``train/000123``."""
     counts: dict[str, int] = {}
     ids = []
     for split in given.tolist():
@@ -138,7 +138,7 @@ def numbered_ids(given: Given) -> tuple[str, ...]:
 
 
 def recall(cache: Path, fingerprint: str) -> Index | None:
-    """The index remembered for a fingerprint, so that a second start needs neither pyarrow nor torchvision."""
+    """The index cached for a fingerprint, so that a second start needs neither pyarrow nor torchvision."""
     try:
         with np.load(_index_path(cache, fingerprint), allow_pickle=False) as stored:
             return Index(tuple(stored["classes"].tolist()), stored["labels"], stored["given"])
@@ -147,7 +147,7 @@ def recall(cache: Path, fingerprint: str) -> Index | None:
 
 
 def remember(cache: Path, fingerprint: str, index: Index) -> Index:
-    """Store an index. A cache that cannot be written costs time on the next start, nothing else."""
+    """Store an index in the cache. If that fails, the next start takes longer; nothing else is lost."""
     with contextlib.suppress(OSError), written_whole(_index_path(cache, fingerprint)) as file:
         np.savez(file, classes=np.array(index.classes), labels=index.labels, given=index.given)
     return index

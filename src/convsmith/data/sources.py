@@ -1,4 +1,4 @@
-"""Opens a data source by its name or path: the one place where a new kind of source is added. Decodes nothing."""
+"""Opens a data source by its name or path; new kinds of sources are added here. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from convsmith.errors import UserError, choose
 
 __all__ = ["SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
 
-ARRAYS = "arrays"  # data.source of arrays in memory
+ARRAYS = "arrays"  # the value of data.source for arrays in memory
 
-SOURCES: dict[str, Callable[[Path], Source]] = {  # each takes the cache folder
+SOURCES: dict[str, Callable[[Path], Source]] = {  # each function takes the cache folder
     "digits": open_digits,
     "cifar10": partial(open_named, "cifar10"),
     "cifar100": partial(open_named, "cifar100"),
@@ -34,7 +34,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {  # each takes the cache folder
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """Where decoded images and downloads are kept: `data.cache`, CONVSMITH_CACHE, or the platform's own place."""
+    """Where decoded images and downloads are kept: `data.cache`, CONVSMITH_CACHE, or the platform's default."""
     named = config.cache or os.environ.get("CONVSMITH_CACHE")
     if named:
         return Path(named).expanduser()
@@ -51,7 +51,7 @@ def open_source(config: DataConfig) -> Source:
     cache = cache_folder(config)
     if config.source == ARRAYS:
         raise UserError(
-            "the data are arrays that were handed in from Python: hand them in again, data=(images, labels)"
+            "the data are arrays that were passed in from Python: pass them in again, data=(images, labels)"
         )
     if config.source in SOURCES:
         return SOURCES[config.source](cache)
@@ -66,7 +66,7 @@ def open_source(config: DataConfig) -> Source:
         status = path.stat()
         return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache)
     if len(path.parts) > 1 or path.suffix:
-        raise UserError(f"data.source '{config.source}' is not found: no such file or folder")
+        raise UserError(f"data.source '{config.source}' was not found: there is no such file or folder")
     raise UserError(f"{choose('data.source', config.source, SOURCES)}, or the path of a folder or of Parquet")
 
 
@@ -79,23 +79,25 @@ def from_arrays(
     """A source of arrays in memory.
 
     `images` uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels; `labels` [N] are class names, or
-    integers that index `classes`. Without `classes` they are the distinct labels, sorted. `given` [N]
-    holds 'train', 'val' or 'test' where the split is settled. Raises UserError.
+    integers that index `classes`. Without `classes`, the classes are the distinct labels, sorted. `given` [N]
+    holds 'train', 'val', 'test', or '' where no split is given. Raises UserError.
     """
     try:
         images, values = np.asarray(images), np.asarray(labels)
     except ValueError:  # rows of different lengths
-        raise UserError("images and labels must be arrays: all images of one size, one label each") from None
+        raise UserError("images and labels must be arrays, with all images of one size and one label each") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
         raise UserError(
             f"images must be uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels, not "
             f"{images.dtype} {list(images.shape)}"
         )
-    if values.dtype == object:  # as pandas has strings
+    if values.dtype == object:  # strings from pandas
         values = np.array(values.tolist())
     splits = np.array([""] * len(images) if given is None else list(given), dtype="<U5")
     if values.shape != (len(images),) or len(splits) != len(images):
-        raise UserError(f"{len(images)} images, but labels {list(values.shape)} and {len(splits)} given splits")
+        raise UserError(
+            f"there are {len(images)} images, but labels of shape {list(values.shape)} and {len(splits)} given splits"
+        )
     if unknown := sorted(set(splits.tolist()) - {*SPLITS, ""}):
         raise choose("split", unknown[0], SPLITS)
     names, coded = _encode(values, classes)

@@ -1,4 +1,4 @@
-"""Which images are in train, val and test: stratified, seeded, groups kept whole. Pure: it reads no files."""
+"""Divides images into train, val and test: stratified, seeded, with groups kept whole. Reads no files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convsmith.errors import UserError
 
 Rows = npt.NDArray[np.int64]
 
-ORDERS = 50  # of groups to try before giving up; small random data with classes that share groups needed up to 18
+ORDERS = 50  # orders of the groups to try before giving up; small random data with shared groups needed up to 18
 
 
 def make_splits(
@@ -25,22 +25,22 @@ def make_splits(
     limit: int | None = None,
     groups: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Rows]:
-    """Rows of 'train', 'val' and, where there is one, 'test': disjoint, sorted, together all rows.
+    """Rows of 'train', 'val' and, if there is one, 'test': disjoint, sorted, and complete.
 
-    `labels` int [N]; `given` [N] is what the source says of each row. Where it says
+    `labels` is int [N]; `given` [N] is the split that the source assigns to each row. If it assigns
 
-    - nothing, or train alone: val and test are cut, as fractions of all (no test for fraction 0);
+    - none, or train alone: val and test are cut off, as fractions of all rows (no test split for fraction 0);
     - train and test: val is cut from train, as a fraction of it;
     - train and val: there is no test split;
     - all three: nothing is cut.
 
-    A cut takes ``round(N * fraction)`` rows, shared among the classes by largest remainders: within one
-    of the class's own fraction. Each class has at least one row in every part, for which it needs as
-    many rows as there are parts. Which rows of a class are taken depends on `seed` and the class alone.
-    With `groups` int [N] a cut takes whole groups instead, and comes as near to those fractions of each
-    class as they allow; each class is still in every part, for which it needs as many groups.
-    `limit` then keeps that many rows of train and val together, stratified; test stays whole.
-    `classes` names the labels in errors. Raises UserError for a class that is too small.
+    A cut takes ``round(N * fraction)`` rows, distributed over the classes by largest remainders, so that each class
+    deviates from its exact fraction by at most one row. Each class has at least one row in every part, so it needs
+    as many rows as there are parts. Which rows of a class are taken depends only on `seed` and the class.
+    With `groups` int [N], a cut takes whole groups instead and comes as close to those fractions of each class as
+    the groups allow; each class is still in every part, so it needs as many groups as there are parts.
+    `limit` then keeps that many rows of train and val together, stratified; test stays complete.
+    `classes` names the labels in messages. Raises UserError for a class that is too small.
     """
     present = set(given.tolist())
     assert "" not in present or present == {""}, "either every row has a given split or none has"
@@ -65,7 +65,7 @@ def make_splits(
 
 
 def _cut(labels: Labels, fractions: dict[str, float], seed: int, classes: Sequence[str] | None) -> dict[str, Rows]:
-    """Cut rows off for each of `fractions`; what is left is 'train'."""
+    """Cut off rows for each of `fractions`; the remaining rows are 'train'."""
     members = _shuffled_by_class(labels, seed)
     sizes = np.array([len(rows) for rows in members.values()])
     small = {label: len(rows) for label, rows in members.items() if len(rows) <= len(fractions)}
@@ -79,7 +79,7 @@ def _cut(labels: Labels, fractions: dict[str, float], seed: int, classes: Sequen
     left = sizes.copy()
     parts: dict[str, list[Rows]] = {split: [] for split in fractions}
     for done, (split, fraction) in enumerate(fractions.items(), start=1):
-        most = left - 1 - (len(fractions) - done)  # one for train and for each part still to come
+        most = left - 1 - (len(fractions) - done)  # leaves one row for train and for each part that follows
         ideal = sizes * fraction
         least = np.clip(np.floor(ideal), 1, most).sum()
         taken = _apportion(ideal, max(round(float(ideal.sum())), int(least)), most)
@@ -97,19 +97,19 @@ def _cut_groups(
     seed: int,
     classes: Sequence[str] | None,
 ) -> dict[str, Rows]:
-    """As `_cut`, but the rows of a group stay together."""
+    """Like `_cut`, but the rows of a group stay together."""
     present, coded = np.unique(labels, return_inverse=True)
     distinct, numbers = np.unique(groups, return_inverse=True)
     names = [classes[label] if classes is not None else str(label) for label in present]
     pairs, rows = np.unique(numbers * len(present) + coded, return_counts=True)
     of_group, of_class = np.divmod(pairs, len(present))
-    spread = np.bincount(of_class)  # groups of each class
+    spread = np.bincount(of_class)  # the number of groups of each class
     parts = ["train", *fractions]
     where = f"{', '.join(parts[:-1])} and {parts[-1]}"
     if len(small := np.flatnonzero(spread < len(parts))):
         raise UserError(
-            f"class '{names[small[0]]}' has too few groups ({spread[small[0]]}) to be in {where}, as groups stay "
-            f"whole: add images of other groups or leave the class out"
+            f"class '{names[small[0]]}' has too few groups ({spread[small[0]]}) to be in {where}, since groups are "
+            f"kept whole: add images of other groups or leave the class out"
         )
     starts = np.searchsorted(of_group, np.arange(1, len(distinct)))
     own = list(zip(np.split(of_class, starts), np.split(rows, starts), strict=True))
@@ -131,14 +131,14 @@ def _cut_groups(
 def _assign(
     own: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], order: Rows, target: npt.NDArray[np.float64]
 ) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """The part of each group [G], and which part was left without which class [P, K].
+    """The part of each group [G], and which classes are missing in which part [P, K].
 
-    `own` holds the classes of each group and its rows of each; `target` [P, K] the rows of each class that
-    each part should get. Greedy: each group in `order` goes where it lowers the sum of squared deviations
-    from `target` most. The squares of a class are divided by its size, as in Pearson's chi-squared, so that a
-    large class does not drown a rare one. A part without a class comes first once all that is left of the
-    class is needed by such parts. Where no group has two classes, each class thus gets into every part, and
-    no part gets more than a group's rows of it beyond its target.
+    `own` holds the classes of each group and its number of rows of each; `target` [P, K] is the number of rows of
+    each class that each part should get. The method is greedy: each group in `order` is put where it reduces the sum
+    of squared deviations from `target` most. The squares of a class are divided by its size, as in Pearson's
+    chi-squared, so that a large class does not outweigh a rare one. Parts that lack a class take precedence once they
+    need all remaining groups of the class. If no group has two classes, each class thus gets into every part, and
+    no part exceeds its target for a class by more than one group's rows.
     """
     missing = target.copy()
     sizes = target.sum(axis=0)
@@ -147,7 +147,7 @@ def _assign(
     home = np.empty(len(own), dtype=np.int64)
     for group in order:
         labels, rows = own[group]
-        gain = (missing[:, labels] * rows / sizes[labels]).sum(axis=1)  # of the sum, but for what all parts share
+        gain = (missing[:, labels] * rows / sizes[labels]).sum(axis=1)  # up to a term that is equal for all parts
         needed = lacks[:, labels] & (left[labels] <= lacks[:, labels].sum(axis=0))
         first = needed.sum(axis=1)
         part = np.argmax(np.where(first == first.max(), gain, -np.inf))
@@ -166,7 +166,7 @@ def _limited(splits: dict[str, Rows], labels: Labels, limit: int, seed: int) -> 
     ]
     if limit < len(cells):
         raise UserError(
-            f"data.limit {limit} is too small: with each class in train and val it is at least {len(cells)}"
+            f"data.limit {limit} is too small: it must be at least {len(cells)} to have each class in train and val"
         )
     sizes = np.array([len(rows) for _, rows in cells])
     counts = _apportion(sizes * (limit / sizes.sum()), limit, sizes)
@@ -175,7 +175,7 @@ def _limited(splits: dict[str, Rows], labels: Labels, limit: int, seed: int) -> 
 
 
 def _shuffled_by_class(labels: Labels, seed: int) -> dict[int, Rows]:
-    """The rows of each class that is present, in an order drawn for this class alone."""
+    """The rows of each class that occurs, in a random order that depends only on the seed and the class."""
     return {
         int(label): np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
         for label in np.unique(labels)

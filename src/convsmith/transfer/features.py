@@ -66,7 +66,7 @@ class FeatureFiles:
         self._model, self._features, self._dataset, self._folder = model, model.features, dataset, folder
         self._to_input, self._augment = to_input, Augment(augment, to_input)
         augmented = augment != AugmentConfig()
-        every = dataset.but_test()
+        every = dataset.unsealed()
         is_fold = len(every) > len(dataset.train) + len(dataset.val)
         # A fold computes all that its study needs; a run of its own no more than itself needs.
         self._plain = every if is_fold or not augmented else dataset.joined(dataset.val, clean_sample)
