@@ -157,9 +157,7 @@ def test_a_limit_leaves_what_it_keeps_in_its_part() -> None:
 
 def test_a_class_of_too_few_groups_is_named() -> None:
     labels, groups = np.repeat([0, 1], 10), np.r_[np.arange(10), np.repeat([10, 11], 5)]
-    with pytest.raises(
-        UserError, match=r"class '1' has too few groups \(2\) to be in train, val and test, since groups"
-    ):
+    with pytest.raises(UserError, match=r"class '1' has too few groups \(2\) to be in train, val and test, since"):
         cut(labels, groups, 0.2, 0.2)
     assert set(labels[cut(labels, groups, 0.2, 0.0)["val"]]) == {0, 1}
     both = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]])  # three groups a class, but never three apart
@@ -278,9 +276,7 @@ def test_given_splits_that_divide_a_group_are_refused_before_anything_is_decoded
     root = plant(*paths)
     assert set(opened(root, groups=PATTERN).val.ids) == set(paths[4:])
     (root / "val/b/p1_9.png").write_bytes(b"no image")
-    with pytest.raises(
-        UserError, match=r"group 'p1' is in both train and val: move its images in .* or leave data\.gro"
-    ):
+    with pytest.raises(UserError, match=r"group 'p1' is in both train and val: move its images in .* or leave"):
         opened(root, groups=PATTERN)
 
 
