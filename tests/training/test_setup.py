@@ -53,7 +53,8 @@ def train(train_images: int, batch_size: int, folder: Path) -> int:
 
 @pytest.mark.parametrize(("images", "batch_size"), [(3, 2), (9, 2), (7, 3), (10, 9)])
 def test_batch_norm_never_sees_a_batch_of_one(images: int, batch_size: int, tmp_path: Path) -> None:
-    assert train(images, batch_size, tmp_path) == max(images // 2, 1) if batch_size == 2 else -(-images // batch_size)
+    steps = max(images // 2, 1) if batch_size == 2 else -(-images // batch_size)
+    assert train(images, batch_size, tmp_path) == steps
 
 
 def test_batches_of_one_image_are_refused_where_batch_norm_cannot_train_on_them(tmp_path: Path) -> None:
@@ -135,6 +136,38 @@ def test_another_own_optimiser_than_that_of_the_start_is_refused(tmp_path: Path)
         setup.prepare(read_run_config(run.config), Parts(source_of(40)))
     with pytest.raises(UserError, match="'own' is not a choice"):
         validate({"optim": {"name": "own"}})
+
+
+def test_another_setting_of_the_own_optimiser_is_said(tmp_path: Path) -> None:
+    run = stopped(tmp_path, "AdamW")
+    assert setup.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"])).notes == ()
+    other = setup.resume(run, Parts(source_of(40), optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.001)))
+    (note,) = other.notes
+    assert "base_lr 0.05 -> 0.001" in note
+    assert "weight_decay 0.3 -> 0.01" in note
+    assert note in run.path.joinpath("log.txt").read_text()
+
+
+def test_no_setting_of_optim_is_called_idle_that_nobody_has_set(tmp_path: Path) -> None:
+    parts = Parts(source_of(40), optimizer=OWN["SGD"])
+    assert setup.prepare(config_of(40, 8), parts).notes == ()
+    notes = setup.prepare(config_of(40, 8).with_values(optim={"lr": 0.3}), parts).notes
+    assert notes == ("optim.lr changes nothing: the optimiser is your own",)
+
+
+def test_another_own_network_than_that_of_the_start_is_refused(tmp_path: Path) -> None:
+    class Net(nn.Sequential):
+        pass
+
+    def parts(kind: type[nn.Sequential]) -> Parts:
+        return Parts(source_of(40), kind(nn.Flatten(), nn.Linear(36, 2)))
+
+    run = setup.start(setup.prepare(config_of(40, 8), parts(nn.Sequential)), tmp_path, parts=parts(nn.Sequential)).run
+    with pytest.raises(UserError, match="is own:Sequential, not own:Net: hand in the one that it was started with"):
+        setup.resume(run, parts(Net))
+    ours = setup.start(setup.prepare(config_of(40, 8), Parts(source_of(40))), tmp_path).run
+    with pytest.raises(UserError, match="is simple-cnn, not own:Net: leave model out"):
+        setup.resume(ours, parts(Net))
 
 
 def test_an_own_optimiser_is_refused_where_the_run_has_one_of_ours(tmp_path: Path) -> None:

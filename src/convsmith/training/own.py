@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,3 +61,21 @@ def own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim
     if wanted != {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
         raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {fix}")
     return optimizer
+
+
+def own_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What each group of the user's own optimiser is set to, as JSON values; without the rate that a schedule moves."""
+    return [
+        {key: _plain(value) for key, value in sorted(group.items()) if key not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; words for what JSON has not."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    plain = value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from convsmith import files, records, rundir
-from convsmith.config import RunConfig, read_run_config, unused
+from convsmith.config import RunConfig, differences, read_run_config, unused
 from convsmith.contracts import OWN, Batch, InputSpec
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, Subset, open_dataset
@@ -41,7 +41,7 @@ from convsmith.tracking import csv
 from convsmith.training import checkpoint
 from convsmith.training.layout import seconds_per_step
 from convsmith.training.loss import balanced_weights, build_loss
-from convsmith.training.own import OptimizerFactory, own_optimizer, refuse_unfit
+from convsmith.training.own import OptimizerFactory, own_optimizer, own_settings, refuse_unfit
 from convsmith.training.resolve import Facts, resolve
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
@@ -116,6 +116,8 @@ class Experiment:
     def save(self, best: bool = False) -> None:
         """Write a checkpoint: the last one, and also the best one where it is."""
         facts = self.state.facts() | {"config": self.config.model_dump(mode="json")}
+        if self.config.optim.is_own:  # which the config does not describe
+            facts["own_optimizer"] = own_settings(self.state.optimizer)
         checkpoint.write(self.run.checkpoints, self.state.tensors(), facts, best)
 
 
@@ -277,6 +279,9 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
             f"the optimiser of run '{run.path}' ({config.optim.name.removeprefix(OWN)}) is your own: hand it "
             "in, convsmith.resume(run, optimizer=...)"
         )
+    if parts.module is not None and config.model.name != (own := OWN + type(parts.module).__name__):
+        fix = "hand in the one that it was started with" if config.model.name.startswith(OWN) else "leave model out"
+        raise UserError(f"the network of run '{run.path}' is {config.model.name}, not {own}: {fix}")
     dataset, device = _open(config, parts)
     dataset = dataset.as_recorded(rundir.read_splits(run), str(run.path))
     config = resolve(config, _facts(config, dataset, device, parts))
@@ -301,6 +306,8 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
             "optimiser of your own: hand it in, convsmith.resume(run, optimizer=...)"
         )
     notes = [remark] if remark else []
+    if altered := _altered(facts.get("own_optimizer"), experiment.state.optimizer):
+        notes.append(f"the optimiser was changed since ({altered}): what follows is not what the run was begun as")
     if changed:
         notes.append(f"config.yaml was changed since ({changed}): what follows is not what the run was begun as")
     if (rows := csv.cut_back(run.metrics, experiment.state.epoch)) < experiment.state.epoch:
@@ -330,6 +337,14 @@ def _fits(experiment: Experiment, tensors: Mapping[str, torch.Tensor], facts: Ma
     factor = state.schedule.factor(state.step - 1)
     expected = [group["base_lr"] * factor for group in state.optimizer.param_groups]
     return bool(np.allclose(facts["rates"], expected, rtol=1e-6, atol=0))
+
+
+def _altered(before: Sequence[Mapping[str, Any]] | None, optimizer: torch.optim.Optimizer) -> str:
+    """The settings in which the user's own optimiser differs from what a checkpoint recorded of it, in words."""
+    if before is None:  # an optimiser of ours, or a checkpoint that recorded none
+        return ""
+    changed = differences([{"groups": list(before)}, {"groups": own_settings(optimizer)}])
+    return ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed)
 
 
 def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
@@ -389,7 +404,10 @@ def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
         refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
         return parts.module
     if config.model.name.startswith(OWN):
-        raise UserError("the network of this run is a module of your own: hand it in, convsmith.resume(run, model=...)")
+        raise UserError(
+            f"model.name {config.model.name} stands for a network of your own: hand it in, such as "
+            "convsmith.train(..., model=...) or convsmith.resume(run, model=...)"
+        )
     return build(config.model, card.channels, card.image_size, len(dataset.classes))
 
 
