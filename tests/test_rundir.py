@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from convsmith.cli import main
+from convsmith.rundir import RunDir
 
 
 @pytest.mark.parametrize("verb", ["explain", "serve", "export --format onnx", "report", "compare {0} {0}/other"])
@@ -32,3 +33,11 @@ def test_a_range_test_is_no_training(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "lr_find.csv").touch()
     assert main([*verb.split(), str(tmp_path)]) == 2
     assert "is a learning-rate range test, and no training" in capsys.readouterr().err
+
+
+def test_a_warning_goes_to_the_log_and_to_pythons_logger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    RunDir(tmp_path).warn("W&B cannot be reached")
+    assert (tmp_path / "log.txt").read_text().endswith(" warning: W&B cannot be reached\n")
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("convsmith", "warning: W&B cannot be reached")
+    ]

@@ -102,12 +102,12 @@ def resume(
     from convsmith.rundir import open_run
     from convsmith.show import listening
     from convsmith.spec import parts_of
-    from convsmith.studies import study
+    from convsmith.studies import resuming
 
     directory, parts = open_run(run), parts_of(data, model, optimizer)
     with listening(show, study=directory.study.exists()) as listener:
         if directory.study.exists():
-            return study.resume(directory.path, parts, jobs=jobs, backend=backend, listener=listener)
+            return resuming.resume(directory.path, parts, jobs=jobs, backend=backend, listener=listener)
         return runs.resume(directory, parts, listener)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,9 +63,9 @@ class RunDir:
             file.write(f"{now()} {line}\n")
 
     def warn(self, line: str) -> None:
-        """A warning: to log.txt and to stderr."""
+        """Note a warning in log.txt, and give it to Python's logger `convsmith`, which by itself writes to stderr."""
         self.log(f"warning: {line}")
-        print(f"warning: {line}", file=sys.stderr)
+        logging.getLogger("convsmith").warning("warning: %s", line)
 
     def record_test_access(self, command: str) -> None:
         """Note in test-access.jsonl, before the test split is opened, when and by which command."""
@@ -193,20 +193,23 @@ def example_of(study: RunDir) -> str:
     return f"such as {runs[0]}" if runs else "once one is finished"
 
 
-Kind = Literal["run", "crossval", "ablate", "tune", "lr-find"]
+StudyKind = Literal["crossval", "ablate", "tune"]
+Kind = Literal["run", "lr-find", StudyKind]
 
 
 def kind_of(run: RunDir) -> Kind:
     """What wrote the directory: a training, a study, or a range test. UserError where study.yaml names no kind."""
     if run.lr_find.exists():
         return "lr-find"
-    if not run.study.exists():
-        return "run"
+    return cast(StudyKind, read_study(run)["kind"]) if run.study.exists() else "run"
+
+
+def read_study(run: RunDir) -> dict[str, Any]:
+    """What study.yaml says at present; a UserError where it names no kind of study, or is of a newer edition."""
     spec = parse_yaml(run.study.read_text(encoding="utf-8"), f"'{run.study}'")
-    kind = spec.get("kind") if isinstance(spec, dict) else None
-    if kind not in get_args(Kind):
+    if not isinstance(spec, dict) or spec.get("kind") not in get_args(StudyKind):
         raise damaged(run.study, "it names no kind of study")
-    return cast(Kind, kind)
+    return records.unversioned(run.study, spec)
 
 
 def state_of(run: RunDir) -> Literal["running", "finished", "stopped"]:

@@ -22,7 +22,7 @@ from convsmith.files import read_json, write_json
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies import crossval as crossval_module
-from convsmith.studies import study
+from convsmith.studies import resuming
 from convsmith.studies.ablation import ablate
 from convsmith.studies.config import validate_study
 from convsmith.studies.crossval import crossval
@@ -106,8 +106,8 @@ def test_a_study_of_ones_own_is_resumed_with_what_was_handed_in_and_not_without(
     )
     for missing, what in lacking:
         with pytest.raises(UserError, match=f"the {what} of study '.*' was handed in from Python: hand it in again"):
-            study.resume(tmp_path / "cv", missing)
-    assert study.resume(tmp_path / "cv", parts).record["mean"] == whole.record["mean"]
+            resuming.resume(tmp_path / "cv", missing)
+    assert resuming.resume(tmp_path / "cv", parts).record["mean"] == whole.record["mean"]
 
 
 def test_ablate_compares_with_ones_own_and_refuses_arms_without_effect(tmp_path: Path, parts: Parts) -> None:
@@ -135,8 +135,8 @@ def test_tune_searches_with_ones_own(tmp_path: Path, parts: Parts) -> None:
     with pytest.raises(UserError, match=r"space: optim\.lr has no effect"):
         tune(checked(TuneConfig, values | {"space": {"optim.lr": [0.1, 0.2]}}, "s"), None, parts, runs_dir=tmp_path)
     with pytest.raises(UserError, match="the optimiser of study"):
-        study.resume(tmp_path / "t", Parts(parts.source, parts.module))
-    assert len(study.resume(tmp_path / "t", parts).trials) == 2  # type: ignore[union-attr]
+        resuming.resume(tmp_path / "t", Parts(parts.source, parts.module))
+    assert len(resuming.resume(tmp_path / "t", parts).trials) == 2  # type: ignore[union-attr]
 
 
 def test_lr_find_sweeps_the_rates_of_ones_own_optimiser(tmp_path: Path, parts: Parts) -> None:

@@ -27,7 +27,7 @@ from convsmith.figures import curves
 from convsmith.files import read_json
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies import study, trial_job, tuning
+from convsmith.studies import backends, trial_job, tuning
 from convsmith.studies.runner import run_here
 from convsmith.studies.search import Search, read_search
 from convsmith.studies.worker import perform
@@ -54,7 +54,7 @@ Call = Callable[..., str]
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Run a command in this process and in `tmp_path`, which has study.yaml; its output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(study.BACKENDS, "local", run_here)
+    monkeypatch.setitem(backends.BACKENDS, "local", run_here)
     for module in (finish, tuning):  # drawing takes longer than these trials
         for name in ("confusion_figure", "learning_curves", "history_figure", "save"):
             monkeypatch.setattr(module, name, lambda *_: None, raising=False)
@@ -186,8 +186,8 @@ def test_a_study_begun_before_a_key_existed_goes_on(begun: Path, call: Call) -> 
 IN_ONE_PROCESS = """
 import sys
 from convsmith.cli import main
-from convsmith.studies import runner, study
-study.BACKENDS["local"] = runner.run_here
+from convsmith.studies import backends, runner
+backends.BACKENDS["local"] = runner.run_here
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -227,7 +227,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, call: Call, monke
     assert "stopped, all saved; go on with: convsmith resume runs/s" in call(*COMMAND, code=143)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(study.BACKENDS, "local", run_here)
+    monkeypatch.setitem(backends.BACKENDS, "local", run_here)
     call("resume", "runs/s")
     assert [row["state"] for row in rows(tmp_path / "runs" / "s")] == ["complete"]
     assert "resumed at step" in (tmp_path / "runs/s/trials/0/log.txt").read_text()

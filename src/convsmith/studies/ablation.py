@@ -17,7 +17,7 @@ from convsmith.files import write_text
 from convsmith.records import METRICS, Folds
 from convsmith.records import Arms as ArmsFile
 from convsmith.rundir import RunDir
-from convsmith.studies import own, study, text
+from convsmith.studies import backends, own, study, text
 from convsmith.studies.comparison import ARMS, Plan, forest, mean_of, read_plan, summarise
 from convsmith.studies.config import BASE, StudyConfig, arms_of, changes, choices_of
 from convsmith.studies.crossval import divide
@@ -128,7 +128,7 @@ def ablate(
     }
     run = study.existing(runs_dir, name, spec)
     if run is None:
-        study.runner_for(backend, parts)
+        backends.runner_for(backend, parts)
         runs = len(arms) * config.folds * config.repeats * config.seeds
         max_workers = min(own.workers(jobs, backend, parts, nobody), runs)
         run = _create(arms, spec, parts, max_workers, runs_dir, name, listener)
@@ -187,17 +187,17 @@ def resume(
     plan = read_plan(run)
     own.refuse_absent(validate(plan.arms[BASE]["config"]), parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), plan.runs * len(plan.arms))
-    runner, how = study.runner_for(backend, parts), own.how_to_resume(run.path, parts)
+    runner, how = backends.runner_for(backend, parts), own.how_to_resume(run.path, parts)
     with run.lock():
         alive, dropped = list(plan.arms), {}
         if plan.spec["budget"] is None:
             folds = [plan.job(arm, index) for index in range(plan.runs) for arm in alive]
-            failed = study.run_folds(run, folds, max_workers, runner, how, listener)
+            failed = backends.run_folds(run, folds, max_workers, runner, how, listener)
         else:
             failed = {}
             for index in range(plan.runs):
                 folds = [plan.job(arm, index) for arm in alive]
-                failed |= study.run_folds(run, folds, max_workers, runner, how, listener)
+                failed |= backends.run_folds(run, folds, max_workers, runner, how, listener)
                 for arm in _given_up(plan, alive, index + 1, max_workers):
                     alive.remove(arm)
                     dropped[arm] = index + 1

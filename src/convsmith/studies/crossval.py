@@ -19,7 +19,7 @@ from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
 from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
-from convsmith.studies import own, study
+from convsmith.studies import backends, own, study
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.folds import Fold, make_folds
 from convsmith.studies.statistics import mean_interval
@@ -124,7 +124,7 @@ def crossval(
     spec = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
     run = study.existing(runs_dir, name, spec)
     if run is None:
-        study.runner_for(backend, parts)
+        backends.runner_for(backend, parts)
         max_workers = min(own.workers(jobs, backend, parts, nobody), folds * repeats)
         prepared = setup.prepare(
             study.threads_for(config, max_workers),
@@ -165,8 +165,8 @@ def resume(
         own.refuse_absent(config, parts, run.path)
         folds = fold_jobs(run, config)
         max_workers = min(own.workers(jobs, backend, parts, listener), len(folds))
-        runner = study.runner_for(backend, parts)
-        failed = study.run_folds(run, folds, max_workers, runner, own.how_to_resume(run.path, parts), listener)
+        runner = backends.runner_for(backend, parts)
+        failed = backends.run_folds(run, folds, max_workers, runner, own.how_to_resume(run.path, parts), listener)
         return CrossvalResult(run.path, summarise(run, spec, [job for job in folds if job.done], failed))
 
 

@@ -1,119 +1,37 @@
-"""What all studies (crossval, ablate, tune) share: their directory, running their folds, and resuming them.
+"""The directory of a study (crossval, ablate, tune): what it holds at its start, and whether it was changed since.
 
-Each kind of study has its own module for what it computes.
+`backends` runs its jobs, and each kind of study has its own module for what it computes.
 """
 
 from __future__ import annotations
 
 import html
-import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convsmith import records, rundir
-from convsmith.config import RunConfig, differences, parse_yaml, read_layer, validate
+from convsmith.config import RunConfig, differences, read_layer, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
-from convsmith.errors import Stopped, UserError, choose
-from convsmith.events import FeatureExtractionProgress, JobDone, JobProgress, JobsStarted, Listener, nobody
+from convsmith.errors import UserError
 from convsmith.files import write_text
 from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
-from convsmith.runtime import Interrupts, environment, set_threads
-from convsmith.studies import own, ray_cluster, runner
-from convsmith.studies.runner import Answer, Job
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.runtime import environment, set_threads
 
 if TYPE_CHECKING:
-    from convsmith.studies.ablation import AblationResult
-    from convsmith.studies.crossval import CrossvalResult
-    from convsmith.studies.fold_job import FoldJob
     from convsmith.studies.folds import Fold
-    from convsmith.studies.tuning import TuningResult
 
-#: kind of a study -> the module with its `resume`
-KINDS = {"crossval": "crossval", "ablate": "ablation", "tune": "tuning"}
 FOLDS = "folds.json"
 STARTED = "begun.json"  # what study.yaml and config.yaml held when the study was started
 
 Written = tuple[type[records.Record], Mapping[str, Any]]  # a JSON file: its schema and its content
-Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
-BACKENDS: dict[str, Backend] = {"local": runner.run_jobs, "ray": ray_cluster.run_jobs}
 
 
 def at_least(least: int, name: str, value: int) -> None:
     """A UserError for an option below its least value."""
     if value < least:
         raise UserError(f"--{name} {value}: must be at least {least}")
-
-
-def runner_for(name: str, parts: Parts = NO_PARTS) -> Backend:
-    """How jobs are run: in this process where they need `parts`, else by the backend of this name.
-
-    UserError for an unknown name, a missing package or a cluster that does not answer.
-    """
-    if name not in BACKENDS:
-        raise choose("backend", name, BACKENDS)
-    if own.has_own(parts):
-        return partial(runner.run_here, parts=parts)
-    if name == "ray":
-        ray_cluster.connect()
-    return BACKENDS[name]
-
-
-def resume(
-    directory: str | Path,
-    parts: Parts = NO_PARTS,
-    *,
-    jobs: int = 1,
-    backend: str = "local",
-    listener: Listener = nobody,
-) -> CrossvalResult | AblationResult | TuningResult:
-    """Go on with a study that was stopped, or read the results of one that is done.
-
-    `parts` are what was handed in when it was started. Raises UserError where the directory is no study, was changed,
-    or where parts are missing; Stopped where a signal ended it, with all saved.
-    """
-    at_least(1, "jobs", jobs)
-    run = RunDir(Path(directory))
-    module = importlib.import_module(f"convsmith.studies.{KINDS[read_spec(run)['kind']]}")
-    result: CrossvalResult | AblationResult | TuningResult = module.resume(
-        run, parts, jobs=jobs, backend=backend, listener=listener
-    )
-    return result
-
-
-def run_folds(
-    run: RunDir, jobs: Sequence[FoldJob], max_workers: int, runner: Backend, how_to_resume: str, listener: Listener
-) -> dict[str, str]:
-    """Run the fold jobs that are not done; why those failed that did, by name. Stopped where a signal came."""
-    waiting = [job for job in jobs if not job.done]
-    listener(JobsStarted(len(jobs), len(jobs) - len(waiting)))
-    failed: dict[str, str] = {}
-    shared = False
-    with Interrupts() as interrupts:
-        for answer in runner(waiting, max_workers, run.path / "workers.log", interrupts) if waiting else ():
-            job = waiting[answer.index]
-            if answer.progress:
-                if "epoch" in answer.progress:
-                    listener(JobProgress(answer.index, answer.progress["epoch"] / answer.progress["epochs"]))
-                elif not shared:  # all runs with a frozen backbone use the same features
-                    shared = True
-                    listener(FeatureExtractionProgress(0, answer.progress["features"]))
-                continue
-            listener(JobDone(answer.index, job.name, answer.record, answer.failed))
-            if answer.record is None:
-                failed[job.name] = answer.failed or ""
-            run.log(f"{job.name} {'done' if answer.record else f'failed: {answer.failed}'}")
-        stop_if(interrupts, how_to_resume)
-    return failed
-
-
-def stop_if(interrupts: Interrupts, how_to_resume: str) -> None:
-    """Raise Stopped where a signal has come; everything must have been saved."""
-    if interrupts.received:
-        raise Stopped(interrupts.received, f"stopped, all saved; go on with: {how_to_resume}")
 
 
 def as_html(title: object, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -159,20 +77,12 @@ def read_spec(run: RunDir) -> dict[str, Any]:
     path = run.study
     if not path.exists():
         raise UserError(f"'{run.path}' exists and is not a study (it has no {path.name}): choose another --name")
-    spec = read_study_file(run)
+    spec = rundir.read_study(run)
     if (started := run.path / STARTED).exists():
         before = records.read(started, records.StudyStart)
         _refuse_changed(path, before["study"], spec)
         _refuse_changed(run.config, before["config"], read_layer(run.config))
     return spec
-
-
-def read_study_file(run: RunDir) -> dict[str, Any]:
-    """What study.yaml says at present; a UserError where it is damaged, or of a newer edition."""
-    spec = parse_yaml(run.study.read_text(encoding="utf-8"), f"'{run.study}'")
-    if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
-        raise UserError(f"'{run.study}' is damaged (it names no kind of study): restore it, or start a new study")
-    return records.unversioned(run.study, spec)
 
 
 def write_spec(run: RunDir, spec: Mapping[str, Any]) -> None:
@@ -203,7 +113,7 @@ def create(
     with rundir.draft(runs_dir) as run:
         write_spec(run, spec)
         write_text(run.config, config.to_yaml())
-        started = {"study": read_study_file(run), "config": read_layer(run.config)}
+        started = {"study": rundir.read_study(run), "config": read_layer(run.config)}
         records.write(run.path / STARTED, records.StudyStart, started)
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
         records.write(run.environment, records.Environment, record)

@@ -22,7 +22,7 @@ from convsmith.figures.style import save
 from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies import own, study
+from convsmith.studies import backends, own, study
 from convsmith.studies.search import OPTUNA, Search, connected, optuna_module, read_search, record_of, spec_of
 from convsmith.studies.trial_job import LOCK_WAIT, TrialJob
 from convsmith.studies.tune_config import TuneConfig, base_of, space_of
@@ -118,7 +118,7 @@ def tune(
         if config.storage:
             with connected(config.storage):
                 pass  # a database that does not answer is refused before anything is written
-        study.runner_for(backend, parts)
+        backends.runner_for(backend, parts)
         max_workers = min(own.workers(jobs, backend, parts, nobody), config.trials)
         prepared = setup.prepare(
             study.threads_for(base, max_workers),
@@ -234,7 +234,7 @@ def _run_trials(
     if not jobs:
         return ""
     known, failed = list(done), ""
-    runner = study.runner_for(backend, parts)
+    runner = backends.runner_for(backend, parts)
     with Interrupts() as interrupts:
         for answer in runner(jobs, max_workers, run.path / "workers.log", interrupts):
             if answer.progress:
@@ -248,7 +248,7 @@ def _run_trials(
                 known.append(answer.record)
                 listener(TrialDone(metric, answer.record, next(iter(ranking(known, metric)), None)))
                 run.log(f"trial {answer.record['number']} {answer.record['state']}: {answer.record['values']}")
-        study.stop_if(interrupts, own.how_to_resume(run.path, parts))
+        backends.stop_if(interrupts, own.how_to_resume(run.path, parts))
     return failed
 
 

@@ -7,21 +7,24 @@ The end of stdin does the same and ends the worker, so that none outlives the pr
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
 from typing import Any
 
 from convsmith.errors import RunFailed, UserError
 from convsmith.runtime import Interrupts
+from convsmith.studies import fold_job, trial_job
 
-#: kind of job -> the module with its `perform(message, interrupts, parts)`
-KINDS = {"fold": "convsmith.studies.fold_job", "trials": "convsmith.studies.trial_job"}
+#: kind of job -> what runs it, given message and interrupts and, in the user's own process, parts
+KINDS: dict[str, Callable[..., Generator[dict[str, Any], None, dict[str, Any] | None]]] = {
+    "fold": fold_job.perform,
+    "trials": trial_job.perform,
+}
 
 
 def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) -> Iterator[dict[str, Any]]:
@@ -29,9 +32,8 @@ def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) 
 
     `parts` are what a user has handed in, for jobs in the user's own process.
     """
-    steps = importlib.import_module(KINDS[message["kind"]]).perform
     try:
-        record = yield from steps(message, interrupts, *([parts] if parts else []))
+        record = yield from KINDS[message["kind"]](message, interrupts, *([parts] if parts else []))
     except (RunFailed, UserError) as error:
         yield {"failed": str(error)}
     else:

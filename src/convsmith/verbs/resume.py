@@ -16,18 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import open_run, read_splits
+    from convsmith.rundir import kind_of, open_run, read_splits
 
     directory = open_run(args.directory)
     if directory.study.exists():
-        from convsmith.studies import study
+        from convsmith.studies import resuming
         from convsmith.study_display import StudyDisplay
         from convsmith.verbs import ablate, crossval, tune
 
         show = {"crossval": crossval.show, "ablate": ablate.show, "tune": tune.show}
         with StudyDisplay() as shown:
-            result = study.resume(directory.path, jobs=args.jobs, backend=args.backend, listener=shown)
-        code: int = show[study.read_spec(directory)["kind"]](result, shown.display)  # type: ignore[operator]
+            result = resuming.resume(directory.path, jobs=args.jobs, backend=args.backend, listener=shown)
+        code: int = show[kind_of(directory)](result, shown.display)  # type: ignore[operator]
         return code
     if directory.summary.exists():
         print(f"{directory.path} is finished: there is nothing to resume.")

@@ -1,0 +1,41 @@
+"""A study that was stopped, resumed by its kind. What each kind does then stands in its own module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from convsmith.events import Listener, nobody
+from convsmith.rundir import RunDir
+from convsmith.studies import ablation, crossval, tuning
+from convsmith.studies.ablation import AblationResult
+from convsmith.studies.crossval import CrossvalResult
+from convsmith.studies.study import at_least, read_spec
+from convsmith.studies.tuning import TuningResult
+from convsmith.training.setup import NO_PARTS, Parts
+
+Result = CrossvalResult | AblationResult | TuningResult
+
+RESUMED_BY: dict[str, Callable[..., Result]] = {
+    "crossval": crossval.resume,
+    "ablate": ablation.resume,
+    "tune": tuning.resume,
+}
+
+
+def resume(
+    directory: str | Path,
+    parts: Parts = NO_PARTS,
+    *,
+    jobs: int = 1,
+    backend: str = "local",
+    listener: Listener = nobody,
+) -> Result:
+    """Go on with a study that was stopped, or read the results of one that is done.
+
+    `parts` are what was handed in when it was started. Raises UserError where the directory is no study, was changed,
+    or where parts are missing; Stopped where a signal ended it, with all saved.
+    """
+    at_least(1, "jobs", jobs)
+    run = RunDir(Path(directory))
+    return RESUMED_BY[read_spec(run)["kind"]](run, parts, jobs=jobs, backend=backend, listener=listener)
