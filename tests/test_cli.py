@@ -358,7 +358,7 @@ MISTAKES = [
     ("train --device tpu", "train.device: 'tpu' is not a choice"),
     ("train --device cuda", "this machine has no 'cuda'"),
     ("train --model convnet --model.blocks [{'channels':4,'kernel':11}]", "block 1 conv: (8 - 11 + 2*1)/1 + 1 = 0"),
-    ("train --model.blocks [{'channels':4}]", "changes nothing in 'simple-cnn'"),
+    ("train --model.blocks [{'channels':4}]", "has no effect on 'simple-cnn'"),
     ("train --model.blocks [{channels:4}]", "unknown key 'model.blocks.0.channels:4'. Did you mean 'channels'?"),
     ("train a.yaml b.yaml", "unexpected argument 'b.yaml'"),
     ("resume runs/digitz", "run 'runs/digitz' does not exist. Runs in 'runs': "),

@@ -242,7 +242,7 @@ def test_parquet_files_that_do_not_fit_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"label 2 in .* is not an index of the 2 classes"):
         opened(tmp_path)
     (tmp_path / "test-1.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(UserError, match=r"test-1.parquet' is not readable Parquet"):
+    with pytest.raises(UserError, match=r"test-1.parquet' cannot be read as Parquet"):
         opened(tmp_path)
 
 

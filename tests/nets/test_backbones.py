@@ -75,7 +75,7 @@ def test_other_channels_change_the_first_convolution_and_say_so():
     assert model.net.conv1.weight.shape == (64, 1, 7, 7)
     assert model.net.conv1.stride == (2, 2)
     assert model.net.conv1.bias is None
-    assert model.changes == ("conv1: drawn anew for 1 input channels instead of 3",)
+    assert model.changes == ("conv1 was initialised randomly for 1 input channels instead of 3",)
     assert list(model.stages) == RESNET_STAGES
     check_contract(model, 1, 32, 4)
 
@@ -86,7 +86,7 @@ def test_an_architecture_without_a_linear_head_is_refused():
 
 
 def test_an_image_too_small_is_refused():
-    with pytest.raises(UserError, match=r"'torchvision/alexnet' does not take 32 x 32 images \(.*too small\)"):
+    with pytest.raises(UserError, match=r"'torchvision/alexnet' does not accept 32 x 32 images \(.*too small\)"):
         torchvision_backbone("alexnet", 3, 32, 5)
 
 

@@ -18,7 +18,7 @@ def test_an_unknown_model_gets_the_nearest_and_all_choices():
 
 @pytest.mark.parametrize("name", ["simple-cnn", "small-resnet", "torchvision/resnet18", "timm/resnet18"])
 def test_blocks_belong_to_convnet_alone(name):
-    with pytest.raises(UserError, match=f"^model.blocks .* changes nothing in '{name}'"):
+    with pytest.raises(UserError, match=f"^model.blocks .* has no effect on '{name}'"):
         build(ModelConfig(name=name, blocks=(BlockConfig(channels=3),)), 3, 32, 10)
 
 
@@ -26,7 +26,7 @@ def test_a_setting_that_changes_nothing_is_refused_with_those_that_do():
     with pytest.raises(UserError) as error:
         build(ModelConfig(name="small-resnet", pool="average"), 3, 32, 10)
     assert str(error.value) == (
-        "model.pool = average changes nothing in 'small-resnet': leave it at its default (max) or choose a model "
+        "model.pool = average has no effect on 'small-resnet': leave it at its default (max) or choose a model "
         "that uses it. Settings of 'small-resnet': activation, depth, init, logit_scale, norm, width"
     )
 

@@ -139,7 +139,7 @@ def test_sizes_that_do_not_fit_are_refused(blocks, size, message):
 
 @pytest.mark.parametrize("blocks", [None, ()])
 def test_a_convnet_without_blocks_is_refused(blocks):
-    with pytest.raises(UserError, match=r"model\.blocks is empty"):
+    with pytest.raises(UserError, match=r"needs model\.blocks"):
         build(ModelConfig(name="convnet", blocks=blocks), 3, 32, 10)
 
 

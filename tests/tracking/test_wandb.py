@@ -307,7 +307,7 @@ def test_a_value_that_cannot_be_sent_costs_that_value(tmp_path, warned, monkeypa
     tracker = open_tracker(OFFLINE, tmp_path, "x", {}, None, warned.append)
     tracker.log({"samples": [("no image", "caption")]}, 7)
     tracker.close({})
-    assert warned[0].startswith("W&B did not get samples of step 7")
+    assert warned[0].startswith("W&B did not receive samples of step 7")
 
 
 @needs_proc

@@ -1,4 +1,4 @@
-"""Architectures of torchvision and timm by name, as classifiers with features, head and stages; without weights."""
+"""Architectures of torchvision and timm by name, as classifiers with features, head and stages. Loads no weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from convsmith.errors import UserError, choose, missing_extra
 
-# Containers that hold the stages, instead of being one.
+# Containers that hold stages rather than being one.
 _CONTAINERS = ("features", "layers", "blocks", "stages", "trunk_output", "classifier")
 
-# Auxiliary classifiers change what the network returns in training; without init_weights these two warn.
+# Auxiliary classifiers change the output in training, and without init_weights these two networks warn.
 _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -24,10 +24,10 @@ _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
 class Backbone(nn.Module):
     """A library's network with its last linear layer as `head`: a `contracts.Classifier`.
 
-    `net` is the library's own module under its own parameter names, with an identity in place of the head;
-    `head_name` is the name that the head had there, and `changes` describes in words what was adapted. Stages go
-    from `stem` to the last one; every parameter of `net` is in exactly one. Where a stage is several modules it is a
-    ModuleList, which is never called itself: to see what the stage returns, hook its last module.
+    `net` is the library's module with its original parameter names and an identity in place of the head;
+    `head_name` is the original name of the head, and `changes` describes what was adapted. The stages go from `stem`
+    to the last one; every parameter of `net` is in exactly one. A stage of several modules is a ModuleList, which is
+    never called itself: to see the stage's output, hook its last module.
     """
 
     def __init__(self, name: str, net: nn.Module, head_name: str, changes: tuple[str, ...] = ()) -> None:
@@ -102,7 +102,7 @@ def refuse_unknown_timm(name: str) -> None:
 def _adapted(
     name: str, net: nn.Module, head_name: str | None, changes: tuple[str, ...], channels: int, image_size: int
 ) -> Backbone:
-    """The backbone. One image is run first, to check that the size fits and that the head produces the logits."""
+    """Make a Backbone, after running one image to check that the size fits and that the head produces the logits."""
     head = net.get_submodule(head_name) if head_name else None
     if head_name is None or not isinstance(head, nn.Linear):
         raise UserError(f"model '{name}' cannot be used: its head is not a linear layer; choose another architecture")
@@ -115,24 +115,27 @@ def _adapted(
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"model '{name}' does not take {image_size} x {image_size} images ({reason}); "
+            f"model '{name}' does not accept {image_size} x {image_size} images ({reason}); "
             "use another data.image_size or another architecture"
         ) from error
     finally:
         handle.remove()
         net.train()
     if len(outputs) != 1 or not isinstance(logits, Tensor) or not torch.equal(outputs[0], logits) or logits.dim() != 2:
-        raise UserError(f"model '{name}' cannot be used: its logits do not come from one last linear layer")
+        raise UserError(
+            f"model '{name}' cannot be used: its logits do not come from a single last linear layer; "
+            "choose another architecture"
+        )
     return Backbone(name, net, head_name, changes)
 
 
 def first_convolution(net: nn.Module) -> tuple[str, nn.Conv2d]:
-    """The convolution that sees the image, under its name."""
+    """The name and the module of the convolution that sees the image."""
     return next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def _adapt_stem(net: nn.Module, channels: int) -> str:
-    """Replace the first convolution by one for `channels` input channels; says what it did."""
+    """Replace the first convolution with one for `channels` input channels; returns a description of the change."""
     path, old = first_convolution(net)
     assert old.groups == 1
     new = nn.Conv2d(
@@ -144,7 +147,7 @@ def _adapt_stem(net: nn.Module, channels: int) -> str:
         bias=old.bias is not None,
     )
     _replace(net, path, new)
-    return f"{path}: drawn anew for {channels} input channels instead of {old.in_channels}"
+    return f"{path} was initialised randomly for {channels} input channels instead of {old.in_channels}"
 
 
 def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
@@ -153,10 +156,10 @@ def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _stages(net: nn.Module) -> dict[str, nn.Module]:
-    """Names in `net` -> modules, from input to output.
+    """The stages of `net` by name, from input to output.
 
-    A module with layers inside is a stage; single layers in a row are one together, up to the next pooling.
-    The first stage is the `stem`, with the single layers right behind it.
+    A module that contains layers is a stage; consecutive single layers form one stage, up to the next pooling.
+    The first stage is the `stem`, together with the single layers that directly follow it.
     """
     groups: list[tuple[str, list[nn.Module]]] = []
     run: list[nn.Module] = []
@@ -181,7 +184,7 @@ def _stages(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def _units(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The children of `net`, and those of its containers in their place."""
+    """The children of `net`, with each container replaced by its own children."""
     units: list[tuple[str, nn.Module]] = []
     for name, child in net.named_children():
         if name in _CONTAINERS and isinstance(child, nn.Sequential | nn.ModuleList):

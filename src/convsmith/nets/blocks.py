@@ -1,4 +1,4 @@
-"""What convnets are made of: activations, norms, poolings, and the block that orders them; networks are elsewhere."""
+"""Activations, norms, poolings, and the block that combines them. Whole networks are in other modules."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from convsmith.nets.shapes import fitted_size
 
 
 class TMaxAvgPool2d(nn.Module):
-    """T-Max-Avg pooling: the maximum of a window whose top K values all reach T, else those K values' mean.
+    """T-Max-Avg pooling: the maximum of a window if its K largest values all reach T, else the mean of those K values.
 
-    With v1 >= v2 >= ... >= vK the K largest of a window's values::
+    With the K largest values of a window, v1 >= v2 >= ... >= vK::
 
         y = v1                      if vi >= T for every i <= K (that is, if vK >= T)
         y = (v1 + ... + vK) / K     otherwise
 
     Source: L. Zhao and Z. Zhang, "A improved pooling method for convolutional neural networks",
     Scientific Reports 14, 1589 (2024), doi:10.1038/s41598-024-51258-6. T is a constant here and is compared
-    with the activations as they are; windows are not padded. K = 1 is max pooling whatever T; a T that no
-    value reaches makes it Avg-TopK pooling (Ozdemir 2023), and average pooling where K is the whole window.
+    with the unscaled activations; windows are not padded. K = 1 gives max pooling for any T; a T that no
+    value reaches gives Avg-TopK pooling (Ozdemir 2023), and average pooling if K is the whole window.
 
-    [N, C, H, W] -> [N, C, H', W'] by the size equation. The gradient goes to the maximum (the first of
-    equals) or in equal parts to the K largest; none passes through the comparison with T.
+    [N, C, H, W] -> [N, C, H', W'] by the size equation. The gradient flows to the maximum (the first of
+    equal values) or in equal parts to the K largest values; none flows through the comparison with T.
     """
 
     def __init__(self, kernel_size: int, stride: int, t: float, k: int) -> None:
         super().__init__()
-        assert 1 <= k <= kernel_size**2, "more values asked for than a window has"
+        assert 1 <= k <= kernel_size**2, "a window has fewer than k values"
         self.kernel_size, self.stride, self.t, self.k = kernel_size, stride, t, k
 
     def forward(self, x: Tensor) -> Tensor:
         windows = x.unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
         top = windows.flatten(-2).topk(self.k, dim=-1).values
         pooled = torch.where(top[..., -1] >= self.t, top[..., 0], top.mean(dim=-1))
-        # unfold forgets the layout, and the layers that follow would run in another one.
+        # unfold loses the memory layout, and the layers that follow would run in another one.
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         return pooled.contiguous(memory_format=torch.channels_last) if channels_last else pooled
 
@@ -49,12 +49,12 @@ class TMaxAvgPool2d(nn.Module):
 
 @dataclass(frozen=True)
 class Activation:
-    """All that is known of an activation.
+    """An activation: how it is built, its gain, and how it combines with max pooling.
 
-    `gain` is what a layer's weights are multiplied by at initialisation so that the activation f keeps the scale of the
-    signal. PyTorch has none for gelu and silu; theirs are 1 / sqrt(E[f(z)^2]) for standard normal z, which is also how
-    ReLU gets its sqrt(2). `after_max_pool`: f may change places with a max pooling that follows it, for the same values
-    and the same gradients to the last bit.
+    `gain` is the factor on a layer's weights at initialisation for which the activation f preserves the scale of the
+    signal. PyTorch defines none for gelu and silu; here they are 1 / sqrt(E[f(z)^2]) for standard normal z, which is
+    also the origin of ReLU's sqrt(2). `after_max_pool`: f and a max pooling that follows it may be swapped, with
+    values and gradients that are equal to the last bit.
     """
 
     build: Callable[[], nn.Module]
@@ -74,27 +74,28 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class Norm:
-    """All that is known of a norm: how it is built for a number of channels, and whether it subtracts the mean of each
-    channel, so that a convolution before it needs no bias."""
+    """A norm: how it is built for a number of channels, and whether it subtracts the mean of each channel, so that a
+    convolution before it needs no bias."""
 
     build: Callable[[int], nn.Module]
     removes_bias: bool = False
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm (Wu and He 2018): mean and variance of each image over the channels of a group and all positions.
+    """Group norm (Wu and He 2018): mean and variance per image, over the channels of a group and all positions.
 
-    There are as many groups as divide the channels evenly, but at most the paper's 32, of 4 channels at least.
+    The number of groups is the largest one that divides the channels evenly, with at most 32 groups, as in the paper,
+    and at least 4 channels per group.
     """
     most = max(1, min(32, channels // 4))
     return nn.GroupNorm(max(count for count in range(1, most + 1) if channels % count == 0), channels)
 
 
 def layer_norm(channels: int) -> nn.GroupNorm:
-    """Layer norm (Ba et al. 2016): mean and variance of each image over channels and positions, C x H x W values.
+    """Layer norm (Ba et al. 2016): mean and variance per image, over channels and positions, C x H x W values.
 
-    It is a group norm of one group. Scale and shift are of each channel, so that the size of the map is free; the layer
-    norm of ConvNeXt, over the channels of each position, is another one.
+    It is a group norm with one group. Scale and shift are per channel, so that the map may have any size. The layer
+    norm of ConvNeXt, over the channels of each position, is a different one.
     """
     return nn.GroupNorm(1, channels)
 
@@ -106,7 +107,7 @@ NORMS: dict[str, Norm] = {
     "none": Norm(nn.Identity),
 }
 
-#: (size, stride, the model's settings) -> module; which settings each uses stands in config.py
+#: (size, stride, the model's settings) -> module; the settings that each uses are listed in config.py
 POOLS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
     "max": lambda size, stride, _: nn.MaxPool2d(size, stride),
     "average": lambda size, stride, _: nn.AvgPool2d(size, stride),
@@ -116,22 +117,21 @@ POOLS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
 
 
 def _pool_first(order: list[Part]) -> list[Part]:
-    """The order in which the pooling comes before the activation where it follows it directly.
+    """Swap the activation and the pooling if the pooling directly follows the activation.
 
     ReLU and max pooling give the same values and gradients in either order, since ReLU is monotone; pooling first
-    takes a fraction of the memory traffic.
+    needs only a fraction of the memory traffic.
     """
     at = order.index("activation")
     return order if order[at + 1 : at + 2] != ["pool"] else [*order[:at], "pool", "activation", *order[at + 2 :]]
 
 
 class ConvBlock(nn.Module):
-    """Convolution, norm, activation, pooling and dropout in `config.order`, each under its own name.
+    """Convolution, norm, activation, pooling and dropout in `config.order`, each a submodule with its own name.
 
-    What `config` leaves open is taken from `defaults`; parts that are none are left out. The norm has as
-    many channels as its input has. The convolution has no bias where a norm that would remove it comes
-    next. Dropout falls on single values, not on whole channels.
-    Errors call the block `name`.
+    Settings that `config` leaves unset are taken from `defaults`; parts that are none are left out. The norm has as
+    many channels as its input. The convolution has no bias if a norm that would remove it comes
+    next. Dropout applies to single values, not to whole channels. `name` is the block's name in error messages.
     """
 
     def __init__(self, in_channels: int, config: BlockConfig, defaults: ModelConfig, name: str = "block") -> None:
@@ -176,7 +176,7 @@ class ConvBlock(nn.Module):
         return x + y if self.config.residual else y
 
     def output_size(self, size: int) -> int:
-        """Height of the output for an input of `size` x `size`; a UserError where a window does not fit."""
+        """Height of the output for an input of `size` x `size`; raises UserError if a window does not fit."""
         config, result = self.config, size
         for part in config.order:
             if part == "conv":
@@ -196,11 +196,11 @@ class ConvBlock(nn.Module):
 
 
 def unsafe_channels_last(model: nn.Module) -> list[str]:
-    """Names of the convolutions that must see neither input nor weights in channels_last on the CPU.
+    """Names of the convolutions whose inputs and weights must not be in channels_last on the CPU.
 
     oneDNN issue 6035: on AVX2 the weight gradient of a 1 x 1 convolution with stride 2 and fewer than 8
-    input channels is wrong or corrupts the memory (torch 2.14.1 crashes with 2 to 7 channels). Any
-    stride above 1 is counted.
+    input channels is wrong or corrupts the memory (torch 2.14.1 crashes with 2 to 7 channels). All strides
+    above 1 are included.
     """
     return [
         name

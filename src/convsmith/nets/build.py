@@ -1,4 +1,4 @@
-"""From the `model` section to a network; which settings each network uses stands in config.py."""
+"""Builds the network that the `model` section describes. The settings that each network uses are in config.py."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _BACKBONES: dict[str, Callable[[str, int, int, int], Backbone]] = {
 def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> Network:
     """An untrained `contracts.Classifier` for images [N, channels, image_size, image_size].
 
-    Weights come from torch's global generator: the same seed before gives the same weights. UserError for an
-    unknown name, for a setting that the model does not use, and for sizes that do not fit.
+    The weights are drawn from torch's global generator, so that the same seed gives the same weights. Raises UserError
+    for an unknown name, for a setting that the model does not use, and for sizes that do not fit.
     """
     library, slash, name = config.name.partition("/")
     if slash and library in LIBRARIES:
@@ -44,19 +44,19 @@ def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> 
 
 
 def refuse_unknown(name: str) -> None:
-    """UserError for a name that is neither a network of ours nor of a library, which checks what follows the slash."""
+    """Raise UserError for a name that is neither our network nor of the form library/architecture."""
     library, slash, _ = name.partition("/")
     if name not in MODELS and not (slash and library in LIBRARIES):
         raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
 
 
 def _refuse_unused(config: ModelConfig, used: frozenset[str]) -> None:
-    """UserError for a setting that the model does not use: a study that varied it would compare a model with itself."""
+    """Raise UserError for a setting that the model does not use, since a study of it would compare equal models."""
     for key, field in ModelConfig.model_fields.items():
         value = getattr(config, key)
         if key != "name" and key not in used and value != field.default:
             raise UserError(
-                f"model.{key} = {value} changes nothing in '{config.name}': leave it at its default "
+                f"model.{key} = {value} has no effect on '{config.name}': leave it at its default "
                 f"({field.default}) or choose a model that uses it. Settings of '{config.name}': "
                 f"{', '.join(sorted(used)) or 'none'}"
             )

@@ -1,4 +1,4 @@
-"""The `model` section, and all that is known of poolings and models without torch; layers and networks stand apart."""
+"""The `model` section and the tables of poolings and models. Imports no torch; the layers are in other modules."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform",
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 ORDER: tuple[Part, ...] = ("conv", "norm", "activation", "pool", "dropout")
 
-#: The poolings, each with the keys of the section that it uses; `blocks.POOLS` builds them.
+#: The poolings, each with the keys of this section that it uses; `blocks.POOLS` builds them.
 POOLS: dict[str, tuple[str, ...]] = {"max": (), "average": (), "t-max-avg": ("pool_t", "pool_k"), "none": ()}
 
 if TYPE_CHECKING:
     Pool: TypeAlias = str
-else:  # the table is the one place where the names stand
+else:  # the table is the only place that lists the names
     Pool = Literal[tuple(POOLS)]
 
 
 class BlockConfig(Section):
-    """One block of a convnet; what is none is taken from the `model` section."""
+    """One block of a convnet. Settings that are none are taken from the `model` section."""
 
     channels: int = Field(ge=1, le=8192, description="output channels of the convolution")
     kernel: int = Field(default=3, ge=1, le=64)
@@ -51,7 +51,7 @@ class BlockConfig(Section):
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """All that is known of a network without torch.
+    """The description of a network, without torch.
 
     `build` is its constructor, ``module.name`` within `convsmith.nets`: (ModelConfig, channels, image size, classes) ->
     `contracts.Classifier`. `uses` names the keys of the section that it uses besides `name`.
@@ -88,16 +88,16 @@ class ModelConfig(Section):
         ),
     )
     blocks: tuple[BlockConfig, ...] | None = Field(
-        default=None, description="convnet only: its blocks, such as '[{channels: 32}, {channels: 64, pool: average}]'"
+        default=None, description="convnet only: its blocks, e.g. '[{channels: 32}, {channels: 64, pool: average}]'"
     )
     hidden: tuple[int, ...] | None = Field(
         default=None, description="widths of the fully connected layers before the head (simple-cnn: [200])"
     )
     global_pool: Literal["none", "average", "max"] = Field(
-        default="none", description="pool the last feature map to one value a channel instead of flattening it"
+        default="none", description="pools the last feature map to one value per channel instead of flattening it"
     )
     activation: Activation = "relu"
-    norm: Norm = Field(default="batch", description="after each convolution; layer: of all values of an image together")
+    norm: Norm = Field(default="batch", description="after each convolution; layer: over all values of an image")
     pool: Pool = Field(default="max", description="after each block's activation")
     pool_t: float = Field(default=0.7, ge=0, le=1, description="t-max-avg: threshold T")
     pool_k: int = Field(default=3, ge=1, le=64, description="t-max-avg: how many of the largest values are averaged")
@@ -106,15 +106,15 @@ class ModelConfig(Section):
     logit_scale: float = Field(default=1.0, gt=0, le=100, description="constant factor on the logits")
     init: Init = Field(default="default", description="initialisation of convolutions and fully connected layers")
     whiten: bool = Field(
-        default=False, description="convnet: the first convolution is a fixed whitening of the train images' patches"
+        default=False, description="convnet: the first convolution whitens the train images' patches and stays fixed"
     )
     width: int = Field(default=16, ge=1, le=1024, description="small-resnet: channels of the first stage")
     depth: int = Field(
-        default=3, ge=1, le=50, description="small-resnet: residual blocks a stage (layers = 6 depth + 2)"
+        default=3, ge=1, le=50, description="small-resnet: residual blocks per stage (6 x depth + 2 layers)"
     )
 
     def chosen(self, key: str) -> set[str]:
-        """The choices in effect: blocks have poolings of their own."""
+        """The choices in effect, including those of single blocks."""
         return super().chosen(key) | {value for block in self.blocks or () if (value := getattr(block, key, None))}
 
     @field_validator("hidden")

@@ -1,4 +1,4 @@
-"""`convnet`: blocks, fully connected layers, head; and `simple-cnn`, whose blocks are given; not the blocks."""
+"""`convnet` (blocks, fully connected layers and a head) and `simple-cnn`. The block itself is in blocks.py."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class ScaledLinear(nn.Linear):
 class ConvNet(nn.Module):
     """Blocks, optional global pooling, fully connected layers, head: a `contracts.Classifier`.
 
-    Built for images of one size, since the first fully connected layer depends on it. UserError where
-    the sizes do not fit. Stages: ``blocks.0``, ``blocks.1``..., then ``hidden`` where there are fully
+    It is built for images of one size, since the first fully connected layer depends on it. Raises UserError if
+    the sizes do not fit. The stages are ``blocks.0``, ``blocks.1``..., then ``hidden`` if there are fully
     connected layers.
     """
 
     def __init__(self, config: ModelConfig, channels: int, image_size: int, classes: int) -> None:
         super().__init__()
         if not config.blocks:
-            raise UserError("model convnet: model.blocks is empty; give at least one, such as '[{channels: 32}]'")
+            raise UserError("model 'convnet' needs model.blocks: give at least one, such as '[{channels: 32}]'")
         blocks, width, size = [], channels, image_size
         for number, block_config in enumerate(config.blocks, start=1):
             block = ConvBlock(width, block_config, config, name=f"block {number}")
@@ -54,7 +54,7 @@ class ConvNet(nn.Module):
         features = width if config.global_pool != "none" else width * size * size
         self.hidden = nn.Sequential()
         for index, neurons in enumerate(config.hidden or ()):
-            # The linear layers are numbered alone, so that their names do not depend on the dropout.
+            # Only the linear layers are numbered, so that their names do not depend on the dropout.
             self.hidden.add_module(str(index), nn.Linear(features, neurons))
             self.hidden.add_module(f"activation{index}", ACTIVATIONS[config.activation].build())
             if config.hidden_dropout:
@@ -88,13 +88,13 @@ def _fits_whitening(block: BlockConfig, channels: int) -> None:
     wanted = 2 * channels * block.kernel**2
     if block.channels != wanted:
         raise UserError(
-            f"model.whiten: block 1 needs {wanted} channels (2 x {channels} image channels x {block.kernel} x "
+            f"with model.whiten, block 1 needs {wanted} channels (2 x {channels} image channels x {block.kernel} x "
             f"{block.kernel}), not {block.channels}; set them or turn model.whiten off"
         )
 
 
 def simple_cnn(config: ModelConfig, channels: int, image_size: int, classes: int) -> ConvNet:
-    """Two 3 x 3 convolutions to 32 and 64 channels, each pooled by 2, and 200 neurons: sizes of 4 and more."""
+    """Two 3 x 3 convolutions with 32 and 64 channels, each pooled by 2, and 200 neurons; for sizes from 4 pixels."""
     filled = {
         "blocks": (BlockConfig(channels=32), BlockConfig(channels=64)),
         "hidden": (200,) if config.hidden is None else config.hidden,

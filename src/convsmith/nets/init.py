@@ -1,4 +1,4 @@
-"""Initialisation of convolutions and fully connected layers; the gain of an activation stands in its entry."""
+"""Initialises convolutions and fully connected layers. The gains of activations are in blocks.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convsmith.nets.config import Activation, Init
 
 
 def _kaiming_std(weight: Tensor, gain: float) -> float:
-    return gain / sqrt(weight[0].numel())  # weight[0] is one output's share: fan_in values
+    return gain / sqrt(weight[0].numel())  # weight[0] holds the fan_in weights of one output
 
 
 def _kaiming_uniform(weight: Tensor, gain: float) -> None:
@@ -44,10 +44,10 @@ SCHEMES: dict[str, Callable[[Tensor, float], None]] = {
 
 @torch.no_grad()
 def initialise(model: nn.Module, scheme: Init, activation: Activation) -> None:
-    """Draw the weights of all convolutions and fully connected layers anew, from torch's global generator.
+    """Draw new weights for all convolutions and fully connected layers from torch's global generator.
 
-    `default` leaves what PyTorch drew: weights and biases uniform within 1/sqrt(fan_in), fan_in = input channels
-    x kernel area. With gain g of the activation (1 for the head, which has none), the others have
+    `default` keeps PyTorch's initialisation: weights and biases uniform within 1/sqrt(fan_in), where fan_in = input
+    channels x kernel area. With the gain g of the activation (1 for the head, which has none), the others have
 
     - `kaiming`: standard deviation g / sqrt(fan_in); uniform within g sqrt(3/fan_in), sqrt(6/fan_in) for ReLU;
       He et al., "Delving Deep into Rectifiers" (ICCV 2015);
@@ -68,15 +68,15 @@ def initialise(model: nn.Module, scheme: Init, activation: Activation) -> None:
 
 @torch.no_grad()
 def whiten(conv: nn.Conv2d, images: Tensor) -> None:
-    """Make `conv` a whitening of the patches that it sees in `images` [N, C, H, W]; its bias becomes zero.
+    """Make `conv` whiten the patches that it sees in `images` [N, C, H, W]; its bias becomes zero.
 
     The patches' second moments have eigenvectors e and eigenvalues v; the filters are e / sqrt(v + 5e-4) and
-    their negatives, since an activation that follows would cut off one sign: 2 x C x kernel x kernel channels.
+    their negatives, since the activation that follows suppresses one sign: 2 x C x kernel x kernel channels.
     Source: David Page, "How to Train Your ResNet 8" (2019); Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds" (2024).
     """
     patches = unfold(images.float(), conv.kernel_size).transpose(1, 2).flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    filters = (vectors / (values.clamp(min=0) + 5e-4).sqrt()).T.flip(0)  # the strongest direction first
+    filters = (vectors / (values.clamp(min=0) + 5e-4).sqrt()).T.flip(0)  # the direction of largest variance first
     conv.weight.copy_(torch.cat([filters, -filters]).reshape(conv.weight.shape))
     if conv.bias is not None:
         conv.bias.zero_()

@@ -1,4 +1,4 @@
-"""`small-resnet`: the residual network of He et al. for images of 32 x 32 pixels; ImageNet's are in backbones.py."""
+"""`small-resnet`, the residual network of He et al. for 32 x 32 pixels. Those for ImageNet are in backbones.py."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _conv3x3(in_channels: int, channels: int, stride: int, config: ModelConfig) 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut without parameters: y = f(x' + norm(conv(f(norm(conv(x)))))).
 
-    Where the stride is 2 or channels are added, x' is x at every second pixel, filled up with channels of
-    zeros (option A of the paper), else x itself. [N, in_channels, H, W] -> [N, channels, ceil(H/S), ceil(W/S)].
+    If the stride is 2 or channels are added, x' is x at every second pixel, padded with channels of
+    zeros (option A of the paper); otherwise it is x. [N, in_channels, H, W] -> [N, channels, ceil(H/S), ceil(W/S)].
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, config: ModelConfig) -> None:
@@ -48,8 +48,8 @@ class SmallResNet(nn.Module):
     """6 `depth` + 2 layers in three stages of `width`, 2 `width` and 4 `width` channels: a `contracts.Classifier`.
 
     Source: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016),
-    section 4.2; depth 3 and width 16 are its ResNet-20. The second and the third stage halve the size; any image
-    size works. Stages: ``stem``, ``stage1``, ``stage2``, ``stage3``.
+    section 4.2; depth 3 and width 16 give its ResNet-20. The second and the third stage halve the size; any image
+    size works. The stages are ``stem``, ``stage1``, ``stage2`` and ``stage3``.
     """
 
     def __init__(self, config: ModelConfig, channels: int, image_size: int, classes: int) -> None:

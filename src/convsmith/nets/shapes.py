@@ -1,4 +1,4 @@
-"""Sizes, parameters, MACs and receptive fields of a network, as numbers; `summary` and the report print them."""
+"""Computes the sizes, parameters, MACs and receptive fields of a network's layers. Prints nothing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def output_size(size: int, kernel: int, padding: int, stride: int) -> int:
 
 
 def discarded(size: int, kernel: int, padding: int, stride: int) -> int:
-    """Pixels at the far edge of the padded input that no window reaches: (T - K + 2P) mod S."""
+    """The number of pixels at the far edge of the padded input that no window covers: (T - K + 2P) mod S."""
     return (size - kernel + 2 * padding) % stride
 
 
 def equation(size: int, kernel: int, padding: int, stride: int) -> str:
-    """The size equation with its numbers, such as ``floor((31 - 2 + 2*0)/2) + 1 = 15, discards 1``."""
+    """The size equation with its numbers, for example ``floor((31 - 2 + 2*0)/2) + 1 = 15, discards 1``."""
     quotient = f"({size} - {kernel} + 2*{padding})/{stride}"
     result = output_size(size, kernel, padding, stride)
     lost = discarded(size, kernel, padding, stride)
@@ -38,7 +38,7 @@ def equation(size: int, kernel: int, padding: int, stride: int) -> str:
 
 
 def fitted_size(layer: str, size: int, kernel: int, padding: int, stride: int, fix: str) -> int:
-    """`output_size` where the window fits; else a UserError that names the layer, its equation and how to fix it."""
+    """`output_size` if the window fits; else a UserError that names the layer, the equation and how to fix it."""
     if kernel > size + 2 * padding:
         quotient = f"({size} - {kernel} + 2*{padding})/{stride}"
         floored = quotient if stride == 1 else f"floor({quotient})"
@@ -51,15 +51,14 @@ def fitted_size(layer: str, size: int, kernel: int, padding: int, stride: int, f
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer as it ran on one image. Shapes leave out the batch: (C, H, W) or (F,).
+    """One layer, as it ran on one image. Shapes leave out the batch: (C, H, W) or (F,).
 
-    `macs` (multiply-accumulate operations) counts convolutions and fully connected layers alone, without
-    biases: the usual convention, half of what torch's FlopCounterMode reports. `receptive_field` is in pixels of the
-    image along the height, padding included (so it can exceed the image), the largest over all
-    paths where the network branches, by the windows of convolutions and poolings alone (attention
-    and functional pooling see more); None where there are no positions left (flattened, fully
-    connected). `equation` is empty where the layer has none, and where it pads or rounds in
-    another way.
+    `macs` (multiply-accumulate operations) counts only convolutions and fully connected layers, without
+    biases; this is the usual convention, and half of what torch's FlopCounterMode reports. `receptive_field` is in
+    pixels of the image along the height and includes padding, so that it can exceed the image. It is the largest one
+    over all branches and follows from the windows of convolutions and poolings only (attention
+    and functional pooling see more); it is None if no positions are left (flattened or fully connected layers).
+    `equation` is empty if the layer has none, or pads or rounds in another way.
     """
 
     name: str
@@ -83,14 +82,14 @@ class Totals:
 
 
 def totals(rows: Iterable[LayerRow]) -> Totals:
-    """The sums over `rows`: parameters of the network, MACs (multiply-accumulate operations) of one forward pass."""
+    """The sums over `rows`: the network's parameters, and the MACs of one forward pass of one image."""
     rows = list(rows)
     return Totals(sum(row.parameters for row in rows), sum(row.macs for row in rows))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory that a training needs, in bytes (float32); an upper bound more than a measurement."""
+    """An upper bound of the memory that training needs, in bytes (float32)."""
 
     parameters: int
     gradients: int
@@ -103,11 +102,11 @@ class Estimate:
 
 
 def estimate(rows: Iterable[LayerRow], *, batch: int, state_per_parameter: int, backward: bool = True) -> Estimate:
-    """Memory of a training in batches of `batch`.
+    """Estimate the memory for training with batches of `batch` images.
 
-    `state_per_parameter`: values kept for each parameter (SGD 0, with momentum 1, Adam 2; one more for
+    `state_per_parameter` is the number of values kept for each parameter (SGD 0, with momentum 1, Adam 2; one more for
     EMA). The input and the output of every layer are kept for the backward pass. Without a backward pass there are no
-    gradients, and only the input and the output of the layer that runs are kept.
+    gradients, and only the input and the output of the current layer are kept.
     """
     rows = list(rows)
     weights = BYTES * totals(rows).parameters
@@ -129,12 +128,12 @@ _VIEWS = ("Flatten", "Identity")
 
 
 def trace(model: nn.Module, channels: int, size: int) -> list[LayerRow]:
-    """One row for each layer that runs, in running order, on one image of zeros in eval mode.
+    """One row for each layer that runs, in the order of execution, on one image of zeros in eval mode.
 
-    A layer is a module without children, or one with parameters of its own. Functions called outside of
+    A layer is a module without children, or one that has parameters itself. Functions called outside
     modules (additions, functional pooling, attention products) have no row. Parameters are counted once,
-    where they first appear; those of modules that are never called stand last, with empty shapes, so
-    that the sum is the network's. The model is left as it was.
+    where they first appear; those of modules that are never called come last, with empty shapes, so
+    that the sum is that of the network. The model's modes are restored.
     """
     rows: list[LayerRow] = []
     counted: set[int] = set()
@@ -160,14 +159,14 @@ def trace(model: nn.Module, channels: int, size: int) -> list[LayerRow]:
     modes = {module: module.training for module in model.modules()}
     first = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, channels, size, size, device=first.device, dtype=first.dtype)
-    _set_field(image, (1, 1))
+    _set_receptive_field(image, (1, 1))
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))
         for name, module in layers.items()
     ]
     try:
         model.eval()
-        with torch.no_grad(), _FieldsOfFunctions():
+        with torch.no_grad(), _PropagateReceptiveFields():
             model(image)
     finally:
         for handle in handles:
@@ -182,25 +181,25 @@ def trace(model: nn.Module, channels: int, size: int) -> list[LayerRow]:
 
 def _row(name: str, module: nn.Module, source: Tensor, result: Tensor, parameters: int) -> LayerRow:
     window = _window(module)
-    field = _field(source)
+    field = _receptive_field(source)
     text, lost = "", 0
     if window and source.dim() == 4:
-        _, stride, padding, reach = window
-        axes = list(zip(source.shape[2:], reach, padding, stride, strict=True))
+        _, stride, padding, extent = window
+        axes = list(zip(source.shape[2:], extent, padding, stride, strict=True))
         if [output_size(*axis) for axis in axes] == list(result.shape[2:]):
             texts = [equation(*axis) for axis in axes]
             text = texts[0] if texts[0] == texts[1] else "; ".join(texts)
             lost = max(discarded(*axis) for axis in axes)
         if field:
-            field = (field[0] + (reach[0] - 1) * field[1], field[1] * stride[0])
+            field = (field[0] + (extent[0] - 1) * field[1], field[1] * stride[0])
     elif isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         rows = source.shape[2]
         text = f"{rows} x {source.shape[3]} to {result.shape[2]} x {result.shape[3]}"
-        # One position is left: it sees all of the map, and has no neighbour to be spaced from.
+        # A single position sees the whole map and has no neighbours, so its jump does not matter.
         field = (field[0] + (rows - 1) * field[1], field[1]) if field and result.shape[2] == 1 else None
     elif isinstance(module, nn.Flatten) and source.dim() > 2:
         text = f"{'*'.join(str(n) for n in source.shape[1:])} = {result.shape[1]}"
-    _set_field(result, field)
+    _set_receptive_field(result, field)
     macs = 0
     if isinstance(module, nn.Conv2d | nn.Linear):
         macs = result.numel() * module.weight[0].numel()
@@ -224,16 +223,16 @@ _Pair = tuple[int, int]
 
 
 def _window(module: nn.Module) -> tuple[_Pair, _Pair, _Pair, _Pair] | None:
-    """Kernel, stride, padding and reach (the kernel spread by its dilation) of a convolution or a pooling."""
+    """Kernel, stride, padding and extent (of the dilated kernel) of a convolution or a pooling."""
     kernel, stride = getattr(module, "kernel_size", None), getattr(module, "stride", None)
     if not (_is_pair(kernel) and _is_pair(stride)):
         return None
     kernel, stride, dilation = _pair(kernel), _pair(stride), _pair(getattr(module, "dilation", 1))
-    reach = (dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1)
+    extent = (dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1)
     padding = getattr(module, "padding", 0)
     if isinstance(padding, str):
-        padding = tuple(ceil((n - 1) / 2) for n in reach) if padding == "same" else 0
-    return kernel, stride, _pair(padding), reach
+        padding = tuple(ceil((n - 1) / 2) for n in extent) if padding == "same" else 0
+    return kernel, stride, _pair(padding), extent
 
 
 def _is_pair(value: Any) -> bool:
@@ -256,25 +255,25 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-# A tensor's (receptive field, jump): the jump is the distance in the image, in pixels, between two neighbours.
+# A tensor's (receptive field, jump): the jump is the distance between two neighbouring positions, in image pixels.
 
 
-def _field(tensor: Tensor) -> _Pair | None:
+def _receptive_field(tensor: Tensor) -> _Pair | None:
     return getattr(tensor, "_receptive_field", None)
 
 
-def _set_field(tensor: Tensor, field: _Pair | None) -> None:
+def _set_receptive_field(tensor: Tensor, field: _Pair | None) -> None:
     tensor._receptive_field = field  # type: ignore[attr-defined]
 
 
-class _FieldsOfFunctions(TorchFunctionMode):
-    """Carries receptive fields through what is called between modules: the largest of the arguments'."""
+class _PropagateReceptiveFields(TorchFunctionMode):
+    """Passes receptive fields through functions between modules: results get the largest one of the arguments."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        fields = [field for tensor in _tensors(args) if (field := _field(tensor))]
-        if fields:
-            largest = (max(field for field, _ in fields), max(jump for _, jump in fields))
+        receptive_fields = [field for tensor in _tensors(args) if (field := _receptive_field(tensor))]
+        if receptive_fields:
+            largest = (max(field for field, _ in receptive_fields), max(jump for _, jump in receptive_fields))
             for tensor in _tensors(result):
-                _set_field(tensor, largest)
+                _set_receptive_field(tensor, largest)
         return result

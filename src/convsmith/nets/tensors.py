@@ -1,4 +1,4 @@
-"""Tensors by name: their checksum, and loading them strictly into a network. Reads and writes no files."""
+"""The checksum of named tensors, and loading them strictly into a network. Reads and writes no files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from convsmith.errors import UserError
 
 
-def checksum(tensors: Mapping[str, Tensor], facts: str = "") -> str:
-    """sha256 of names, types, shapes and values, and of `facts`."""
-    digest = hashlib.sha256(facts.encode())
+def checksum(tensors: Mapping[str, Tensor], metadata: str = "") -> str:
+    """SHA-256 of names, types, shapes and values, and of `metadata`."""
+    digest = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -23,7 +23,7 @@ def checksum(tensors: Mapping[str, Tensor], facts: str = "") -> str:
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load every tensor of `model`; a UserError lists missing, unexpected and misshapen keys, loading none."""
+    """Load all tensors of `model`, or none: a UserError lists missing, unexpected and misshapen ones."""
     expected = model.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())
@@ -37,6 +37,6 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) ->
         listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names)
         raise UserError(f"{what} is of another architecture; {listed}")
     named = OrderedDict(tensors)
-    # Names that fit are those of the present version, which some modules ask for (torchvision's MNASNet).
+    # The names are those of the current version, which some modules check in the metadata (torchvision's MNASNet).
     named._metadata = expected._metadata  # type: ignore[attr-defined]
     model.load_state_dict(named)

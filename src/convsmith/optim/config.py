@@ -1,4 +1,4 @@
-"""The `optim`, `schedule` and `regularize` sections."""
+"""The `optim`, `schedule` and `regularize` sections, and the tables of optimisers and schedules. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """All that is known of an optimiser without torch; `optimizers.BUILDERS` builds it.
+    """The description of an optimiser, without torch; `optimizers.BUILDERS` builds it.
 
-    `lr` is the learning rate where none is given: the value that its paper or torch starts from. `uses` names the
-    keys of the section that it uses besides `lr` and `bias_lr_factor`. `state_per_parameter` is how many values it
-    keeps for each parameter at most. `applies` names the modes of L2 that its own weight decay has; penalties.py
+    `lr` is the default learning rate, as its paper or torch recommends. `uses` names the
+    keys of the section that it uses besides `lr` and `bias_lr_factor`. `state_per_parameter` is the largest number of
+    values that it keeps for each parameter. `applies` names the modes of L2 that it implements itself; penalties.py
     applies the others.
     """
 
@@ -42,7 +42,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adagrad": OptimizerEntry("step sizes by the sum of squared gradients (Duchi et al. 2011)", 1e-2, ("eps",), 1),
     "muon": OptimizerEntry(
         "orthogonalised momentum for hidden weights, adamw for the rest (Jordan 2024)",
-        0.1,  # Jordan's 0.02 is for language models, his 0.24 for a network of CIFAR-10 with batch norm
+        0.1,  # Jordan uses 0.02 for language models and 0.24 for a network with batch norm on CIFAR-10
         ("betas", "eps", "muon_momentum", "adamw_lr_factor"),
         2,
         ("decoupled",),
@@ -52,25 +52,25 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
 
 @dataclass(frozen=True)
 class ScheduleEntry:
-    """All that is known of a schedule but its factor, which `schedules.SHAPES` computes; `uses` as of an optimiser."""
+    """The description of a schedule, whose factor `schedules.SHAPES` computes; `uses` is as for an optimiser."""
 
     description: str
     uses: tuple[str, ...]
 
 
 SCHEDULES: dict[str, ScheduleEntry] = {
-    "constant": ScheduleEntry("lr throughout", ()),
-    "step": ScheduleEntry("a cut every step_epochs", ("step_epochs", "gamma")),
-    "exponential": ScheduleEntry("a cut every epoch", ("gamma",)),
-    "plateau": ScheduleEntry("a cut when val_loss stops falling", ("patience", "factor", "threshold")),
+    "constant": ScheduleEntry("always lr", ()),
+    "step": ScheduleEntry("reduced every step_epochs", ("step_epochs", "gamma")),
+    "exponential": ScheduleEntry("reduced every epoch", ("gamma",)),
+    "plateau": ScheduleEntry("reduced when val_loss stops falling", ("patience", "factor", "threshold")),
     "cosine": ScheduleEntry("half a cosine from lr down to final", ("final",)),
-    "one-cycle": ScheduleEntry("up to lr at the share peak, then down to final", ("start", "peak", "final", "anneal")),
+    "one-cycle": ScheduleEntry("up to lr until peak, then down to final", ("start", "peak", "final", "anneal")),
 }
 
 if TYPE_CHECKING:
     OptimizerName: TypeAlias = str
     ScheduleName: TypeAlias = str
-else:  # the tables are the one place where the names stand
+else:  # the tables are the only place that lists the names
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     ScheduleName = Literal[tuple(SCHEDULES)]
 
@@ -87,7 +87,7 @@ class OptimConfig(Section):
     uses: ClassVar = {"name": {name: entry.uses for name, entry in OPTIMIZERS.items()}}
 
     name: OptimizerName = Field("adam", description=_described(OPTIMIZERS))
-    lr: float | None = Field(None, gt=0, le=100, description="learning rate; none: the optimiser's usual one")
+    lr: float | None = Field(None, gt=0, le=100, description="learning rate; none: the optimiser's default")
     bias_lr_factor: float = Field(
         1.0, gt=0, le=1000, description="learning rate of biases and norm parameters, as a multiple of lr"
     )
@@ -98,9 +98,9 @@ class OptimConfig(Section):
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_users(OPTIMIZERS, "betas"))
     eps: float = Field(1e-8, gt=0, le=1, description=_users(OPTIMIZERS, "eps"))
-    muon_momentum: float = Field(0.95, ge=0, lt=1, description="muon: momentum of the hidden weights")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="muon: momentum for the hidden weights")
     adamw_lr_factor: float = Field(
-        0.05, gt=0, le=1000, description="muon: learning rate of what adamw updates, as a multiple of lr"
+        0.05, gt=0, le=1000, description="muon: learning rate of the parameters that adamw updates, as a multiple of lr"
     )
     alpha: float = Field(
         0.99, ge=0, lt=1, description=f"{_users(OPTIMIZERS, 'alpha')}: smoothing of the squared gradient"
@@ -109,8 +109,8 @@ class OptimConfig(Section):
     @field_validator("eps")
     @classmethod
     def _above_zero_in_float32(cls, eps: float) -> float:
-        if eps < 1e-37:  # a weight without a gradient would move by 0 / 0
-            raise ValueError("must be at least 1e-37, since float32 takes a smaller one for 0")
+        if eps < 1e-37:  # a weight without a gradient would be updated by 0 / 0
+            raise ValueError("must be at least 1e-37, since float32 rounds smaller values to 0")
         return eps
 
     @field_validator("name", mode="wrap")
@@ -124,7 +124,7 @@ class OptimConfig(Section):
 
     @property
     def is_own(self) -> bool:
-        """Whether the optimiser is the user's own, so that no key of this section changes anything."""
+        """Whether the optimiser is the user's own, so that no other key of this section has an effect."""
         return self.name.startswith(OWN)
 
 
@@ -133,14 +133,14 @@ class ScheduleConfig(Section):
 
     name: ScheduleName = Field("constant", description=_described(SCHEDULES))
     warmup_epochs: float = Field(0.0, ge=0, le=1000, description="linear rise from 0 before the schedule")
-    step_epochs: int = Field(5, ge=1, description="step: epochs between two cuts")
-    gamma: float = Field(0.1, gt=0, le=1, description="step: factor of a cut; exponential: factor of an epoch")
-    patience: int = Field(2, ge=0, description="plateau: epochs without a better val_loss before a cut")
-    factor: float = Field(0.1, gt=0, lt=1, description="plateau: factor of a cut")
+    step_epochs: int = Field(5, ge=1, description="step: epochs between two reductions")
+    gamma: float = Field(0.1, gt=0, le=1, description="step and exponential: factor of each reduction")
+    patience: int = Field(2, ge=0, description="plateau: epochs without a better val_loss before a reduction")
+    factor: float = Field(0.1, gt=0, lt=1, description="plateau: factor of each reduction")
     threshold: float = Field(1e-4, ge=0, lt=1, description="plateau: relative improvement that counts as better")
-    final: float = Field(0.0, ge=0, le=1, description="cosine and one-cycle: last learning rate as a share of lr")
-    start: float = Field(0.04, ge=0, le=1, description="one-cycle: first learning rate as a share of lr")
-    peak: float = Field(0.3, gt=0, lt=1, description="one-cycle: share of the run at which lr is reached")
+    final: float = Field(0.0, ge=0, le=1, description="cosine and one-cycle: last learning rate as a fraction of lr")
+    start: float = Field(0.04, ge=0, le=1, description="one-cycle: first learning rate as a fraction of lr")
+    peak: float = Field(0.3, gt=0, lt=1, description="one-cycle: fraction of the run after which lr is reached")
     anneal: Literal["cosine", "linear"] = Field("cosine", description="one-cycle: shape of rise and fall")
 
 
@@ -149,11 +149,12 @@ class RegularizeConfig(Section):
 
     l2: float = Field(0.0, ge=0, le=10, description="strength of the L2 penalty (weight decay)")
     l2_mode: Literal["coupled", "decoupled"] = Field(
-        "coupled", description="coupled: added to the gradient; decoupled: weights shrunk by lr x l2 (AdamW)"
+        "coupled",
+        description="coupled: added to the gradient; decoupled: weights are shrunk by lr x l2 (AdamW)",
     )
-    l1: float = Field(0.0, ge=0, le=10, description="strength of the L1 penalty on weights (not biases, not norms)")
+    l1: float = Field(0.0, ge=0, le=10, description="strength of the L1 penalty on weights (not on biases and norms)")
     l1_mode: Literal["subgradient", "proximal"] = Field(
         "subgradient", description="subgradient: in the loss; proximal: soft threshold after the step (exact zeros)"
     )
-    clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0: no clipping")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradient of all parameters; 0: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1)

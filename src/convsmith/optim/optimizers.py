@@ -1,4 +1,4 @@
-"""How optimisers are built and the parameter groups that they update; their names, rates and keys are in config.py."""
+"""Builds optimisers and their parameter groups. Their names, default rates and keys are in config.py."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DECAY, NO_DECAY = "decay", "no_decay"
 
 
 def parameter_groups(model: nn.Module) -> list[Group]:
-    """Two groups by name: `decay` (weights of convolutions and linear layers: penalties apply) and `no_decay`
-    (biases, norms).
+    """Two named groups: `decay` (weights of convolutions and linear layers, to which penalties apply) and `no_decay`
+    (biases and norms).
 
-    Frozen parameters (no gradient) are in neither and so get no optimiser state. Each group names the parameters of
-    the network's head as `head`, for optimisers that update them by another rule.
+    Frozen parameters (without gradients) are in neither, and so get no optimiser state. Each group also lists the
+    parameters of the network's head as `head`, for optimisers that update them by another rule.
     """
     head = list(module.parameters()) if isinstance(module := getattr(model, "head", None), nn.Module) else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -34,9 +34,9 @@ def parameter_groups(model: nn.Module) -> list[Group]:
 
 
 def keep_base_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Note each group's learning rate as its `base_lr`, which schedules multiply.
+    """Store each group's learning rate as its `base_lr`, which schedules multiply.
 
-    A group's `lr_factor` (lower rates for pretrained stages) is applied here, to the user's own optimisers too.
+    A group's `lr_factor` (lower rates for pretrained stages) is applied here, also to the user's own optimisers.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] = group["lr"] * group.get("lr_factor", 1.0)
@@ -46,10 +46,10 @@ def keep_base_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def build_optimizer(
     groups: list[Group], config: OptimConfig, regularize: RegularizeConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimiser that `config.name` names; L2 goes to groups named `decay` alone.
+    """Build the optimiser that `config.name` names. L2 applies only to groups named `decay`.
 
-    Where the optimiser has the asked mode of L2, that is its `weight_decay`, and its groups say `applies_l2`. To all
-    other groups, those of the user's own optimisers too, the penalties apply it.
+    If the optimiser implements the configured mode of L2, its `weight_decay` is set and its groups are marked
+    `applies_l2`. In all other groups, including those of the user's own optimisers, penalties.py applies L2.
     """
     name = "adamw" if config.name == "adam" and regularize.l2_mode == "decoupled" else config.name
     within = regularize.l2_mode in OPTIMIZERS[name].applies
@@ -61,19 +61,21 @@ def build_optimizer(
 
 
 def default_lr(config: OptimConfig) -> float:
-    """The learning rate that `config` asks for, or else the optimiser's usual one."""
+    """The learning rate in `config`, or else the optimiser's default."""
     return OPTIMIZERS[config.name].lr if config.lr is None else config.lr
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of hidden layers, AdamW for the rest: biases, norms and the head.
 
-    With gradient g, momentum m <- b m + (1 - b) g and Nesterov's look ahead u = b m + (1 - b) g, a matrix moves by
-    W <- W (1 - lr decay) - lr sqrt(max(1, rows / columns)) orthogonal(u). A convolution's kernels [O, I, K, K] are the
-    matrix [O, I K K]. AdamW's rate is `adamw_lr_factor` x lr. A model without an attribute `head` has no head here.
+    With gradient g, momentum m <- b m + (1 - b) g and Nesterov's look-ahead u = b m + (1 - b) g, a matrix is updated
+    by W <- W (1 - lr decay) - lr sqrt(max(1, rows / columns)) orthogonal(u). A convolution's kernels [O, I, K, K] form
+    the matrix [O, I K K]. AdamW's rate is `adamw_lr_factor` x lr. Without an attribute `head`, a model's last layer
+    counts as hidden.
 
-    Source: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), whose code iterates in
-    bfloat16 and takes rows / columns of kernels from their last two axes, hence 1; here it is float32 and the matrix.
+    Source: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024). Its code iterates in
+    bfloat16 and takes rows / columns of kernels from their last two axes, which gives 1; here the iteration is in
+    float32, and rows / columns are those of the matrix.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update what has a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             head = {id(parameter) for parameter in group.get("head", ())}
             present = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -136,10 +138,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About U V^T of the singular value decomposition U S V^T of `matrix` [R, C]: all singular values near 1.
+    """An approximation of U V^T, where U S V^T is the singular value decomposition of `matrix` [R, C].
 
-    Five steps of a Newton-Schulz iteration, whose quintic polynomial is steep at 0 so that small singular values grow
-    fast; those of the result lie between about 0.7 and 1.2.
+    It takes five steps of a Newton-Schulz iteration, whose quintic polynomial is steep at 0, so that small singular
+    values grow fast. The singular values of the result lie between about 0.7 and 1.2.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
@@ -188,7 +190,7 @@ def _muon(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.
     )
 
 
-#: groups with their rates and L2, the section, whether torch has a fused kernel for the device -> optimiser
+#: (groups with their rates and L2, section, whether torch has a fused kernel for the device) -> optimiser
 BUILDERS: dict[str, Callable[[list[Group], OptimConfig, bool], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adam": _adam,

@@ -1,6 +1,6 @@
-"""The factor of each schedule on the learning rate, as pure functions of the step; only plateau keeps a state.
+"""The factor of each schedule on the learning rate, as a pure function of the step; only plateau has state.
 
-Their names, their keys and their descriptions stand in config.py.
+The names, keys and descriptions of the schedules are in config.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from convsmith.optim.config import ScheduleConfig
 
-#: (config, step after warm-up, steps of an epoch, steps after warm-up in all) -> factor on the learning rate
+#: (config, step after warm-up, steps per epoch, number of steps after warm-up) -> factor on the learning rate
 Shape = Callable[[ScheduleConfig, int, int, int], float]
 
 
@@ -35,9 +35,9 @@ def cosine(config: ScheduleConfig, step: int, per_epoch: int, total: int) -> flo
 
 
 def one_cycle(config: ScheduleConfig, step: int, per_epoch: int, total: int) -> float:
-    """From `start` up to 1 at the share `peak` of the run, then down to `final` (Smith and Topin 2018).
+    """Rise from `start` to 1 at the fraction `peak` of the run, then fall to `final` (Smith and Topin 2018).
 
-    The learning rate alone moves; the momentum stays.
+    Only the learning rate changes; the momentum is constant.
     """
     last = max(total - 1, 1)
     top = config.peak * last
@@ -51,7 +51,7 @@ def _between(first: float, last: float, share: float, anneal: str) -> float:
     return first + (last - first) * rise
 
 
-#: The factor of plateau lies in Plateau, since it depends on the losses.
+#: The factor of plateau is in Plateau, since it depends on the losses.
 SHAPES: dict[str, Shape] = {
     "constant": constant,
     "step": step_decay,
@@ -63,7 +63,7 @@ SHAPES: dict[str, Shape] = {
 
 
 class Plateau:
-    """Cut by `factor` when val_loss has not become better by `threshold` for more than `patience` epochs."""
+    """Reduce by `factor` when val_loss has not improved by `threshold` for more than `patience` epochs."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
@@ -81,7 +81,7 @@ class Plateau:
 
 
 class Schedule:
-    """The factor on every group's base learning rate at each optimiser step, warm-up included."""
+    """The factor on every group's base learning rate at each optimiser step, including warm-up."""
 
     def __init__(self, config: ScheduleConfig, steps_per_epoch: int, epochs: int) -> None:
         self.config = config
@@ -91,7 +91,7 @@ class Schedule:
         self.plateau = Plateau(config)
 
     def factor(self, step: int) -> float:
-        """`step` counts from 0 over the whole run. In warm-up: (step + 1) / warm-up steps of what follows."""
+        """The factor at `step`, counted from 0 over the whole run. In warm-up it is scaled by (step + 1) / warmup."""
         after = max(step - self.warmup, 0)
         rise = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
         return (

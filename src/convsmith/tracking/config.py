@@ -11,9 +11,9 @@ from convsmith.contracts import Section
 
 class TrackConfig(Section):
     wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "auto", description="auto: online where you are logged in, else offline (a folder of the run)"
+        "auto", description="auto: online if you are logged in, else offline (in the run directory)"
     )
     project: str = Field("convsmith", min_length=1, max_length=128, description="W&B project")
     group: str | None = Field(None, description="W&B group")
-    every_steps: bool = Field(False, description="also log each train.log_every steps")
-    images: int = Field(16, ge=0, le=256, description="sample predictions logged at the end")
+    every_steps: bool = Field(False, description="log every train.log_every steps as well, not only every epoch")
+    images: int = Field(16, ge=0, le=256, description="number of sample predictions logged at the end")

@@ -1,4 +1,4 @@
-"""metrics.csv: a row an epoch, whole whatever happens to the process. Knows columns, not what they mean."""
+"""metrics.csv, with one row per epoch that survives a kill of the process. Computes no metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convsmith.errors import UserError
 from convsmith.files import write_text
 from convsmith.records import MONITORS
 
-_FIRST = (  # what other programs may count on
+_FIRST = (  # the columns that other programs may rely on
     "epoch",
     "train_loss",
     "train_accuracy",
@@ -31,7 +31,7 @@ COLUMNS = (
     "l1_penalty",
     "l2_penalty",
     "zero_weights",
-    "clean_train_loss",  # of train images without augmentation, by the net in eval mode; in a few epochs alone
+    "clean_train_loss",  # on train images without augmentation, in eval mode; computed only in a few epochs
     "clean_train_accuracy",
 )
 
@@ -46,7 +46,7 @@ class MetricsCsv:
         self.columns = tuple(columns)
 
     def append(self, row: Mapping[str, Number]) -> None:
-        """Write numbers by column. A column that is missing or None becomes an empty cell; floats keep every digit."""
+        """Write numbers by column. A column that is missing or None becomes an empty cell; floats keep all digits."""
         unknown = row.keys() - set(self.columns)
         assert not unknown, f"no such columns: {sorted(unknown)}"
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -59,9 +59,9 @@ class MetricsCsv:
 
 
 def read(path: Path) -> list[dict[str, Number]]:
-    """Read the rows of a metrics.csv. An empty cell is None, and a last line that was not written whole is left out.
+    """Read the rows of a metrics.csv. An empty cell is None, and an incomplete last line is left out.
 
-    UserError where the file is not a table of numbers.
+    Raises UserError if the file is not a table of numbers.
     """
     try:
         reader = csv.DictReader(_whole_lines(path), strict=True)
@@ -71,14 +71,14 @@ def read(path: Path) -> list[dict[str, Number]]:
 
 
 def cut_back(path: Path, epochs: int) -> int:
-    """Keep the first `epochs` rows under the present header, in one atomic step; returns how many rows there are now.
+    """Keep the first `epochs` rows under the current header, in one atomic step; return the number of rows left.
 
-    A resume repeats what came after its checkpoint. A last line that was not written whole is cut as well. What an
-    older edition did not record stays empty; the other cells stay as they were written. UserError as in `read`.
+    A resume repeats the epochs after its checkpoint. An incomplete last line is dropped as well. Columns that an
+    older edition did not record stay empty; all other cells are kept as written. Raises UserError as `read` does.
     """
     if not path.exists():
         return 0
-    read(path)  # what is not a table of numbers stays as it is
+    read(path)  # raises an error, so that a damaged file is not overwritten
     rows = list(csv.DictReader(_whole_lines(path)))[:epochs]
     text = io.StringIO()
     if rows:

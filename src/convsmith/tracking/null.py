@@ -1,4 +1,4 @@
-"""The tracker of a run without W&B. It keeps nothing."""
+"""The tracker of a run without W&B. It records nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class NullTracker:
-    """Ignores what it is given. It keeps only the W&B run id, so that a later resume can still use it."""
+    """Ignores all values. It keeps only the W&B run id, so that a later resume can still use it."""
 
     where: str | None = None
 

@@ -1,8 +1,8 @@
-"""Weights & Biases, kept at arm's length: this side of the pipe to its process. Imports no wandb.
+"""The tracker for Weights & Biases: our side of the pipe to its process. Imports no wandb.
 
-All of wandb runs in a process of its own (`wandb_process`), fed through a pipe by a thread: whatever wandb does
-(hang without a network, die, prompt, print, patch `sys.exit`, draw random numbers) cannot reach the run, and a
-run that is killed leaves a W&B run that is whole up to there.
+wandb runs in a separate process (`wandb_process`), which a thread feeds through a pipe. Whatever wandb does
+(hang without a network, die, prompt, print, patch `sys.exit`, draw random numbers) cannot affect the run, and a
+run that is killed leaves a W&B run that is complete up to that point.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import numpy as np
 from convsmith.tracking.config import TrackConfig
 from convsmith.tracking.null import NullTracker
 
-CLOSE_SECONDS = 30.0  # what W&B gets at the end of a run to send the rest
-PENDING = 10_000  # messages that may wait for a W&B that is slow
+CLOSE_SECONDS = 30.0  # the time that W&B has at the end of a run to send the remaining data
+PENDING = 10_000  # messages that may wait for a slow W&B
 
 
 def open_tracker(
@@ -40,10 +40,10 @@ def open_tracker(
     resume_id: str | None,
     warn: Callable[[str], None],
 ) -> WandbTracker | NullTracker:
-    """The tracker of the run `name`, with its files in ``<run_dir>/wandb``. Returns at once, whatever W&B does.
+    """The tracker of the run `name`, with its files in ``<run_dir>/wandb``. Never waits for W&B.
 
-    `run_config` is what W&B shows as the configuration; `resume_id` is the `run_id` of the tracker whose run is
-    resumed. `warn` takes one line where something is amiss, in the thread that calls the tracker.
+    `run_config` is the configuration that W&B shows; `resume_id` is the `run_id` of the tracker whose run is
+    resumed. `warn` is called with one line if something goes wrong, in the thread that calls the tracker.
     """
     if config.wandb == "off" or (config.wandb == "auto" and os.environ.get("WANDB_MODE") == "disabled"):
         return NullTracker(resume_id)
@@ -59,15 +59,15 @@ def open_tracker(
     try:
         return WandbTracker(config.wandb, init, warn)
     except OSError as error:
-        warn(f"W&B is off for this run: its process did not start ({error})")
+        warn(f"W&B is off for this run, because its process did not start ({error})")
         return NullTracker(run_id)
 
 
 class WandbTracker:
     """Sends a run's numbers and pictures to the W&B process.
 
-    `run_id` is the W&B run, for `open_tracker` when the run is resumed. `where` says where to look at the run (its
-    URL, or a command), or None as long as W&B has not started.
+    `run_id` identifies the W&B run, for `open_tracker` when the run is resumed. `where` is the URL of the run or a
+    command that shows it; it is None until W&B has started.
     """
 
     def __init__(self, mode: str, init: Mapping[str, Any], warn: Callable[[str], None]) -> None:
@@ -82,13 +82,13 @@ class WandbTracker:
             stderr=subprocess.DEVNULL,
             env=os.environ
             | {
-                # What this process can import, without the working folder that -m would put in front.
+                # The import path of this process, without the working folder that -m would prepend.
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "PYTHONSAFEPATH": "1",
                 "WANDB_PROGRAM": "convsmith",
                 "WANDB_SILENT": "true",
             },
-            start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
+            start_new_session=True,  # Ctrl-C must reach only the run, which then reports how it ended
         )
         self._pending: queue.Queue[bytes | None] = queue.Queue(PENDING)
         self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -99,21 +99,21 @@ class WandbTracker:
         self._send({"mode": mode, "init": init})
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Numbers, texts, matplotlib figures, or lists of (image, caption), an image being uint8 [H, W, 3] or [H, W].
+        """Log numbers, texts, matplotlib figures, or lists of (image uint8 [H, W, 3] or [H, W], caption).
 
-        `step` is the optimiser step: the x axis of all charts. Never waits.
+        `step` is the optimiser step, which is the x axis of all charts. Never waits.
         """
         if not self._lost:
             try:
                 pictures = {name: _pictures(value) for name, value in values.items() if _drawn(value)}
                 plain = {name: value for name, value in values.items() if name not in pictures}
                 self._send({"values": plain | {"step": step}, "pictures": pictures})
-            except Exception as error:  # a tracker may lose what it is given, it never stops a run
-                self._warnings.put(f"W&B did not get {', '.join(values)} of step {step}: {error}")
+            except Exception as error:  # a tracker may lose values, but must never stop a run
+                self._warnings.put(f"W&B did not receive {', '.join(values)} of step {step}: {error}")
         self._pass_on_warnings()
 
     def close(self, summary: Mapping[str, Any], failed: bool = False) -> None:
-        """Ends the W&B run with `summary`; gives it up after `CLOSE_SECONDS`, or at once where it is lost already."""
+        """End the W&B run with `summary`. Waits up to `CLOSE_SECONDS`, but not for a run that is lost already."""
         self._send({"summary": dict(summary), "failed": failed})
         self._put(None)
         try:
@@ -137,7 +137,7 @@ class WandbTracker:
 
     def _write(self) -> None:
         assert self._process.stdin
-        with contextlib.suppress(OSError), self._process.stdin as pipe:  # a broken pipe: `_read` sees the end as well
+        with contextlib.suppress(OSError), self._process.stdin as pipe:  # `_read` notices a broken pipe as well
             while (line := self._pending.get()) is not None:
                 pipe.write(line)
                 pipe.flush()
@@ -184,7 +184,7 @@ def _pictures(value: Any) -> list[tuple[str, str | None]]:
         buffer = io.BytesIO()
         if hasattr(drawing, "savefig"):
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font has not
+                warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks
                 drawing.savefig(buffer, format="png")
         else:
             Image.fromarray(np.squeeze(drawing)).save(buffer, "PNG")
@@ -193,7 +193,7 @@ def _pictures(value: Any) -> list[tuple[str, str | None]]:
 
 
 def login_state() -> str:
-    """What `track.wandb=auto` would do now, in words; asked in a process of its own, for the reasons above."""
+    """A description of what `track.wandb=auto` would do now, determined in a separate process for the reasons above."""
     code = "from convsmith.tracking.wandb_process import automatic_mode; print(automatic_mode())"
     try:
         done = subprocess.run(

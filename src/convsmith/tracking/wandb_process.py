@@ -1,4 +1,4 @@
-"""The process that talks to wandb: `python -m convsmith.tracking.wandb_process`, started by `WandbTracker`.
+"""The process that runs wandb: `python -m convsmith.tracking.wandb_process`, started by `WandbTracker`.
 
 It reads one JSON message a line from stdin: the opening, then rows of the history, then the summary. It writes reports
 as JSON lines to stdout: `url`, `warning`, `failed`, `finished`. If stdin ends without a summary, the run has died, and
@@ -18,13 +18,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
-INIT_SECONDS = 15.0  # for it to take the run, before the run goes on offline
+ANSWER_SECONDS = 5.0  # the time for the W&B server to respond at all
+INIT_SECONDS = 15.0  # the time for it to accept the run before the run continues offline
 EXIT_SECONDS = 3.0
 
 
 def main() -> None:
-    # wandb and its service inherit /dev/null: they can neither read, nor print into, nor keep open the two pipes.
+    # wandb and its service inherit /dev/null, so that they can neither use the two pipes nor keep them open.
     messages, reports = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", buffering=1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -35,9 +35,9 @@ def main() -> None:
 
     try:
         track(map(json.loads, messages), report)
-    except Exception as error:  # whatever wandb raises, the run must be told one line
+    except Exception as error:  # whatever wandb raises, the run gets one line about it
         report(failed=_line(error))
-    # wandb's exit hooks end its service, and may wait for a network or hang on what broke.
+    # wandb's exit hooks end its service, and may wait for the network or hang.
     last_resort = threading.Timer(EXIT_SECONDS, os._exit, [1])
     last_resort.daemon = True
     last_resort.start()
@@ -47,7 +47,7 @@ def track(messages: Iterator[dict[str, Any]], report: Callable[..., None]) -> No
     opening = next(messages)
     run = start(opening["mode"], opening["init"], report)
     report(url=run.url)
-    # Each call to log is then a row at once, and rows repeated by a resume find their place.
+    # With these, each call to log writes a row at once, and rows that a resume repeats are put in their place.
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     failed = True
@@ -73,29 +73,29 @@ def start(mode: str, init: Mapping[str, Any], report: Callable[..., None]) -> An
         "disable_job_creation": True,
     }
     newer = {
-        "x_stats_pid": os.getppid(),  # the process to watch is the run's, not this one
-        "x_transaction_log_flush_interval": 2.0,  # seconds: what `wandb leet` shows of a run is as old as that
+        "x_stats_pid": os.getppid(),  # monitor the run's process, not this one
+        "x_transaction_log_flush_interval": 2.0,  # seconds that `wandb leet` may lag behind a run
     }
     settings |= {name: value for name, value in newer.items() if name in getattr(wandb.Settings, "model_fields", ())}
     if mode == "auto":
         mode = automatic_mode()
-    # "allow": the id may exist, in W&B or as an earlier offline folder; W&B then joins the parts.
+    # "allow": the id may exist already, in W&B or in an earlier offline folder; W&B then joins the parts.
     arguments: dict[str, Any] = {**init, "resume": "allow", "save_code": False, "settings": settings}
     if mode != "offline":
         try:
             if mode == "online":
                 _expect_answer(wandb.setup().settings.base_url)
             return wandb.init(**arguments | {"mode": mode})
-        except Exception as error:  # no network, a bad key, a server that is down: all end offline
-            report(warning=f"W&B cannot be reached, this run is tracked offline: {_line(error)}")
-            wandb.teardown()  # its service would still hold the run's id
+        except Exception as error:  # without a network, with a bad key or if the server is down, go offline
+            report(warning=f"W&B cannot be reached, so this run is tracked offline: {_line(error)}")
+            wandb.teardown()  # otherwise its service would still hold the run's id
     return wandb.init(mode="offline", **arguments)
 
 
 def automatic_mode() -> str:
-    """W&B's own mode setting (`WANDB_MODE`, `wandb offline`) where it is not online, else offline unless logged in.
+    """W&B's own mode setting (`WANDB_MODE`, `wandb offline`) if it is not online, else offline unless logged in.
 
-    Only for a process without a terminal: in another, wandb would ask for a key.
+    Call this only in a process without a terminal; otherwise wandb would ask for a key.
     """
     import wandb
 
@@ -104,15 +104,15 @@ def automatic_mode() -> str:
         return str(settings.mode)
     try:
         wandb.login(verify=False)
-    except wandb.errors.UsageError:  # no key anywhere, and nobody to ask for one
+    except wandb.errors.UsageError:  # there is no key, and nobody can be asked for one
         return "offline"
-    except Exception:  # a malformed key: `start` will say so
+    except Exception:  # the key is malformed, which `start` will report
         return "online"
     return "online"
 
 
 def _expect_answer(url: str) -> None:
-    """Raises `OSError` where nothing answers: wandb itself would try for much longer, and leave a folder behind."""
+    """Raise `OSError` if nothing responds; wandb itself would try for much longer and leave a folder behind."""
     try:
         urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:
