@@ -269,7 +269,7 @@ DAMAGES: list[tuple[str, bytes | None, str]] = [  # file, its content (none: it 
     ),
     ("splits.json", None, "splits.json' is missing"),
     ("metrics.csv", b"\xff\0junk\n1,2\n3,4\n", "metrics.csv' is damaged (it is not a table of numbers)"),
-    ("checkpoints", None, "has no checkpoints to go on from"),
+    ("checkpoints", None, "has no checkpoints to resume from"),
 ]
 
 

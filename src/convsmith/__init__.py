@@ -5,10 +5,10 @@
 >>> run.evaluate("test")["accuracy"]
 >>> convsmith.load("runs/digits-simple-cnn-1").predict(["seven.png"])
 
-Every verb of the command line is a function here or a method of `Run`, with the same options. Those that take a while
+Every verb of the command line is a function here or a method of `Run`, with the same options. Long-running functions
 have `show`: true shows the progress in the terminal or notebook, false shows nothing, and a function of your own gets
-each event of `convsmith.events`. All raise the errors of `convsmith.errors`: `UserError` for a mistake in what they are
-given, `RunFailed` where the work itself fails, and `Stopped` where a signal ended it after it had been saved.
+each event of `convsmith.events`. All raise the errors of `convsmith.errors`: `UserError` for invalid input, `RunFailed`
+where the work itself fails, and `Stopped` where a signal ended it after everything was saved.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def train(
 ) -> Run:
     """Train a classifier into a new run directory and return it.
 
-    `data`: a name, a path, or ``(images, labels)`` with images uint8 [N, H, W] or [N, H, W, C] and labels
-    integers or strings [N]; none: what `config` or `preset` say, else digits. `model`: a name, or a module of your
-    own from float [B, C, S, S] to logits [B, K]. Either may be a dict of its section's settings instead, such as
-    ``data={"source": "photos", "image_size": 64}``.
-    `optimizer`: a function of parameter groups that returns a torch optimiser. `settings`: the short names
-    (epochs, batch_size, lr, seed, device) and whole sections, such as ``augment={"hflip": True}``.
+    `data`: a name, a path, or ``(images, labels)`` with images uint8 [N, H, W] or [N, H, W, C] and labels integers or
+    strings [N]; by default that of `config` or `preset`, or else digits. `model`: a name, or a module of your own that
+    maps float [B, C, S, S] to logits [B, K]. Either may also be a dict of its section's settings, such as
+    ``data={"source": "photos", "image_size": 64}``. `optimizer`: a function that takes parameter groups and returns a
+    torch optimiser. `settings`: the short names (epochs, batch_size, lr, seed, device) and whole sections, such as
+    ``augment={"hflip": True}``.
     """
     from convsmith import run as runs
     from convsmith.show import listening
@@ -94,9 +94,9 @@ def resume(
     backend: str = "local",
     show: Show = True,
 ) -> Run | CrossvalResult | AblationResult | TuningResult:
-    """Go on with a stopped run to the same weights, bit for bit, or with a study, and return what it returns.
+    """Resume a stopped run, to the same weights bit for bit, or a study, and return its result.
 
-    Hand in again the module, the optimiser and the arrays that were your own. A study has `jobs` and a `backend`.
+    Pass in again the module, the optimiser and the arrays that were your own. `jobs` and `backend` apply to studies.
     """
     from convsmith import run as runs
     from convsmith.rundir import open_run
@@ -114,7 +114,7 @@ def resume(
 def load(
     run: str | Path, model: torch.nn.Module | None = None, data: Arrays | None = None, *, device: str = "auto"
 ) -> Run:
-    """A run that has been trained. Hand in the module or the arrays where they are your own."""
+    """A trained run. Pass in the module or the arrays if they are your own."""
     from convsmith import run as runs
     from convsmith.spec import parts_of
 
@@ -137,9 +137,10 @@ def crossval(
     show: Show = True,
     **settings: Any,
 ) -> CrossvalResult:
-    """N-fold cross-validation of what `train` would train with these arguments; goes on with the study of this name.
+    """N-fold cross-validation of what `train` would train with these arguments; continues the study with this name.
 
-    `jobs` folds are trained at a time, by the `backend` "local" or "ray"; with objects of your own one at a time, here.
+    `jobs` folds are trained at a time, by the `backend` "local" or "ray"; with objects of your own, one at a time in
+    this process.
     """
     from convsmith.show import listening
     from convsmith.spec import spec_of
@@ -198,7 +199,7 @@ def tune(
     show: Show = True,
     **settings: Any,
 ) -> TuningResult:
-    """Search the space of a `study` (a file, a name, or a dict of its keys) by Optuna's trials.
+    """Search the space of a `study` (a file, a name, or a dict of its keys) with Optuna.
 
     `data`, `model` and `settings` change the base, and so every trial.
     """
@@ -230,7 +231,7 @@ def lr_find(
     show: Show = True,
     **settings: Any,
 ) -> LrFindResult:
-    """Which learning rates learn: the range test from `low` to `high` in `steps` batches, with a suggestion."""
+    """The learning-rate range test from `low` to `high` in `steps` batches, with a suggested rate."""
     from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import lr_find as module
@@ -248,9 +249,9 @@ def check_data(
     *,
     show: Show = True,
 ) -> Audit:
-    """Look at every image of a data set: broken files, duplicates, counts and sizes; changes nothing.
+    """Check every image of a data set for broken files, duplicates, counts and sizes; nothing is changed.
 
-    `range` is data.range, for samples of more than 8 bits. `out` is a .json file for the whole finding.
+    `range` is data.range, for samples of more than 8 bits. All results go to `out`, a .json file.
     """
     from convsmith.data.audit import check_data
     from convsmith.show import listening
@@ -262,9 +263,9 @@ def check_data(
 
 
 def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
-    """Finished runs side by side on their validation splits, the first being the reference; writes a page to `out`.
+    """Compare finished runs on their validation splits, with the first as reference, and write a page to `out`.
 
-    Without `out` the page lies beside the first run. Differences of accuracy come from paired predictions.
+    Without `out` the page goes beside the first run. Differences in accuracy come from paired predictions.
     """
     from convsmith.report.compare import compare
 
@@ -279,9 +280,9 @@ def summary(
     config: str | Path | None = None,
     **settings: Any,
 ) -> ModelSummary:
-    """The network layer by layer, of what `train` would train with these arguments.
+    """The network that `train` would train with these arguments, layer by layer.
 
-    `config` may be a run directory, too; hand in its module where it is your own.
+    `config` may also be a run directory; pass in its module if it is your own.
     """
     from convsmith.modelsummary import of_config, of_run
     from convsmith.spec import spec_of
@@ -292,11 +293,11 @@ def summary(
 
 
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
-    """The runs and studies right below `folder`, the one that was changed last first.
+    """The runs and studies directly below `folder`, the most recently changed first.
 
     Each has its `directory`, `kind` (run, crossval, ablate, tune, lr-find), `state` (running, finished, stopped or
-    damaged), `val_accuracy` (of a cross-validation: the mean over what its folds held out), `test_accuracy` (None where
-    there is none), its size in `bytes`, and when it was `changed`.
+    damaged), `val_accuracy` (for a cross-validation, the mean over the held-out folds), `test_accuracy` (None where
+    there is none), its size in `bytes`, and the time when it was `changed`.
     """
     from convsmith import records, rundir
     from convsmith.errors import UserError
@@ -312,7 +313,7 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
                 val = records.read(run.crossval, records.Crossval)["mean"].get("accuracy")
             if run.evaluation("test").exists():
                 test = records.read(run.evaluation("test"), records.Evaluation)["accuracy"]
-        except UserError:  # one damaged file hides no other run
+        except UserError:  # one damaged file must not hide the other runs
             state = "damaged"
         accuracies = {"val_accuracy": val, "test_accuracy": test}
         found.append({"directory": run.path, "kind": kind, "state": state, **accuracies})
@@ -321,7 +322,7 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
 
 
 def presets(name: str | None = None) -> dict[str, str]:
-    """The presets that come with the package, or the one of this name: each name with its YAML text."""
+    """The presets that come with the package, or only the one with this name: name -> YAML text."""
     from convsmith.config import presets as known
     from convsmith.errors import choose
 
@@ -332,14 +333,14 @@ def presets(name: str | None = None) -> dict[str, str]:
 
 
 def doctor() -> dict[str, str]:
-    """What this machine has, in words: versions, devices, threads, the cache, the W&B account."""
+    """A description of this machine: versions, devices, threads, the cache, the W&B account."""
     from convsmith.machine import facts
 
     return facts()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Run":  # imported when asked for: torch takes seconds
+    if name == "Run":  # imported on first use, since torch takes seconds to import
         from convsmith.run import Run
 
         return Run

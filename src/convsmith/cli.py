@@ -1,4 +1,4 @@
-"""The command line. Imports nothing heavy until a verb runs."""
+"""The command line: it parses, calls a verb and turns errors into exit codes. Nothing heavy is imported before that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from convsmith.verbs import __path__ as _PACKAGE
 def verbs() -> dict[str, ModuleType]:
     """Every verb by its name, in the order of `PLACE`: the modules of `convsmith.verbs` that have a `LINE` for --help.
 
-    Each has `add_arguments(parser)` and `run(args) -> exit code` as well, and imports nothing heavy before it runs.
+    Each also has `add_arguments(parser)` and `run(args) -> exit code`, and imports nothing heavy before it runs.
     """
     found = [importlib.import_module(f"convsmith.verbs.{known.name}") for known in pkgutil.iter_modules(_PACKAGE)]
     ordered = sorted((module for module in found if hasattr(module, "LINE")), key=lambda module: int(module.PLACE))
@@ -39,8 +39,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see: {self.prog} --help)")
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        # Intermixed: `explain RUN --figure pooling cat.png` has a path on either side of a flag.
-        mixed = self._subparsers is None  # argparse cannot have both
+        # Intermixed: `explain RUN --figure pooling cat.png` has positional arguments on both sides of a flag.
+        mixed = self._subparsers is None  # argparse cannot combine the two
         args, extra = self.parse_known_intermixed_args(argv) if mixed else self.parse_known_args(argv)
         if extra:
             flag = extra[0].partition("=")[0]
@@ -59,7 +59,7 @@ def verb_parser(verb: str) -> Parser:
 
 
 def top_parser(whole: bool = False) -> Parser:
-    """The parser of `convsmith` itself; with `whole` each verb has its arguments, as completion needs."""
+    """The parser of `convsmith` itself; with `whole`, each verb has its arguments, which completion needs."""
     parser = Parser(
         prog="convsmith",
         description="Develop, finetune and understand convolutional image classifiers.",
@@ -78,7 +78,7 @@ def top_parser(whole: bool = False) -> Parser:
 
 
 def _complete(parser: Parser) -> None:
-    """Tell shtab what a shell may offer for each value: the choices of a key, names of presets, else files."""
+    """Tell shtab what a shell may offer for each value: the choices of a key, the names of presets, or else files."""
     import shtab
 
     from convsmith.config import choices, fields, presets
@@ -113,12 +113,12 @@ def dispatch(argv: Sequence[str]) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM came outside of a training, which would save first: what is half made is cleared away on the way out."""
+    """SIGTERM came outside a training (which would save first): as an exception, it cleans up what is half made."""
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Within it SIGTERM is an exception; handlers can be set in the main thread alone."""
+    """A context in which SIGTERM raises an exception; handlers can be set only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,7 +136,7 @@ def _terminable() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 130, 143)."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name or a sign that it cannot show must not end a run
+        if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
         with _terminable():
@@ -158,10 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         print("terminated", file=sys.stderr)
         return 143
-    except BrokenPipeError:  # the reader of a pipe went away: nothing is left to say to it
+    except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a disk that no caller had in mind
+    except OSError as error:  # a problem with a disk that no caller has handled
         from convsmith.files import disk_trouble
 
         if (trouble := disk_trouble(error)) is None:
@@ -172,10 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """`main` as a process, which ends at once: taking torch apart would cost the interpreter most of a second."""
+    """`main` as a process that ends at once: unloading torch would take the interpreter most of a second."""
     code = main()
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # the reader of a pipe went away
+    with contextlib.suppress(OSError):  # the reader of the pipe is gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

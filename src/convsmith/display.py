@@ -1,4 +1,4 @@
-"""What a terminal or a notebook shows of events and results: bars, a line an epoch, tables. It drives nothing."""
+"""What a terminal or a notebook shows of events and results: bars, lines per epoch, tables. It controls nothing."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ COLUMNS = (
     f"{'epoch':>7} {'train loss':>10} {'acc':>6}  {'val loss':>8} {'acc':>6} {'F1':>5}  "
     f"{'lr':>7} {'img/s':>7} {'time':>7}"
 )
-INDENT = 8  # of what stands before the first step
+INDENT = 8  # of the lines before the first step
 MOST_CLASSES = 30
 
 
 class Display:
     """A listener that shows events on a console (the terminal's or a notebook's, as rich finds it).
 
-    As a context manager it takes away a bar whose work was broken off.
+    As a context manager it removes the bar of interrupted work.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -57,7 +57,7 @@ class Display:
             self.console.width = max(self.console.width, 160)
         self._bar: Progress | None = None
         self._training: TrainingStarted | None = None
-        atexit.register(self.clear)  # a bar hides the cursor: whatever ends the process, it comes back
+        atexit.register(self.clear)  # a bar hides the cursor, which must come back however the process ends
 
     def __enter__(self) -> Display:
         return self
@@ -68,7 +68,7 @@ class Display:
         self.clear()
 
     def __call__(self, event: object) -> None:
-        """Show one event; an event that is not known here is passed over."""
+        """Show one event; unknown events are ignored."""
         match event:
             case Counted():
                 self.counted(event)
@@ -97,13 +97,13 @@ class Display:
     @property
     def live(self) -> bool:
         widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-        return self.console.is_terminal or widgets  # rich warns at each step of a bar in a notebook without widgets
+        return self.console.is_terminal or widgets  # without widgets, rich warns at each step of a bar in a notebook
 
     def line(self, text: str) -> None:
         self.console.print(Text(text))
 
     def counted(self, event: Counted) -> None:
-        """A bar, or a line at the end where there is no terminal."""
+        """A bar, or one line at the end where there is no terminal."""
         if not self.live:
             if event.done == event.total:
                 self.line(f"{event.what} {event.total:,} images: done")
@@ -119,7 +119,7 @@ class Display:
             self._bar = None
 
     def clear(self) -> None:
-        """Take away a bar whose work has ended or was broken off."""
+        """Remove the bar of work that has ended or was interrupted."""
         if self._bar is not None:
             self._bar.live.transient = True
             self._bar.stop()
@@ -130,7 +130,7 @@ class Display:
             self.labelled("" if number else "note", note)
 
     def labelled(self, label: str, text: str) -> None:
-        """A line with a label; on a terminal its words are wrapped below each other."""
+        """A line with a label; on a terminal its text is wrapped with a hanging indent."""
         line = f"{label:{INDENT}}{text}"
         if not self.live:
             self.line(line)
@@ -142,14 +142,14 @@ class Display:
     def _serving(self, event: Serving) -> None:
         if not event.local:
             self.line(
-                f"warning: whoever reaches this machine on port {event.port} can use this page; it asks for no password"
+                f"warning: anyone who reaches this machine on port {event.port} can use this page; it has no password"
             )
         self.line(f"page     {event.url}")
         self.line(f"programs curl --form image=@FILE {event.url}predict")
-        self.line("Ctrl-C ends it. Nothing that is sent is kept.")
+        self.line("Press Ctrl-C to stop. Images that are sent are not kept.")
 
     def _started(self, event: TrainingStarted) -> None:
-        """Data, model, machine, and what the training will need, before its first step."""
+        """Data, model, machine, and the time and memory that the training will need, before its first step."""
         self._training = event
         size = f"{event.image_size} x {event.image_size} x {event.channels}"
         if event.working_size != event.image_size:
@@ -178,7 +178,7 @@ class Display:
             epoch, count = event.seconds_per_epoch, event.image_epochs
             times = f"about {duration(epoch)} an epoch, {duration(epoch * count)} for {count}"
             if count < event.epochs:
-                few = f"next to nothing for {event.epochs - count} epochs on features that are computed once"
+                few = f"very little for {event.epochs - count} epochs on features that are computed once"
                 times = f"{times} on images; {few}" if count else few
             estimate = f"{times}; {estimate}"
         self.labelled("needs", estimate)
@@ -213,7 +213,7 @@ class Display:
 
     def _epoch(self, event: EpochEnd) -> None:
         assert self._training is not None
-        if self._bar is not None:  # an epoch of few steps has told of none of them
+        if self._bar is not None:  # an epoch of few steps may have reported none of them
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=event.row["epoch"] * self._training.steps,
@@ -280,7 +280,7 @@ class Display:
             self._confusion(record)
         self.line(f"\nwritten: {run.evaluation(split)}, {run.predictions(split)}")
         if split == "test":
-            self.line(f"         the opening of the test split is noted in {run.test_access}")
+            self.line(f"         {run.test_access} records that the test split was opened")
         self.line(f"next: {command('predict', run.path)} IMAGE...")
 
     def layers(self, rows: Sequence[LayerRow], title: str) -> None:
@@ -301,7 +301,7 @@ class Display:
         table = _table(columns)
         if self._natural_width(table) <= self.console.width:
             self.console.print(table)
-        else:  # nothing is cut off in a narrow terminal: the columns go below each other
+        else:  # in a narrow terminal nothing is cut off: the columns are split over two tables
             below = ("kind", "size: (T - K + 2P)/S + 1")
             self.console.print(_table({name: cells for name, cells in columns.items() if name not in below}))
             self.line("")
@@ -314,7 +314,7 @@ class Display:
         lost = [row for row in rows if row.discarded]
         for row in lost:
             pixels = "1 pixel" if row.discarded == 1 else f"{row.discarded} pixels"
-            self.line(f"note: {row.name} discards {pixels} at the edge, where its stride does not divide")
+            self.line(f"note: {row.name} discards {pixels} at the edge, since its stride does not divide the size")
 
     def _natural_width(self, table: Table) -> int:
         return self.console.measure(table, options=self.console.options.update(width=10_000)).maximum
@@ -341,7 +341,7 @@ class Display:
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
-    """Columns by heading; numbers and shapes stand to the right."""
+    """A table of columns by heading; numbers and shapes are right-aligned."""
     table = Table(box=None, pad_edge=False)
     for heading in columns:
         right = heading in ("output", "parameters", "MACs", "field")
@@ -361,14 +361,15 @@ def epoch_line(end: EpochEnd, epochs: int) -> str:
 
 
 def _listed(values: Mapping[str, float]) -> list[str]:
-    """Metrics with their values, five to a line."""
+    """Metrics with their values, five per line."""
     words = [f"{METRICS[name].label} {shown(name, value)}" for name, value in values.items()]
     return ["   ".join(words[at : at + 5]) for at in range(0, len(words), 5)]
 
 
 def unfroze_line(event: Unfroze) -> str:
     return (
-        f"{'':7} from epoch {event.epoch + 1} on {', '.join(event.stages)} train too: {event.parameters:,} parameters"
+        f"{'':7} from epoch {event.epoch + 1} on, {', '.join(event.stages)} train as well: "
+        f"{event.parameters:,} parameters"
     )
 
 

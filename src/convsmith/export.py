@@ -1,4 +1,4 @@
-"""A run's model as one file for other programs, kept only where it computes what PyTorch does. Opens no other files."""
+"""Export of a run's model to one file, kept only if it computes what PyTorch does. Files of others are not opened."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ Format = Literal["onnx", "torch"]
 PreprocessingIn = Literal["graph", "metadata"]
 
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
-OPSET = 18  # of ONNX 1.13 (2022): what PyTorch's exporter emits, and any runtime since can run
+OPSET = 18  # of ONNX 1.13 (2022): PyTorch's exporter emits it, and any runtime since then can run it
 TOLERANCE = 1e-4  # of the largest logit
 IMAGES = 64  # compared after each export, spread over the validation split
 
 
 @dataclass(frozen=True)
 class Export:
-    """A written file, what it takes, and how its logits differ from PyTorch's on `images` real validation images.
+    """A written file, its input, and how its logits differ from PyTorch's on `images` real validation images.
 
-    `difference` is the largest one, and `scale` the largest logit.
+    `difference` is the largest absolute difference, and `scale` the largest absolute logit.
     """
 
     path: Path
@@ -51,8 +51,8 @@ class Export:
 class FromPixels(nn.Module):
     """Preprocessing and network in one graph: uint8 [N, W, W, C], W the working size -> logits [N, K].
 
-    Antialiased resizing from one fixed size to another is linear in each direction, so it is a matrix
-    product: any runtime computes it alike, which their own resize operators do not.
+    Antialiased resizing from one fixed size to another is linear in each direction, so it is a matrix product, which
+    every runtime computes alike; their own resize operators differ.
     """
 
     scale: Tensor
@@ -82,7 +82,7 @@ class FromPixels(nn.Module):
 
 
 def metadata(card: ModelCard, preprocessing: PreprocessingIn) -> dict[str, str]:
-    """What the file says of itself, each as JSON: classes, preprocessing, and what its input is."""
+    """The metadata of the file, each value as JSON: classes, preprocessing, and a description of its input."""
     settings = card.preprocessing
     side, channels = settings.working_size, settings.channels
     order = "gray" if channels == 1 else "RGB"
@@ -110,15 +110,15 @@ def export(
     module: nn.Module | None = None,
     source: Source | None = None,
 ) -> Export:
-    """Write the model of `run` to `out` (none: ``export/model.onnx`` or ``.pt2`` in the run) and compare it.
+    """Write the model of `run` to `out` (default: ``export/model.onnx`` or ``.pt2`` in the run) and check it.
 
     With `preprocessing` graph the file takes uint8 pixels, else normalised floats. `module` and `source` are the user's
-    own network and data, where the run was trained with such. A file whose logits differ from PyTorch's by more than
-    TOLERANCE is removed, and RunFailed says so; what `out` was before stays then. Raises UserError where the validation
-    images cannot be had.
+    own network and data, if the run was trained with such. If the logits of the new file differ from PyTorch's by more
+    than TOLERANCE, it is removed, an existing `out` is left as it was, and RunFailed is raised. Raises UserError where
+    the validation images are not available.
     """
     path = out or run.path / "export" / f"model{SUFFIXES[format]}"
-    if torch.__version__ < "2.9":  # earlier archives are pickles; PyTorch compares versions, not texts
+    if torch.__version__ < "2.9":  # earlier archives are pickles; torch's version compares as a version, not as text
         raise UserError(f"export needs PyTorch 2.9 or newer, not {torch.__version__}: pip install 'convsmith[export]'")
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"--out '{path}' must end in {SUFFIXES[format]} for --format {format}")
@@ -151,7 +151,7 @@ def export(
 def _logits(
     file: Path, format: Format, pixels: InputPixels, to_input: Callable[[Tensor], Tensor]
 ) -> NDArray[np.float32]:
-    """The logits [N, K] of a file that was written a moment ago, in batches of one and of many."""
+    """The logits [N, K] of a file that was just written, in batches of one and of many."""
     model: nn.Module = open_exported(file)[0] if format == "onnx" else _Reopened(file)
     batches = [InputPixels(part) for part in (pixels.array[:1], pixels.array[1:]) if len(part)]
     found = logits_of(model, batches, to_input, torch.device("cpu"))
@@ -160,7 +160,7 @@ def _logits(
 
 
 class _Reopened(nn.Module):
-    """A torch.export archive of our own, opened in the process that wrote it; one of other origin could run code."""
+    """A torch.export archive of our own, opened in the process that wrote it; any other archive could run code."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ def _program(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
     try:
         shapes = ({0: torch.export.Dim("batch")},)
         return torch.export.export(network, (sample,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # what a graph cannot hold is reported in many ways
+    except Exception as error:  # PyTorch reports what a graph cannot hold in many ways
         raise _cannot(error) from error
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of a study on its way: how it opens, a bar, a line a run. The verbs print the results."""
+"""What a terminal shows while a study runs: its settings, a bar, one line per run. The verbs print the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StudyDisplay:
-    """A listener that shows a study's events on `display`; within ``with``, at whose end its bar goes."""
+    """A listener that shows a study's events on `display`; a context manager that removes its bar at the end."""
 
     def __init__(self, display: Display | None = None) -> None:
         from convsmith.display import Display
@@ -75,7 +75,7 @@ class StudyDisplay:
 
 
 def lines(event: object) -> Iterator[str]:
-    """What an event is in words; nothing for those that only move the bar."""
+    """An event in words; nothing for those that only move the bar."""
     if isinstance(event, events.CrossvalStarted):
         yield from _crossval(event)
     elif isinstance(event, events.AblationStarted):
@@ -93,7 +93,7 @@ def lines(event: object) -> Iterator[str]:
         what = "" if event.what == "runs" else f"{event.what} "
         yield f"{event.before} of {event.total} {what}were done before"
     elif isinstance(event, events.FeatureExtractionProgress):
-        yield f"first   features of {event.total:,} images, which all runs with a frozen backbone share"
+        yield f"first   computing features of {event.total:,} images, which all runs with a frozen backbone share"
     elif isinstance(event, events.JobDone) and event.failed is not None:
         yield f"{event.name}  failed: {event.failed}"
     elif isinstance(event, events.JobDone) and event.record and "best_epoch" in event.record:
@@ -124,13 +124,13 @@ def _ablation(event: events.AblationStarted) -> Iterator[str]:
     yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
     if event.detectable is not None:
         yield (
-            f"power   differences of {100 * event.detectable:.1f} points and more would be found in 8 of 10 such "
+            f"power   differences of {100 * event.detectable:.1f} points or more would be found in 8 of 10 such "
             "studies, if about 20% of the images are right under one arm and wrong under the other"
         )
     if event.budget is not None:
         yield (
             f"budget  {event.budget:g} minutes: the worse half of the arms is given up whenever the rest would take "
-            "longer. An arm that is given up gets no verdict, and looking early favours lucky arms"
+            "longer. An arm that is given up gets no verdict, and deciding early favours lucky arms"
         )
 
 
@@ -140,7 +140,7 @@ def _tuning(event: events.TuningStarted) -> Iterator[str]:
     yield f"space   {', '.join(event.space)}; pruner {event.pruner}, seed {event.seed}"
     yield (
         f"trials  {event.runs} of up to {event.epochs} epochs, {event.max_workers} at once; "
-        f"threads of a trial: {event.threads}"
+        f"threads per trial: {event.threads}"
     )
     if event.storage:
         yield f"storage {event.storage}, study '{event.name}'"
@@ -174,7 +174,7 @@ def _trial(event: events.TrialDone) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As `display.duration`, whose imports are heavy: the command line imports this module before any verb runs."""
+    """`display.duration`, imported late: it is heavy, and the command line imports this module before any verb runs."""
     from convsmith import display
 
     return display.duration(seconds)

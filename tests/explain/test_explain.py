@@ -408,7 +408,7 @@ def test_what_can_be_read_is_explained_before_the_rest_is_refused(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = call(capsys, "runs/digits", "bild-ä.png", "broken.png", code=2)
-    assert "1 file could not be read, the others were explained: broken.png" in message
+    assert "1 file could not be read; the others were explained: broken.png" in message
     assert (inside / "runs/digits/explain/01-bild-ä.png").exists()
 
 

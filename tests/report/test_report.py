@@ -363,7 +363,7 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
         assert "data.limit" in shown_in
         assert "model.name" not in shown_in
     assert main(["compare", "runs/two", "runs/three"]) == 0
-    assert "Their configs are the same." in capsys.readouterr().out
+    assert "The configs are the same." in capsys.readouterr().out
     assert Path("runs/compare-two-three.html").exists()
 
 

@@ -58,18 +58,18 @@ def test_choices_are_every_combination_of_the_hyperparameters(key: str) -> None:
     [
         ({"arms": {"a": {"model.pol": "max"}}}, "arm 'a': unknown key 'model.pol'. Did you mean 'model.pool'?"),
         ({"arms": {"a": {"model.pool": "mx"}}}, "arm 'a': model.pool: 'mx' is not a choice. Did you mean 'max'?"),
-        ({"arms": {"a": {"model.pool": "max"}}}, "arm 'a' changes nothing: model.pool=max is what the base has"),
+        ({"arms": {"a": {"model.pool": "max"}}}, "arm 'a' changes nothing: the base already has model.pool=max"),
         ({"arms": {"a": {"optim.lr": 1}, "b": {"optim.lr": 1.0}}}, "arms 'a' and 'b' are the same"),
-        ({"arms": {"base": {"optim.lr": 1}}}, "arm 'base': this name is that of the base"),
-        ({"arms": {"a/b": {"optim.lr": 1}}}, "arm 'a/b': its name must do as a folder's"),
-        ({"arms": {"a": {"data.limit": 100}}}, "arm 'a' changes data.limit: arms must see the same images"),
-        ({"arms": {"a": {"train.seed": 3}}}, "arm 'a' changes train.seed: arms must have the same seeds"),
-        ({"arms": {"a": {"track.wandb": "auto"}}}, "arm 'a' changes track.wandb, which changes no result"),
+        ({"arms": {"base": {"optim.lr": 1}}}, "arm 'base': this name is reserved for the base"),
+        ({"arms": {"a/b": {"optim.lr": 1}}}, "arm 'a/b': the name must be usable as a folder name"),
+        ({"arms": {"a": {"data.limit": 100}}}, "arm 'a' changes data.limit: all arms must see the same images"),
+        ({"arms": {"a": {"train.seed": 3}}}, "arm 'a' changes train.seed: all arms must have the same seeds"),
+        ({"arms": {"a": {"track.wandb": "auto"}}}, "arm 'a' changes track.wandb, which does not affect the result"),
         ({"arms": {"a": {"pool": "max"}}}, "arm 'a': 'pool' must be a key such as optim.lr"),
         ({"arm": {}}, "study 's.yaml': unknown key 'arm'. Did you mean 'arms'?"),
         ({}, "give either arms (name: changes) or a grid"),
         ({"arms": {"a": {"optim.lr": 1}}, "grid": {"optim.lr": [1]}}, "give either arms (name: changes) or a grid"),
-        ({"grid": {"optim.lr": [0.002]}}, "the grid has no combination besides the base"),
+        ({"grid": {"optim.lr": [0.002]}}, "the grid has no combination other than the base"),
         ({"arms": {"a": {"optim.lr": 1}}, "folds": 1}, "folds: input should be greater than or equal to 2"),
         ({"arms": {"a": {"optim.lr": 1}}, "metric": "acc"}, "metric: input should be 'accuracy'"),
     ],
@@ -86,7 +86,7 @@ def test_an_unknown_study_gets_the_nearest_that_there_is() -> None:
 
 
 def test_a_study_of_tuning_is_told_where_it_belongs() -> None:
-    with pytest.raises(UserError, match="is one of tuning, since it has a space: convsmith tune tune-simple-cnn"):
+    with pytest.raises(UserError, match="is a tuning study, since it has a space: use convsmith tune tune-simple-cnn"):
         read_study("tune-simple-cnn")
 
 
@@ -105,7 +105,7 @@ def test_a_section_in_a_layer_and_a_key_go_together() -> None:
     [
         ({"optim.lr": [0.1, -2]}, "choose: optim.lr: input should be greater than 0"),
         ({"optim.lrr": [0.1]}, "choose: unknown key 'optim.lrr'. Did you mean 'optim.lr'?"),
-        ({"train.seed": [1]}, "choose: train.seed is no hyperparameter"),
+        ({"train.seed": [1]}, "choose: train.seed is not a hyperparameter"),
     ],
 )
 def test_choices_are_checked_before_anything_runs(knobs: dict[str, Any], message: str) -> None:

@@ -226,7 +226,7 @@ def test_repeats_divide_anew(convsmith: Any, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--folds", "1"], "--folds 1: must be at least 2"),
-        (["--folds", "60"], "--folds 60 is more than the smallest class has images"),
+        (["--folds", "60"], "--folds 60 exceeds the images of the smallest class"),
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--backend", "rey"], "backend 'rey'"),
     ],

@@ -67,13 +67,11 @@ def test_no_group_is_divided(count: int, folds: int, seed: int) -> None:
 
 def test_more_folds_than_the_smallest_class_has_images_are_refused() -> None:
     labels = np.array([0] * 20 + [1] * 4 + [2] * 20)
-    with pytest.raises(
-        UserError, match=r"--folds 5 is more than the smallest class has images \('bee' has 4\): use at"
-    ):
+    with pytest.raises(UserError, match=r"--folds 5 exceeds the images of the smallest class \('bee' has 4\): use at"):
         make_folds(labels, 5, 1, 0.2, 0, NAMES)
 
 
 def test_more_folds_than_groups_are_refused() -> None:
     labels = np.tile([0, 1, 2], 10)
-    with pytest.raises(UserError, match="--folds 4 is more than the 3 groups"):
+    with pytest.raises(UserError, match="--folds 4 exceeds the 3 groups"):
         make_folds(labels, 4, 1, 0.2, 0, NAMES, labels)

@@ -175,7 +175,7 @@ def test_of_the_two_rules_the_smaller_is_suggested() -> None:
         steepest, lowest, tenth = (float(word.rstrip(".,;")) for word in advice.reason.split() if word[0].isdigit())
         assert tenth == pytest.approx(lowest / 10, rel=0.06)  # both are rounded to two digits
         assert f"{advice.rate:.2g}" == f"{min(steepest, tenth):.2g}"
-    assert "steepest at " + f"{slow.rate:.2g}" in slow.reason
+    assert "steeply at " + f"{slow.rate:.2g}" in slow.reason
     assert "tenth of which is " + f"{narrow.rate:.2g}" in narrow.reason
 
 
@@ -186,7 +186,7 @@ def test_of_the_two_rules_the_smaller_is_suggested() -> None:
         (lambda at: 2.3 + max(0.0, at + 1), Sweep(), "no rate lowered the loss", Sweep(steps=300)),
         (valley(-3, 9), Sweep(high=1e-3), "lowest near 0.001, the highest rate tried", Sweep(high=0.1)),
         (lambda at: 2.3 - 0.3 * at, Sweep(high=100), "lowest near 1e+02", Sweep(high=100, steps=300)),
-        (lambda at: 2.3 + 40 * (at + 1), Sweep(low=0.1), "0.1, the lowest rate, may be too high", Sweep(low=1e-4)),
+        (lambda at: 2.3 + 40 * (at + 1), Sweep(low=0.1), "even the lowest rate, 0.1, may be too high", Sweep(low=1e-4)),
     ],
 )
 def test_a_curve_that_tells_nothing_gets_no_guess(

@@ -96,7 +96,7 @@ def test_a_study_of_ones_own_is_resumed_with_what_was_handed_in_and_not_without(
         if isinstance(event, JobProgress | EpochEnd) and event.index == 1:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Stopped, match=r"go on with: convsmith.resume\('.*cv', model=\.\.\., optimizer=") as stopped:
+    with pytest.raises(Stopped, match=r"resume with: convsmith.resume\('.*cv', model=\.\.\., optimizer=") as stopped:
         crossval(config(), parts, folds=3, name="cv", runs_dir=tmp_path, listener=stop)
     assert stopped.value.signal == signal.SIGINT
     lacking = (
@@ -105,7 +105,7 @@ def test_a_study_of_ones_own_is_resumed_with_what_was_handed_in_and_not_without(
         (Parts(None, parts.module, parts.optimizer), "data"),
     )
     for missing, what in lacking:
-        with pytest.raises(UserError, match=f"the {what} of study '.*' was handed in from Python: hand it in again"):
+        with pytest.raises(UserError, match=f"the {what} of study '.*' came from Python: pass it in again"):
             resuming.resume(tmp_path / "cv", missing)
     assert resuming.resume(tmp_path / "cv", parts).record["mean"] == whole.record["mean"]
 

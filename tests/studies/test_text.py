@@ -140,35 +140,38 @@ def test_the_conclusion_says_what_helps_and_hurts_and_by_how_much():
         "No difference was shown for 'dropout': +0.20 percentage points (95% interval -2.00 to +2.40; p = 0.8000 after "
         "Holm's correction).",
     ]
-    assert lines[-1].startswith("This holds for 10,000 images of cifar10, this base and its budget of training;")
+    assert lines[-1].startswith("These results hold for 10,000 images of cifar10, this base and this training budget;")
 
 
 @pytest.mark.parametrize("study", [ALL, record(UNSURE), record(UNSURE, margin=None)])
 def test_no_difference_shown_is_never_called_no_difference(study):
     text = wording.conclusion(study)
     assert len(re.findall("no difference", text, re.I)) == text.count("No difference was shown for")
-    assert "That does not say that there is none" in text
+    assert "This does not mean that there is none" in text
 
 
 def test_the_conclusion_says_what_could_have_been_detected_where_that_is_known():
     detected = "would have detected with a probability of 80% is about 1.40 percentage points."
     assert detected in wording.conclusion(ALL)
-    assert "too small for this study to see" in wording.conclusion(record(UNSURE))
+    assert "too small for this study to detect" in wording.conclusion(record(UNSURE))
     assert "That does not say" not in wording.conclusion(record(HELPS))
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (SAME | {"ci95": [0.0005, 0.0015], "p_holm": 0.01}, "a difference is there, and it is smaller than that."),
-        (SAME | {"ci95": [-0.001, 0.0052]}, "Two one-sided tests at 0.05 ask that the 90% interval lie within it."),
-        (UNSURE | {"ci95": [0.001, 0.02], "p_holm": 0.08}, "Taken alone the interval leaves out zero; among 2 compar"),
-        (HELPS | {"bootstrap95": [-0.001, 0.05]}, "The bootstrap over images does not bear it out: -0.10 to +5.00."),
+        (SAME | {"ci95": [0.0005, 0.0015], "p_holm": 0.01}, "there is a difference, but it is smaller than that."),
+        (SAME | {"ci95": [-0.001, 0.0052]}, "Two one-sided tests at 0.05 require that the 90% interval lie within it."),
+        (UNSURE | {"ci95": [0.001, 0.02], "p_holm": 0.08}, "On its own, the interval excludes zero; among 2 compar"),
+        (HELPS | {"bootstrap95": [-0.001, 0.05]}, "The bootstrap over images does not confirm this: -0.10 to +5.00."),
         (
             arm("plateau", 0.0, [0, 0], 1.0, "equivalent"),
-            "+0.00 percentage points on every fold: see whether 'plateau' takes effect at all.",
+            "+0.00 percentage points on every fold: check whether 'plateau' has any effect at all.",
         ),
-        (UNSURE | {"ci95": None, "p_holm": None}, "it is the same on every fold, so that no test can tell it from"),
+        (
+            UNSURE | {"ci95": None, "p_holm": None},
+            "it is the same on every fold, so that no test can distinguish it from",
+        ),
     ],
 )
 def test_the_conclusion_adds_what_a_verdict_leaves_out(found, said):
@@ -180,8 +183,8 @@ def test_missing_folds_are_named():
     late = arm("late", 0.01, [-0.1, 0.1], 0.9, "no difference shown", folds=(1, 2, 4))
     broken = arm("broken", None, None, None, "not computed", folds=())
     for text in (wording.conclusion(record(late, broken)), wording.methods(record(late, broken))):
-        assert "Of 'late' 2 trainings are missing or without a partner in the base (folds 3, 5)" in text
-        assert "Of 'broken' 5 trainings are missing" in text
+        assert "For 'late', 2 trainings are missing or unpaired, and therefore left out (folds 3, 5)" in text
+        assert "For 'broken', 5 trainings are missing" in text
     assert "'broken' could not be compared" in wording.conclusion(record(late, broken))
     assert "missing" not in wording.conclusion(ALL)
 
@@ -192,23 +195,24 @@ def test_missing_folds_are_named_with_their_repeat_and_seeds_are_counted():
     places.remove((3, 2, 1))
     late["per_fold"] = [{"fold": fold, "repeat": repeat, "seed": seed, "chosen": {}} for fold, repeat, seed in places]
     study = record(late, repeats=2, seeds=2)
-    assert "Of 'late' 1 training is missing or without a partner in the base (fold 3 of repeat 2)" in wording.methods(
-        study
+    assert (
+        "For 'late', 1 training is missing or unpaired, and therefore left out (fold 3 of repeat 2)"
+        in wording.methods(study)
     )
 
 
 def test_a_base_without_a_finished_fold_is_said():
     base = {"name": "base", "mean": None, "std": None, "seconds": None, "per_fold": []}
     study = record(arm("a", None, None, None, "not computed", folds=()), base=base)
-    assert wording.conclusion(study).startswith("The base has no finished fold: nothing can be compared with it.")
+    assert wording.conclusion(study).startswith("The base has no finished fold, so nothing can be compared with it.")
     assert wording.table(study)[1]["cost"] == ""
 
 
 def test_arms_that_were_given_up_are_named_and_not_counted_as_tests():
     study = record(HELPS, HURTS | {"verdict": "given up", "p_holm": None}, dropped={"average": 2})
     for text in (wording.conclusion(study), wording.methods(study)):
-        assert "Given up early by successive halving, and not compared: 'average'." in text
-        assert "p-values may be too small" in text
+        assert "These arms were given up early by successive halving and not compared: 'average'." in text
+        assert "p-values too small" in text
     assert "We compared 2 variants" in wording.methods(study)
     assert "adjusted for 1 comparison by" in wording.methods(study)
     assert "'average' hurts" not in wording.conclusion(study)
@@ -258,8 +262,8 @@ def test_methods_leave_out_what_was_not_done():
 def test_methods_name_repeats_seeds_and_what_was_chosen():
     adam = arm("adam", 0.0, [0, 0], 1.0, "no difference shown", chosen=[{"optim": {"lr": 0.1}}] * 5)
     text = wording.methods(record(adam, repeats=3, seeds=2))
-    assert "5-fold cross-validation, repeated 3 times with new folds, on" in text
+    assert "5-fold cross-validation, repeated 3 times with new folds each time, on" in text
     assert "of the variance of the mean, with n = 15 (Bouckaert and Frank, 2004), and" in text
     assert "\nBouckaert, R. R. and Frank" in text
     assert "trained with 2 seeds, whose scores were averaged" in text
-    assert "For each configuration and fold optim.lr was chosen anew" in text
+    assert "For each configuration and fold optim.lr was chosen separately" in text

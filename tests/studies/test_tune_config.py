@@ -52,11 +52,11 @@ def test_choices_are_what_the_config_makes_of_them() -> None:
     [
         ("optim.lrr", LR, "space: unknown key 'optim.lrr'. Did you mean 'optim.lr'?"),
         ("optim", LR, "space: unknown key 'optim'"),
-        ("data.source", ["digits", "mnist"], "data.source decides which images trials see"),
-        ("data.limit", {"low": 10, "high": 20}, "data.limit decides which images trials see"),
+        ("data.source", ["digits", "mnist"], "data.source decides which images are used"),
+        ("data.limit", {"low": 10, "high": 20}, "data.limit decides which images are used"),
         ("train.seed", {"low": 0, "high": 9}, "train.seed cannot be searched: a seed that did well is luck"),
         ("train.monitor", ["val_loss", "val_f1"], "train.monitor cannot be searched: it is the study's metric"),
-        ("track.project", ["a", "b"], "track.project cannot be searched: it changes no result"),
+        ("track.project", ["a", "b"], "track.project cannot be searched: it does not affect the result"),
         ("optim.lr", {"low": 0.1, "high": 0.1}, "low 0.1 and high 0.1: low must be less than high"),
         ("model.dropout", {"low": 0, "high": 0.5, "log": True}, "on a logarithmic scale it must be above 0"),
         ("optim.lr", LR | {"step": 0.1}, "both log and step"),
@@ -90,7 +90,7 @@ def test_what_no_run_could_have_is_refused_in_one_line(key: str, axis: Any, mess
     [
         ("space: {optim.lr: [0.1, 0.2]}\ntrails: 3", "unknown key 'trails'. Did you mean 'trials'?"),
         ("trials: 3", "study 'file.yaml': space: field required"),
-        ("arms: {a: {optim.lr: 0.1}}", "is an ablation, since it has arms: convsmith ablate file.yaml"),
+        ("arms: {a: {optim.lr: 0.1}}", "is an ablation study, since it has arms: use convsmith ablate file.yaml"),
         ("space: {}", "space: dictionary should have at least 1 item"),
         ("space: {optim.lr: [0.1, 0.2]}\nmetric: accuracy", "metric: input should be 'val_accuracy', 'val_precision'"),
         ("space: {optim.lr: [0.1, 0.2]}\npruner: hyperband", "pruner: input should be 'median' or 'none'"),

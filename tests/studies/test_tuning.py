@@ -168,7 +168,7 @@ def test_a_study_that_is_done_says_so_more_trials_go_on_and_another_question_is_
     assert rows(begun)[:1] == first
     assert len(rows(begun)) == 2
     text = call(*COMMAND, "--trials", "2", "--epochs", "9", code=2)
-    assert "was started with something else (base.train.epochs was 2, now 9)" in text
+    assert "was started with other settings (base.train.epochs was 2, now 9)" in text
     assert "trials was 2, now 1" in call(*COMMAND, "--trials", "1", code=2)
 
 
@@ -224,7 +224,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, call: Call, monke
 
     monkeypatch.setattr(optuna.trial.Trial, "report", report)
     (tmp_path / "study.yaml").write_text(STUDY.replace("trials: 3", "trials: 1"))
-    assert "stopped, all saved; go on with: convsmith resume runs/s" in call(*COMMAND, code=143)
+    assert "stopped and saved; resume with: convsmith resume runs/s" in call(*COMMAND, code=143)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(backends.BACKENDS, "local", run_here)
@@ -333,7 +333,7 @@ def test_a_disk_or_data_at_fault_leaves_the_trial_to_be_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(setup, "start", gone_wrong)
         text = call(*COMMAND, "--trials", "1", code=1)
-    assert "not done: 1 of 1 trials: cannot write: the disk is full" in text
+    assert "not done: 1 of 1 trials (cannot write: the disk is full" in text
     assert "next: convsmith resume runs/s" in text
     call("resume", "runs/s")
     assert [row["state"] for row in rows(tmp_path / "runs" / "s")] == ["complete"]
@@ -374,8 +374,8 @@ def test_data_that_changed_since_the_study_began_is_refused(begun: Path, call: C
     ("url", "message"),
     [
         ("sqlite:////nowhere/at/all/x.db", "'sqlite:////nowhere/at/all/x.db' cannot be used (unable to open database"),
-        ("mysql+notadriver://me:secret@host/db", "'mysql+notadriver://me:***@host/db' is no URL of a database"),
-        ("somewhere", "storage 'somewhere' is no URL of a database that SQLAlchemy knows"),
+        ("mysql+notadriver://me:secret@host/db", "'mysql+notadriver://me:***@host/db' is not the URL of a database"),
+        ("somewhere", "storage 'somewhere' is not the URL of a database that SQLAlchemy knows"),
     ],
 )
 def test_a_storage_that_cannot_be_reached_is_told_of_before_anything_is_written(

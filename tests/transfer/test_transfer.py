@@ -94,8 +94,8 @@ def here(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_phases_are_those_that_were_asked_for(whole: Path) -> None:
     log = (whole / "log.txt").read_text()
-    assert "from epoch 3 on stage3, stage2 train too" in log
-    assert "from epoch 4 on stage1, stem train too" in log
+    assert "from epoch 3 on, stage3, stage2 train as well" in log
+    assert "from epoch 4 on, stage1, stem train as well" in log
     tensors, facts = checkpoint.read(whole / "checkpoints" / "last.safetensors")
     assert facts["phase"] == 2
     assert tensors["optimizer.stem.conv.weight:step"] == 10

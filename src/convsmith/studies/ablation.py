@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What the arms were worth against the base; `record` is the content of ablation.json."""
+    """How the arms compare with the base; `record` is the content of ablation.json."""
 
     directory: Path
     record: Mapping[str, Any]
 
     @property
     def base(self) -> dict[str, Any]:
-        """The base: its mean, standard deviation, and a value a run."""
+        """The base: its mean, its standard deviation, and one value per run."""
         return dict(self.record["base"])
 
     @property
     def arms(self) -> dict[str, dict[str, Any]]:
-        """Each arm by its name: mean, difference, ci95, p, p_holm, verdict, and what else ablation.json has of it."""
+        """Each arm by its name: mean, difference, ci95, p, p_holm, verdict, and its other keys in ablation.json."""
         return {arm["name"]: dict(arm) for arm in self.record["arms"]}
 
     @property
@@ -65,11 +65,11 @@ class AblationResult:
 
     @property
     def conclusion(self) -> str:
-        """What the study shows and what it does not, in words, a statement a line."""
+        """What the study shows and what it does not, in words, one statement per line."""
         return text.conclusion(self.record)
 
     def table(self) -> list[dict[str, str]]:
-        """The base's row, then one an arm, the best difference first, with units in the names of the columns."""
+        """The base's row, then one row per arm, the best difference first; column names include the units."""
         return text.table(self.record)
 
     def forest(self) -> Figure | None:
@@ -96,12 +96,12 @@ def ablate(
     runs_dir: Path = Path("runs"),
     listener: Listener = nobody,
 ) -> AblationResult:
-    """Start the ablation study that a file or `config.StudyConfig` describes, or go on with the one of this name.
+    """Start the ablation study that a file or `config.StudyConfig` describes, or continue the one with this name.
 
-    `flags` change the base, and so every arm; `folds` replaces the study's number. With a `budget` in minutes, arms
-    that look worst are given up early. With `parts` of the user's own the runs are done in this process, one at a
-    time. Raises UserError for what the user gave wrong, Stopped where a signal ended it, with all saved. Runs that fail
-    are in the result's `failed`.
+    `flags` change the base, and so every arm; `folds` replaces the study's number. With a `budget` in minutes, the arms
+    that look worst are given up early. With `parts` of the user's own, the runs take place in this process, one at a
+    time. Raises UserError for invalid input, and Stopped where a signal ended the study after everything was saved.
+    Runs that fail are listed in the result's `failed`.
     """
     if folds is not None:
         study.at_least(2, "folds", folds)
@@ -132,7 +132,7 @@ def ablate(
         runs = len(arms) * config.folds * config.repeats * config.seeds
         max_workers = min(own.workers(jobs, backend, parts, nobody), runs)
         run = _create(arms, spec, parts, max_workers, runs_dir, name, listener)
-        own.tell(parts, listener)
+        own.note_weights(parts, listener)
     return resume(run, parts, jobs=jobs, backend=backend, listener=listener)
 
 
@@ -183,7 +183,7 @@ def _create(
 def resume(
     run: RunDir, parts: Parts = NO_PARTS, *, jobs: int = 1, backend: str = "local", listener: Listener = nobody
 ) -> AblationResult:
-    """Run what is not done yet, and write what the arms say together."""
+    """Run what has not been done yet, and write the comparison of all arms."""
     plan = read_plan(run)
     own.refuse_absent(validate(plan.arms[BASE]["config"]), parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), plan.runs * len(plan.arms))
@@ -206,9 +206,9 @@ def resume(
 
 
 def _given_up(plan: Plan, alive: Sequence[str], done: int, max_workers: int) -> list[str]:
-    """Successive halving: the worse half of the arms, where all of them would go over the budget.
+    """Successive halving: the worse half of the arms, if running all of them would exceed the budget.
 
-    Decided from what the first `done` runs of each arm recorded alone: a study that is resumed decides the same.
+    The decision uses only the records of the first `done` runs of each arm, so a resumed study decides the same.
     """
     recorded = plan.scores()
     scores = {arm: {index: records[index] for index in records if index < done} for arm, records in recorded.items()}

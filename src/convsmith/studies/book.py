@@ -1,6 +1,6 @@
-"""The evidence book's digest: what each arm of the shipped studies was worth, and in which setting.
+"""The evidence book's digest: the effect of each arm of the shipped studies, and the setting it was measured in.
 
-The full results lie in docs/results/evidence; benchmarks/evidence_book.py makes the digest and the page of them.
+The full results are in docs/results/evidence; benchmarks/evidence_book.py makes the digest and the page from them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def digest_of(record: Mapping[str, Any], base: RunConfig) -> dict[str, Any]:
-    """What the digest keeps of an ablation.json whose base was trained with the config `base`."""
+    """The part of an ablation.json, whose base was trained with the config `base`, that the digest keeps."""
     return {
         **{key: record[key] for key in KEPT},
         "n_classes": CLASSES[record["data"]],

@@ -1,4 +1,4 @@
-"""The comparison of an ablation's arms: which runs there are, paired statistics, tables, a figure. Trains nothing."""
+"""The comparison of an ablation's arms: its runs, paired statistics, tables and a figure. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Scores = dict[str, dict[int, dict[str, Any]]]  # arm -> index of the run -> its 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study directory, read: which runs there are. Run k of each arm has the same fold and the same seed."""
+    """The runs of a study, as its directory describes them. Run k of each arm has the same fold and the same seed."""
 
     run: RunDir
     spec: dict[str, Any]
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """Runs of an arm: each division of the images once for each seed."""
+        """The number of runs per arm: each division of the images is trained once per seed."""
         return len(self.folds["divisions"]) * int(self.spec["seeds"])
 
     def job(self, arm: str, index: int) -> FoldJob:
@@ -82,7 +82,7 @@ def read_plan(run: RunDir) -> Plan:
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
-    """What a config says of a key; a file by its name, since results are read on other machines."""
+    """The value of a key in a config; of a file only its name, since results are read on other machines."""
     section, name = key.split(".")
     value = config[section][name]
     return Path(value).name if key == "transfer.weights" else value
@@ -93,9 +93,10 @@ def mean_of(runs: Mapping[int, Mapping[str, Any]], key: str) -> float:
 
 
 def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) -> dict[str, Any]:
-    """Write ablation.json, its tables as CSV and LaTeX, the forest plot, and what it comes to in words.
+    """Write ablation.json, its tables as CSV and LaTeX, the forest plot, and the conclusion in words.
 
-    `failed` are runs with their reasons; `dropped` the arms that were given up, with the runs they had had.
+    `failed` maps runs to the reasons why they failed; `dropped` maps the arms that were given up to the number of runs
+    that they had completed.
     """
     run, spec = plan.run, plan.spec
     scores, metric = plan.scores(), spec["metric"]
@@ -172,7 +173,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
 def _compare(plan: Plan, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Comparison | None:
     """The test over the folds that both have; None where there are fewer than two.
 
-    Several seeds of a fold make one pair: they share its images, and are no independent evidence.
+    Several seeds of a fold make one pair: they share the fold's images and are not independent evidence.
     """
     metric = plan.spec["metric"]
     of_fold: dict[int, list[tuple[float, float]]] = defaultdict(list)
@@ -189,7 +190,7 @@ def _one(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _bootstrap(plan: Plan, arm: str, indexs: Sequence[int]) -> list[float]:
-    """The interval of the accuracy's difference over images, each image's difference averaged over its runs."""
+    """The bootstrap interval over images of the difference in accuracy; each image's difference is a mean over runs."""
     sums: dict[str, list[float]] = defaultdict(list)
     for index in indexs:
         ours, theirs = (_right(plan.job(one, index)) for one in (arm, BASE))
@@ -200,7 +201,7 @@ def _bootstrap(plan: Plan, arm: str, indexs: Sequence[int]) -> list[float]:
 
 
 def _right(job: FoldJob) -> dict[str, float]:
-    """Each held-out image of a run: 1 where it was classified rightly."""
+    """For each held-out image of a run: 1 if it was classified correctly, else 0."""
     with RunDir(Path(job.directory)).predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
         return {row["id"]: float(row["label"] == row["predicted"]) for row in csv.DictReader(file)}
 
@@ -218,7 +219,7 @@ def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:
 
 
 def forest(record: Mapping[str, Any]) -> Figure | None:
-    """The forest plot of what ablation.json holds, the best arm first; None where no arm has a difference."""
+    """The forest plot of an ablation.json, the best arm first; None where no arm has a difference."""
     shown = text.unit(record["metric"])
     plotted = [
         (arm["name"], *(None if value is None else shown.scale * value for value in values), arm["verdict"])

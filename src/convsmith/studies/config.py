@@ -17,7 +17,7 @@ from convsmith.errors import UserError, choose, command, nearest
 from convsmith.records import MetricName, unversioned
 
 BASE = "base"
-#: what decides which images there are: arms that differ in it could not be compared image by image
+#: the keys that decide which images are used: arms that differ in them could not be compared image by image
 DIVISION = ("source", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
 
 
@@ -25,7 +25,7 @@ StudySource = str | Path | Mapping[str, Any]
 
 
 class Choice(Section):
-    """Hyperparameters chosen anew for each arm, in each fold, by short runs on the fold's inner validation part."""
+    """Hyperparameters chosen for each arm in each fold, by short runs scored on the fold's inner validation part."""
 
     hyperparameters: dict[str, tuple[Any, ...]] = Field(
         min_length=1,
@@ -43,11 +43,11 @@ class StudyConfig(Section):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="key -> values: an arm a combination")
     choose: Choice | None = None
     expected: dict[str, Literal["helps", "hurts"]] = Field(
-        default_factory=dict, description="what common wisdom expects of an arm; the page says where it is otherwise"
+        default_factory=dict, description="what common wisdom expects of an arm; the page says where the result differs"
     )
     folds: int = Field(5, ge=2, le=1000)
-    repeats: int = Field(1, ge=1, le=1000, description="how often the images are divided anew")
-    seeds: int = Field(1, ge=1, le=1000, description="how often each fold is trained, from other first weights")
+    repeats: int = Field(1, ge=1, le=1000, description="how often the division into folds is repeated")
+    seeds: int = Field(1, ge=1, le=1000, description="how often each fold is trained, each time with another seed")
     metric: MetricName = "accuracy"
     margin: float | None = Field(None, gt=0, description="differences smaller than this count as none (equivalence)")
 
@@ -59,7 +59,7 @@ def studies() -> dict[str, Path]:
 
 
 def read_values(study: StudySource, kind: type[Section], example: str) -> dict[str, Any]:
-    """What a study's file holds, or the shipped study of this name; a UserError where it is none, or no mapping.
+    """The content of a study's file, or of the shipped study with this name; a UserError where there is no such study.
 
     A mapping is taken as it is. `kind` has the keys that the file may have; `example` names some of them.
     """
@@ -82,7 +82,7 @@ def read_values(study: StudySource, kind: type[Section], example: str) -> dict[s
 
 
 def name_of(study: StudySource) -> str:
-    """What errors call it."""
+    """The name by which errors refer to the study."""
     return "of your own" if isinstance(study, Mapping) else str(study)
 
 
@@ -90,7 +90,7 @@ def read_study(study: StudySource) -> StudyConfig:
     """An ablation study: a file, the name of a shipped one, or its keys; a UserError names each wrong key."""
     values, name = read_values(study, StudyConfig, "base and arms"), name_of(study)
     if "space" in values:
-        raise UserError(f"study '{name}' is one of tuning, since it has a space: {command('tune', name)}")
+        raise UserError(f"study '{name}' is a tuning study, since it has a space: use {command('tune', name)}")
     return validate_study(values, name)
 
 
@@ -105,9 +105,9 @@ def validate_study(values: Mapping[str, Any], name: str) -> StudyConfig:
 
 
 def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
-    """The base (under the name `base`) and each arm as a config. `flags` go over the base and so into every arm.
+    """The base (under the name `base`) and each arm as a config. `flags` override the base, and so apply to every arm.
 
-    UserError for unknown keys, for arms that change nothing or change which images there are, and for arms alike.
+    UserError for unknown keys, for arms that change nothing or change which images are used, and for identical arms.
     """
     below = over_preset(study.preset, _sections(study.base, BASE), flags)
     base = validate(below)
@@ -120,22 +120,24 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
         except UserError as error:
             raise UserError(f"arm '{name}': {error}") from None
         if moved := [key for key in layer.get("data", {}) if key in DIVISION]:
-            raise UserError(f"arm '{name}' changes data.{moved[0]}: arms must see the same images; set it in base")
+            raise UserError(f"arm '{name}' changes data.{moved[0]}: all arms must see the same images; set it in base")
         if "seed" in layer.get("train", {}):
-            raise UserError(f"arm '{name}' changes train.seed: arms must have the same seeds; set it in base")
+            raise UserError(f"arm '{name}' changes train.seed: all arms must have the same seeds; set it in base")
         if layer.get("track"):
-            raise UserError(f"arm '{name}' changes track.{next(iter(layer['track']))}, which changes no result")
+            raise UserError(
+                f"arm '{name}' changes track.{next(iter(layer['track']))}, which does not affect the result"
+            )
         if arm == base:
             if study.grid:
                 continue  # the combination that is the base itself
-            raise UserError(f"arm '{name}' changes nothing: {_shown(layer)} is what the base has")
+            raise UserError(f"arm '{name}' changes nothing: the base already has {_shown(layer)}")
         if twin := next((other for other, config in configs.items() if config == arm), None):
             raise UserError(f"arms '{twin}' and '{name}' are the same")
         configs[name] = arm
     if unknown := [name for name in study.expected if name not in configs]:
         raise UserError(f"expected: there is no arm '{unknown[0]}'. Arms: {', '.join(list(configs)[1:])}")
     if len(configs) == 1:
-        raise UserError("the grid has no combination besides the base: give more values")
+        raise UserError("the grid has no combination other than the base: give more values")
     return configs
 
 
@@ -148,7 +150,9 @@ def choices_of(study: StudyConfig, below: Layer) -> list[Layer]:
         if key not in known:
             raise UserError(f"choose: unknown key '{key}'.{nearest(key, known)}")
         if key.startswith(("data.", "track.")) or key == "train.seed":
-            raise UserError(f"choose: {key} is no hyperparameter; choose among model, optim, schedule, regularize...")
+            raise UserError(
+                f"choose: {key} is not a hyperparameter: use keys of model, optim, schedule, regularize, ..."
+            )
     layers = list(_combinations(study.choose.hyperparameters).values())
     for layer in layers:
         try:
@@ -206,9 +210,9 @@ def _shown(layer: Layer) -> str:
 
 def _refuse_name(name: str) -> None:
     if name == BASE:
-        raise UserError("arm 'base': this name is that of the base config; choose another")
+        raise UserError("arm 'base': this name is reserved for the base config; choose another")
     if not name or name.startswith(".") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
-        raise UserError(f"arm '{name}': its name must do as a folder's, without slashes")
+        raise UserError(f"arm '{name}': the name must be usable as a folder name, without slashes")
 
 
 def _explain(error: Any) -> str:

@@ -35,14 +35,14 @@ RESULT = "crossval.json"
 
 @dataclass(frozen=True)
 class CrossvalResult:
-    """What the folds found together; `record` is the content of crossval.json."""
+    """The results of all folds; `record` is the content of crossval.json."""
 
     directory: Path
     record: Mapping[str, Any]
 
     @property
     def per_fold(self) -> list[dict[str, Any]]:
-        """A record a fold that is done: fold, repeat, n, seconds, and the metrics on the images held out."""
+        """One record per fold that is done: fold, repeat, n, seconds, and the metrics on the images held out."""
         return list(self.record["per_fold"])
 
     @property
@@ -52,12 +52,12 @@ class CrossvalResult:
 
     @property
     def std(self) -> dict[str, float]:
-        """Each metric's standard deviation between folds; empty where fewer than two are done."""
+        """Each metric's standard deviation over the folds; empty where fewer than two are done."""
         return dict(self.record["std"])
 
     @property
     def ci95(self) -> dict[str, tuple[float, float]]:
-        """Each metric's 95% interval by Nadeau and Bengio's corrected variance; empty as `std`."""
+        """Each metric's 95% interval by Nadeau and Bengio's corrected variance; empty where `std` is."""
         return {metric: (low, high) for metric, (low, high) in self.record["ci95"].items()}
 
     @property
@@ -66,7 +66,7 @@ class CrossvalResult:
         return dict(self.record["missing"])
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a fold: its name, each metric, the number of images held out, and the seconds of training."""
+        """One row per fold: its name, each metric, the number of images held out, and the seconds of training."""
         repeated = self.record["repeats"] > 1
         return [
             {
@@ -79,7 +79,7 @@ class CrossvalResult:
         ]
 
     def intervals(self) -> list[dict[str, Any]]:
-        """A row a metric: mean, std, low and high end of the 95% interval; none where fewer than two folds are done."""
+        """One row per metric: mean, std, and the ends of the 95% interval; empty if fewer than two folds are done."""
         return [
             {"metric": metric, "mean": self.mean[metric], "std": std, "low": low, "high": high}
             for metric, std in self.std.items()
@@ -111,11 +111,12 @@ def crossval(
     runs_dir: Path = Path("runs"),
     listener: Listener = nobody,
 ) -> CrossvalResult:
-    """Start the cross-validation of a config, or go on with the one of this name.
+    """Start the cross-validation of a config, or continue the one with this name.
 
-    `folds` parts of the images, divided anew `repeats` times; `jobs` folds are trained at a time, on the `backend`
-    "local" or "ray". With `parts` of the user's own they run in this process, one at a time. Raises UserError for what
-    the user gave wrong, Stopped where a signal ended it, with all saved. A fold that fails is in the result's `failed`.
+    The images are divided into `folds` parts, and this `repeats` times; `jobs` folds are trained at a time, on the
+    `backend` "local" or "ray". With `parts` of the user's own they run in this process, one at a time. Raises UserError
+    for invalid input, and Stopped where a signal ended the study after everything was saved. A fold that fails is
+    listed in the result's `failed`.
     """
     study.at_least(2, "folds", folds)
     study.at_least(1, "repeats", repeats)
@@ -138,7 +139,7 @@ def crossval(
         listener(_started(run, prepared, divisions, max_workers))
         for note in prepared.notes:
             listener(Note(note))
-        own.tell(parts, listener)
+        own.note_weights(parts, listener)
     return resume(run, parts, jobs=jobs, backend=backend, listener=listener)
 
 
@@ -158,7 +159,7 @@ def divide(dataset: Dataset, config: RunConfig, folds: int, repeats: int) -> lis
 def resume(
     run: RunDir, parts: Parts = NO_PARTS, *, jobs: int = 1, backend: str = "local", listener: Listener = nobody
 ) -> CrossvalResult:
-    """Run what is not done yet, and write what all folds say together."""
+    """Run the folds that are not done yet, and write the results of all."""
     spec = study.read_spec(run)
     with run.lock():
         config = read_run_config(run.config)
@@ -171,7 +172,7 @@ def resume(
 
 
 def fold_jobs(run: RunDir, config: RunConfig) -> list[FoldJob]:
-    """A job a fold, each with a seed of its own: the config's plus the fold's index."""
+    """One job per fold, each with its own seed: the config's plus the fold's index."""
     folds_file = run.path / study.FOLDS
     record = records.read(folds_file, records.Folds)
     config = config.with_values(track={"group": run.name})
@@ -194,7 +195,7 @@ def summarise(
     """Write crossval.json, predictions-oof.csv and figures/confusion.png from the folds that are done."""
     folds = [RunDir(Path(job.directory)) for job in done]
     per_fold = [job.record() for job in done]
-    # A fold of an earlier edition lacks the metrics that came later.
+    # A fold of an earlier edition lacks the metrics that were added later.
     scores = {
         name: [record[name] for record in per_fold]
         for name in records.METRICS
@@ -223,14 +224,14 @@ def summarise(
 
 
 def _interval(metric: str, values: Sequence[float], folds: int) -> tuple[float, float, float]:
-    """The standard deviation and the ends of the 95% interval, which leave no metric's own range."""
+    """The standard deviation and the ends of the 95% interval, clipped to the metric's range."""
     _, std, low, high = mean_interval(values, 1 / folds)
     known = records.METRICS[metric]
     return std, known.within(low), known.within(high)
 
 
 def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[Mapping[str, Any]]) -> None:
-    """Every image with the prediction of the net that did not train on it, in the pool's order, repeat by repeat."""
+    """Write each image with the prediction of the net that was not trained on it, by repeat, in the pool's order."""
     order = {name: at for at, name in enumerate(records.read(run.path / study.FOLDS, records.Folds)["pool"])}
     rows = []
     for fold, record in zip(folds, per_fold, strict=True):

@@ -1,4 +1,4 @@
-"""One fold as a job: an ordinary run on the fold's own division, then one look at the images held out."""
+"""One fold as a job: an ordinary run on the fold's own division, then one evaluation on the images held out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from convsmith.training import setup
 from convsmith.training.loop import epochs
 from convsmith.training.setup import NO_PARTS, Parts
 
-RECORD = "fold.json"  # in the fold's directory: its scores; it is there when, and only when, the fold is done
+RECORD = "fold.json"  # in the fold's directory: its scores; the file exists if and only if the fold is done
 LOCK_WAIT = 30.0  # seconds that a fold waits for a process that is still writing to its directory
 
 Message = dict[str, Any]
@@ -32,9 +32,9 @@ Message = dict[str, Any]
 class FoldJob:
     """What a worker needs to run one fold, here or on another machine that sees the same folders.
 
-    `config` is resolved. `folds_file` is the study's folds.json and `index` the place in it. `choices` are
-    configs (each a layer of sections) tried in short runs on the inner validation part; that with the best `metric`
-    there, of equals that with the lower loss, goes into the config of the fold's own run.
+    `config` is resolved. `folds_file` is the study's folds.json and `index` the position in it. `choices` are
+    configs (each a layer of sections) that are tried in short runs, scored on the inner validation part; the one with
+    the best `metric` there (ties are broken by the lower loss) goes into the config of the fold's own run.
     """
 
     name: str
@@ -63,17 +63,17 @@ class FoldJob:
         return (Path(self.directory) / RECORD).exists()
 
     def record(self) -> dict[str, Any]:
-        """What a fold that is done found."""
+        """The record of a fold that is done."""
         return records.read(Path(self.directory) / RECORD, records.Fold)
 
 
 def perform(
     message: Message, interrupts: Interrupts, parts: Parts = NO_PARTS
 ) -> Generator[Message, None, dict[str, Any] | None]:
-    """Run a FoldJob to its record, going on with what is there; None where a signal stopped it (and it was saved).
+    """Run a FoldJob to its record, continuing from what exists; None where a signal stopped it after it was saved.
 
     Yields ``{"progress": ...}`` on the way (see `runner.Answer`). RunFailed where the loss is not finite, UserError
-    where the data has changed.
+    where the data have changed.
     """
     job = FoldJob(**{key: value for key, value in message.items() if key != "kind"})
     directory = Path(job.directory)
@@ -132,7 +132,7 @@ def _train(
     interrupts: Interrupts,
     parts: Parts,
 ) -> Generator[Message, None, tuple[setup.Experiment, Finished] | None]:
-    """The run in `directory` from where it stands to its end."""
+    """Train the run in `directory` to its end, from wherever it stands."""
     if directory.exists():
         with RunDir(directory).lock(LOCK_WAIT):
             return (yield from _follow(setup.resume(RunDir(directory), parts), interrupts))
@@ -159,5 +159,5 @@ def _follow(
 
 
 def _drop_checkpoints(directory: Path) -> None:
-    """A finished fold has nothing to resume, and the checkpoints of a whole study would fill a disk."""
+    """Remove the checkpoints: a finished fold is not resumed, and those of a whole study would fill a disk."""
     shutil.rmtree(RunDir(directory).checkpoints, ignore_errors=True)

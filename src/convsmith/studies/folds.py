@@ -1,4 +1,4 @@
-"""The division of images into folds: stratified, grouped on request, seeded. Pure functions; nothing trains here."""
+"""The division of images into folds: stratified, seeded, and grouped on request. Pure functions; no training here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fold:
-    """Positions in the pool: `train` is learnt from, `val` chooses the epoch, `held_out` is scored once, at the end."""
+    """Positions in the pool: `train` is trained on, `val` decides the epoch, `held_out` is scored once, at the end."""
 
     repeat: int  # from 1
     number: int  # from 1, within its repeat
@@ -35,16 +35,16 @@ def make_folds(
     classes: Sequence[str],
     groups: NDArray[np.int64] | None = None,
 ) -> list[Fold]:
-    """`repeats` times `folds` divisions of a pool of images; within a repeat each is held out exactly once.
+    """`repeats` times `folds` divisions of a pool of images; within a repeat each image is held out exactly once.
 
-    scikit-learn's StratifiedKFold, or StratifiedGroupKFold where `groups` [N] says which images belong together.
-    From the images that a fold trains on, an inner validation part of `val_fraction` is cut, by their labels
-    alone: nothing that the training of a fold looks at depends on the labels of the images held out. UserError
-    where a class, or the groups, are too few.
+    This is scikit-learn's StratifiedKFold, or StratifiedGroupKFold where `groups` [N] says which images belong
+    together. An inner validation part of `val_fraction` is cut from the images that a fold trains on, using their
+    labels only: nothing that the training of a fold sees depends on the labels of the images held out. UserError where
+    a class has too few images, or where there are too few groups.
     """
     _refuse_small(labels, folds, classes)
     if groups is not None and (count := len(np.unique(groups))) < folds:
-        raise UserError(f"--folds {folds} is more than the {count} groups of data.groups: use at most {count}")
+        raise UserError(f"--folds {folds} exceeds the {count} groups of data.groups: use at most {count}")
     result = []
     for repeat in range(repeats):
         divider = StratifiedKFold if groups is None else StratifiedGroupKFold
@@ -69,6 +69,6 @@ def _refuse_small(labels: Labels, folds: int, classes: Sequence[str]) -> None:
     least = int(counts.argmin())
     if counts[least] < folds:
         raise UserError(
-            f"--folds {folds} is more than the smallest class has images ('{classes[least]}' has {counts[least]}): "
+            f"--folds {folds} exceeds the images of the smallest class ('{classes[least]}' has {counts[least]}): "
             f"use at most {counts[least]} folds or add images"
         )

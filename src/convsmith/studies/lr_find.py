@@ -1,8 +1,8 @@
 """The learning-rate range test (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3).
 
-From the first weights of a run the learning rate rises exponentially, a step a batch. The loss of each batch tells
-which rates learn, and from which on the training falls apart. Everything else is as in `train`: data, order,
-augmentation, loss, optimiser and its settings. The schedule rests, so the rate found is the one that it scales.
+Starting from a run's initial weights, the learning rate rises exponentially, by one step per batch. The losses of the
+batches show which rates learn, and at which rate the training diverges. Everything else is as in `train`: data, order,
+augmentation, loss, optimiser and its settings. No schedule is applied, so the rate found is the one that it scales.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from convsmith.training.step import Recipe, step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMOOTHING = 0.9  # share of the past in the running mean of the losses
+SMOOTHING = 0.9  # weight of the past in the running mean of the losses
 SETTLING = 10  # steps until that mean forgets its first batches: 1 / (1 - SMOOTHING)
-DIVERGED = 4.0  # times the lowest smoothed loss: there the test ends
-RISEN = 1.5  # times the first loss, within the first batches: the lowest rate is too high already
+DIVERGED = 4.0  # times the lowest smoothed loss: the test ends there
+RISEN = 1.5  # times the first loss, within the first batches: even the lowest rate is too high
 NOISE = 2.5  # standard deviations of the first batches' losses that a fall must exceed
-LEAST_FALL = 0.05  # and the share of their mean: a net that learns falls by far more
+LEAST_FALL = 0.05  # the share of their mean that it must exceed as well: the loss of a net that learns falls far more
 LARGEST_RATE = 100.0  # of `optim.lr`
 
 
 class Point(NamedTuple):
-    """A step of the test: its rate, the loss of its batch before the update, and the smoothed loss so far."""
+    """One step of the test: its rate, the loss of its batch before the update, and the smoothed loss so far."""
 
     step: int
     learning_rate: float
@@ -65,7 +65,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """From `low` to `high` in `steps` equal factors."""
+    """The learning rates from `low` to `high`: `steps` of them, evenly spaced on a logarithmic scale."""
 
     low: float = 1e-6
     high: float = 10.0
@@ -85,7 +85,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Advice:
-    """The rate to take and why; or else None, why the curve allows no guess, and the sweep that may."""
+    """The suggested rate and the reason; or None, the reason why there is no suggestion, and a sweep to try instead."""
 
     rate: float | None
     reason: str
@@ -108,15 +108,15 @@ class LrFindResult:
 
     @property
     def suggestion(self) -> float | None:
-        """The learning rate to take; None where the curve allows no guess, for the reason in `advice`."""
+        """The suggested learning rate; None where the curve allows no suggestion, for the reason in `advice`."""
         return self.advice.rate
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a step, as in lr_find.csv: step, learning_rate, loss, smoothed."""
+        """One row per step, as in lr_find.csv: step, learning_rate, loss, smoothed."""
         return [point._asdict() for point in self.points]
 
     def curve(self) -> Figure:
-        """The smoothed loss by the learning rate, with the suggestion."""
+        """The smoothed loss against the learning rate, with the suggestion marked."""
         return _curve(self.points, self.advice)
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class LrFindResult:
         return f"LrFindResult({str(self.directory)!r}, {rate})"
 
     def _repr_html_(self) -> str:
-        rate = "no guess" if self.suggestion is None else f"{self.suggestion:.2g} is suggested"
+        rate = "no suggestion" if self.suggestion is None else f"{self.suggestion:.2g} is suggested"
         return as_html(self.directory, [{"lr": rate, "because": self.advice.reason, "ended": self.ended}])
 
 
@@ -141,9 +141,8 @@ def lr_find(
 ) -> LrFindResult:
     """Run the range test of a config, from the rate `low` to `high` in `steps` batches, into a directory of its own.
 
-    A network of the user's own in `parts` is copied first, and keeps its weights. Raises UserError for what the user
-    gave wrong, RunFailed where the very first losses are not finite, Stopped where a signal came; then nothing is
-    written.
+    A network of the user's own in `parts` is copied first, and keeps its weights. Raises UserError for invalid input,
+    RunFailed where the very first losses are not finite, and Stopped where a signal came; then nothing is written.
     """
     sweep = Sweep(low, high, steps)
     rundir.refuse_taken(runs_dir, name)
@@ -162,8 +161,8 @@ def find(
 ) -> LrFindResult:
     """Run the test and write ``<name>/``: lr_find.csv, figures/lr_find.svg and .png, log.txt, and the config as it is.
 
-    Without a name: data, model, ``lr-find`` and a number. The test split is not read. `prepared` is used up: its
-    network has been trained. Raises as `lr_find`.
+    The default name is made of data, model, ``lr-find`` and a number. The test split is not read. `prepared` cannot be
+    used again: its network has been trained. Raises what `lr_find` raises.
     """
     rundir.refuse_taken(runs_dir, name)
     resolved = prepared.config
@@ -180,7 +179,7 @@ def find(
     with rundir.draft(runs_dir) as run, Interrupts() as interrupts:
         experiment = _start(prepared, run, parts)
         state, lr = experiment.state, experiment.config.optim.lr
-        if lr is None:  # an optimiser of the user's own decides its rates
+        if lr is None:  # an optimiser of the user's own sets its rates itself
             lr = float(state.optimizer.param_groups[0]["base_lr"])
         taken: list[Point] = []
         for point in range_test(state, experiment.recipe, _batches(experiment), sweep.rates(), lr):
@@ -210,10 +209,10 @@ def find(
 def range_test(
     state: TrainState, recipe: Recipe, batches: Iterator[Batch], rates: Sequence[float], lr: float
 ) -> Iterator[Point]:
-    """Train `state` a step a rate, until the smoothed loss is not finite or exceeds four times its minimum.
+    """Train `state` for one step per rate, until the smoothed loss is not finite or exceeds four times its minimum.
 
-    The smoothed loss is an exponential mean corrected for its start (as Adam's, Kingma and Ba 2015). A group whose
-    base rate is a multiple of `lr`, the run's own rate, keeps that multiple.
+    The smoothed loss is an exponential moving average with bias correction (as in Adam, Kingma and Ba 2015). A group
+    whose base rate is a multiple of `lr`, the run's own rate, keeps that multiple.
     """
     state.training_mode()
     state.schedule = Schedule(ScheduleConfig(name="constant"), steps_per_epoch=1, epochs=1)
@@ -234,11 +233,12 @@ def range_test(
 
 
 def advise(points: Sequence[Point], sweep: Sweep) -> Advice:
-    """A learning rate from the curve of smoothed losses, whose `points` are all finite.
+    """Suggest a learning rate from the curve of smoothed losses, whose `points` are all finite.
 
-    Two rules of thumb are usual (fastai's `lr_find` has both): where the loss falls steepest by log(rate), and a tenth
-    of the rate at which it is lowest. The smaller of the two is suggested. No guess is given where the loss rises from
-    the first steps on, where it is lowest at the last rate, or where no fall stands out from the noise of its batches.
+    There are two usual rules of thumb (fastai's `lr_find` has both): the rate at which the loss falls most steeply over
+    log(rate), and a tenth of the rate at which it is lowest. The smaller of the two is suggested. There is no
+    suggestion where the loss rises from the first steps on, where it is lowest at the last rate, or where no fall
+    stands out from the noise of the batches.
     """
     rates = np.array([point.learning_rate for point in points])
     smoothed = np.array([point.smoothed for point in points])
@@ -246,7 +246,7 @@ def advise(points: Sequence[Point], sweep: Sweep) -> Advice:
     if len(points) <= 2 * SETTLING or smoothed[:SETTLING].max() > RISEN * first[0]:
         return Advice(
             None,
-            f"the loss rose at once: {sweep.low:.2g}, the lowest rate, may be too high already",
+            f"the loss rose at once: even the lowest rate, {sweep.low:.2g}, may be too high",
             replace(sweep, low=sweep.low / 1000),
         )
     level = float(first.mean())
@@ -263,24 +263,25 @@ def advise(points: Sequence[Point], sweep: Sweep) -> Advice:
     if fall < needed:
         return Advice(
             None,
-            f"no rate lowered the loss by {needed:.2g}, the least that stands out from the noise of its batches: try "
-            "more steps or larger batches; if they show no fall either, look at the data, the labels and the network",
+            f"no rate lowered the loss by {needed:.2g}, the least that stands out from the noise of the batches: try "
+            "more steps or larger batches; if the loss still does not fall, check the data, the labels and the network",
             replace(sweep, steps=3 * sweep.steps),
         )
-    # Before the loss has left its first level for good, noise alone makes slopes.
+    # Until the loss has left its first level for good, its slopes are only noise.
     left = int(np.flatnonzero(smoothed[:lowest] >= level - fall / 4).max(initial=SETTLING))
     slopes = np.gradient(smoothed, np.log(rates))
     steepest = float(rates[left + int(slopes[left : lowest + 1].argmin())])
     tenth = max(float(rates[lowest]) / 10, sweep.low)
     reason = (
-        f"the loss falls steepest at {steepest:.2g}; it is lowest at {rates[lowest]:.2g}, a cautious tenth of which is "
-        f"{tenth:.2g}. The smaller of the two: a rate too high breaks a training, one too low only slows it"
+        f"the loss falls most steeply at {steepest:.2g}; it is lowest at {rates[lowest]:.2g}, a cautious tenth of "
+        f"which is {tenth:.2g}. The smaller of the two is taken: too high a rate breaks a training, and too low a rate "
+        "only slows it"
     )
     return Advice(min(steepest, tenth), reason)
 
 
 def _start(prepared: Prepared, run: RunDir, parts: Parts) -> Experiment:
-    """What `train` would start from, with its files in `run`, but no checkpoints: there is nothing to resume."""
+    """What `train` would start from, with its files in `run`, but without checkpoints: a test is not resumed."""
     experiment = setup.start(prepared, run.path, "started", parts)
     for path in experiment.run.path.iterdir():
         if path.is_file():
@@ -291,7 +292,7 @@ def _start(prepared: Prepared, run: RunDir, parts: Parts) -> Experiment:
 
 
 def _batches(experiment: Experiment) -> Iterator[Batch]:
-    """The batches of a training in their order, epoch after epoch without end."""
+    """The batches of a training in order, epoch after epoch, endlessly."""
     of_epoch = train_batches(experiment)
     return (batch for epoch in itertools.count() for batch in of_epoch(epoch, 0))
 
@@ -299,7 +300,7 @@ def _batches(experiment: Experiment) -> Iterator[Batch]:
 def _ended(taken: Sequence[Point], sweep: Sweep) -> str:
     last, lowest = taken[-1], min(point.smoothed for point in taken if point.finite)
     if not last.finite:
-        return f"at {last.learning_rate:.2g} (step {last.step}) the loss was no finite number"
+        return f"at {last.learning_rate:.2g} (step {last.step}) the loss was not a finite number"
     if last.smoothed > DIVERGED * lowest:
         return f"at {last.learning_rate:.2g} (step {last.step}) the loss had risen above {DIVERGED:g} times its lowest"
     return f"all {sweep.steps} steps were done"

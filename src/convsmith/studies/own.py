@@ -1,4 +1,4 @@
-"""What studies do with a network, an optimiser or arrays of the user's own: they run in this process, one at a time."""
+"""How studies handle a network, an optimiser or arrays of the user's own: runs take place in this process, in turn."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def fresh(parts: Parts) -> Parts:
 
 
 def workers(jobs: int, backend: str, parts: Parts, listener: Listener) -> int:
-    """How many runs to do at a time: `jobs`, but one where the parts cannot be sent to another process."""
+    """The number of runs at a time: `jobs`, or 1 where the parts cannot be sent to another process."""
     if not has_own(parts):
         return jobs
     if jobs > 1 or backend != "local":
         listener(
             Note(
-                "a network, an optimiser or arrays of your own cannot be sent to another process: the runs are done in "
-                "this one, one at a time"
+                "a network, an optimiser or arrays of your own cannot be sent to another process: the runs take place "
+                "in this one, one at a time"
             )
         )
     return 1
 
 
 def named(config: RunConfig, parts: Parts) -> RunConfig:
-    """The config with the names of what was handed in, so that another network makes another study."""
+    """The config with the names of the objects that were passed in, so that another network makes another study."""
     if parts.module is not None:
         config = config.with_values(model={"name": OWN + type(parts.module).__name__})
     if parts.source is not None:
@@ -47,14 +47,14 @@ def named(config: RunConfig, parts: Parts) -> RunConfig:
     return config
 
 
-def tell(parts: Parts, listener: Listener) -> None:
-    """Say from which weights each run of a study with a network of one's own starts."""
+def note_weights(parts: Parts, listener: Listener) -> None:
+    """Send a note that says from which weights each run of a study with the user's own network starts."""
     if parts.module is not None:
-        listener(Note(f"each run starts from the weights that {type(parts.module).__name__} had when it was handed in"))
+        listener(Note(f"each run starts from the weights that {type(parts.module).__name__} had when it was passed in"))
 
 
 def refuse_absent(config: RunConfig, parts: Parts, directory: Path) -> None:
-    """A UserError for a study that was started with parts that are not handed in again."""
+    """A UserError for a study that was started with parts that are not passed in again."""
     for absent, what, example in (
         (config.model.name.startswith(OWN) and parts.module is None, "network", "model=..."),
         (config.optim.is_own and parts.optimizer is None, "optimiser", "optimizer=..."),
@@ -62,13 +62,13 @@ def refuse_absent(config: RunConfig, parts: Parts, directory: Path) -> None:
     ):
         if absent:
             raise UserError(
-                f"the {what} of study '{directory}' was handed in from Python: hand it in again, "
+                f"the {what} of study '{directory}' came from Python: pass it in again, "
                 f"convsmith.resume({str(directory)!r}, {example})"
             )
 
 
 def refuse_unused(keys: Iterable[str], parts: Parts, where: str) -> None:
-    """A UserError for a key, varied in `where` (an arm, the space), that has no effect beside the user's own part."""
+    """A UserError for a key, varied in `where` (an arm, the space), that has no effect on the user's own part."""
     for key in keys:
         for section, part, what in (("model", parts.module, "network"), ("optim", parts.optimizer, "optimiser")):
             if part is not None and key.startswith(f"{section}."):
@@ -76,7 +76,7 @@ def refuse_unused(keys: Iterable[str], parts: Parts, where: str) -> None:
 
 
 def how_to_resume(directory: Path, parts: Parts) -> str:
-    """The command, or the call from Python, that goes on with a study."""
+    """The command, or the call from Python, that resumes a study."""
     if not has_own(parts):
         return command("resume", directory)
     given = (("model", parts.module), ("optimizer", parts.optimizer), ("data", parts.source))

@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster (extra `[cluster]`): the same jobs, each a task.
+"""Jobs on a Ray cluster (extra `[cluster]`): the same jobs as elsewhere, each as a Ray task.
 
-All machines must see the data and the run directories under the same paths. Ray gives the task of a worker that
-died to another one, where the job goes on from its last checkpoint.
+All machines must see the data and the run directories under the same paths. If a worker dies, Ray gives its task to
+another one, where the job continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ def connect() -> Any:
                 address=address, log_to_driver=False, runtime_env={"env_vars": variables}, logging_level=logging.ERROR
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _nobody(address, str(error).strip().splitlines()[0]) from None
+            raise _unreachable(address, str(error).strip().splitlines()[0]) from None
     return ray
 
 
 def _refuse_silent(address: str) -> None:
-    """Ray itself would try an address where nobody listens for minutes, and print about it."""
+    """Refuse an address where nothing listens; Ray itself would try it for minutes, and print messages."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:  # "auto", "local"
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
-        raise _nobody(address, str(error)) from None
+        raise _unreachable(address, str(error)) from None
 
 
-def _nobody(address: str, reason: str) -> UserError:
+def _unreachable(address: str, reason: str) -> UserError:
     return UserError(
         f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or set RAY_ADDRESS to "
-        "host:port of the one that you mean"
+        "the host:port of the one that you mean"
     )
 
 
 def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
-    """As `runner.run_jobs`, on the cluster: `max_workers` tasks at a time; each asks for its `train.threads` cores."""
+    """Like `runner.run_jobs`, on the cluster: `max_workers` tasks at a time, each with `train.threads` cores."""
     ray = connect()
     perform = ray.remote(max_retries=RETRIES)(_task)
     waiting = list(enumerate(jobs))
@@ -83,7 +83,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
                     answer = ray.get(task)
                 except ray.exceptions.RayError as error:
                     answer = {"failed": f"on the cluster: {str(error).strip().splitlines()[0]}"}
-                if "interrupted" in answer:  # by somebody who ended its process
+                if "interrupted" in answer:  # by whoever ended its process
                     waiting.append((index, jobs[index]))
                 else:
                     yield Answer(index, record=answer.get("done"), failed=answer.get("failed"))

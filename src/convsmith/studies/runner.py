@@ -1,4 +1,4 @@
-"""Many independent jobs, in worker processes on this machine or in this process; `ray_cluster` runs them on Ray."""
+"""Running many independent jobs, in worker processes or in this process; `ray_cluster` runs them on Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from convsmith.runtime import Interrupts
 from convsmith.studies.worker import perform
 
-ATTEMPTS = 3  # a job whose worker dies (out of memory, killed) is given to a new worker this often
+ATTEMPTS = 3  # how often a job is started whose worker dies (out of memory, killed)
 
 
 class Job(Protocol):
@@ -31,7 +31,7 @@ class Job(Protocol):
 
     @property
     def preemptible(self) -> bool:
-        """Whether the job itself, stopped on its way and given again, goes on where it stood."""
+        """Whether a job that was stopped on its way continues from there when it is started again."""
 
     def message(self) -> dict[str, Any]:
         """The job as JSON, with its `kind` (see `worker.KINDS`)."""
@@ -39,10 +39,10 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a job has to say: at its end a `record`, or the message with which it `failed`.
+    """A message from a job: at its end the `record`, or the error message with which it `failed`.
 
-    On its way it tells its `progress`: the `epoch` that is done (2.5 is half-way through the third), of how many
-    `epochs`; or of how many images it is computing the `features`.
+    Before that, its `progress`: the `epoch` reached (2.5 is half-way through the third) and the number of `epochs`, or
+    the number of images whose `features` it is computing.
     """
 
     index: int  # of the job
@@ -52,16 +52,16 @@ class Answer:
 
 
 def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Interrupts) -> Iterator[Answer]:
-    """Run `jobs`, `max_workers` at a time, each in a worker process; ends early, all saved, on a signal.
+    """Run `jobs`, `max_workers` at a time, each in a worker process; a signal makes it save all and return early.
 
-    What workers print goes to `log`. A job whose worker dies goes on in a new one, from its last checkpoint. Jobs are
-    taken in order, but for those of `shares_first`.
+    The output of the workers goes to `log`. A job whose worker dies continues in a new one, from its last checkpoint.
+    Jobs start in order, except that those of `shares_first` come first.
     """
     first = shares_first(len(jobs), max_workers) if all(job.preemptible for job in jobs) else {}
     waiting = deque(sorted(enumerate(jobs), key=lambda numbered: numbered[0] not in first))
     attempts = [0] * len(jobs)
-    heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    workers = [_Worker(heard, log) for _ in range(min(max_workers, len(jobs)))]
+    messages: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
+    workers = [_Worker(messages, log) for _ in range(min(max_workers, len(jobs)))]
     stopping = False
     try:
         while True:
@@ -73,16 +73,16 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
                 if waiting and worker.job is None and not stopping:
                     if worker.dead:
                         worker.close()
-                        workers[number] = worker = _Worker(heard, log)
+                        workers[number] = worker = _Worker(messages, log)
                     worker.give(waiting.popleft())
             if all(worker.job is None for worker in workers):
                 return
             try:
-                worker, message = heard.get(timeout=0.2)
+                worker, message = messages.get(timeout=0.2)
             except Empty:
                 continue
             worker.dead = message is None
-            if worker.job is None:  # it has answered already and now ended
+            if worker.job is None:  # it had answered already and has now ended
                 continue
             index, job = worker.job
             if message is not None and "progress" in message:
@@ -104,7 +104,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
                 yield Answer(index, record=message["done"])
             elif "failed" in message:
                 yield Answer(index, failed=message["failed"])
-            else:  # stopped on its way: by us, or by somebody who ended its process
+            else:  # stopped on its way: by us, or by whoever ended its process
                 waiting.append((index, job))
     finally:
         for worker in workers:
@@ -114,7 +114,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
 def run_here(
     jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Interrupts, parts: Any = None
 ) -> Iterator[Answer]:
-    """As `run_jobs`, in this process and so one job after the other, each with the `parts` that cannot leave it."""
+    """Like `run_jobs`, but in this process: one job after the other, each with the `parts` that cannot leave it."""
     for index, job in enumerate(jobs):
         for message in perform(job.message(), interrupts, parts):
             if "interrupted" in message:
@@ -123,12 +123,12 @@ def run_here(
 
 
 def shares_first(jobs: int, max_workers: int) -> dict[int, float]:
-    """Which of `jobs` jobs of about equal length (by index) to stop when what share of them is done, and end last.
+    """Which of `jobs` jobs of about equal length to divide: index -> the share to run first; the rest is run last.
 
-    Where the jobs are no multiple of `max_workers`, workers would have nothing to do while the last jobs run: 5 jobs,
-    two at a time, would take as long as 6. If one is started first, stopped half-way and ended last, they take 2.5
-    times the time of one: the wrap-around rule (McNaughton 1959, "Scheduling with deadlines and loss functions",
-    Management Science 6). The last jobs are those that are divided.
+    Where the number of jobs is not a multiple of `max_workers`, workers would be idle while the last jobs run: 5 jobs,
+    two at a time, would take as long as 6. If one is started first, stopped half-way and finished last, they take 2.5
+    times as long as one: the wrap-around rule (McNaughton 1959, "Scheduling with deadlines and loss functions",
+    Management Science 6). It is the last jobs that are divided.
     """
     if jobs <= max_workers:
         return {}
@@ -138,13 +138,13 @@ def shares_first(jobs: int, max_workers: int) -> dict[int, float]:
 
 
 class _Worker:
-    """A worker process, and a thread that puts what it says (None at its end) into `heard`."""
+    """A worker process, and a thread that puts its messages (None at its end) into the queue `messages`."""
 
-    def __init__(self, heard: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path) -> None:
+    def __init__(self, messages: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path) -> None:
         self.job: tuple[int, Job] | None = None
         self.dead = False
         with log.open("ab") as errors:
-            # A session of its own: Ctrl-C in the terminal reaches the parent alone, which stops its workers.
+            # In a session of its own: Ctrl-C in the terminal reaches only the parent, which stops its workers.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "convsmith.studies.worker"],
                 stdin=subprocess.PIPE,
@@ -154,13 +154,13 @@ class _Worker:
                 encoding="utf-8",
                 start_new_session=True,
             )
-        self._listener = threading.Thread(target=self._listen, args=(heard,), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(messages,), daemon=True)
         self._listener.start()
 
     def give(self, job: tuple[int, Job]) -> None:
         self.job = job
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it died between two jobs; the listener says so
+        with contextlib.suppress(BrokenPipeError):  # it died between two jobs; the listener reports that
             self._process.stdin.write(json.dumps(job[1].message()) + "\n")
             self._process.stdin.flush()
 
@@ -168,17 +168,17 @@ class _Worker:
         self._process.terminate()
 
     def close(self) -> None:
-        """End the process; one that is in the middle of a job saves it first."""
+        """End the process; if it is in the middle of a job, it saves that first."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
-        self._listener.join()  # it has heard the process's last word
+        self._listener.join()  # until it has received the last message
         assert self._process.stdout
         self._process.stdout.close()
 
-    def _listen(self, heard: Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
+    def _listen(self, messages: Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            heard.put((self, json.loads(line)))
-        heard.put((self, None))
+            messages.put((self, json.loads(line)))
+        messages.put((self, None))

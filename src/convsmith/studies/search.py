@@ -1,7 +1,7 @@
-"""A tuning study as its directory and Optuna's database hold it. Runs no trial.
+"""A tuning study as its directory and Optuna's database hold it. No trial is run here.
 
-This module knows what is searched, where trials lie and what each trial has found, and opens the database with errors
-of one line.
+This module knows the search space, where the trials are stored and what each has found; it opens the database and turns
+its errors into one line.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from convsmith.training.setup import Parts
 if TYPE_CHECKING:
     import optuna
 
-OPTUNA = "optuna.json"  # the database's URL (none: DATABASE), the study's name in it, the base's data and its hash
+OPTUNA = "optuna.json"  # the database's URL (none: DATABASE), the study's name in it, the base's data and their hash
 DATABASE = "study.db"
-STATES = {"FAIL": "failed"}  # Optuna's words are ours in small letters, but for this one
-STARTUP_TRIALS = 5  # no trial is given up before so many are complete
+STATES = {"FAIL": "failed"}  # our names of states are Optuna's in lower case, except for this one
+STARTUP_TRIALS = 5  # no trial is pruned before this many are complete
 SQLITE_WAIT = 60.0  # seconds that one process waits while another writes
-#: packages that are not called as the module is that they bring
+#: packages whose name differs from that of their module
 DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient"}
 
 
@@ -56,11 +56,11 @@ class Search:
         return self.trials / str(number)
 
     def lock(self, number: int | str) -> Path:
-        """The file whose lock says that a process works on this trial, or (`ask`) begins one."""
+        """The file whose lock shows that a process works on this trial, or (number `ask`) is starting one."""
         return self.trials / f".{number}.lock"
 
     def dataset(self, parts: Parts) -> Dataset:
-        """The images of all trials. UserError where they cannot be had any more."""
+        """The images of all trials. UserError where they are no longer available."""
         return open_dataset(self.data, source=parts.source)
 
     def opened(self) -> AbstractContextManager[Any]:
@@ -68,18 +68,18 @@ class Search:
         pruners = optuna_module().pruners
         pruner = pruners.NopPruner()
         if self.spec.pruner == "median":
-            warm_up = 1 + self.base.train.epochs // 4  # the first epochs say little about the last ones
+            warm_up = 1 + self.base.train.epochs // 4  # the first epochs tell little about the last ones
             pruner = pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warm_up)
         return opened(self.url, self.name, self.spec.minimize, pruner)
 
     def sampler(self, number: int) -> Any:
         """TPE for one trial (Bergstra et al. 2011).
 
-        Its seed is made of the study's and the trial's number: what a trial is given depends on the trials before
-        it, not on the process that asks, nor on how often the study was interrupted.
+        Its seed is derived from the study's seed and the trial's number: the suggestions for a trial depend on the
+        trials before it, not on the process that asks or on how often the study was interrupted.
         """
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
-        # The liar keeps trials that run at the same time apart.
+        # constant_liar keeps trials that run at the same time from trying the same values.
         return optuna_module().samplers.TPESampler(seed=seed, constant_liar=True)
 
 
@@ -95,7 +95,7 @@ def read_search(run: RunDir) -> Search:
 
 
 def spec_of(spec: TuneConfig, base: RunConfig, space: Space) -> dict[str, Any]:
-    """What study.yaml holds: the study with everything filled in, and no password."""
+    """The content of study.yaml: the study with all defaults filled in, and without a password."""
     values = spec.model_dump(mode="json") | {"preset": None, "base": base.model_dump(mode="json")}
     values["space"] = {key: _plain(axis) for key, axis in space.items()}
     values["storage"] = spec.storage and shown(spec.storage)
@@ -103,12 +103,12 @@ def spec_of(spec: TuneConfig, base: RunConfig, space: Space) -> dict[str, Any]:
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """The value of each key in an Optuna trial: what it was given before, or else what its sampler suggests."""
+    """The value of each key in an Optuna trial: the one it already has, or else the one that its sampler suggests."""
     return {key: _suggested(trial, key, axis) for key, axis in space.items()}
 
 
 def record_of(trial: Any, space: Space) -> dict[str, Any]:
-    """The result of an Optuna trial: number, state, value, epochs, seconds, its keys' values, why it ended.
+    """The result of an Optuna trial: number, state, value, epochs, seconds, the values of its keys, why it ended.
 
     The value of a pruned trial is that of its last epoch.
     """
@@ -148,10 +148,10 @@ def shown(url: str) -> str:
 
 @contextmanager
 def connected(url: str) -> Iterator[optuna.storages.RDBStorage]:
-    """The database at `url`, within ``with``.
+    """A context manager with the database at `url`.
 
-    UserErrors name the URL without its password: a database that does not answer, then or later, a driver that
-    is not installed, a URL that is none.
+    UserErrors name the URL without its password: where the database does not answer, then or later, where a driver is
+    not installed, or where the URL is invalid.
     """
     optuna_module().logging.set_verbosity(optuna_module().logging.WARNING)
     from optuna.exceptions import StorageInternalError
@@ -171,7 +171,7 @@ def connected(url: str) -> Iterator[optuna.storages.RDBStorage]:
 
 @contextmanager
 def opened(url: str, name: str, minimize: bool, pruner: optuna.pruners.BasePruner) -> Iterator[optuna.Study]:
-    """The Optuna study `name` (made where it is new) in the database at `url`, as `connected`."""
+    """A context manager with the Optuna study `name` (created if new) in the database at `url`; see `connected`."""
     with connected(url) as storage:
         yield optuna_module().create_study(
             storage=storage,
@@ -204,7 +204,7 @@ def _storage(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
         ) from None
     except ArgumentError:
         raise UserError(
-            f"storage '{shown(url)}' is no URL of a database that SQLAlchemy knows: give one such as "
+            f"storage '{shown(url)}' is not the URL of a database that SQLAlchemy knows: give one such as "
             "sqlite:///folder/study.db or postgresql://user@host/database"
         ) from None
     except RuntimeError as error:  # tables of another version of Optuna
@@ -212,7 +212,7 @@ def _storage(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
 
 
 def _reason(error: BaseException) -> str:
-    """The message of the driver, without SQLAlchemy's statement and links."""
+    """The driver's message, without the statement and the links that SQLAlchemy adds."""
     cause = error.__cause__ if error.__cause__ is not None else error
     return _first_line(getattr(cause, "orig", None) or cause)
 

@@ -1,9 +1,9 @@
 """Statistics of paired comparisons over folds: pure functions of numbers, each with its formula and its source.
 
-Two arms that ran on the same folds give one difference a fold. These differences are not independent, since any two
-folds train on mostly the same images; an ordinary t-test takes them for independent and finds differences where there
-are none. What corrects for that here is the variance of Nadeau and Bengio (2003); how far it holds is measured by
-benchmarks/interval_coverage.py.
+Two arms that ran on the same folds give one difference per fold. These differences are not independent, since any two
+folds train on mostly the same images; an ordinary t-test treats them as independent and finds differences where there
+are none. The variance of Nadeau and Bengio (2003) corrects for that here; benchmarks/interval_coverage.py measures how
+well it does.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from scipy.optimize import brentq
 from convsmith.errors import UserError
 
 Verdict = Literal["helps", "hurts", "no difference shown", "equivalent"]
-ROUNDING = 1e-12  # relative; differences that vary by less than this vary by rounding alone
+ROUNDING = 1e-12  # relative; differences that vary by less than this vary only by rounding
 
 
 @dataclass(frozen=True)
 class Comparison:
     """An arm against its base, in the unit of the metric; differences are arm minus base.
 
-    `standard_error` is the corrected one of the mean; `low` and `high` are the ends of its confidence interval.
-    None stands for what the numbers cannot give: see `paired_comparison`.
+    `standard_error` is the corrected standard error of the mean; `low` and `high` are the ends of its confidence
+    interval. A field is None where it is undefined: see `paired_comparison`.
     """
 
     n: int
@@ -64,21 +64,22 @@ def paired_comparison(
 
     `test_share` is n_test / (n_test + n_train) of one fold: 1/K for K folds; 0 gives the ordinary paired t-test. A pair
     is a fold (of a repeat). Average several seeds of the same fold first: they share their test images, so that their
-    differences are more alike than those of two folds, and as pairs of their own they raise false alarms (from 5% to
-    13% at 5 folds, in the simulation's extreme case of two seeds that change nothing).
+    differences are more alike than those of two folds, and counting each as a pair raises the rate of false alarms
+    (from 5% to 13% at 5 folds, in the simulation's extreme case of two seeds that change nothing).
 
-    `effect_size` is the standardised mean difference d_z = mean(d) / s (Lakens 2013, eq. 6). It knows nothing of the
-    correction, and s depends on the size of a fold: compare it within a study only.
+    `effect_size` is the standardised mean difference d_z = mean(d) / s (Lakens 2013, eq. 6). It does not include the
+    correction, and s depends on the size of a fold: compare it only within a study.
 
     With a `margin` > 0, two one-sided tests ask whether the difference lies within (-margin, margin), on the same
-    standard error and each at 1 - `level` (Schuirmann 1987): `p_equivalent` is the larger of their two p, `equivalent`
-    whether it is below 1 - level. That is, whether the interval at 1 - 2 (1 - level) lies within the margin.
+    standard error and each at 1 - `level` (Schuirmann 1987): `p_equivalent` is the larger of their two p-values, and
+    `equivalent` says whether it is below 1 - level, that is, whether the interval at 1 - 2 (1 - level) lies within the
+    margin.
 
     Differences without variance: if all are 0, then t = 0, p = 1, the interval is [0, 0] and any margin holds. If all
-    are the same number but 0 (few folds of few images), there is nothing to measure the mean against: t, p, interval,
+    are the same nonzero number (few folds of few images), there is nothing to measure the mean against: t, p, interval,
     effect size and equivalence are None, and `verdict` shows no difference.
 
-    UserError where fewer than 2 pairs are there.
+    UserError where there are fewer than 2 pairs.
     """
     scores, reference = np.asarray(arm, dtype=np.float64), np.asarray(base, dtype=np.float64)
     assert scores.shape == reference.shape, f"{scores.shape} against {reference.shape} scores"
@@ -122,20 +123,21 @@ def paired_comparison(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for being m tests, in the order given: Holm's step-down method (Holm 1979).
+    """p-values adjusted for m tests, in the order given, by Holm's step-down method (Holm 1979).
 
-    Sorted, the i-th smallest (i = 1..m) becomes ``min(1, max over j <= i of (m - j + 1) p_j)``: whoever calls different
-    what is below alpha errs in any of the m tests with a probability of at most alpha, however they depend.
+    Sorted, the i-th smallest (i = 1..m) becomes ``min(1, max over j <= i of (m - j + 1) p_j)``: if every arm below
+    alpha is called different, the probability of any false call among the m tests is at most alpha, however they
+    depend.
 
-    None, a test that was meant and could not be made, counts among the m (as p = 1 would) and stays None.
+    None stands for a planned test that could not be made; it counts among the m (as p = 1 would) and stays None.
     """
-    known = [(p, place) for place, p in enumerate(p_values) if p is not None]
+    known = [(p, position) for position, p in enumerate(p_values) if p is not None]
     assert all(0 <= p <= 1 for p, _ in known), f"{p_values}: p-values lie in [0, 1]"
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, place) in enumerate(sorted(known)):
+    for rank, (p, position) in enumerate(sorted(known)):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p))
-        adjusted[place] = highest
+        adjusted[position] = highest
     return adjusted
 
 
@@ -143,11 +145,11 @@ def mean_interval(values: ArrayLike, test_share: float, level: float = 0.95) -> 
     """Mean, standard deviation (n - 1) and confidence interval (low, high) of a metric over the n folds.
 
     ``mean ± t_{n-1} sqrt((1/n + n_test/n_train) s^2)``, with n_test / n_train = test_share / (1 - test_share) and
-    `test_share` = 1/K. Folds share training images, so their scores vary together, and s / sqrt(n) would be too narrow
-    an interval for what the same training is worth on other images (Nadeau and Bengio 2003).
+    `test_share` = 1/K. Folds share training images, so their scores are correlated, and an interval from s / sqrt(n)
+    would be too narrow for the score of the same training on other images (Nadeau and Bengio 2003).
 
-    The interval is symmetric and may leave [0, 1]. Where all folds score the same it has no width: then the folds are
-    too coarse to tell, not the score exact. UserError where there are fewer than 2 values.
+    The interval is symmetric and may leave [0, 1]. Where all folds score the same it has no width; that means that the
+    folds are too coarse, not that the score is exact. UserError where there are fewer than 2 values.
     """
     scores = np.asarray(values, dtype=np.float64)
     assert np.isfinite(scores).all(), "a failed fold is left out"
@@ -172,8 +174,8 @@ def smallest_detectable(std: float, n: int, test_share: float, level: float = 0.
     assert n >= 2, f"{n} pairs"
     assert 1 - level < power < 1, f"level {level}, power {power}"
     critical = _quantile(level, n - 1)
-    # Given the standard deviation that a study happens to measure, t is normal: the noncentral t is the mean of that
-    # over the chi distribution, here at its quantiles. (scipy.stats.nct gives NaN for few degrees.)
+    # Given the standard deviation that a study happens to measure, t is normal; the noncentral t is the mean of these
+    # normals over the chi distribution, here taken at its quantiles. (scipy.stats.nct gives NaN for few degrees.)
     quantiles = (np.arange(2000) + 0.5) / 2000
     measured = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 
@@ -188,11 +190,11 @@ def smallest_detectable(std: float, n: int, test_share: float, level: float = 0.
 
 
 def assumed_std(n_test: int, discordance: float = 0.2) -> float:
-    """The standard deviation of a difference of two accuracies, both over the same `n_test` images: an assumption.
+    """An assumed standard deviation of the difference of two accuracies, both over the same `n_test` images.
 
-    ``sqrt(discordance / n_test)``, if a share `discordance` of the images is right under one model and wrong under the
-    other, as often one way as the other (the variance under McNemar's null hypothesis, McNemar 1947). Before a study
-    has begun nothing better is known; it leaves out what the seed of a training adds. Afterwards use the measured one.
+    It is ``sqrt(discordance / n_test)`` if a share `discordance` of the images is right under one model and wrong under
+    the other, equally often either way (the variance under McNemar's null hypothesis, McNemar 1947). Before a study has
+    started nothing better is known; the variation between training seeds is left out. Afterwards, use the measured one.
     """
     assert 0 < discordance <= 1, f"a share of {discordance}"
     return math.sqrt(discordance / n_test)
@@ -202,8 +204,8 @@ def assumed_std(n_test: int, discordance: float = 0.2) -> float:
 class PairedAccuracies:
     """Two models on the same images: `difference` is the accuracy of the second minus that of the first.
 
-    `p` is that of McNemar's exact test and `low` to `high` the confidence interval that belongs to it: where p is below
-    1 - level the interval excludes zero, and only there.
+    `p` is the p-value of McNemar's exact test, and `low` to `high` the confidence interval that belongs to it: the
+    interval excludes zero if and only if p is below 1 - level.
     """
 
     difference: float
@@ -215,7 +217,7 @@ class PairedAccuracies:
 def paired_accuracies(only_first: int, only_second: int, n: int, level: float = 0.95) -> PairedAccuracies:
     """Compare two models by the images that exactly one of them classifies correctly, of `n` images in all.
 
-    Of these ``m = only_first + only_second`` images each goes either way with probability 1/2 if the models are equally
+    Each of these ``m = only_first + only_second`` images goes either way with probability 1/2 if the models are equally
     good: the two-sided p is that of the exact binomial test (McNemar 1947). The interval of the difference of the
     accuracies ``psi (2 theta - 1)``, with psi the share of images on which exactly one is right and theta the second
     model's share of those, melds the exact (Clopper-Pearson) confidence distributions of psi and theta, as Fay and
@@ -236,9 +238,9 @@ def paired_accuracies(only_first: int, only_second: int, n: int, level: float = 
 def _melded_low(wins: int, discordant: int, n: int, tail: float) -> float:
     """The `tail` quantile of ``psi (2 theta - 1)``, with theta ~ Beta(wins, discordant - wins + 1).
 
-    psi is cautious: small where 2 theta - 1 is positive, ~ Beta(discordant, n - discordant + 1), and large where that
-    is negative, ~ Beta(discordant + 1, n - discordant). A Beta with a parameter of 0 stands for an end of [0, 1]. The
-    mean over theta is taken at the midpoints of equally probable parts.
+    psi is conservative: small, ~ Beta(discordant, n - discordant + 1), where 2 theta - 1 is positive, and large,
+    ~ Beta(discordant + 1, n - discordant), where that is negative. A Beta with a parameter of 0 stands for an end of
+    [0, 1]. The mean over theta is taken at the midpoints of equally probable parts.
     """
     parts = (np.arange(400) + 0.5) / 400
     negative = float(stats.binom.sf(wins - 1, discordant, 0.5))  # P[theta < 1/2], the one-sided p of the test
@@ -264,14 +266,14 @@ def _melded_low(wins: int, discordant: int, n: int, tail: float) -> float:
 def bootstrap_interval(
     differences: ArrayLike, rng: np.random.Generator, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean of paired `differences`, one an image.
+    """Percentile bootstrap interval (low, high) of the mean of paired `differences`, one per image.
 
-    `differences` float [N]: right under the arm minus right under the base, so +1, 0, -1, or its mean over repeats.
-    N images are drawn with replacement `draws` times, and the interval holds the middle `level` of their means (Efron
-    and Tibshirani 1993, ch. 13). It knows how images vary, each by itself, and not how trainings do: a check beside
-    the test over folds, not in its place, and too narrow where images belong together in groups.
+    `differences` float [N]: correct under the arm minus correct under the base, so +1, 0 or -1, or its mean over
+    repeats. N images are drawn with replacement `draws` times, and the interval covers the middle `level` of their
+    means (Efron and Tibshirani 1993, ch. 13). It measures the variation between independent images, not that between
+    trainings: it is a check beside the test over folds, not a substitute, and too narrow where images come in groups.
     """
-    # What is drawn matters by its value alone, and there are few: counting how often each value comes is the same draw.
+    # There are few distinct values, and only an image's value matters: drawing how often each occurs is equivalent.
     values, counts = np.unique(np.asarray(differences, dtype=np.float64), return_counts=True)
     total = int(counts.sum())
     assert total > 0, "no images"
@@ -288,15 +290,15 @@ def verdict(
     alpha: float = 0.05,
     images: Sequence[float] | None = None,
 ) -> Verdict:
-    """One word for a comparison, of `p_holm` (adjusted over the study's arms) and the margin below which all is equal.
+    """The verdict on a comparison, from `p_holm` (adjusted over the study's arms) and the equivalence margin.
 
     - "equivalent": a margin is given and both one-sided tests (Schuirmann 1987) pass at `alpha`, that is, the whole
-      interval at 1 - 2 alpha lies within the margin. This comes first: a difference may be surely there and surely
-      smaller than what the user calls a difference, and then "helps" would claim too much. It is asked for each arm on
-      its own, not adjusted over arms. Where no fold differs there is no variance, and few coarse folds may tie by
+      interval at 1 - 2 alpha lies within the margin. This is tested first: a difference may be significant and yet
+      significantly smaller than the margin, and then "helps" would claim too much. Each arm is tested on its own,
+      without adjustment over arms. Where no fold differs there is no variance, and a few coarse folds may tie by
       chance: then the ends of the bootstrap interval over `images`, where given, must lie within the margin too.
-    - "helps", "hurts": p_holm < alpha, and the sign of the difference, reversed where lower is better.
-    - "no difference shown": all else, which is not to say that there is none.
+    - "helps", "hurts": p_holm < alpha, by the sign of the difference, which is reversed where lower is better.
+    - "no difference shown": everything else, which does not mean that there is none.
     """
     if margin is not None:
         p = _p_equivalent(comparison.mean_difference, comparison.standard_error, comparison.degrees, margin)

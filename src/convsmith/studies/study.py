@@ -29,13 +29,13 @@ Written = tuple[type[records.Record], Mapping[str, Any]]  # a JSON file: its sch
 
 
 def at_least(least: int, name: str, value: int) -> None:
-    """A UserError for an option below its least value."""
+    """A UserError for an option below its smallest valid value."""
     if value < least:
         raise UserError(f"--{name} {value}: must be at least {least}")
 
 
 def as_html(title: object, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of results for a notebook; numbers have four digits."""
+    """A table of results for a notebook; numbers have four significant digits."""
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0]) if rows else ""
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row.values()) + "</tr>" for row in rows)
     return f"<p><b>{html.escape(str(title))}</b></p><table><tr>{head}</tr>{body}</table>"
@@ -46,12 +46,12 @@ def _cell(value: Any) -> str:
 
 
 def threads_for(config: RunConfig, max_workers: int) -> RunConfig:
-    """The config with torch's threads: as configured, else this machine's, divided among `max_workers`."""
+    """The config with a number of torch threads: the configured one, or this machine's divided by `max_workers`."""
     return config.with_values(train={"threads": config.train.threads or max(1, set_threads(None) // max_workers)})
 
 
 def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDir | None:
-    """The study `name` where it was started before; a UserError where its spec was another then."""
+    """The study `name` if it was started before; a UserError where its spec was different then."""
     if not name or not (runs_dir / name).exists():
         rundir.refuse_taken(runs_dir, name)
         return None
@@ -59,24 +59,24 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
     before = read_spec(run)
     if before["kind"] != spec["kind"]:
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
-    # A key that came after the version that started the study has its default.
+    # A key that is newer than the version that started the study has its default value.
     before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     if changed := [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]:
         raise UserError(
-            f"study '{run.path}' was started with something else ({'; '.join(changed)}): "
-            "choose another --name, or give the same settings again to go on with it"
+            f"study '{run.path}' was started with other settings ({'; '.join(changed)}): "
+            "choose another --name, or give the same settings again to resume it"
         )
     return run
 
 
 def read_spec(run: RunDir) -> dict[str, Any]:
-    """What study.yaml holds; a UserError where the directory is no study, or was changed after its start.
+    """The content of study.yaml; a UserError where the directory is not a study, or was changed after its start.
 
-    The results belong to what the files held then; a study that is changed afterwards would describe them wrongly.
+    The results belong to the original files; a study that is changed afterwards would describe them wrongly.
     """
     path = run.study
     if not path.exists():
-        raise UserError(f"'{run.path}' exists and is not a study (it has no {path.name}): choose another --name")
+        raise UserError(f"'{run.path}' exists but is not a study (it has no {path.name}): choose another --name")
     spec = rundir.read_study(run)
     if (started := run.path / STARTED).exists():
         before = records.read(started, records.StudyStart)
@@ -91,13 +91,13 @@ def write_spec(run: RunDir, spec: Mapping[str, Any]) -> None:
 
 
 def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    # Optuna's studies take more trials at any time.
-    if said := [
+    # A tuning study may be given more trials at any time.
+    if changed := [
         f"{key} was {then}, is {value}" for key, (then, value) in differences([before, now]) if key != "trials"
     ]:
         raise UserError(
-            f"'{path}' was changed after the study had started ({'; '.join(said)}): its results belong to what it "
-            "held then. Undo the change, or start a new study"
+            f"'{path}' was changed after the study had started ({'; '.join(changed)}), but its results belong to the "
+            "original settings: undo the change, or start a new study"
         )
 
 
@@ -109,7 +109,7 @@ def create(
     config: RunConfig,
     files: Mapping[str, Written],
 ) -> RunDir:
-    """A new study directory, whole or not at all: study.yaml, resolved config.yaml, environment.json, and `files`."""
+    """Create a study directory atomically: study.yaml, the resolved config.yaml, environment.json, and `files`."""
     with rundir.draft(runs_dir) as run:
         write_spec(run, spec)
         write_text(run.config, config.to_yaml())
@@ -124,7 +124,7 @@ def create(
 
 
 def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
-    """For folds.json: the ids of the pool, of the sealed test split, and each fold as positions in the pool."""
+    """The content of folds.json: the ids of the pool and of the test split, and each fold as positions in the pool."""
     return {
         "hash": dataset.hash,
         "pool": list(dataset.pool().ids),

@@ -1,12 +1,12 @@
-"""An ablation's result as a table, a methods paragraph and a conclusion, made of its record alone. Computes nothing.
+"""An ablation's result as a table, a methods paragraph and a conclusion, from its record only. No statistics here.
 
 The record is that of ablation.json: metric, folds, repeats, seeds (their number), margin (or None), level, n_images,
-data, base {name, mean, std, seconds, per_fold}, arms, dropped (names, given up early), and, where it was worked out,
-detectable: the smallest difference that the study would have called different with a probability of 80%. An arm has
-name, changes {key: value}, per_fold [{fold, repeat, seed, value, difference, seconds, chosen}] of what was paired,
-mean, difference, ci95 [low, high], p, p_holm, effect_size, bootstrap95 [low, high], verdict (another word than the four
-where it was not compared), seconds, missing (how many trainings). What could not be computed is None. Values are in the
-metric's own unit (an accuracy of 0.7), `seconds` are those of one training.
+data, base {name, mean, std, seconds, per_fold}, arms, dropped (the names of arms given up early), and, where it was
+computed, detectable: the smallest difference that the study would have called different with a probability of 80%. An
+arm has name, changes {key: value}, per_fold [{fold, repeat, seed, value, difference, seconds, chosen}] of the pairs,
+mean, difference, ci95 [low, high], p, p_holm, effect_size, bootstrap95 [low, high], verdict (none of the usual four
+where it was not compared), seconds, missing (the number of trainings). What could not be computed is None. Values are
+in the metric's own unit (an accuracy of 0.7); `seconds` are those of one training.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ WORDS_OF_UNIT = {  # of values, of differences, of differences written out
 
 @dataclass(frozen=True)
 class Unit:
-    """How the values of a metric are shown: times `scale`, with `digits` behind the point."""
+    """How the values of a metric are shown: multiplied by `scale`, with `digits` decimal places."""
 
     scale: float
     digits: int
@@ -82,7 +82,7 @@ class Unit:
         return "" if number is None else f"{self.scale * number:+.{self.digits}f}"
 
     def words(self, number: str) -> str:
-        """A number with its unit, as it stands in a sentence."""
+        """A number with its unit, for use in a sentence."""
         return f"{number} {self.written_out}".rstrip()
 
     def interval(self, ends: Sequence[float] | None) -> str:
@@ -96,10 +96,10 @@ def unit(metric: str) -> Unit:
 
 
 def table(record: Record) -> list[dict[str, str]]:
-    """The base's row, then one an arm, the best difference first; all have the same columns, with units in their heads.
+    """The base's row, then one row per arm, the best difference first; column names include the units.
 
-    The base's `changes` are its own values of what arms change.
-    Cost is the seconds of one training relative to the base's. A column of trainings is there where some are missing.
+    The base's `changes` are its own values of the keys that arms change. Cost is the seconds of one training relative
+    to the base's. There is a column of trainings where some are missing.
     """
     shown, base = unit(record["metric"]), record["base"]
     sign = -1 if shown.higher_is_better else 1
@@ -128,7 +128,7 @@ def table(record: Record) -> list[dict[str, str]]:
 
 
 def as_csv(rows: Rows) -> str:
-    """The rows of `table` as CSV with a head."""
+    """The rows of `table` as CSV with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -153,22 +153,22 @@ def as_latex(rows: Rows, caption: str) -> str:
 
 
 def methods(record: Record) -> str:
-    """A paragraph for a paper's methods section, and the works that it cites."""
+    """A paragraph for the methods section of a paper, and the works that it cites."""
     shown, arms, alpha = unit(record["metric"]), record["arms"], f"{1 - record['level']:.2g}"
     folds, repeats, seeds = record["folds"], record["repeats"], record["seeds"]
     text = f"We compared {_count(len(arms), 'variant')} with a base configuration by stratified {folds}-fold "
     text += "cross-validation"
-    text += f", repeated {repeats} times with new folds," if repeats > 1 else ""
+    text += f", repeated {repeats} times with new folds each time," if repeats > 1 else ""
     text += f" on {record['n_images']:,} images of {record['data']}. "
     text += f"Every fold was trained with {seeds} seeds, whose scores were averaged. " if seeds > 1 else ""
     text += (
-        "All configurations shared the same folds and seeds, so that differences are paired. What is decided during "
-        "training (when to stop, which epoch to keep) was decided on an inner validation part of the training folds; "
-        "each held-out fold was scored once, after training, and the test split was not used. "
+        "All configurations shared the same folds and seeds, so that differences are paired. Decisions during training "
+        "(when to stop, which epoch to keep) were made on an inner validation part of the training folds; each "
+        "held-out fold was scored once, after training, and the test split was not used. "
     )
     if chosen := sorted({key for arm in arms for key in _chosen(arm)}):
         text += f"For each configuration and fold {' and '.join(chosen)} {'was' if len(chosen) == 1 else 'were'} "
-        text += "chosen anew on the inner validation part, with the same small budget for all. "
+        text += "chosen separately on the inner validation part, with the same small budget for all. "
     of_repeats = f", with n = {folds * repeats} (Bouckaert and Frank, 2004)" if repeats > 1 else ""
     text += (
         f"Differences in {record['metric']} were tested with the two-sided corrected resampled t-test (Nadeau and "
@@ -189,18 +189,18 @@ def methods(record: Record) -> str:
     if any(arm["bootstrap95"] for arm in arms):
         cited.append("Efron")
         text += (
-            "As a check, percentile bootstrap intervals over images were taken of the paired differences of the "
-            "out-of-fold predictions (Efron and Tibshirani, 1993); they leave out the variation between trainings. "
+            "As a check, percentile bootstrap intervals over images were computed for the paired differences of the "
+            "out-of-fold predictions (Efron and Tibshirani, 1993); they exclude the variation between trainings. "
         )
     text += " ".join([*_missing(record), *_dropped(record)])
     return text.strip() + "\n\nReferences\n" + "\n".join(CITED[name] for name in cited) + "\n"
 
 
 def conclusion(record: Record) -> str:
-    """What the study shows and what it does not, in plain words, a statement a line."""
+    """What the study shows and what it does not, in plain words, one statement per line."""
     shown, base = unit(record["metric"]), record["base"]
     if base["mean"] is None:
-        lines = ["The base has no finished fold: nothing can be compared with it."]
+        lines = ["The base has no finished fold, so nothing can be compared with it."]
     else:
         spread = "" if base["std"] is None else f" (standard deviation {shown.value(base['std'])} between folds)"
         mean = f"{shown.value(base['mean'])} {shown.of_values}".rstrip()
@@ -209,9 +209,9 @@ def conclusion(record: Record) -> str:
         found = [arm for arm in record["arms"] if arm["verdict"] == verdict]
         lines += [f"{words.format(arm['name'])}: {_finding(record, arm)}" for arm in found]
     if any(arm["verdict"] == "no difference shown" for arm in record["arms"]):
-        line = "That does not say that there is none: "
+        line = "This does not mean that there is none: "
         if (detectable := record.get("detectable")) is None:
-            line += "one that is too small for this study to see may be there."
+            line += "there may be one that is too small for this study to detect."
         else:
             line += "the smallest difference that this study would have detected with a probability of 80% is about "
             line += f"{shown.words(shown.value(detectable))}."
@@ -220,63 +220,63 @@ def conclusion(record: Record) -> str:
     lines += [f"'{arm['name']}' could not be compared: too few of its folds have finished." for arm in untested]
     lines += [*_missing(record), *_dropped(record)]
     lines.append(
-        f"This holds for {record['n_images']:,} images of {record['data']}, this base and its budget of training; "
-        f"with other data, another base or a longer training it may be otherwise."
+        f"These results hold for {record['n_images']:,} images of {record['data']}, this base and this training "
+        f"budget; with other data, another base or longer training they may differ."
     )
     return "\n".join(lines) + "\n"
 
 
 def _finding(record: Record, arm: Record) -> str:
-    """The difference with its interval and p, and what must be added to the arm's verdict to be fair."""
+    """The difference with its interval and p-value, and the caveats that the arm's verdict needs."""
     shown, alpha = unit(record["metric"]), 1 - record["level"]
     text = shown.words(shown.difference(arm["difference"]))
     if arm["ci95"] is None:
-        return text + "; it is the same on every fold, so that no test can tell it from chance."
+        return text + "; it is the same on every fold, so that no test can distinguish it from chance."
     if not any(entry["difference"] for entry in arm["per_fold"]):
-        return text + f" on every fold: see whether '{arm['name']}' takes effect at all."
+        return text + f" on every fold: check whether '{arm['name']}' has any effect at all."
     low, high = arm["ci95"]
     text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
     text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
     if arm["verdict"] == "equivalent":
         text += f" The margin is {shown.words(shown.value(record['margin']))} either way"
-        text += ": a difference is there, and it is smaller than that." if arm["p_holm"] < alpha else "."
+        text += ": there is a difference, but it is smaller than that." if arm["p_holm"] < alpha else "."
         if max(-low, high) >= record["margin"]:
             within = _percent(1 - 2 * alpha)
-            text += f" Two one-sided tests at {alpha:.2g} ask that the {within} interval lie within it."
+            text += f" Two one-sided tests at {alpha:.2g} require that the {within} interval lie within it."
     elif arm["verdict"] == "no difference shown" and (low > 0 or high < 0):
         number = _count(_tested(record), "comparison")
-        text += f" Taken alone the interval leaves out zero; among {number} that is not enough."
+        text += f" On its own, the interval excludes zero; among {number} that is not enough."
     elif arm["verdict"] in ("helps", "hurts") and (check := arm["bootstrap95"]) and check[0] <= 0 <= check[1]:
-        text += f" The bootstrap over images does not bear it out: {shown.interval(check)}."
+        text += f" The bootstrap over images does not confirm this: {shown.interval(check)}."
     return text
 
 
 def _missing(record: Record) -> Iterator[str]:
-    """A sentence for each arm of which trainings are missing, with the folds that lack them."""
-    places = list(product(range(1, record["repeats"] + 1), range(1, record["folds"] + 1)))
+    """A sentence for each arm with missing trainings, with the folds that lack them."""
+    positions = list(product(range(1, record["repeats"] + 1), range(1, record["folds"] + 1)))
     for arm in record["arms"]:
         if arm["name"] in record["dropped"] or not arm["missing"]:
             continue
         there = Counter((entry["repeat"], entry["fold"]) for entry in arm["per_fold"])
-        lacking = [place for place in places if there[place] < record["seeds"]]
+        lacking = [position for position in positions if there[position] < record["seeds"]]
         of_repeat = " of repeat {}" if record["repeats"] > 1 else ""
         names = ", ".join(f"{fold}{of_repeat.format(repeat)}" for repeat, fold in lacking)
         verb, folds = "is" if arm["missing"] == 1 else "are", "fold" if len(lacking) == 1 else "folds"
         number = f"{_count(arm['missing'], 'training')} {verb}"
-        yield f"Of '{arm['name']}' {number} missing or without a partner in the base ({folds} {names}), and left out."
+        yield f"For '{arm['name']}', {number} missing or unpaired, and therefore left out ({folds} {names})."
 
 
 def _dropped(record: Record) -> Iterator[str]:
     if names := record["dropped"]:
         yield (
-            f"Given up early by successive halving, and not compared: {_names(names)}. Those that were kept were "
-            f"chosen on images that their tests use again, so that their differences may lean to the better side and "
-            f"their p-values may be too small."
+            f"These arms were given up early by successive halving and not compared: {_names(names)}. The arms that "
+            f"were kept were chosen on images that their tests use again, so their differences may be optimistic and "
+            f"their p-values too small."
         )
 
 
 def heading(name: str, of_what: str) -> str:
-    """``accuracy (%)``, or the name alone of what has no unit."""
+    """``accuracy (%)``, or the name alone where there is no unit."""
     return f"{name} ({of_what})" if of_what else name
 
 
@@ -296,7 +296,7 @@ def _changes(arm: Record) -> str:
 
 
 def _chosen(arm: Record) -> dict[str, list[str]]:
-    """The hyperparameters that were chosen anew for the arm, and the values that its folds got, each once."""
+    """The hyperparameters that were chosen for the arm, and the distinct values that its folds got."""
     found: dict[str, list[str]] = {}
     for key, value in (pair for entry in arm["per_fold"] for pair in _flat(entry["chosen"])):
         values = found.setdefault(key, [])
@@ -315,7 +315,7 @@ def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
 
 def _latex(text: str) -> str:
     escaped = "".join(LATEX.get(character, character) for character in " ".join(text.split()))
-    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a minus, where LaTeX would set a hyphen
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a minus sign, where LaTeX would set a hyphen
 
 
 def _p(p: float | None) -> str:

@@ -1,4 +1,4 @@
-"""One trial of a tuning study as a job: started, or resumed where its process was killed, and reported to Optuna."""
+"""One trial of a tuning study as a job: it is started (or resumed if its process was killed) and reported to Optuna."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from convsmith.training.loop import epochs
 from convsmith.training.setup import NO_PARTS, Parts
 
 LOCK_WAIT = 30.0  # seconds that a trial waits for a process that is still writing to its directory
-DEATHS = 2  # so many workers may die of one epoch of a trial before it counts as failed
+DEATHS = 2  # how many workers may die in one epoch of a trial before it counts as failed
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """The next trial of a study; which one that is shows when a worker starts it.
+    """The next trial of a study; which one that is is decided when a worker starts it.
 
-    `call` tells the command that gives the jobs from others that work on the same study.
+    `call` distinguishes the command that creates the jobs from others that work on the same study.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TrialJob:
 
     @property
     def preemptible(self) -> bool:
-        return False  # a trial that was stopped is resumed by whoever asks for the next one
+        return False  # a trial that was stopped is resumed by the next job of the study, whichever that is
 
     def message(self) -> dict[str, Any]:
         return {"kind": "trials", **asdict(self)}
@@ -52,11 +52,11 @@ class TrialJob:
 def perform(
     message: Message, interrupts: Interrupts, parts: Parts = NO_PARTS
 ) -> Generator[Message, None, dict[str, Any] | None]:
-    """Run the next trial and return its record; None where a signal stopped it, and it was saved.
+    """Run the next trial and return its record; None where a signal stopped it after it was saved.
 
-    Yields ``{"progress": ...}`` on the way. The record's `number` is None where all trials that were wanted have been
-    started. A loss that is not finite and a network that cannot be built are results of the trial; a UserError (data
-    gone, disk full) leaves it to be resumed.
+    Yields ``{"progress": ...}`` on the way. The record's `number` is None where all trials have already been started. A
+    loss that is not finite and a network that cannot be built are results of the trial; a UserError (data gone, disk
+    full) leaves it to be resumed.
     """
     search = read_search(RunDir(Path(message["directory"])))
     with search.opened() as study:
@@ -71,7 +71,7 @@ def perform(
 
 
 def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
-    """A trial that nobody works on, and its lock; None where there is none and enough have been started."""
+    """A trial that no process works on, and its lock; None where there is none and enough have been started."""
     optuna = optuna_module()
     state = optuna.trial.TrialState
     running = (state.RUNNING,)
@@ -104,7 +104,7 @@ def _claim(search: Search, study: Any) -> tuple[Any, FileLock] | None:
 def _run(
     search: Search, study: Any, trial: Any, call: str, interrupts: Interrupts, parts: Parts
 ) -> Generator[Message, None, dict[str, Any] | None]:
-    """Run the trial from where it stands to its end and report that to Optuna; None where a signal stopped it."""
+    """Run the trial to its end from wherever it stands, and report to Optuna; None where a signal stopped it."""
     state = optuna_module().trial.TrialState
     values = suggest(trial, search.space)
     reported = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number).intermediate_values
@@ -133,9 +133,9 @@ def _run(
 
 
 def _refuse_deadly(trial: Any, call: str, epoch: int) -> None:
-    """A RunFailed where the trial takes its worker along each time, as one that needs too much memory does.
+    """A RunFailed where the trial kills its worker each time, as one that needs too much memory does.
 
-    Deaths count within one call and one epoch: a study that is killed again and again loses no trial.
+    Deaths are counted within one call and one epoch: a study that is killed again and again loses no trial.
     """
     here = [call, epoch]
     before = trial.user_attrs.get("begun", [None, None, 0])
@@ -146,7 +146,7 @@ def _refuse_deadly(trial: Any, call: str, epoch: int) -> None:
 
 
 def _experiment(search: Search, number: int, values: dict[str, Any], parts: Parts) -> setup.Experiment:
-    """The trial's run, new or resumed. RunFailed where these values make no run."""
+    """The trial's run, new or resumed. RunFailed where no run can be made of these values."""
     directory = search.directory(number)
     if directory.exists():
         return setup.resume(RunDir(directory), parts)
@@ -173,16 +173,16 @@ def _train(
     reported: Collection[int],
     interrupts: Interrupts,
 ) -> Generator[Message, None, tuple[float | None, str] | None]:
-    """The trial's value, None where it was pruned, with a word on why; None alone where a signal stopped it."""
+    """The trial's value (None where it was pruned) and why it ended; just None where a signal stopped it."""
     metric, run, total = search.spec.metric, experiment.run, experiment.config.train.epochs
 
     def hopeless(row: dict[str, Any]) -> bool:
-        """Tell Optuna of an epoch; whether it would give the trial up. The last epoch saves nothing any more."""
+        """Report an epoch to Optuna; returns whether it would prune the trial. Pruning the last epoch saves nothing."""
         if row["epoch"] not in reported:
             trial.report(row[metric], row["epoch"])
         return row["epoch"] < total and bool(trial.should_prune())
 
-    # A process that was killed may have saved an epoch without having reported it.
+    # A process that was killed may have saved an epoch without reporting it.
     rows = [dict(row) for row in csv.read(run.metrics)] if run.metrics.exists() else []
     given_up = [hopeless(row) for row in rows][-1:] == [True]
     with closing(epochs(experiment, interrupts)) as events:

@@ -16,12 +16,12 @@ from convsmith.errors import UserError, command, nearest
 from convsmith.records import Monitor, metric_of
 from convsmith.studies.config import DIVISION, StudySource, name_of, read_values
 
-#: why a key cannot be searched; the keys of DIVISION come on top
+#: why a key cannot be searched; the keys of DIVISION are refused as well
 NOT_SEARCHED = {
-    "train.seed": "a seed that did well is luck, and no better setting",
+    "train.seed": "a seed that did well is luck, not a better setting",
     "train.monitor": "it is the study's metric",
-    "train.device": "it is one for the whole study",
-    "train.threads": "it is one for the whole study",
+    "train.device": "it is the same for the whole study",
+    "train.threads": "it is the same for the whole study",
 }
 
 
@@ -30,9 +30,11 @@ class TuneConfig(Section):
     preset: str | None = Field(None, description="the preset that the base starts from")
     base: dict[str, dict[str, Any] | None] = Field(default_factory=dict, description="sections, over the preset")
     space: dict[str, Any] = Field(min_length=1, description="key -> {low, high, log, step}, or a list of choices")
-    metric: Monitor = Field("val_accuracy", description="what trials are ranked by; it is their train.monitor")
+    metric: Monitor = Field("val_accuracy", description="what trials are ranked by; also their train.monitor")
     trials: int = Field(20, ge=1, le=100_000)
-    pruner: Literal["median", "none"] = Field("median", description="median: give up what the median trial outdoes")
+    pruner: Literal["median", "none"] = Field(
+        "median", description="median: stop trials that are worse than the median"
+    )
     storage: str | None = Field(None, description="URL of Optuna's database; none: SQLite in the study directory")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of the search; the runs have train.seed")
 
@@ -52,7 +54,7 @@ class Bounds(Section):
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from `low` to `high`, both included: evenly or on a logarithmic scale, `whole` ones alone or any."""
+    """Numbers from `low` to `high`, both included, on a linear or logarithmic scale; `whole`: integers only."""
 
     low: float
     high: float
@@ -67,7 +69,7 @@ class Choices:
 
     @property
     def labels(self) -> tuple[Any, ...]:
-        """The values as Optuna can store them: a list is its JSON."""
+        """The values in a form that Optuna can store: a list becomes its JSON text."""
         return tuple(json.dumps(value) if isinstance(value, list | dict) else value for value in self.values)
 
 
@@ -79,7 +81,7 @@ def read_tuning(study: StudySource) -> TuneConfig:
     """A tuning study: a file, the name of a shipped one, or its keys; a UserError names each wrong key."""
     values, name = read_values(study, TuneConfig, "base and space"), name_of(study)
     if "arms" in values or "grid" in values:
-        raise UserError(f"study '{name}' is an ablation, since it has arms: {command('ablate', name)}")
+        raise UserError(f"study '{name}' is an ablation study, since it has arms: use {command('ablate', name)}")
     return checked(TuneConfig, values, f"study '{name}'")
 
 
@@ -99,7 +101,7 @@ def checked(kind: type[SectionType], values: Mapping[str, Any], what: str) -> Se
 
 
 def base_of(study: TuneConfig, flags: Layer) -> RunConfig:
-    """The config that trials start from: preset < base < flags, watched by the study's metric."""
+    """The config that trials start from: preset < base < flags, with the study's metric as its monitor."""
     sections = {section: values or {} for section, values in study.base.items()}
     layer = over_preset(study.preset, sections, flags)
     monitor = layer.get("train", {}).get("monitor", study.metric)
@@ -111,7 +113,7 @@ def base_of(study: TuneConfig, flags: Layer) -> RunConfig:
 
 
 def space_of(study: TuneConfig, base: RunConfig) -> Space:
-    """What is searched, key by key. A UserError names each key and value that no run could have."""
+    """The search space, key by key. A UserError names a key or value that no run could have."""
     known = dict(fields())
     space: Space = {}
     for key, given in study.space.items():
@@ -119,9 +121,13 @@ def space_of(study: TuneConfig, base: RunConfig) -> Space:
             raise UserError(f"space: unknown key '{key}'.{nearest(key, known)}")
         section, name = key.split(".")
         if section == "data" and name in DIVISION:
-            raise UserError(f"space: {key} decides which images trials see, and they must be the same: set it in base")
+            raise UserError(
+                f"space: {key} decides which images are used, and all trials must see the same: set it in base"
+            )
         if section == "track" or key in NOT_SEARCHED:
-            raise UserError(f"space: {key} cannot be searched: {NOT_SEARCHED.get(key, 'it changes no result')}")
+            raise UserError(
+                f"space: {key} cannot be searched: {NOT_SEARCHED.get(key, 'it does not affect the result')}"
+            )
         if isinstance(given, list):
             space[key] = _choices(key, given, base)
         elif isinstance(given, dict):
@@ -141,7 +147,7 @@ def _choices(key: str, given: list[Any], base: RunConfig) -> Choices:
     if len({json.dumps(value) for value in values}) < len(values):
         raise UserError(f"space: {key} lists a choice twice")
     if len(values) < 2:
-        raise UserError(f"space: {key} needs two choices or more; what is fixed belongs into base")
+        raise UserError(f"space: {key} needs two choices or more; a fixed value belongs in base")
     return Choices(values)
 
 
@@ -149,7 +155,7 @@ def _interval(key: str, bounds: Bounds, base: RunConfig) -> Interval:
     low, high, step = bounds.low, bounds.high, bounds.step
     kinds = _kinds(key)
     if not kinds <= {int, float}:
-        raise UserError(f"space: {key} is not a number and has no interval: give a list of choices")
+        raise UserError(f"space: {key} is not a number and cannot have an interval: give a list of choices")
     if low >= high:
         raise UserError(f"space: {key} has low {low:g} and high {high:g}: low must be less than high")
     if bounds.log and low <= 0:
@@ -161,7 +167,7 @@ def _interval(key: str, bounds: Bounds, base: RunConfig) -> Interval:
         raise UserError(f"space: {key} has a step of {step:g} that does not lead from {low:g} to {high:g}")
     whole = all(number.is_integer() for number in (low, high, step or 1.0))
     if float not in kinds and not whole:
-        raise UserError(f"space: {key} takes whole numbers: low, high and step must be such")
+        raise UserError(f"space: {key} takes whole numbers: low, high and step must be whole numbers")
     whole = whole and int in kinds
     for bound in (low, high):
         _validated(key, int(bound) if whole else bound, base)
@@ -169,7 +175,7 @@ def _interval(key: str, bounds: Bounds, base: RunConfig) -> Interval:
 
 
 def _kinds(key: str) -> set[Any]:
-    """The types that a key may have, none apart."""
+    """The types that a key may have, except None."""
     annotation = dict(fields())[key].annotation
     return set(typing.get_args(annotation) or (annotation,)) - {type(None)}
 

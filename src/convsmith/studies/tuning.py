@@ -1,4 +1,4 @@
-"""Tuning: Optuna searches the best values of a config's keys. Trials are ordinary runs; none reads the test split."""
+"""Tuning: Optuna searches for the best values of config keys. Trials are ordinary runs; none reads the test split."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from convsmith.training.setup import NO_PARTS, Parts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIVATE = 0o600  # of optuna.json: the URL of the database may hold a password
+PRIVATE = 0o600  # mode of optuna.json: the URL of the database may contain a password
 TRIALS, BEST = "trials.csv", "best.yaml"
 FEWEST = 8  # complete trials from which the importance of parameters is estimated
 
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What the trials found: `trials` has a record of each, by number, with the columns of trials.csv.
+    """The results of the trials: `trials` has one record for each, by number, with the columns of trials.csv.
 
-    `importances` is each key's share of the variance between complete trials; empty where `unexplained` says why.
-    `missing` trials are not done, for the reason `failed`.
+    `importances` maps each key to its share of the variance between complete trials; where it is empty, `unexplained`
+    says why. `missing` trials are not done, for the reason in `failed`.
     """
 
     directory: Path
     metric: str
-    keys: tuple[str, ...]  # that were searched
+    keys: tuple[str, ...]  # the keys that were searched
     trials: Sequence[Mapping[str, Any]]
     importances: Mapping[str, float]
     unexplained: str
@@ -65,11 +65,11 @@ class TuningResult:
         return next(iter(self.ranked), None)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a trial, as in trials.csv."""
+        """One row per trial, as in trials.csv."""
         return [_row(record, self.keys) for record in self.trials]
 
     def history(self) -> Figure:
-        """The value of each trial by its number, and the best so far."""
+        """The value of each trial against its number, and the best so far."""
         valued = [one for one in self.trials if one["state"] in ("complete", "pruned") and one["value"] is not None]
         points = [(one["number"], one["value"], one["state"] == "pruned") for one in valued]
         return history_figure(points, self.metric, not records.metric_of(self.metric).higher_is_better)
@@ -98,11 +98,11 @@ def tune(
     runs_dir: Path = Path("runs"),
     listener: Listener = nobody,
 ) -> TuningResult:
-    """Start the tuning study that a file or `tune_config.TuneConfig` describes, or go on with the one of this name.
+    """Start the tuning study that a file or `tune_config.TuneConfig` describes, or continue the one with this name.
 
-    `flags` change the base. `trials` replaces the study's number; a study that is done takes more. With `parts` of the
-    user's own the trials run in this process, one at a time. Raises UserError for what the user gave wrong, Stopped
-    where a signal ended it, with all saved.
+    `flags` change the base. `trials` replaces the study's number; a study that is done can be given more. With `parts`
+    of the user's own, the trials run in this process, one at a time. Raises UserError for invalid input, and Stopped
+    where a signal ended the study after everything was saved.
     """
     optuna_module()
     if trials is not None:
@@ -127,17 +127,17 @@ def tune(
         )
         run = _create(config, base, spec, prepared, runs_dir, name)
         listener(_started(read_search(run), prepared, max_workers))
-        own.tell(parts, listener)
+        own.note_weights(parts, listener)
     else:
         known = records.read(run.path / OPTUNA, records.Optuna)
-        _keep(run, known | {"storage": config.storage})  # its password may be another by now
+        _keep(run, known | {"storage": config.storage})  # its password may have changed
     return resume(run, parts, jobs=jobs, backend=backend, listener=listener)
 
 
 def resume(
     run: RunDir, parts: Parts = NO_PARTS, *, jobs: int = 1, backend: str = "local", listener: Listener = nobody
 ) -> TuningResult:
-    """Run the trials that are not done yet, and write what all of them found."""
+    """Run the trials that are not done yet, and write the results of all."""
     search = read_search(run)
     own.refuse_absent(search.base, parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), search.spec.trials)
@@ -152,7 +152,7 @@ def resume(
 
 
 def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningResult:
-    """Write trials.csv, best.yaml, figures/history.png and figures/importance.png from what Optuna knows."""
+    """Write trials.csv, best.yaml, figures/history.png and figures/importance.png from Optuna's records."""
     trials = known.get_trials(deepcopy=False)
     found = [record_of(trial, search.space) for trial in trials]
     metric, keys = search.spec.metric, tuple(search.space)
@@ -170,7 +170,7 @@ def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningRe
     comment = (
         f"# The best of {len(found)} trials of {search.run.path}: trial {best['number']}, "
         f"{metric} {best['value']:.4f}.\n"
-        "# It was chosen for this value, which flatters it: cross-validate it, or look once at the test split.\n"
+        "# It was chosen for this value, which is therefore optimistic: cross-validate it, or use the test split.\n"
     )
     files.write_text(search.run.path / BEST, comment + config.to_yaml())
     search.run.figures.mkdir(exist_ok=True)
@@ -181,7 +181,7 @@ def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningRe
 
 
 def ranking(trials: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
-    """The complete trials, the best value first; among equals the earlier trial."""
+    """The complete trials, the best value first; ties are broken by the lower number."""
     sign = records.metric_of(metric).sign
     complete = [trial for trial in trials if trial["state"] == "complete"]
     return sorted(complete, key=lambda trial: (-sign * trial["value"], trial["number"]))
@@ -195,7 +195,7 @@ def _create(
     runs_dir: Path,
     name: str | None,
 ) -> RunDir:
-    # What holds for all trials is resolved; the rest (a layout, a size) depends on what each trial tries.
+    # Only what is common to all trials is resolved; the rest (a layout, a size) depends on each trial's values.
     data, train = prepared.config.data, prepared.config.train
     resolved = base.with_values(
         data={"source": data.source, "groups": data.groups}, train={"device": train.device, "threads": train.threads}
@@ -222,9 +222,9 @@ def _keep(run: RunDir, optuna: Mapping[str, Any]) -> None:
 def _run_trials(
     search: Search, done: list[dict[str, Any]], max_workers: int, backend: str, parts: Parts, listener: Listener
 ) -> str:
-    """Run the trials that are missing, besides those `done`.
+    """Run the trials that are missing beyond those `done`.
 
-    Stops early where it is not a trial that fails, and returns why; Stopped where a signal came.
+    If something other than a trial fails, this stops early and returns the reason. Raises Stopped where a signal came.
     """
     run, call, threads, metric = search.run, uuid.uuid4().hex, search.base.train.threads, search.spec.metric
     assert threads is not None, "the study's config.yaml names the threads"
@@ -241,7 +241,7 @@ def _run_trials(
                 listener(JobProgress(answer.index, answer.progress["epoch"] / answer.progress["epochs"]))
                 continue
             if answer.record is None:
-                failed = answer.failed or "a job ended without an answer"
+                failed = answer.failed or "a job ended without a result"
                 break
             listener(JobDone(answer.index, jobs[answer.index].name, answer.record))
             if answer.record["number"] is not None:
@@ -253,7 +253,7 @@ def _run_trials(
 
 
 def _existing(runs_dir: Path, name: str | None, spec: dict[str, Any]) -> RunDir | None:
-    """The study of this name where it was started before; more trials may be asked of it than at first."""
+    """The study with this name if it was started before; it may be given more trials than at first."""
     if name is None or not RunDir(runs_dir / name).study.exists():
         return study.existing(runs_dir, name, spec)
     before = study.read_spec(RunDir(runs_dir / name)).get("trials", spec["trials"])
@@ -269,7 +269,7 @@ def _finished(search: Search, known: Any) -> list[dict[str, Any]]:
 
 
 def _await_savers(search: Search, known: Any) -> None:
-    """Workers of a call that was killed a moment ago may still be saving their trials: give them time."""
+    """Wait for workers of a call that was killed a moment ago, which may still be saving their trials."""
     until = time.monotonic() + LOCK_WAIT
     for trial in known.get_trials(deepcopy=False):
         if trial.state.name == "RUNNING" and search.trials.exists():
@@ -313,9 +313,9 @@ def _row(record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 def _importance(search: Search, known: Any, ranked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], str]:
     """Each key's share of the variance between complete trials (fANOVA, Hutter et al. 2014), or why there is none."""
     if len(search.space) < 2:
-        return {}, "there is one parameter alone"
+        return {}, "there is only one parameter"
     if len(ranked) < FEWEST:
-        return {}, f"{len(ranked)} trials are complete, {FEWEST} are needed"
+        return {}, f"{len(ranked)} trials are complete, but {FEWEST} are needed"
     if ranked[0]["value"] == ranked[-1]["value"]:
         return {}, "all trials have the same value"
     importance = optuna_module().importance

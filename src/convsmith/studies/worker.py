@@ -1,4 +1,4 @@
-"""A process that runs jobs one after the other: ``python -m convsmith.studies.worker``. It schedules nothing.
+"""A process that runs jobs one after the other: ``python -m convsmith.studies.worker``. `runner` schedules them.
 
 It reads one job per line (JSON) from stdin and writes JSON lines to stdout: ``{"progress": {...}}``, then one of
 ``{"done": record}``, ``{"failed": message}``, ``{"interrupted": true}``. SIGTERM saves the running job and stops it.
@@ -28,9 +28,9 @@ KINDS: dict[str, Callable[..., Generator[dict[str, Any], None, dict[str, Any] | 
 
 
 def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) -> Iterator[dict[str, Any]]:
-    """Run a job; yields its progress and at last how it ended. Failures that belong to the job are an answer.
+    """Run a job; yields its progress and finally how it ended. A failure of the job itself is an answer, not an error.
 
-    `parts` are what a user has handed in, for jobs in the user's own process.
+    `parts` are the objects that the user passed in, for jobs in the user's own process.
     """
     try:
         record = yield from KINDS[message["kind"]](message, interrupts, *([parts] if parts else []))
@@ -41,11 +41,11 @@ def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) 
 
 
 def main() -> None:
-    # What libraries print must not come between the answers.
+    # The output of libraries must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
@@ -54,14 +54,14 @@ def main() -> None:
     while line := lines.get():
         with Interrupts() as interrupts:
             for answer in perform(json.loads(line), interrupts):
-                say(answer)
+                send(answer)
 
 
 def _listen(lines: SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    lines.put("")  # ends the loop, if no job is running
-    os.kill(os.getpid(), signal.SIGTERM)  # or else stops the job that is
+    lines.put("")  # ends the loop if no job is running
+    os.kill(os.getpid(), signal.SIGTERM)  # stops the running job, if there is one
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from convsmith.display import Display
     from convsmith.studies.ablation import AblationResult
 
-PLACE, LINE = 100, "which change helps, by how much, and how sure: arms compared on the same folds"
+PLACE, LINE = 100, "compare changes on the same folds: which helps, by how much, with what confidence"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of one that comes along")
+    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of a shipped one")
     add_run_arguments(parser)
-    parser.add_argument("--folds", type=int, metavar="N", help="folds, instead of the study's")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="give arms up early to keep within this time")
+    parser.add_argument("--folds", type=int, metavar="N", help="number of folds, instead of the study's")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="give up arms early to stay within this time")
     add_jobs_arguments(parser)
     add_config_arguments(parser, file=False)
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(result: AblationResult, display: Display) -> int:
-    """Print what the arms were worth, and return the exit code."""
+    """Print how the arms compare, and return the exit code."""
     from rich.table import Table
     from rich.text import Text
 
@@ -68,7 +68,7 @@ def show(result: AblationResult, display: Display) -> int:
         f"\nwritten: {directory / RESULT}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
     )
     if result.failed:
-        display.line(f"next: {command('resume', directory)}   (tries what failed again)")
+        display.line(f"next: {command('resume', directory)}   (tries the failed runs again)")
     else:
         display.line(f"next: {command('train', directory / 'arms' / result.best / 'config.yaml')}")
     return 1 if result.failed else 0

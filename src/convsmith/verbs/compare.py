@@ -54,7 +54,7 @@ def _print(comparison: Comparison, display: Display) -> None:
         display.line("")
         display.console.print(keys)
     else:
-        display.line("\nTheir configs are the same.")
+        display.line("\nThe configs are the same.")
     display.line("")
     for one in comparison.versus:
         display.line(one.words)

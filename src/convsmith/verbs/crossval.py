@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from convsmith.display import Display
     from convsmith.studies.crossval import CrossvalResult
 
-PLACE, LINE = 90, "N-fold cross-validation: mean, deviation and interval of every metric"
+PLACE, LINE = 90, "N-fold cross-validation: mean, standard deviation and interval of every metric"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument(
-        "--folds", type=int, default=5, metavar="N", help="how many parts the images are divided into [5]"
+        "--folds", type=int, default=5, metavar="N", help="number of parts that the images are divided into [5]"
     )
-    parser.add_argument("--repeats", type=int, default=1, metavar="R", help="how often, each time anew [1]")
+    parser.add_argument("--repeats", type=int, default=1, metavar="R", help="number of different divisions [1]")
     add_jobs_arguments(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     add_config_arguments(parser)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(result: CrossvalResult, display: Display) -> int:
-    """Print what the folds found, and return the exit code."""
+    """Print the results of the folds, and return the exit code."""
     from rich.table import Table
 
     from convsmith.records import HEADLINES, METRICS, shown
@@ -72,13 +72,15 @@ def show(result: CrossvalResult, display: Display) -> int:
         display.line("")
         display.console.print(table)
     for name, reason in result.failed.items():
-        display.line(f"missing: {name}, which failed: {reason}")
+        display.line(f"missing: {name} failed: {reason}")
     if not result.std:
-        display.line("fewer than two folds are done: no interval can be computed")
+        display.line("fewer than two folds are done, so no interval can be computed")
     written = f"{directory / RESULT}, predictions-oof.csv, figures/confusion.png, folds/"
     display.line(f"\nwritten: {written if result.per_fold else directory / RESULT}")
     if result.failed:
-        display.line(f"next: {command('resume', directory)}   (tries what failed again)")
+        display.line(f"next: {command('resume', directory)}   (tries the failed folds again)")
     else:
-        display.line(f"next: {command('train', directory / 'config.yaml')}   (one net from all of train)")
+        display.line(
+            f"next: {command('train', directory / 'config.yaml')}   (one net, trained on the whole train split)"
+        )
     return 1 if result.failed else 0

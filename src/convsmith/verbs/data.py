@@ -12,14 +12,16 @@ PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["check"], help="look at every file; nothing is changed")
+    parser.add_argument("action", choices=["check"], help="check every file; nothing is changed")
     parser.add_argument("source", metavar="SOURCE", help="a data set's name, a folder of images or Parquet")
     parser.add_argument(
         "--range",
         default="full",
         help="data.range of samples of more than 8 bits: full, auto or '[low, high]' [full]",
     )
-    parser.add_argument("--out", metavar="FILE", help="write the whole finding, a verdict a file, to a .json file")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write all results, with a verdict for each file, to a .json file"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         display.line(line)
     if out:
         display.line(f"written: {out}")
-    steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict a file)"]
+    steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict for each file)"]
     steps.append(command("train", "--data", args.source))
     for number, step in enumerate(steps):
         display.line(f"{'' if number else 'next:':6}{step}")

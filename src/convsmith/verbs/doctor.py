@@ -8,7 +8,7 @@ PLACE, LINE = 170, "versions, devices, threads, cache and W&B of this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes no arguments."""
+    """This verb takes no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:

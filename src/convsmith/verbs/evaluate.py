@@ -12,7 +12,7 @@ PLACE, LINE = 30, "accuracy, precision, recall, F1 and confusion matrix on the v
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")
     parser.add_argument(
-        "--split", choices=["val", "test"], default="val", help="test opens the sealed split, which is recorded [val]"
+        "--split", choices=["val", "test"], default="val", help="test: open the sealed split, which is recorded [val]"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
 

@@ -17,10 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="PATH",
-        help="files, folders, or patterns; none: the most informative validation images",
+        help="files, folders or patterns; default: the most informative validation images",
     )
     parser.add_argument("--class", dest="target", metavar="NAME", help="the class to explain [the predicted one]")
-    parser.add_argument("--stage", metavar="NAME", help="where to look [the last stage with feature maps]")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="the stage whose feature maps are used [the last one with maps]"
+    )
     parser.add_argument("--figure", metavar="NAME", help=f"a picture of the net instead: {', '.join(FIGURES)}")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
 
@@ -53,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.unreadable[:10])
         count = len(found.unreadable)
         files = "1 file" if count == 1 else f"{count} files"
-        raise UserError(f"{files} could not be read, the others were explained: {reasons}")
+        raise UserError(f"{files} could not be read; the others were explained: {reasons}")
     return 0

@@ -7,18 +7,20 @@ from pathlib import Path
 
 from convsmith.errors import command
 
-PLACE, LINE = 140, "the model as an ONNX or torch.export file, checked against PyTorch on real images"
+PLACE, LINE = 140, "write the model as an ONNX or torch.export file, checked against PyTorch on real images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")
-    parser.add_argument("--format", choices=["onnx", "torch"], required=True, help="an ONNX file, or torch.export's")
+    parser.add_argument(
+        "--format", choices=["onnx", "torch"], required=True, help="an ONNX file, or a torch.export archive"
+    )
     parser.add_argument("--out", metavar="FILE", help="the file to write [RUN/export/model.onnx or model.pt2]")
     parser.add_argument(
         "--preprocessing",
         choices=["graph", "metadata"],
         default="graph",
-        help="graph: the file takes uint8 pixels; metadata: it takes normalised floats, and says how to make them",
+        help="graph: the file takes uint8 pixels; metadata: it takes normalised floats, and describes how to make them",
     )
 
 

@@ -1,4 +1,4 @@
-"""The arguments that verbs share: a config from preset, file and flags, and where runs lie."""
+"""The arguments that verbs share: a config from preset, file and flags, and the folder of runs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="name of the run directory; default: data, model and a number")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where run directories lie [runs]")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the run directories [runs]")
 
 
 def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="how many runs at once [1]")
-    parser.add_argument("--backend", default="local", metavar="NAME", help="where: local, or ray (a cluster) [local]")
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="number of runs at a time [1]")
+    parser.add_argument("--backend", default="local", metavar="NAME", help="local, or ray (a cluster) [local]")
 
 
 def at_least(least: int, flag: str, value: int) -> None:
@@ -55,7 +55,7 @@ def read_config(args: argparse.Namespace) -> RunConfig:
 
 
 def read_flags(args: argparse.Namespace) -> Layer:
-    """What the flags alone say, for verbs whose config has a file of its own."""
+    """The settings of the flags alone, for verbs whose config has a file of its own."""
     return flag_layer(_flags(args))
 
 

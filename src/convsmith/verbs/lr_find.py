@@ -18,7 +18,7 @@ from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_
 if TYPE_CHECKING:
     from convsmith.studies.lr_find import Sweep
 
-PLACE, LINE = 120, "which learning rates learn: the range test, with its curve and a suggestion"
+PLACE, LINE = 120, "learning-rate range test: the curve of the loss, and a suggested learning rate"
 
 DEFAULTS = {"low": 1e-6, "high": 10.0, "steps": 100}
 WIDTH, HEIGHT = 64, 12  # characters of the curve
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--low", type=float, metavar="RATE", help="first learning rate [1e-06]")
     parser.add_argument("--high", type=float, metavar="RATE", help="last learning rate [10]")
-    parser.add_argument("--steps", type=int, metavar="N", help="batches, each with a higher rate [100]")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of batches, each with a higher rate [100]")
     parser.set_defaults(**DEFAULTS)
     add_config_arguments(parser)
 
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     for line in curve_lines(curve, advice.rate, plain):
         display.line(line)
     display.line(f"\nended    {result.ended}")
-    display.line(f"lr       {'no guess' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
+    display.line(f"lr       {'no suggestion' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
     display.line(textwrap.fill(f"because  {advice.reason}", 110, subsequent_indent=" " * 9))
-    display.line(f"config   has lr {result.lr:g}, and stays as it is")
+    display.line(f"config   has lr {result.lr:g}, which stays as it is")
     display.line(f"written  {result.directory}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
     if advice.rate is not None:
         display.line(f"next: {_again('train', args)} --lr {advice.rate:.2g}")
@@ -84,7 +84,8 @@ def _again(verb: str, args: argparse.Namespace, sweep: Sweep | None = None) -> s
 def curve_lines(curve: Sequence[tuple[float, float]], mark: float | None, plain: bool) -> list[str]:
     """A curve of (rate, loss), rates on a logarithmic axis, as lines of braille characters, or of ASCII if `plain`.
 
-    Losses above 1.5 times the first lie on the upper edge. `mark` is pointed at below the axis. At least two points.
+    Losses above 1.5 times the first lie on the upper edge. An arrow below the axis points at `mark`. The curve has at
+    least two points.
     """
     across, down = (1, 1) if plain else (2, 4)
     (low, _), (high, _) = curve[0], curve[-1]

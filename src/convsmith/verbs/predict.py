@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     display = Display()
     display.predicted(rows, args.top_k, out)
     if broken:
-        raise UserError(f"{len(broken)} of {len(files)} files could not be read, the others were predicted: {listed}")
-    if (Path(args.directory) / "config.yaml").exists():  # not for an exported file, which has no stages to look into
+        raise UserError(f"{len(broken)} of {len(files)} files could not be read; the others were predicted: {listed}")
+    if (Path(args.directory) / "config.yaml").exists():  # an exported file has no stages to explain
         display.line(f"next: {command('explain', args.directory, rows[0]['id'])}   (where the model looked)")
     return 0

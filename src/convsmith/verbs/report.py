@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convsmith.errors import command
 
-PLACE, LINE = 40, "one page about a run: diagnosis, curves, confusions, mistakes, calibration, layers, data"
+PLACE, LINE = 40, "write a page about a run: diagnosis, curves, confusion matrix, mistakes, calibration, data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,6 @@ def run(args: argparse.Namespace) -> int:
 
     run = RunDir(Path(args.directory))
     path = report(run.path, listener=Display())
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser, nothing in it needs a network")
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser, it needs no network")
     print(f"next: {command('train', run.config) if run.study.exists() else command('compare', run.path, 'OTHER_RUN')}")
     return 0

@@ -7,7 +7,7 @@ import argparse
 from convsmith.errors import UserError, command
 from convsmith.verbs.flags import add_jobs_arguments
 
-PLACE, LINE = 20, "go on with a run that was stopped or killed, to the very same weights"
+PLACE, LINE = 20, "resume a run or a study that was stopped or killed, with exactly the same result"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"{directory.path} is finished: there is nothing to resume.")
         split = "test" if "test" in read_splits(directory)["splits"] else "val"
         print(f"next: {command('evaluate', directory.path, '--split', split)}")
-        if not (directory.path / "report.html").exists():  # its writing was interrupted
+        if not (directory.path / "report.html").exists():  # writing it was interrupted
             print(f"      {command('report', directory.path)}")
         return 0
     if directory.lr_find.exists():
         print(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
         return 0
     if not directory.checkpoints.is_dir():
-        raise UserError(f"run '{directory.path}' has no checkpoints to go on from: restore them, or train again")
+        raise UserError(f"run '{directory.path}' has no checkpoints to resume from: restore them, or train again")
     from convsmith.display import Display
     from convsmith.run import resume
 

@@ -6,11 +6,11 @@ import argparse
 
 from convsmith.errors import command
 
-PLACE, LINE = 155, "the runs and studies in a folder, with their accuracies, sizes and states"
+PLACE, LINE = 155, "list the runs and studies in a folder, with their accuracies, sizes and states"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="where run directories lie [runs]")
+    parser.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="folder of the run directories [runs]")
 
 
 def run(args: argparse.Namespace) -> int:

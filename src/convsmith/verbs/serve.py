@@ -6,15 +6,15 @@ import argparse
 
 from convsmith.errors import missing_extra
 
-PLACE, LINE = 150, "a page on this machine to try the model on images, and a JSON endpoint"
+PLACE, LINE = 150, "serve a page to try the model on images, and a JSON endpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1, this machine]"
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all addresses [127.0.0.1: this machine]"
     )
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one [8000]")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one [8000]")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
 
 

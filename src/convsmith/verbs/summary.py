@@ -8,7 +8,7 @@ from pathlib import Path
 from convsmith.errors import command
 from convsmith.verbs.flags import add_config_arguments, read_config
 
-PLACE, LINE = 80, "the network layer by layer: sizes, equations, parameters, MACs"
+PLACE, LINE = 80, "show the network layer by layer: sizes, equations, parameters, MACs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

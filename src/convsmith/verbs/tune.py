@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # trials in the table at the end
 ENDED = ("complete", "pruned", "failed")
-PLACE, LINE = 110, "search the best values of any keys: Optuna's trials, resumable, without the test split"
+PLACE, LINE = 110, "search for the best values of any keys with Optuna, resumably and without the test split"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of one that comes along")
+    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of a shipped one")
     add_run_arguments(parser)
-    parser.add_argument("--trials", type=int, metavar="N", help="trials in all, instead of the study's number")
+    parser.add_argument("--trials", type=int, metavar="N", help="total number of trials, instead of the study's")
     add_jobs_arguments(parser)
     add_config_arguments(parser, file=False)
 
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(result: TuningResult, display: Display) -> int:
-    """Print what the trials found, and return the exit code."""
+    """Print the results of the trials, and return the exit code."""
     _results(result, display)
     if result.missing:
         wanted = result.missing + sum(trial["state"] in ENDED for trial in result.trials)
-        display.line(f"not done: {result.missing} of {wanted} trials: {result.failed}")
+        display.line(f"not done: {result.missing} of {wanted} trials ({result.failed})")
         display.line(f"next: {command('resume', result.directory)}")
     return 0 if result.best and not result.missing else 1
 
@@ -83,9 +83,9 @@ def _results(result: TuningResult, display: Display) -> None:
     else:
         display.line(f"\nimportance  not estimated: {result.unexplained}")
     display.line(
-        f"\nThe best {metric} of {len(ranked)} trials is optimistic: the trial was chosen for it, on the very images "
-        "that it was measured on.\nAn honest score comes from cross-validation of best.yaml, or from one look at the "
-        "test split, which no trial has seen."
+        f"\nThe best {metric} of {len(ranked)} trials is optimistic: the trial was chosen by it, on the same images "
+        "that it was measured on.\nFor an unbiased score, cross-validate best.yaml, or train it and evaluate once on "
+        "the test split, which no trial has seen."
     )
     figures = "figures/history.png" + (", figures/importance.png" if result.importances else "")
     display.line(f"\nwritten: {path / BEST}, {TRIALS}, {figures}, trials/")
