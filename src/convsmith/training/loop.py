@@ -119,7 +119,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
                 if not state.head_alone:
                     experiment.features = None
                 run.log(
-                    f"from epoch {state.epoch + 1} on {', '.join(unfroze.stages)} train too: "
+                    f"from epoch {state.epoch + 1} on, {', '.join(unfroze.stages)} train as well: "
                     f"{unfroze.parameters:,} parameters"
                 )
             yield EpochEnd(row, best)
