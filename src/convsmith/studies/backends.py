@@ -1,4 +1,4 @@
-"""Where the jobs of a study run (worker processes, this process, Ray), and its folds run there. Writes no results."""
+"""The backends of a study (worker processes, this process, Ray) and its folds run on them. No results are written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKENDS: dict[str, Backend] = {"local": runner.run_jobs, "ray": ray_cluster.run
 
 
 def runner_for(name: str, parts: Parts = NO_PARTS) -> Backend:
-    """How jobs are run: in this process where they need `parts`, else by the backend of this name.
+    """The function that runs jobs: in this process where they need `parts`, else by the backend of this name.
 
     UserError for an unknown name, a missing package or a cluster that does not answer.
     """
@@ -36,7 +36,7 @@ def runner_for(name: str, parts: Parts = NO_PARTS) -> Backend:
 def run_folds(
     run: RunDir, jobs: Sequence[FoldJob], max_workers: int, runner: Backend, how_to_resume: str, listener: Listener
 ) -> dict[str, str]:
-    """Run the fold jobs that are not done; why those failed that did, by name. Stopped where a signal came."""
+    """Run the fold jobs that are not done; returns why jobs failed, by name. Raises Stopped where a signal came."""
     waiting = [job for job in jobs if not job.done]
     listener(JobsStarted(len(jobs), len(jobs) - len(waiting)))
     failed: dict[str, str] = {}
@@ -62,4 +62,4 @@ def run_folds(
 def stop_if(interrupts: Interrupts, how_to_resume: str) -> None:
     """Raise Stopped where a signal has come; everything must have been saved."""
     if interrupts.received:
-        raise Stopped(interrupts.received, f"stopped, all saved; go on with: {how_to_resume}")
+        raise Stopped(interrupts.received, f"stopped and saved; resume with: {how_to_resume}")

@@ -1,4 +1,4 @@
-"""A study that was stopped, resumed by its kind. What each kind does then stands in its own module."""
+"""Resuming a study of any kind. What each kind does is in its own module."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def resume(
     backend: str = "local",
     listener: Listener = nobody,
 ) -> Result:
-    """Go on with a study that was stopped, or read the results of one that is done.
+    """Resume a study that was stopped, or read the results of one that is done.
 
-    `parts` are what was handed in when it was started. Raises UserError where the directory is no study, was changed,
-    or where parts are missing; Stopped where a signal ended it, with all saved.
+    `parts` are the objects that were passed in when it was started. Raises UserError where the directory is not a
+    study, where its files were changed, or where parts are missing, and Stopped where a signal ended the study after
+    everything was saved.
     """
     at_least(1, "jobs", jobs)
     run = RunDir(Path(directory))

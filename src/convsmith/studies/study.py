@@ -1,6 +1,6 @@
-"""The directory of a study (crossval, ablate, tune): what it holds at its start, and whether it was changed since.
+"""The directory of a study (crossval, ablate, tune): its files at the start, and the check that they were not changed.
 
-`backends` runs its jobs, and each kind of study has its own module for what it computes.
+`backends` runs the jobs of a study; what each kind computes is in its own module.
 """
 
 from __future__ import annotations
