@@ -98,7 +98,7 @@ def test_a_damaged_model_is_refused(run: convsmith.Run, tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged \(checksum does not fit\)"):
+    with pytest.raises(UserError, match=r"is damaged \(the checksum does not match\)"):
         convsmith.load(tmp_path / "run").predict(np.zeros((8, 8), np.uint8))
     weights.unlink()
     with pytest.raises(UserError, match=r"model.safetensors' cannot be read \(No such file"):
@@ -152,7 +152,7 @@ def test_own_arrays_network_and_optimiser(tmp_path: Path) -> None:
     again = convsmith.load(tmp_path / "own", model=Own(), data=own_data())
     assert again.evaluate("val")["accuracy"] == run.summary["val"]["accuracy"]
     assert again.predict(np.full((6, 6), 200, np.uint8))[0].label == "bright"
-    with pytest.raises(UserError, match="a module of your own: hand it in"):
+    with pytest.raises(UserError, match="your own module: pass it in"):
         convsmith.load(tmp_path / "own").predict(np.zeros((6, 6), np.uint8))
     with pytest.raises(UserError, match="arrays that were passed in"):
         convsmith.load(tmp_path / "own", model=Own()).evaluate("test")

@@ -426,7 +426,7 @@ def test_cleanlab_finds_labels_that_were_swapped():
     pytest.importorskip("cleanlab", reason="needs cleanlab: pip install 'convsmith[report]'")
     sound = held_out()
     labels = sound.labels.copy()
-    swapped = np.flatnonzero(sound.right)[:10]
+    swapped = np.flatnonzero(sound.correct)[:10]
     labels[swapped] = (labels[swapped] + 1) % 4
     found = likely_label_errors(Predictions(sound.ids, labels, sound.probabilities, sound.classes))
     assert len(found) >= 3

@@ -1,4 +1,4 @@
-"""How well confidences match accuracies: reliability bins, the calibration error, temperature scaling. Draws nothing.
+"""Calibration of confidences: reliability bins, the calibration error and temperature scaling. Draws nothing.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 """
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-TEMPERATURES = (0.01, 100.0)  # bounds of the search: for a net that is always right T would go to 0
+TEMPERATURES = (0.01, 100.0)  # bounds of the search; for a network that is always right, T would approach 0
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Samples binned by confidence: B bins ``(edges[i], edges[i + 1]]`` of equal width.
+    """Samples in B bins of confidence ``(edges[i], edges[i + 1]]`` of equal width.
 
-    `accuracy` and `confidence` are means, float64 [B], NaN where a bin is empty; `count` is int64 [B].
+    `accuracy` and `confidence` are means, float64 [B], NaN for empty bins; `count` is int64 [B].
     """
 
     edges: NDArray[np.float64]
@@ -28,16 +28,16 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean over samples of ``|accuracy - confidence|`` of their bins."""
+        """The expected calibration error: the mean over all samples of their bin's ``|accuracy - confidence|``."""
         filled = self.count > 0
         gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
         return float(np.average(gaps, weights=self.count[filled]))
 
 
 def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> Reliability:
-    """Sort predictions into bins, by their `confidences`, float [N] in [0, 1]; `correct` is bool [N]."""
-    confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    assert confidence.shape == right.shape, f"{confidence.shape} confidences, {right.shape} verdicts"
+    """Sort predictions into bins by their `confidences`, float [N] in [0, 1]; `correct` is bool [N]."""
+    confidence, accuracy = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    assert confidence.shape == accuracy.shape, f"{confidence.shape} confidences, {accuracy.shape} values of correct"
     assert confidence.size, "no samples"
     edges = np.linspace(0, 1, bins + 1)
     bin_of = np.searchsorted(edges, confidence, side="left").clip(1, bins) - 1
@@ -47,7 +47,7 @@ def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> R
         totals = np.bincount(bin_of, values, minlength=bins).astype(np.float64)
         return np.where(count > 0, totals / count.clip(min=1), np.nan)
 
-    return Reliability(edges, count, mean(confidence), mean(right))
+    return Reliability(edges, count, mean(confidence), mean(accuracy))
 
 
 def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
@@ -66,7 +66,7 @@ def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """Find the T for which ``softmax(logits / T)`` has the lowest cross-entropy with `labels`.
 
-    `logits` float [N, K] and `labels` int64 [N] are those of the validation split, never of the test split. T > 1
+    `logits` float [N, K] and `labels` int64 [N] must be those of the validation split, never of the test split. T > 1
     lowers the confidences of an overconfident model; predictions do not change. T stays within `TEMPERATURES`.
     """
     from scipy.optimize import minimize_scalar
@@ -76,6 +76,6 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     def loss(log_temperature: float) -> float:
         return float(-log_softmax(logits / np.exp(log_temperature))[rows, labels].mean())
 
-    # Convex in 1 / T (Guo et al., section 4.2), so there is one minimum along log T too.
+    # The loss is convex in 1 / T (Guo et al., section 4.2), so it also has a single minimum along log T.
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))

@@ -1,4 +1,4 @@
-"""From a split of a data set to its record: logits, scores, predictions-<split>.csv. Takes no loose images."""
+"""Evaluates a model on a split of a data set: logits, scores, predictions-<split>.csv. Takes no other images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from convsmith.prediction.model_file import ModelCard, load_model, memory_format
 from convsmith.rundir import RunDir, read_splits
 from convsmith.runtime import select_device, set_threads
 
-BATCH = 256  # images a forward pass; small enough for 224 x 224, large enough for 32 x 32
+BATCH = 256  # images per forward pass; small enough for 224 x 224 pixels, large enough for 32 x 32
 
 
 @torch.inference_mode()
@@ -35,9 +35,9 @@ def logits_of(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32] | None:
-    """Logits float32 [N, K] of batches of prepared images; None where `stop()` turned true on the way.
+    """Logits float32 [N, K] of batches of prepared images, or None if `stop()` became true in between.
 
-    Puts the model into eval mode and back. Draws no random numbers.
+    The model is put into eval mode and back. No random numbers are drawn.
     """
     training = model.training
     model.eval()
@@ -60,7 +60,7 @@ def batches_of(subset: Subset, size: int = BATCH) -> Iterator[InputPixels]:
 def evaluate_split(
     model: nn.Module, card: ModelCard, subset: Subset, device: torch.device, run: RunDir, split: str
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Evaluate on one split and write evaluation-<split>.json and predictions-<split>.csv; record and logits [N, K]."""
+    """Evaluate a split and write evaluation-<split>.json and predictions-<split>.csv; returns record and logits."""
     to_input = ToInput(card.preprocessing, device, memory_format(card.layout))
     logits = logits_of(model, batches_of(subset), to_input, device)
     assert logits is not None
@@ -81,14 +81,15 @@ def evaluate(
     source: Source | None = None,
     module: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """The record of evaluation-<split>.json. The test split is opened here alone, and `command` is noted first.
+    """Evaluate a run on a split; returns the record of evaluation-<split>.json.
 
-    UserError where the run has no such split, or its data has changed or cannot be had again.
+    This is the only place that opens the test split, and `command` is recorded before that. Raises UserError if the
+    run has no such split, or if its data has changed or is not available any more.
     """
     config, splits = read_run_config(run.config), read_splits(run)["splits"]
-    there = [name for name in ("val", "test") if name in splits]
-    if split not in there:
-        raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(there)}")
+    available = [name for name in ("val", "test") if name in splits]
+    if split not in available:
+        raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(available)}")
     set_threads(config.train.threads)
     dataset = run_dataset(run, source)
     model, card = load_model(run.model, where := select_device(device), module)
@@ -100,13 +101,13 @@ def evaluate(
 
 
 def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
-    """The data of a run, divided as it was in training; UserError where it has changed or cannot be had again."""
+    """The data of a run, with the splits of its training; UserError if it has changed or is not available any more."""
     config, splits = read_run_config(run.config), read_splits(run)
     return open_dataset(config.data, source=source).as_recorded(splits, str(run.path))
 
 
 def write_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows of equal keys as CSV with a header."""
+    """Write rows with equal keys as CSV with a header."""
     writer = None
     for row in rows:
         if writer is None:

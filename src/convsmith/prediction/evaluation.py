@@ -1,7 +1,7 @@
-"""What a model did on one split: the record of evaluation-<split>.json, and the rows of predictions-<split>.csv.
+"""The record of evaluation-<split>.json and the rows of predictions-<split>.csv. Runs no model.
 
-Both come from the same labels and logits and agree exactly: every number of the record except the loss can be
-recomputed from the rows, with the probabilities read as float32. No model runs here; see `prediction.evaluate`.
+Both are computed from the same labels and logits and agree exactly: every number of the record except the loss can be
+recomputed from the rows, with the probabilities read as float32. `prediction.evaluate` runs the model.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from convsmith.records import METRICS, damaged
 
 
 def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    """Compute the record of a split: `labels` int64 [N], `logits` float [N, K], the names of the K `classes`.
+    """Compute the record of a split from `labels` int64 [N], `logits` float [N, K] and the names of the K `classes`.
 
-    It holds each of `METRICS` by its name; those with `averages` are objects, and stand in `per_class` too. Raises
-    `RunFailed` where a logit is not a finite number.
+    It holds each of `METRICS` by its name; those with `averages` are objects, and are in `per_class` as well. Raises
+    `RunFailed` if a logit is not a finite number.
     """
     assert logits.shape[1] == len(classes), f"{logits.shape[1]} logits, {len(classes)} classes"
     outcomes = Outcomes(labels, logits)
@@ -54,10 +54,10 @@ def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequenc
 def prediction_rows(
     ids: Sequence[str], logits: NDArray[Any], classes: Sequence[str], labels: NDArray[np.int64] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image: id, label (where `labels` are known), predicted, confidence, p_<class>...
+    """Yield a row for each image: id, label (if `labels` are known), predicted, confidence, p_<class>...
 
-    Classes go by their names. A probability is the shortest decimal that reads back as its float32, so that the order
-    is kept, and with it the argmax. Where two logits are equal, the class of the lower index is predicted.
+    Classes are given by name. A probability is the shortest decimal that reads back as the same float32, which
+    preserves the order, and with it the argmax. If two logits are equal, the class with the lower index is predicted.
     """
     assert len(ids) == len(logits), f"{len(ids)} ids, {len(logits)} logits"
     for index, (name, row) in enumerate(zip(ids, probabilities(logits), strict=True)):
@@ -87,13 +87,13 @@ class Predictions:
         return winners
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        verdicts: NDArray[np.bool_] = self.predicted == self.labels
-        return verdicts
+    def correct(self) -> NDArray[np.bool_]:
+        correct: NDArray[np.bool_] = self.predicted == self.labels
+        return correct
 
     @property
     def log_probabilities(self) -> NDArray[np.float64]:
-        """Logits up to a constant a row, hence good for losses and temperatures. A probability of 0 counts as 1e-45."""
+        """Logits up to a constant per row, for losses and temperatures. A probability of 0 counts as 1e-45."""
         least = float(np.finfo(np.float32).smallest_subnormal)
         logarithms: NDArray[np.float64] = np.log(self.probabilities.clip(min=least))
         return logarithms
@@ -106,9 +106,9 @@ class Predictions:
 
 
 def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Predictions:
-    """Read the predictions-<split>.csv of a model with these `classes`; UserError where it is damaged.
+    """Read the predictions-<split>.csv of a model with these `classes`; raises UserError if it is damaged.
 
-    An image may be in it `repeats` times, as after a repeated cross-validation: its probabilities are averaged.
+    An image may occur up to `repeats` times, as after a repeated cross-validation; its probabilities are averaged.
     """
     index = {name: at for at, name in enumerate(classes)}
     sums: dict[str, NDArray[np.float64]] = {}
@@ -129,7 +129,7 @@ def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Pr
                     raise damaged(path, f"row {number}: '{name}' is in it more than once")
     except KeyError as error:
         raise damaged(path, f"no column or class {error}") from None
-    except (TypeError, csv.Error) as error:  # a row that ends too soon, a byte that no table has
+    except (TypeError, csv.Error) as error:  # a row that is too short, or an invalid byte
         raise damaged(path, str(error)) from None
     except UserError:
         raise

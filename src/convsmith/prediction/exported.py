@@ -1,4 +1,4 @@
-"""Exported networks in ONNX files, opened as modules again. A torch.export archive is never opened: it can run code."""
+"""Opens exported ONNX files as modules. Never opens torch.export archives, since they can run code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from convsmith.errors import UserError, missing_extra
 
 ARCHIVE_SUFFIX = ".pt2"
-METADATA = ("classes", "preprocessing", "input")  # what an exported file says of itself, each as JSON
-ARCHIVED = "convsmith.json"  # where a torch.export archive holds them
+METADATA = ("classes", "preprocessing", "input")  # the keys of an exported file's metadata; the values are JSON
+ARCHIVED = "convsmith.json"  # the file within a torch.export archive that holds them
 
 
 class Exported(nn.Module):
-    """A network of which only the function is left: `compute` takes a batch and returns logits [N, classes].
+    """A network that is only a function: `compute` takes a batch and returns logits [N, classes].
 
-    It computes on the CPU, in evaluation alone, and knows neither features nor stages.
+    It computes on the CPU and in eval mode only, and has neither features nor stages.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
@@ -32,10 +32,10 @@ class Exported(nn.Module):
 
 
 def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
-    """The network in an .onnx file that `convsmith export` wrote, and what it says of itself (`METADATA`).
+    """The network in an .onnx file that `convsmith export` wrote, and its metadata (`METADATA`).
 
-    Raises UserError for damaged files, for files of other origin, and for torch.export archives: torch compiles the
-    names that such an archive holds into source code, so opening one can run whatever its author wrote.
+    Raises UserError for damaged files, for files of other origin, and for torch.export archives: torch compiles names
+    in such an archive into source code, so opening one can run any code of its author.
     """
     if path.suffix == ARCHIVE_SUFFIX:
         raise UserError(
@@ -46,11 +46,13 @@ def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
         compute, metadata = _open_onnx(path)
         missing = [name for name in METADATA if name not in metadata]
         if missing:
-            raise UserError(f"'{path}' does not hold its {' and '.join(missing)}: only files of convsmith export do")
+            raise UserError(
+                f"'{path}' does not contain its {' and '.join(missing)}: give a file that convsmith export wrote"
+            )
         return Exported(compute), {name: json.loads(metadata[name]) for name in METADATA}
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # onnxruntime raises whatever its parser stumbles upon
+    except Exception as error:  # onnxruntime's parser can raise any error
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"'{path}' cannot be opened ({reason}): export the run again") from None
 
@@ -62,7 +64,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
         raise missing_extra("onnxruntime", "export") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors are raised; its warnings concern its own optimisations
+    options.log_severity_level = 3  # no warnings, since they concern only its optimisations; errors are raised
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

@@ -1,8 +1,8 @@
-"""How each of `records.METRICS` is computed: a pure function of a split's labels and logits. Writes nothing.
+"""Computes each of `records.METRICS` by a pure function of a split's labels and logits. Writes nothing.
 
-In a confusion matrix here a row is a true class and a column a predicted class. Averages run over all of
-the model's classes, and what is undefined counts as zero (a class that is never predicted has precision 0, a class
-that is absent has recall 0): scikit-learn's ``zero_division=0`` with ``labels`` given.
+The rows of a confusion matrix are true classes, and its columns are predicted classes. Averages are taken over all of
+the model's classes, and undefined values count as zero (a class that is never predicted has precision 0, a class
+that is absent has recall 0), like scikit-learn's ``zero_division=0`` with ``labels`` given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) ->
 def probabilities(logits: NDArray[Any]) -> NDArray[np.float32]:
     """Softmax of `logits` [N, K], computed in float64, as float32 [N, K]; each row's argmax is that of its logits.
 
-    Raises `RunFailed` where a logit is not a finite number.
+    Raises `RunFailed` if a logit is not a finite number.
     """
     return _rounded(_checked_log_softmax(logits), np.argmax(logits, axis=1))
 
@@ -45,7 +45,7 @@ def _checked_log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 def _rounded(log_probabilities: NDArray[np.float64], winner: NDArray[np.intp]) -> NDArray[np.float32]:
     result = np.exp(log_probabilities).astype(np.float32)
-    # Rounding to float32 can make the largest two equal, and the lower index win: lift the true winner by one ulp.
+    # Rounding to float32 can make the largest two equal, so that the lower index wins: raise the true one by one ulp.
     tied = np.flatnonzero(result.argmax(axis=1) != winner)
     result[tied, winner[tied]] = np.nextafter(result[tied].max(axis=1), np.float32(1))
     return result
@@ -53,7 +53,7 @@ def _rounded(log_probabilities: NDArray[np.float64], winner: NDArray[np.intp]) -
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """The labels int64 [N] of a split and a model's logits float [N, K], with what several metrics need of them."""
+    """A split's labels int64 [N] and a model's logits float [N, K], with quantities that several metrics share."""
 
     labels: NDArray[np.int64]
     logits: NDArray[Any]
@@ -67,23 +67,23 @@ class Outcomes:
 
     @cached_property
     def log_probabilities(self) -> NDArray[np.float64]:
-        """Float64 [N, K]; `RunFailed` where a logit is not a finite number."""
+        """Float64 [N, K]; raises `RunFailed` if a logit is not a finite number."""
         return _checked_log_softmax(self.logits)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """Float32 [N, K], as a file of predictions has them."""
+        """Float32 [N, K], as in predictions-<split>.csv."""
         return _rounded(self.log_probabilities, np.argmax(self.logits, axis=1))
 
     @cached_property
     def predicted(self) -> NDArray[np.intp]:
-        """The most probable class of each image, [N]; of equals that of the lower index."""
+        """The most probable class of each image, [N]; of equally probable ones, that with the lower index."""
         winners: NDArray[np.intp] = np.argmax(self.logits, axis=1)
         return winners
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        """Counts [K, K]: rows are true classes, columns predicted ones."""
+        """Counts [K, K]: rows are true classes, columns are predicted classes."""
         return confusion_matrix(self.labels, self.predicted, self.classes)
 
     @cached_property
@@ -94,19 +94,19 @@ class Outcomes:
 
     @cached_property
     def times_predicted(self) -> NDArray[np.int64]:
-        """How often each class was predicted, [K]."""
+        """The number of images that were predicted as each class, [K]."""
         counts: NDArray[np.int64] = self.confusion.sum(axis=0)
         return counts
 
     @cached_property
     def true_positives(self) -> NDArray[np.int64]:
-        """The number of images of each class that were predicted as it, [K]."""
+        """The number of images of each class that were predicted correctly, [K]."""
         return self.confusion.diagonal()
 
 
 @dataclass(frozen=True, eq=False)
 class Averages:
-    """One metric in its three averages, and by class (float64 [K])."""
+    """The three averages of a metric, and its values by class (float64 [K])."""
 
     macro: float
     micro: float
@@ -123,26 +123,26 @@ Function = TypeVar("Function", bound=Callable[[Outcomes], float | Averages])
 
 
 def _metric(function: Function) -> Function:
-    """Enter a function under its name."""
+    """Register a function under its name."""
     COMPUTE[function.__name__] = function
     return function
 
 
 @_metric
 def accuracy(outcomes: Outcomes) -> float:
-    """The share of the images that are predicted rightly."""
+    """The fraction of the images that are predicted correctly."""
     return float(np.mean(outcomes.predicted == outcomes.labels))
 
 
 @_metric
 def precision(outcomes: Outcomes) -> Averages:
-    """True positives among all that are predicted as a class: TP / (TP + FP)."""
+    """The fraction of true positives among the images predicted as a class: TP / (TP + FP)."""
     return _averages(outcomes, _ratio(outcomes.true_positives, outcomes.times_predicted))
 
 
 @_metric
 def recall(outcomes: Outcomes) -> Averages:
-    """True positives among all images of a class: TP / (TP + FN)."""
+    """The fraction of true positives among the images of a class: TP / (TP + FN)."""
     return _averages(outcomes, _ratio(outcomes.true_positives, outcomes.support))
 
 
@@ -150,14 +150,14 @@ def recall(outcomes: Outcomes) -> Averages:
 def f1(outcomes: Outcomes) -> Averages:
     """The harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN).
 
-    Macro F1 is the mean of the classes' F1, not the F1 of the means.
+    Macro F1 is the mean of the classes' F1 values, not the F1 of mean precision and recall.
     """
     return _averages(outcomes, _ratio(2 * outcomes.true_positives, outcomes.support + outcomes.times_predicted))
 
 
 @_metric
 def loss(outcomes: Outcomes) -> float:
-    """The mean cross-entropy in nats, in float64, without smoothing, class weights or penalties."""
+    """The mean cross-entropy in nats, computed in float64 without smoothing, class weights or penalties."""
     return float(-outcomes.log_probabilities[np.arange(len(outcomes.labels)), outcomes.labels].mean())
 
 
@@ -169,14 +169,14 @@ def ece(outcomes: Outcomes) -> float:
 
 @_metric
 def top5_accuracy(outcomes: Outcomes) -> float:
-    """The share of the images whose class is among the five most probable ones, which of up to five classes is 1.
+    """The fraction of the images whose class is among the five most probable ones; with up to five classes it is 1.
 
-    Of equal probabilities the class of the lower index comes first, as in what is predicted.
+    Of equally probable classes the one with the lower index comes first, as in `Outcomes.predicted`.
     """
     images = np.arange(len(outcomes.labels))
-    right = outcomes.probabilities[images, outcomes.labels][:, None]
+    own = outcomes.probabilities[images, outcomes.labels][:, None]
     before = np.arange(outcomes.classes) < outcomes.labels[:, None]
-    ahead = (outcomes.probabilities > right) | ((outcomes.probabilities == right) & before)
+    ahead = (outcomes.probabilities > own) | ((outcomes.probabilities == own) & before)
     return float(np.mean(np.count_nonzero(ahead, axis=1) < 5))
 
 
@@ -192,18 +192,18 @@ def balanced_accuracy(outcomes: Outcomes) -> float:
 
 @_metric
 def auroc(outcomes: Outcomes) -> float:
-    """The area under the receiver operating characteristic, one class against the rest: the mean over classes.
+    """The area under the receiver operating characteristic of one class against the rest, averaged over classes.
 
-    That of a class is the probability that an image of it has a higher probability of the class than an image of
-    another class has (Hanley and McNeil 1982); ties count half. It is undefined for a class without images and for a
-    class without others: such classes are left out of the mean. Where all are, it is 0.5, as of a random ranking.
+    For a class it is the chance that a random image of the class is given a higher probability of the class than a
+    random image of another class (Hanley and McNeil 1982); ties count half. It is undefined if a class has no images
+    or all images; such classes are left out of the mean. If no class is left, it is 0.5, as for a random ranking.
     """
     count, areas = len(outcomes.labels), []
-    # A class a row, so that each class's probabilities lie together.
+    # One row per class, so that the probabilities of each class are contiguous.
     ranked = np.sort(outcomes.probabilities.T, axis=1)
     for index in np.flatnonzero((outcomes.support > 0) & (outcomes.support < count)):
         own = outcomes.probabilities[outcomes.labels == index, index]
-        # Twice the mean rank of equals, counted from 1 (Mann and Whitney 1947).
+        # Twice the mean rank of equal values, counted from 1 (Mann and Whitney 1947).
         ranks = 1 + sum(np.searchsorted(ranked[index], own, side).astype(np.int64) for side in ("left", "right"))
         above = ranks.sum() / 2 - len(own) * (len(own) + 1) / 2
         areas.append(above / (len(own) * (count - len(own))))
@@ -212,9 +212,9 @@ def auroc(outcomes: Outcomes) -> float:
 
 @_metric
 def mcc(outcomes: Outcomes) -> float:
-    """Matthews' correlation of true and predicted class, in [-1, 1] (Gorodkin 2004, eq. 8).
+    """Matthews' correlation coefficient of true and predicted classes, in [-1, 1] (Gorodkin 2004, eq. 8).
 
-    It is 0 for a guess without information, and where it is undefined: all images or all predictions of one class.
+    It is 0 for uninformative guesses, and if it is undefined (all images or all predictions are of one class).
     """
     support, predicted = outcomes.support.astype(np.float64), outcomes.times_predicted.astype(np.float64)
     count = support.sum()
@@ -224,20 +224,20 @@ def mcc(outcomes: Outcomes) -> float:
 
 
 def _averages(outcomes: Outcomes, per_class: NDArray[np.float64]) -> Averages:
-    """Micro averages equal the accuracy, as each image has one label and one prediction."""
+    """The averages of a metric. Micro averages equal the accuracy, as each image has one label and one prediction."""
     weighted = float((per_class * outcomes.support).sum() / outcomes.support.sum())
     return Averages(float(per_class.mean()), accuracy(outcomes), weighted, per_class)
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`part` / `whole`, zero where `whole` is zero."""
+    """`part` / `whole`, with zero where `whole` is zero."""
     result: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
     return result
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95% confidence interval of a proportion such as accuracy, from `correct` of `count` images (Wilson 1927)."""
-    from scipy.stats import binomtest  # takes long to import, and only results need it
+    """The 95% confidence interval of a proportion, for example the accuracy of `correct` / `count` (Wilson 1927)."""
+    from scipy.stats import binomtest  # it is slow to import, and rarely needed
 
     interval = binomtest(correct, count).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)

@@ -1,4 +1,4 @@
-"""model/: the files of a trained model, written and read. Holds no prediction."""
+"""Reads and writes model/, the files of a trained model. Makes no predictions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
 class ModelCard(Section):
-    """model.json: all that predict, serve and export need besides the weights. Holds no time and no path."""
+    """model.json: all that predict, serve and export need besides the weights. Contains no times and no paths."""
 
-    architecture: ModelConfig | None  # None: a module of the user's own
+    architecture: ModelConfig | None  # None for the user's own module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     layout: str
@@ -37,16 +37,16 @@ def memory_format(layout: str) -> torch.memory_format:
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write model.safetensors and model.json, each whole or not at all."""
+    """Write model.safetensors and model.json, each atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    # One entry alone: safetensors writes several in an order that changes, and equal runs make equal files.
+    # A single entry, since safetensors writes several in varying order, and equal runs must give equal files.
     header = versioned({"sha256": checksum(tensors)})
     write_bytes(folder / WEIGHTS, save(tensors, {"convsmith": json.dumps(header)}))
     write_json(folder / CARD, versioned(card.model_dump(mode="json")))
 
 
 def read_card(folder: Path) -> ModelCard:
-    """model.json."""
+    """Read model.json; raises UserError if it is missing or damaged."""
     value = read_json(folder / CARD)
     try:
         return ModelCard.model_validate(unversioned(folder / CARD, value) if isinstance(value, dict) else value)
@@ -59,7 +59,7 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """What `save_model` wrote; a UserError where it is not that any more."""
+    """Read what `save_model` wrote; raises UserError if it is damaged."""
     card, hint = read_card(folder), "restore it, or train again"
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
@@ -73,18 +73,18 @@ def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     if "convsmith" in header:  # the first edition wrote the checksum alone
         header = unversioned(folder / WEIGHTS, json.loads(header["convsmith"]))
     if header.get("sha256") not in (None, checksum(tensors)):
-        raise UserError(f"the model in '{folder}' is damaged (checksum does not fit): {hint}")
+        raise UserError(f"the model in '{folder}' is damaged (the checksum does not match): {hint}")
     return card, tensors
 
 
 def load_model(folder: Path, device: torch.device, module: nn.Module | None = None) -> tuple[nn.Module, ModelCard]:
-    """The model in eval mode on `device`. A module of the user's own must be handed in as `module`."""
+    """The model in eval mode on `device`. The user's own module must be passed in as `module`."""
     card, tensors = read_model(folder)
     if card.architecture is not None:
         size = card.preprocessing.image_size
         module = build(card.architecture, card.preprocessing.channels, size, len(card.classes))
     elif module is None:
-        raise UserError(f"the model in '{folder}' is a module of your own: hand it in, convsmith.load(run, model=...)")
+        raise UserError(f"the model in '{folder}' is your own module: pass it in, convsmith.load(run, model=...)")
     load_strictly(module, tensors, f"the model in '{folder}'")
     assert module is not None
     return module.to(device=device, memory_format=memory_format(card.layout)).eval(), card  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""A trained model on images from anywhere: paths, PIL images, arrays and tensors to predictions. Knows no data sets."""
+"""Predicts images from anywhere (paths, PIL images, arrays, tensors) with a trained model. Knows no data sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPORTED = (".onnx", ARCHIVE_SUFFIX)
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """Files, the images below folders (by suffix, sorted), and patterns of either; a UserError where one finds none."""
+    """The images that files, folders (by suffix, sorted) and patterns name; raises UserError if one names none."""
     found: list[Path] = []
     for text in paths:
         matches = (
@@ -44,7 +44,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
             raise UserError(f"no file matches '{text}': give files, folders or a pattern such as 'photos/*.jpg'")
         images = [image for match in matches for image in (_images_below(match) if match.is_dir() else [match])]
         if not images:
-            raise UserError(f"no images below '{text}': give files, folders or a pattern such as 'photos/*.jpg'")
+            raise UserError(f"there are no images below '{text}': give files, folders or a pattern, as 'photos/*.jpg'")
         found += images
     return found
 
@@ -55,7 +55,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`probabilities` by class name, the most probable first."""
+    """The prediction of one image; `probabilities` are by class name, the most probable first."""
 
     id: str
     label: str
@@ -65,7 +65,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model with its preprocessing, on a device; `takes_pixels` where the model does the rest itself."""
+    """A trained model with its preprocessing, on a device; with `takes_pixels`, the model takes pixels as input."""
 
     model: nn.Module
     card: ModelCard
@@ -77,9 +77,9 @@ class Predictor:
         return self.card.classes
 
     def pixels(self, image: Any) -> InputPixels:
-        """One image of any form that `prepare` takes, by the model's own preprocessing; what is prepared is kept.
+        """Prepare one image of any form that `prepare` accepts; images that are prepared already are returned as is.
 
-        DecodeError for a file that cannot be read, UserError for what is no image at all.
+        Raises DecodeError for a file that cannot be read, UserError for an object that is not an image.
         """
         rules = self.card.preprocessing
         if not isinstance(image, InputPixels):
@@ -90,13 +90,13 @@ class Predictor:
         return image
 
     def to_input(self) -> Callable[[Tensor], Tensor]:
-        """From a tensor of prepared pixels, uint8 [B, W, W, C], to what the model takes."""
+        """The function that turns prepared pixels, uint8 [B, W, W, C], into the model's input."""
         if self.takes_pixels:
             return lambda pixels: pixels
         return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
 
     def rows(self, ids: Sequence[str], images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Rows as in predictions-<split>.csv, without labels; a UserError names what cannot be read."""
+        """Rows as in predictions-<split>.csv, without labels; a UserError names an image that cannot be read."""
 
         def prepared() -> Iterator[InputPixels]:
             for name, image in zip(ids, images, strict=True):
@@ -108,7 +108,7 @@ class Predictor:
         return prediction_rows(ids, self._logits(prepared()), self.classes) if ids else iter(())
 
     def predict_files(self, files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
-        """Rows of the files that decode, in order, and the files that do not with the reason; each is read once."""
+        """Rows of the files that can be decoded, in order, and the others with the reason. Reads each file once."""
         ids: list[str] = []
         broken: list[tuple[Path, str]] = []
 
@@ -133,9 +133,10 @@ class Predictor:
         return logits
 
     def predict(self, images: Any, out: Path | None = None, top_k: int | None = None) -> list[Prediction]:
-        """Predict one image, a list or a batch of them, each in a form that `pixels` takes.
+        """Predict one image, a list of images or a batch, each in a form that `pixels` accepts.
 
-        `top_k` keeps that many probabilities of each. With `out`, a .csv or .json file, all of them are written there.
+        Only the `top_k` largest probabilities of each image are returned. With `out`, a .csv or .json file, all
+        probabilities are written there.
         """
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k must be at least 1, but got {top_k}")
@@ -156,13 +157,13 @@ def _prediction(row: dict[str, Any], top_k: int | None) -> Prediction:
 
 
 def refuse_suffix(out: Path) -> None:
-    """UserError for a file that `write_predictions` would not know how to write."""
+    """Raise UserError for a file that `write_predictions` cannot write."""
     if out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
 
 
 def write_predictions(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of predictions to a .csv or .json file, whole or not at all."""
+    """Write rows of predictions to a .csv or .json file, atomically."""
     if out.suffix == ".json":
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     else:
@@ -176,7 +177,7 @@ def write_predictions(out: Path, rows: list[dict[str, Any]]) -> None:
 def _as_list(images: Any) -> list[Any]:
     """A batch (array or tensor of one more dimension) or a sequence as a list; one image as a list of one.
 
-    An array [A, B, C] with 1, 3 or 4 in the last place is one image, else it is gray images [N, H, W].
+    An array [A, B, C] whose last dimension is 1, 3 or 4 is one image; otherwise it holds gray images [N, H, W].
     """
     if isinstance(images, InputPixels):
         return [InputPixels(image[None]) for image in images.array]
@@ -190,7 +191,7 @@ def _as_list(images: Any) -> list[Any]:
 
 
 def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | None = None) -> Predictor:
-    """The model of a run directory, of its `model/` folder, or in an ONNX file that `convsmith export` wrote."""
+    """Load the model of a run directory, of its `model/` folder, or of an ONNX file that `convsmith export` wrote."""
     path = Path(run)
     if path.suffix in EXPORTED and path.is_file():
         return _exported_predictor(path, device)
@@ -205,7 +206,9 @@ def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | No
 
 def _exported_predictor(path: Path, device: str) -> Predictor:
     if device not in ("auto", "cpu"):
-        raise UserError(f"'{path}' computes on the CPU: leave --device {device} out, or predict with the run itself")
+        raise UserError(
+            f"'{path}' computes on the CPU only: leave out --device {device}, or predict with the run itself"
+        )
     module, metadata = open_exported(path)
     settings = {"classes": metadata["classes"], "preprocessing": metadata["preprocessing"]}
     card = ModelCard.model_validate({"architecture": None, "layout": "contiguous", **settings})

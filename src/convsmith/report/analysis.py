@@ -208,4 +208,4 @@ def pair(first: Predictions, second: Predictions) -> Pairing | str:
     theirs = [second.classes[label] for label in second.labels[partner]]
     if ours != theirs:
         return "their images have different labels"
-    return Pairing(first.right, second.right[partner], partner)
+    return Pairing(first.correct, second.correct[partner], partner)

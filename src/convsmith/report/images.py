@@ -128,7 +128,7 @@ def most_informative(predictions: Predictions, true: int, guessed: int, most: in
 
 def mistakes(predictions: Predictions, gallery: Gallery, heats: Heats) -> list[Section]:
     """The mistakes with the highest loss, each with the heat map of the class that was predicted."""
-    wrong = np.flatnonzero(~predictions.right)
+    wrong = np.flatnonzero(~predictions.correct)
     worst = [int(at) for at in wrong[np.argsort(-predictions.losses[wrong], kind="stable")][:MISTAKES]]
     gallery.add(worst)
     return [

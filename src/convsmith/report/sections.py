@@ -237,7 +237,7 @@ def summary(predictions: Predictions, values: Mapping[str, Any], findings: Seque
         (
             "result",
             "Result",
-            f"{percent(float(predictions.right.mean()))} of the images are classified correctly; {guess}",
+            f"{percent(float(predictions.correct.mean()))} of the images are classified correctly; {guess}",
         )
     ]
     if findings:
@@ -288,7 +288,7 @@ def _labels(suspected: Mapping[str, Any]) -> str:
 
 
 def _confidence(predictions: Predictions) -> str:
-    sure, right = float(predictions.probabilities.max(axis=1).mean()), float(predictions.right.mean())
+    sure, right = float(predictions.probabilities.max(axis=1).mean()), float(predictions.correct.mean())
     if abs(sure - right) < SURE * standard_error(right, len(predictions.labels)):
         verdict = "calibrated on the whole"
     else:
