@@ -110,6 +110,36 @@ def test_a_study_of_ones_own_is_resumed_with_what_was_handed_in_and_not_without(
     assert resuming.resume(tmp_path / "cv", parts).record["mean"] == whole.record["mean"]
 
 
+def other_ones(parts: Parts) -> list[tuple[Parts, str]]:
+    class Net(nn.Sequential):
+        pass
+
+    return [
+        (replace(parts, module=Net(nn.Flatten(), nn.Linear(64, 3))), r"is own:Sequential, not own:Net"),
+        (replace(parts, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.2)), r"base_lr was 0\.1, is 0\.2"),
+        (replace(parts, optimizer=lambda groups: torch.optim.Adagrad(groups, lr=0.1)), r"name was SGD, is Adagrad"),
+    ]
+
+
+def test_a_study_is_not_continued_with_another_network_or_optimiser(tmp_path: Path, parts: Parts) -> None:
+    crossval(config(), parts, folds=2, name="cv", runs_dir=tmp_path)
+    values = {"base": SETTINGS, "arms": {"small batches": {"train.batch_size": 4}}, "folds": 2}
+    ablate(validate_study(values, "s"), None, parts, name="ab", runs_dir=tmp_path)
+    space = checked(TuneConfig, {"base": SETTINGS, "space": {"train.batch_size": [8, 16]}, "trials": 1}, "s")
+    tune(space, None, parts, name="t", runs_dir=tmp_path)
+    for other, what in other_ones(parts):
+        for name in ("cv", "ab", "t"):
+            with pytest.raises(UserError, match=f"{what}.*: pass in the one that it was started with"):
+                resuming.resume(tmp_path / name, other)
+    other = replace(parts, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.2))
+    with pytest.raises(UserError, match=r"was started with something else .*base_lr was 0\.1, now 0\.2"):
+        crossval(config(), other, folds=2, name="cv", runs_dir=tmp_path)
+    with pytest.raises(UserError, match=r"was started with something else .*base_lr was 0\.1, now 0\.2"):
+        ablate(validate_study(values, "s"), None, other, name="ab", runs_dir=tmp_path)
+    with pytest.raises(UserError, match=r"was started with something else .*base_lr was 0\.1, now 0\.2"):
+        tune(space, None, other, name="t", runs_dir=tmp_path)
+
+
 def test_ablate_compares_with_ones_own_and_refuses_arms_without_effect(tmp_path: Path, parts: Parts) -> None:
     values = {"base": SETTINGS, "arms": {"no learning": {"train.epochs": 1}}, "folds": 3}
     result = ablate(validate_study(values, "s"), None, parts, name="ab", runs_dir=tmp_path)

@@ -125,6 +125,7 @@ def ablate(
         "choice_epochs": config.choose.epochs if config.choose else 0,
         "base": arms[BASE].model_dump(mode="json"),
         "arms": changed,
+        **own.optimizer_of(parts),
     }
     run = study.existing(runs_dir, name, spec)
     if run is None:
@@ -185,7 +186,7 @@ def resume(
 ) -> AblationResult:
     """Run what has not been done yet, and write the comparison of all arms."""
     plan = read_plan(run)
-    own.refuse_absent(validate(plan.arms[BASE]["config"]), parts, run.path)
+    own.refuse_other(validate(plan.arms[BASE]["config"]), plan.spec, parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), plan.runs * len(plan.arms))
     runner, how = backends.runner_for(backend, parts), own.how_to_resume(run.path, parts)
     with run.lock():

@@ -123,6 +123,7 @@ def crossval(
     study.at_least(1, "jobs", jobs)
     config = own.named(config, parts)
     spec = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
+    spec |= own.optimizer_of(parts)
     run = study.existing(runs_dir, name, spec)
     if run is None:
         backends.runner_for(backend, parts)
@@ -163,7 +164,7 @@ def resume(
     spec = study.read_spec(run)
     with run.lock():
         config = read_run_config(run.config)
-        own.refuse_absent(config, parts, run.path)
+        own.refuse_other(config, spec, parts, run.path)
         folds = fold_jobs(run, config)
         max_workers = min(own.workers(jobs, backend, parts, listener), len(folds))
         runner = backends.runner_for(backend, parts)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from convsmith.config import RunConfig
+from torch import nn
+
+from convsmith.config import RunConfig, differences
 from convsmith.contracts import OWN
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note
+from convsmith.optim.optimizers import keep_base_rates, parameter_groups
+from convsmith.training.own import own_optimizer, own_settings
 from convsmith.training.setup import NO_PARTS, Parts
+
+SAME = "pass in the one that it was started with"
 
 
 def has_own(parts: Parts) -> bool:
@@ -47,14 +54,25 @@ def named(config: RunConfig, parts: Parts) -> RunConfig:
     return config
 
 
+def optimizer_of(parts: Parts) -> dict[str, Any]:
+    """What study.yaml says of an optimiser of the user's own: its class and the settings of its groups."""
+    if parts.optimizer is None:
+        return {}
+    optimizer = keep_base_rates(own_optimizer(parts.optimizer, parameter_groups(nn.Linear(1, 1))))
+    return {"own_optimizer": {"name": type(optimizer).__name__, "groups": own_settings(optimizer)}}
+
+
 def note_weights(parts: Parts, listener: Listener) -> None:
     """Send a note that says from which weights each run of a study with the user's own network starts."""
     if parts.module is not None:
         listener(Note(f"each run starts from the weights that {type(parts.module).__name__} had when it was passed in"))
 
 
-def refuse_absent(config: RunConfig, parts: Parts, directory: Path) -> None:
-    """A UserError for a study that was started with parts that are not passed in again."""
+def refuse_other(config: RunConfig, spec: Mapping[str, Any], parts: Parts, directory: Path) -> None:
+    """A UserError for a study that was started with parts that are not passed in again, or differ now.
+
+    `spec` is what its study.yaml holds.
+    """
     for absent, what, example in (
         (config.model.name.startswith(OWN) and parts.module is None, "network", "model=..."),
         (config.optim.is_own and parts.optimizer is None, "optimiser", "optimizer=..."),
@@ -65,6 +83,12 @@ def refuse_absent(config: RunConfig, parts: Parts, directory: Path) -> None:
                 f"the {what} of study '{directory}' came from Python: pass it in again, "
                 f"convsmith.resume({str(directory)!r}, {example})"
             )
+    if parts.module is not None and (given := OWN + type(parts.module).__name__) != config.model.name:
+        raise UserError(f"the network of study '{directory}' is {config.model.name}, not {given}: {SAME}")
+    before = {"own_optimizer": spec.get("own_optimizer", {})}
+    if changed := differences([before, optimizer_of(parts)]) if before["own_optimizer"] else []:
+        what = "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in changed)
+        raise UserError(f"the optimiser of study '{directory}' has changed ({what}): {SAME}")
 
 
 def refuse_unused(keys: Iterable[str], parts: Parts, where: str) -> None:

@@ -86,7 +86,11 @@ class Search:
 def read_search(run: RunDir) -> Search:
     """The study in a directory that `tuning.tune` made."""
     values = study.read_spec(run)
-    spec = checked(TuneConfig, {key: value for key, value in values.items() if key != "kind"}, f"'{run.path}'")
+    spec = checked(
+        TuneConfig,
+        {key: value for key, value in values.items() if key not in ("kind", "own_optimizer")},
+        f"'{run.path}'",
+    )
     base = read_run_config(run.config)
     known = read(run.path / OPTUNA, Optuna)
     url = known["storage"] or f"sqlite:///{(run.path / DATABASE).resolve()}"

@@ -112,7 +112,7 @@ def tune(
     base = own.named(base_of(config, flags or {}), parts)
     space = space_of(config, base)
     own.refuse_unused(space, parts, "space")
-    spec = spec_of(config, base, space)
+    spec = spec_of(config, base, space) | own.optimizer_of(parts)
     run = _existing(runs_dir, name, spec)
     if run is None:
         if config.storage:
@@ -139,7 +139,7 @@ def resume(
 ) -> TuningResult:
     """Run the trials that are not done yet, and write the results of all."""
     search = read_search(run)
-    own.refuse_absent(search.base, parts, run.path)
+    own.refuse_other(search.base, study.read_spec(run), parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), search.spec.trials)
     if search.dataset(parts).hash != search.data_hash:
         raise UserError(f"the data '{search.base.data.source}' has changed since '{run.path}' was started: start anew")
