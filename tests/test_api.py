@@ -166,7 +166,7 @@ def test_wrong_settings_are_told_with_the_nearest(tmp_path: Path) -> None:
     for wrong, message in (
         ({"augment": True}, "augment must be a dict of settings"),
         ({"data": [1, 2]}, r"data must be a name, a path, \(images, labels\) or a dict of settings, not list"),
-        ({"data": (1, 2, 3)}, r"data must be \(images, labels\), not 3 things"),
+        ({"data": (1, 2, 3)}, r"data must be a pair \(images, labels\), not 3 values"),
         ({"data": ([[1], [2, 3]], [0, 1])}, "all images of one size"),
         ({"data": own_data(), "model": nn.Flatten()}, "model Flatten has no parameter to train"),
         ({"data": own_data(), "model": nn.Linear(5, 2)}, r"model Linear fails on images \[2, 1, 6, 6\]"),

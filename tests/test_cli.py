@@ -260,7 +260,7 @@ def unfinished(inside: Path) -> Iterator[Path]:
 
 
 DAMAGES: list[tuple[str, bytes | None, str]] = [  # file, its content (none: it is gone), what resume says
-    ("config.yaml", b"", "config.yaml' is damaged (no section data, model"),
+    ("config.yaml", b"", "config.yaml' is damaged (it has no section data, model"),
     ("splits.json", b"{}", "splits.json' is damaged (hash: Field required)"),
     (
         "splits.json",
@@ -373,7 +373,7 @@ MISTAKES = [
     ("predict runs/digits output.txt", "none of 1 files could be read: output.txt: not-an-image"),
     ("train --data ''", "data.source: string should have at least 1 character"),
     ("train --data.background nocolour", "data.background 'nocolour' is not a colour"),
-    ("train --optim.betas 0.9", "optim.betas: must be a list, such as '[0.9, 0.99]'"),
+    ("train --optim.betas 0.9", "optim.betas: must be a list, for example '[0.9, 0.99]'"),
     ("train runs/digits", "the config of that run is runs/digits/config.yaml"),
     ("predict runs/digits bild-ä.png --top-k 0", "--top-k must be at least 1"),
     ("predict runs/digits bild-ä.png --out p.txt", "must end in .csv or .json"),

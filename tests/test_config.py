@@ -80,7 +80,7 @@ ERRORS = [
     ({"train": {"class_weights": "balanced"}, "data": {"sampling": "balanced"}}, "choose one"),
     ({"train": {"epochs": 2}, "schedule": {"warmup_epochs": 2}}, "must be shorter than train.epochs (2)"),
     ({"optim": {"name": "sgd", "nesterov": True, "momentum": 0}}, "optim.nesterov needs optim.momentum"),
-    ({"augment": {"saturation": 0.1}, "data": {"channels": 1}}, "needs colour"),
+    ({"augment": {"saturation": 0.1}, "data": {"channels": 1}}, "needs colour images"),
 ]
 
 
@@ -102,8 +102,8 @@ def test_all_errors_are_told_at_once() -> None:
     [
         ("a: [", "is not valid YAML"),
         ("optim: {lr: 1, lr: 2}", "'lr' is given twice"),
-        ("- 1", "must hold sections"),
-        ("optim: 3", "must hold sections"),
+        ("- 1", "must contain sections"),
+        ("optim: 3", "must contain sections"),
     ],
 )
 def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
@@ -234,10 +234,10 @@ def test_settings_that_change_nothing_are_named() -> None:
         "train": {"min_delta": 0.1},
     }
     assert unused(validate(idle)) == [
-        "optim.alpha changes nothing: optim.name is adam",
-        "optim.nesterov changes nothing: optim.name is adam",
-        "schedule.gamma changes nothing: schedule.name is constant",
-        "train.min_delta changes nothing without train.patience",
+        "optim.alpha has no effect, since optim.name is adam",
+        "optim.nesterov has no effect, since optim.name is adam",
+        "schedule.gamma has no effect, since schedule.name is constant",
+        "train.min_delta has no effect without train.patience",
     ]
 
 
@@ -261,16 +261,16 @@ def test_a_setting_of_a_pooling_is_used_where_a_block_has_that_pooling() -> None
     layer = {"model": {"name": "convnet", "blocks": blocks, "pool_t": 0.5}}
     assert unused(validate(layer)) == []
     layer["model"]["blocks"] = blocks[:1]
-    assert unused(validate(layer)) == ["model.pool_t changes nothing: model.pool is max"]
+    assert unused(validate(layer)) == ["model.pool_t has no effect, since model.pool is max"]
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"is a folder: to train on its images: --data {tmp_path}"):
+    with pytest.raises(UserError, match=f"is a folder: to train on its images, use --data {tmp_path}"):
         read_layer(tmp_path)
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match=r"the config of that run is .*config\.yaml"):
         read_layer(tmp_path)
-    with pytest.raises(UserError, match=r"is damaged \(no section data, model"):
+    with pytest.raises(UserError, match=r"is damaged \(it has no section data, model"):
         read_run_config(tmp_path / "config.yaml")
 
 

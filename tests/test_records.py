@@ -52,7 +52,7 @@ def test_what_is_better_by_less_than_min_delta_is_not_better():
 
 def test_a_metric_that_an_older_run_has_not_recorded_is_named():
     row = {"epoch": 1, "val_loss": 0.4, "val_accuracy": 0.9}
-    with pytest.raises(UserError, match=r"not recorded 'val_ece'.*has: val_loss, val_accuracy$"):
+    with pytest.raises(UserError, match=r"no record of 'val_ece'.*has: val_loss, val_accuracy$"):
         is_better("val_ece", row, row)
 
 

@@ -32,7 +32,7 @@ def test_a_range_test_is_no_training(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "config.yaml").touch()
     (tmp_path / "lr_find.csv").touch()
     assert main([*verb.split(), str(tmp_path)]) == 2
-    assert "is a learning-rate range test, and no training" in capsys.readouterr().err
+    assert "is a learning-rate range test, not a training" in capsys.readouterr().err
 
 
 def test_a_warning_goes_to_the_log_and_to_pythons_logger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -334,9 +334,9 @@ def presets(name: str | None = None) -> dict[str, str]:
 
 def doctor() -> dict[str, str]:
     """A description of this machine: versions, devices, threads, the cache, the W&B account."""
-    from convsmith.machine import facts
+    from convsmith.machine import description
 
-    return facts()
+    return description()
 
 
 def __getattr__(name: str) -> Any:

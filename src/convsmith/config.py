@@ -1,7 +1,7 @@
-"""RunConfig: the sections of one run, and how defaults, preset, file and flags become one.
+"""RunConfig: the sections of one run, and how defaults, preset, file and flags are combined.
 
 Precedence: defaults < preset < file < flags. Imports no torch, so that `--help`, `--print-config`
-and the check for typing errors answer at once.
+and the check for typing errors respond at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from convsmith.training.config import TrainConfig
 from convsmith.transfer.config import TransferConfig, UnfreezeConfig
 
 Layer = dict[str, Any]
-ABSENT = "absent"  # in a comparison, of a key that one config does not have
+ABSENT = "absent"  # in a comparison, the value of a key that a config does not have
 
 
 class RunConfig(Section):
@@ -48,9 +48,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         if self.train.loss == "focal" and self.regularize.label_smoothing:
-            raise ValueError("train.loss=focal takes no regularize.label_smoothing: set one of them")
+            raise ValueError("train.loss=focal cannot be combined with regularize.label_smoothing: set one of them")
         if self.train.class_weights == "balanced" and self.data.sampling == "balanced":
-            raise ValueError("train.class_weights and data.sampling would both correct the imbalance: choose one")
+            raise ValueError("train.class_weights and data.sampling both correct class imbalance: choose one")
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be shorter than "
@@ -59,17 +59,17 @@ class RunConfig(Section):
         if self.optim.nesterov and (not self.optim.momentum or self.optim.dampening):
             raise ValueError("optim.nesterov needs optim.momentum above 0 and optim.dampening 0")
         if self.augment.saturation and self.data.channels == 1:
-            raise ValueError("augment.saturation needs colour: data.channels is 1")
+            raise ValueError("augment.saturation needs colour images, but data.channels is 1")
         return self
 
     def with_values(self, **sections: Mapping[str, Any]) -> RunConfig:
-        """A copy in which the named keys of the named sections have other values; what nobody set stays unset."""
+        """A copy with new values for the given keys of the given sections; keys that were not set stay unset."""
         return validate(
             merge(self.model_dump(mode="json", exclude_unset=True), *({k: dict(v)} for k, v in sections.items()))
         )
 
     def to_yaml(self) -> str:
-        """The text of a config.yaml, which `read_layer` reads back."""
+        """The text of a config.yaml, which `read_layer` can read back."""
         return to_yaml(versioned(self.model_dump(mode="json")))
 
 
@@ -102,7 +102,7 @@ def core_type(info: FieldInfo) -> Any:
 
 
 def choices(info: FieldInfo) -> tuple[Any, ...]:
-    """The values of a Literal field, else nothing."""
+    """The values of a Literal field; empty for other fields."""
     annotation = core_type(info)
     return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
@@ -123,8 +123,8 @@ def read_layer(path: Path) -> Layer:
         raise UserError(f"config file '{path}' is not a YAML file (it is not UTF-8)") from None
     except IsADirectoryError:
         own = path / "config.yaml"
-        mend = f"the config of that run is {own}" if own.exists() else f"to train on its images: --data {path}"
-        raise UserError(f"config file '{path}' is a folder: {mend}") from None
+        hint = f"the config of that run is {own}" if own.exists() else f"to train on its images, use --data {path}"
+        raise UserError(f"config file '{path}' is a folder: {hint}") from None
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None
     values = parse_yaml(text, f"'{path}'")
@@ -132,18 +132,18 @@ def read_layer(path: Path) -> Layer:
 
 
 def read_config(path: Path) -> Layer:
-    """The sections in a config file; a run's own of the first edition is divided by its train.seed, as it was then."""
+    """The sections in a config file. In a run's config of the first edition, train.seed becomes data.split_seed."""
     layer = read_layer(path)
-    if RunConfig.model_fields.keys() <= layer.keys():  # complete, as only a run's own is
+    if RunConfig.model_fields.keys() <= layer.keys():  # only the config of a run is complete
         layer["data"].setdefault("split_seed", layer["train"].get("seed", 0))
     return layer
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The resolved config of a run. UserError where sections are missing: defaults would be another run."""
+    """The resolved config of a run. Raises UserError if sections are missing, since defaults would change the run."""
     layer = read_config(path)
     if missing := [section for section in RunConfig.model_fields if section not in layer]:
-        raise UserError(f"'{path}' is damaged (no section {', '.join(missing)}): restore it, or run again")
+        raise UserError(f"'{path}' is damaged (it has no section {', '.join(missing)}): restore it, or run again")
     return validate(layer)
 
 
@@ -151,12 +151,12 @@ def _as_layer(values: Any, what: str) -> Layer:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(part, dict | None) for part in values.values()):
-        raise UserError(f"{what} must hold sections ({', '.join(RunConfig.model_fields)}), each with its keys")
+        raise UserError(f"{what} must contain sections ({', '.join(RunConfig.model_fields)}), each with its keys")
     return {str(name): dict(part or {}) for name, part in values.items()}
 
 
 def presets() -> dict[str, str]:
-    """The presets that come with the package: name -> YAML text."""
+    """The built-in presets: name -> YAML text."""
     folder = resources.files("convsmith") / "presets"
     return {
         item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
@@ -183,13 +183,13 @@ def flag_layer(flags: Mapping[str, str]) -> Layer:
         if typing.get_origin(core_type(info)) is tuple or is_section(info):
             value = parse_yaml(text, f"--{key}")
         elif named := [choice for choice in choices(info) if str(choice) == text]:
-            value = named[0]  # which need not be a string: data.channels is 1 or 3
+            value = named[0]  # it need not be a string: data.channels is 1 or 3
         layer.setdefault(section, {})[name] = value
     return layer
 
 
 def merge(*layers: Layer) -> Layer:
-    """Later layers win, key by key within each section."""
+    """Combine layers; later ones take precedence, key by key within each section."""
     result: Layer = {}
     for layer in layers:
         for section, values in layer.items():
@@ -198,14 +198,14 @@ def merge(*layers: Layer) -> Layer:
 
 
 def unused(config: RunConfig) -> list[str]:
-    """In words, the settings that differ from their defaults and yet change nothing in this run."""
+    """Sentences on settings that differ from their defaults but have no effect in this run."""
     return [line for section in RunConfig.model_fields for line in getattr(config, section).unused(section)]
 
 
 def over_preset(preset: str | None, *layers: Layer) -> Layer:
-    """The layers merged over a preset.
+    """Merge the layers over a preset.
 
-    A preset's settings of its model do not reach another model that is named, nor one that comes with a run's weights.
+    A preset's model settings are dropped if the layers name another model, or weights of a run, which bring a model.
     """
     above = merge(*layers)
     if preset is None:
@@ -219,7 +219,7 @@ def over_preset(preset: str | None, *layers: Layer) -> Layer:
 
 
 def validate(layer: Layer) -> RunConfig:
-    """A RunConfig, or a UserError that names each wrong key, what it may be and the nearest match."""
+    """A RunConfig, or a UserError that names each wrong key, its valid values and the nearest match."""
     try:
         return RunConfig.model_validate(layer)
     except ValidationError as error:
@@ -227,7 +227,7 @@ def validate(layer: Layer) -> RunConfig:
 
 
 def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> RunConfig:
-    """Defaults < preset < file < flags. Without a preset and a file, the preset `baseline`."""
+    """Combine defaults < preset < file < flags. Without a preset and a file, the preset is `baseline`."""
     if preset is None and file is None:
         preset = "baseline"
     return validate(over_preset(preset, read_config(file) if file else {}, flag_layer(flags)))
@@ -244,9 +244,9 @@ def _explain(error: Any) -> str:
         return f"{key}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}"
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "tuple_type":
-        message = "must be a list, such as '[0.9, 0.99]' or '[64, 32]'"
+        message = "must be a list, for example '[0.9, 0.99]' or '[64, 32]'"
     elif error["type"] in ("model_type", "dict_type"):
-        message = "must have keys of its own, such as '{key: value}'"
+        message = "must contain keys, for example '{key: value}'"
     if error["type"] == "value_error" and not path[1:]:
         return message
     if isinstance(value, str | int | float):
@@ -271,9 +271,9 @@ def _unknown(path: list[str]) -> str:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Each key in which these configs are not all alike, down to the keys of a block, with its value in each.
+    """Each key in which the configs differ, down to the keys of a block, with its value in each config.
 
-    A key that a config does not have, such as that of a further block, has the value `ABSENT`.
+    A key that a config does not have, for example because it has fewer blocks, has the value `ABSENT`.
     """
     flat = [dict(flattened(config)) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
@@ -294,5 +294,5 @@ def flattened(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def word(value: Any) -> str:
-    """A value as a config file and a flag have it."""
+    """A value as it is written in a config file or a flag."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What the rooms share: the base of their configs, a batch, and two protocols. Imports no torch when it runs."""
+"""Types that the rooms share: the base of config sections, a batch, and two protocols. Imports no torch at run time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-#: Before the name of its class: a network or an optimiser of the user's own in a run's resolved config.
+#: In a resolved config, the prefix of the class name of the user's own network or optimiser.
 OWN = "own:"
 
 
 class Section(BaseModel):
-    """Base of every config section: frozen, typed, and closed to unknown keys."""
+    """Base of all config sections: frozen, typed, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    #: For a key that chooses something by name: the other keys of the section that each choice uses.
+    #: For a key that selects something by name: the other keys of the section that each choice uses.
     uses: ClassVar[Mapping[str, Mapping[str, Collection[str]]]] = {}
-    #: For a key that changes nothing while another key of the section has its default: that other key.
+    #: For a key that has no effect while another key of the section has its default: that other key.
     needs: ClassVar[Mapping[str, str]] = {}
 
     def chosen(self, key: str) -> set[str]:
@@ -31,21 +31,21 @@ class Section(BaseModel):
         return {getattr(self, key)}
 
     def unused(self, section: str) -> Iterator[str]:
-        """In words, the settings that differ from their defaults and yet change nothing; `section` is its name."""
+        """Sentences on settings that differ from their defaults without effect; `section` is the section's name."""
         fields = type(self).model_fields
         changed = {key for key, field in fields.items() if getattr(self, key) != field.get_default()}
         for chooser, table in self.uses.items():
             used = {key for choice in self.chosen(chooser) for key in table.get(choice, ())}
             for key in sorted(changed & set().union(*table.values()) - used):
-                yield f"{section}.{key} changes nothing: {section}.{chooser} is {getattr(self, chooser)}"
+                yield f"{section}.{key} has no effect, since {section}.{chooser} is {getattr(self, chooser)}"
         for key, needed in self.needs.items():
             if key in changed and needed not in changed:
-                yield f"{section}.{key} changes nothing without {section}.{needed}"
+                yield f"{section}.{key} has no effect without {section}.{needed}"
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """The word none is no value where a field may be without one; true and false are no numbers."""
+    def _normalised(cls, value: Any, info: ValidationInfo) -> Any:
+        """Turn the word none into None for optional fields, and refuse true and false as numbers."""
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
         kinds = get_args(annotation) or (annotation,)
@@ -57,17 +57,17 @@ class Section(BaseModel):
 
 
 def _words(kinds: tuple[Any, ...]) -> set[str]:
-    """The choices of the Literals among the kinds of a field: of some, `none` is one."""
+    """The choices of the Literals among the types of a field; `none` may be one of them."""
     return {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as the net sees it: `images` float [B, C, S, S], `labels` int64 [B].
+    """A batch of network inputs: `images` float [B, C, S, S], `labels` int64 [B].
 
-    Under mixup and cutmix each image is `weight` (at least 1/2, on the host) of its label and the rest of
-    its entry in `others`; without them `others` is None. Where `features` is true, `images` holds what
-    `Classifier.features` gave for them, float [B, F], and the head alone is left to run.
+    With mixup and cutmix, each image belongs to its label with `weight` (at least 1/2, on the host) and to its entry
+    in `others` with 1 - `weight`; otherwise `others` is None. If `features` is true, `images` holds the output of
+    `Classifier.features`, float [B, F], and only the head remains to be run.
     """
 
     images: Tensor
@@ -79,10 +79,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The images that given weights were trained on; what the data section leaves open is taken from here.
+    """The input that pretrained weights expect; settings that the data section does not set are taken from here.
 
-    `mean` and `std` are per channel, of pixel values scaled to [0, 1]. `crop` is the side of the centre square that
-    is kept, as a share, where `resize` is crop. Images smaller than the net's are enlarged to `smallest` at least.
+    `mean` and `std` are per channel, for pixel values scaled to [0, 1]. With `resize` crop, `crop` is the side of the
+    centre square that is kept, as a fraction of the shorter side. Small images are enlarged to at least `smallest`.
     """
 
     size: int
@@ -94,15 +94,15 @@ class InputSpec:
     crop: float
     interpolation: str
     background: str | None = None
-    range: tuple[float, float] | None = None  # of samples of more than 8 bits; none: the whole of their type
+    range: tuple[float, float] | None = None  # of samples of more than 8 bits; None: the full range of their type
 
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A network that freezing, layer-wise learning rates and Grad-CAM can take apart.
+    """A network whose parts are accessible to freezing, layer-wise learning rates and Grad-CAM.
 
-    `stages` maps names to modules from the input to the last one before the head; the head maps
-    what `features` returns to logits. Calling the module is ``head(features(x))``.
+    `stages` maps names to modules, from the input to the last one before the head; the head maps
+    the output of `features` to logits. Calling the module gives ``head(features(x))``.
     """
 
     @property
@@ -121,9 +121,9 @@ class Classifier(Protocol):
 
 
 class Tracker(Protocol):
-    """Where a run's numbers go. A tracker may lose what it is given; it never stops a run.
+    """Receives a run's numbers. A tracker may lose values, but must never stop a run.
 
-    `run_id` names the run there, for a resume; `where` says how to look at it: a URL, a command, or None.
+    `run_id` identifies the run in the tracker, for a resume; `where` is a URL or a command that shows it, or None.
     """
 
     @property
@@ -133,7 +133,7 @@ class Tracker(Protocol):
     def where(self) -> str | None: ...
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """`values` by name (numbers, or what the tracker can draw) at the optimiser step `step`."""
+        """Log `values` by name (numbers, or objects that the tracker can draw) at the optimiser step `step`."""
         ...
 
     def close(self, summary: Mapping[str, Any], failed: bool = False) -> None: ...

@@ -1,4 +1,4 @@
-"""The errors that a user can cause, each a single line that names the thing and the mend."""
+"""The errors that a user can cause, each a single line that names the problem and the fix. Handles none of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: shown as one line, exit code 2."""
+    """A mistake in the user's input: shown as one line, exit code 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message.replace("\n", " "))
 
 
 class RunFailed(RuntimeError):
-    """A run that could not go on (NaN loss, full disk): shown as one line, exit code 1."""
+    """A run could not continue (NaN loss, full disk): shown as one line, exit code 1."""
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended work that has been saved; the text says how to go on. Exit code 128 + `signal`."""
+    """SIGINT or SIGTERM ended work that has been saved; the text says how to resume it. Exit code 128 + `signal`."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
@@ -27,18 +27,18 @@ class Stopped(KeyboardInterrupt):
 
 
 def command(*words: object) -> str:
-    """A convsmith command that can be pasted into a shell, whatever blanks its words have."""
+    """A convsmith command that can be pasted into a shell, with quotes where its words need them."""
     return shlex.join(["convsmith", *map(str, words)])
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the choice nearest to `word`, or nothing where none is near."""
+    """``" Did you mean 'x'?"`` for the choice nearest to `word`, or an empty string if none is near."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
 def choose(what: str, word: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`: all of them, and the nearest."""
+    """The error for a name that is not among `choices`; it lists them all and suggests the nearest."""
     names = sorted(choices)
     return UserError(f"{what} '{word}' does not exist.{nearest(word, names)} Choices: {', '.join(names)}")
 

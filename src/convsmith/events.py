@@ -1,6 +1,6 @@
-"""What happens during long work, as values: trainings and studies tell of it, whoever listens may show it.
+"""Events that trainings, studies and other long tasks emit. Shows nothing.
 
-A listener is a function of one event. It changes nothing: what is computed does not depend on who listens.
+A listener is a function of one event. It must not change anything: results do not depend on listeners.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Counted:
-    """Work that is counted: `done` of `total` things. `what` says which, such as ``decoding`` or ``explaining``."""
+    """`done` of `total` items are processed. `what` names the work, for example ``decoding`` or ``explaining``."""
 
     what: str
     done: int
@@ -29,12 +29,12 @@ class Note:
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """A training before its next step: what it trains on, with what, and what that is expected to take.
+    """A training is about to start or to be resumed: its data, its network, and the expected cost.
 
-    `train`, `val` and `test` count images, `skipped` files that do not decode; `macs` are the multiply-accumulate
-    operations of one image; `memory` is in bytes; `seconds_per_epoch` is None where it was not measured. `image_epochs`
-    of the `epochs` train on images, the others on features that are computed once. `step` steps are done, and an epoch
-    has `steps`.
+    `train`, `val` and `test` are numbers of images, `skipped` is the number of files that cannot be decoded; `macs` are
+    the multiply-accumulate operations for one image; `memory` is in bytes; `seconds_per_epoch` is None if it was not
+    measured. `image_epochs` of the `epochs` train on images, the others on features that are computed once. `step`
+    steps have been done; an epoch has `steps` steps.
     """
 
     directory: Path
@@ -65,7 +65,7 @@ class TrainingStarted:
 
 @dataclass(frozen=True)
 class StepProgress:
-    """The present epoch so far. `loss` is the mean data loss, `seconds` the time in training."""
+    """The current epoch so far. `loss` is the mean data loss, `seconds` the time spent in training."""
 
     epoch: int
     position: int
@@ -76,7 +76,7 @@ class StepProgress:
     images: int
     learning_rate: float
     seconds: float
-    bad_step: int  # the first step whose loss was not finite, or -1
+    bad_step: int  # the first step with a loss that is not finite, or -1
 
     @property
     def images_per_second(self) -> float:
@@ -93,7 +93,7 @@ class EpochEnd:
 
 @dataclass(frozen=True)
 class FeatureExtractionProgress:
-    """The one pass over the images that a frozen backbone needs: how many are done, of how many."""
+    """Progress of the single pass over the images that a frozen backbone needs, in images."""
 
     done: int
     total: int
@@ -101,7 +101,7 @@ class FeatureExtractionProgress:
 
 @dataclass(frozen=True)
 class Unfroze:
-    """From the epoch after `epoch` on, `stages` train too; `parameters` are all that train then."""
+    """From the epoch after `epoch` on, `stages` are trained as well; `parameters` is their total number."""
 
     epoch: int
     stages: tuple[str, ...]
@@ -117,7 +117,7 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run at its end: summary.json, evaluation-val.json, and where its tracker shows it."""
+    """A run has finished: its summary.json, its evaluation-val.json, and where its tracker shows it."""
 
     summary: dict[str, Any]
     evaluation: dict[str, Any]
@@ -126,14 +126,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Written:
-    """Files that a command has written."""
+    """A command has written these files."""
 
     paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Serving:
-    """A server answers at `url`, until it is interrupted; `local`: it can be reached from this machine alone."""
+    """A server responds at `url` until it is interrupted; if `local`, it can be reached only from this machine."""
 
     url: str
     port: int
@@ -142,9 +142,9 @@ class Serving:
 
 @dataclass(frozen=True)
 class StudyStarted:
-    """A new study has been written to `directory`, and its first run follows.
+    """A new study has been written to `directory`, and its first run is about to start.
 
-    `seconds` is the time that all its `runs` are expected to take, `max_workers` at a time; `sealed` is the number of
+    `seconds` is the expected duration of all `runs`, with `max_workers` at a time; `sealed` is the number of
     images in the test split, which no run reads.
     """
 
@@ -159,7 +159,7 @@ class StudyStarted:
 
 @dataclass(frozen=True)
 class CrossvalStarted(StudyStarted):
-    """`images` are divided into folds, the first of which has `train`, `val` (inner validation) and `held_out`."""
+    """`images` are divided into folds; the first has `train`, `val` (inner validation) and `held_out` images."""
 
     images: int
     train: int
@@ -172,9 +172,9 @@ class CrossvalStarted(StudyStarted):
 
 @dataclass(frozen=True)
 class AblationStarted(StudyStarted):
-    """`arms` (the base is one) are compared on `images`.
+    """`arms` (including the base) are compared on `images`.
 
-    `detectable` is the smallest difference in accuracy that 8 of 10 such studies would find; None for other metrics.
+    `detectable` is the smallest difference in accuracy that 8 of 10 such studies would detect; None for other metrics.
     """
 
     arms: int
@@ -188,7 +188,7 @@ class AblationStarted(StudyStarted):
 
 @dataclass(frozen=True)
 class TuningStarted(StudyStarted):
-    """`space` has the keys that are searched; `name` is Optuna's for the study in `storage`."""
+    """`space` lists the keys that are searched; `name` is Optuna's name for the study in `storage`."""
 
     train: int
     val: int
@@ -203,7 +203,7 @@ class TuningStarted(StudyStarted):
 
 @dataclass(frozen=True)
 class LrFindStarted:
-    """A learning-rate range test begins: `steps` batches from the rate `low` to `high`."""
+    """A learning-rate range test starts: `steps` batches, with rates from `low` to `high`."""
 
     model: str
     source: str
@@ -216,7 +216,7 @@ class LrFindStarted:
 
 @dataclass(frozen=True)
 class JobsStarted:
-    """A study has `total` runs to do, of which `before` were done when it was called. `what` they are called."""
+    """A study has `total` runs, of which `before` had been done already. `what` is the word for them."""
 
     total: int
     before: int
@@ -225,7 +225,7 @@ class JobsStarted:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Run `index` of a study's waiting runs is at `share` (0 to 1)."""
+    """Progress of run `index` among a study's remaining runs: `share` is from 0 to 1."""
 
     index: int
     share: float
@@ -233,7 +233,7 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class JobDone:
-    """A run of a study has ended: its `record`, or why it `failed`."""
+    """A run of a study has ended, with its `record` or the reason why it `failed`."""
 
     index: int
     name: str
@@ -243,7 +243,7 @@ class JobDone:
 
 @dataclass(frozen=True)
 class ArmGivenUp:
-    """Successive halving gives up an arm after `done` of its `runs`, to keep within the budget."""
+    """Successive halving has dropped an arm after `done` of its `runs`, to stay within the budget."""
 
     arm: str
     done: int
@@ -252,7 +252,7 @@ class ArmGivenUp:
 
 @dataclass(frozen=True)
 class TrialDone:
-    """A trial has ended: its record as in trials.csv, and the `best` one so far (None while none is complete)."""
+    """A trial has ended, with its record as in trials.csv and the `best` one so far (None if none is complete)."""
 
     metric: str
     record: Mapping[str, Any]

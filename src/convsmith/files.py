@@ -1,4 +1,4 @@
-"""Files that are never half there: atomic writes with fsync, JSON, and disk errors in words. Knows no run directory."""
+"""Atomic writes with fsync, JSON files, and messages for disk errors. Knows no run directories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_text(path: Path, text: str) -> None:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
         name = text[max(error.start - 40, 0) : error.end].encode("utf-8", "backslashreplace").decode()
-        raise UserError(f"cannot write '{path}': a name that is not UTF-8 ('{name}'): rename that folder") from None
+        raise UserError(f"cannot write '{path}': a name is not UTF-8 ('{name}'); rename that folder") from None
     write_bytes(path, content)
 
 
@@ -27,7 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read the JSON value in a file, whatever it is; UserError where the file is missing or is not JSON."""
+    """Read any JSON value from a file; raises UserError if the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file whose content becomes `path`, all or nothing: a temporary file, fsync, rename, fsync of the folder."""
+    """A file that replaces `path` atomically: a temporary file, fsync, rename, and fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,7 +60,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable. Windows cannot open folders, and needs it not."""
+    """Make a rename in `folder` durable. Windows cannot open folders and does not need this."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -80,7 +80,7 @@ _DISK = {
 
 
 _IN_THE_WAY = {
-    errno.ENOENT: "that folder cannot be made: choose another one",
+    errno.ENOENT: "that folder cannot be created: choose another one",
     errno.EEXIST: "a file of that name is in the way: choose another folder",
     errno.EISDIR: "a folder of that name is in the way: choose another file",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
@@ -88,13 +88,13 @@ _IN_THE_WAY = {
 
 
 def disk_trouble(error: OSError) -> str | None:
-    """What to do about a disk that is full, read-only or forbidden; None where the error is another one."""
+    """The message for a disk that is full, read-only or not writable; None for other errors."""
     return _DISK.get(error.errno or 0)
 
 
 @contextmanager
 def explain_os_errors(what: str) -> Iterator[None]:
-    """Turn a disk that is full, read-only or forbidden, or a wrong path, into one line that names `what`."""
+    """Turn errors of a full, read-only or forbidden disk, or of a wrong path, into one line that names `what`."""
     try:
         yield
     except OSError as error:

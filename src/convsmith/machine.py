@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, threads, the cache, the W&B account. Changes nothing."""
+"""Describes this machine: versions, devices, threads, the cache, the W&B account. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from convsmith.runtime import device_names, environment
 from convsmith.tracking.wandb import login_state
 
 
-def facts() -> dict[str, str]:
-    """Each thing by its name, in words."""
+def description() -> dict[str, str]:
+    """The properties of the machine by name, as text."""
     here = environment()
     folder = cache_folder(RunConfig().data)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.exists() else 0

@@ -1,4 +1,4 @@
-"""A network layer by layer, before anything is trained. Its words in a terminal are those of display.py."""
+"""Summarises a network layer by layer, without training it. Prints nothing; display.py shows it in a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from convsmith.transfer import weights
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The layers of a network on images [N, channels, image_size, image_size] of so many classes."""
+    """The layers of a network for images [N, channels, image_size, image_size] and this number of classes."""
 
     name: str
     channels: int
@@ -43,12 +43,12 @@ class ModelSummary:
         return f"{self.name} on {self.image_size} x {self.image_size} x {self.channels}, {self.classes} classes"
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a layer."""
+        """One row per layer."""
         return [asdict(row) for row in self.layers]
 
 
 def of_config(config: RunConfig, parts: Parts = NO_PARTS) -> ModelSummary:
-    """The network that a training with this config would have; nothing is decoded, and no weights are downloaded."""
+    """The network that this config describes; nothing is decoded, and no weights are downloaded."""
     config, spec = weights.expected(config)
     channels, size, classes = input_shape(config.data, spec, parts.source)
     model = parts.module or build(config.model, channels, size, classes)
@@ -63,8 +63,7 @@ def of_run(directory: Path, parts: Parts = NO_PARTS) -> ModelSummary:
         return _traced(parts.module, type(parts.module).__name__, seen.channels, seen.image_size, classes)
     if card.architecture is None:
         raise UserError(
-            f"the network of run '{directory}' is a module of your own: hand it in, "
-            "convsmith.summary(run=..., model=...)"
+            f"the network of run '{directory}' is your own module: pass it in, convsmith.summary(run=..., model=...)"
         )
     model = build(card.architecture, seen.channels, seen.image_size, classes)
     return _traced(model, card.architecture.name, seen.channels, seen.image_size, classes)

@@ -1,4 +1,4 @@
-"""YAML with the plain values of version 1.2, read and written."""
+"""Reads and writes YAML with the plain values of version 1.2. Knows no configs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from convsmith.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the plain values of version 1.2 (its core schema, 10.3.2), and no key given twice.
+    """Loads YAML with the plain values of version 1.2 (its core schema, 10.3.2), and refuses duplicate keys.
 
-    `off` and `no` are words, 010 is ten, 1:30 and 2024-05-01 are words too, and 1e-3 is a number: PyYAML itself
-    reads them as false, eight, ninety, a date and a word.
+    `off`, `no`, 1:30 and 2024-05-01 are strings, 010 is ten and 1e-3 is a number, whereas PyYAML itself reads them as
+    false, false, ninety, a date, eight and a string.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -42,7 +42,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts words in quotes that either version of YAML would read as something else."""
+    """Quotes strings that either version of YAML would read as another type."""
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -52,19 +52,19 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def to_yaml(values: Any) -> str:
-    """Plain values as YAML that `parse_yaml` reads back as they were."""
+    """Plain values as YAML, which `parse_yaml` reads back unchanged."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """`text` as plain values; a UserError names `what` and the line where it is not YAML."""
+    """Parse `text` to plain values; if it is not valid YAML, a UserError names `what` and the line."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error)
-        mend = " (indent with blanks)" if "'\\t'" in problem else ""
-        raise UserError(f"{what}{where} is not valid YAML: {problem}{mend}") from None
-    except (ValueError, RecursionError) as error:  # a tag such as !!int before a word; brackets in brackets in ...
+        hint = " (indent with spaces)" if "'\\t'" in problem else ""
+        raise UserError(f"{what}{where} is not valid YAML: {problem}{hint}") from None
+    except (ValueError, RecursionError) as error:  # for example a tag !!int before a word, or deeply nested brackets
         raise UserError(f"{what} is not valid YAML: {error}") from None

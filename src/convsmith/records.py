@@ -1,7 +1,7 @@
-"""The schema of every file that is written or read, and the table of METRICS. Computes nothing and imports no NumPy.
+"""The schemas of all JSON files, and the table of METRICS. Computes nothing and imports no NumPy.
 
-Whoever writes a file and whoever reads it use the same schema, through `write` and `read`. A file says in
-`format_version` which edition of the schemas it follows; the files of the first edition say nothing and count as 1.
+Code that writes a file and code that reads it use the same schema, through `write` and `read`. `format_version` is the
+edition of the schemas that a file follows; files of the first edition do not have it, which counts as 1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Unit = Literal["share", "nats", "score"]
 class Metric:
     """One way to score a classifier on labelled images.
 
-    `name` is its key in every file, `label` its heading. A `share` lies in [0, 1] and is shown in per cent, `nats` are
-    those of a cross-entropy, and a `score` is a number without a unit; `digits` are shown behind the point. The
-    function of the same name in `prediction.metrics` computes it. Where `averages` is true it has a value a class, and
-    an evaluation holds its macro, micro and weighted averages; the macro average goes by the bare name. `lowest` and
-    `highest` bound it. The `headline` metrics are those that a table shows where it has no room for all. Up to
-    `one_up_to` classes it is 1 whatever a net does, and nothing to show.
+    `name` is its key in all files, and `label` its heading. A `share` lies in [0, 1] and is shown in per cent, `nats`
+    is the unit of a cross-entropy, and a `score` is a number without a unit; `digits` is the number of decimals shown.
+    The function of the same name in `prediction.metrics` computes it. If `averages` is true, it has one value per
+    class, and an evaluation contains its macro, micro and weighted averages; the bare name means the macro average.
+    `lowest` and `highest` are its bounds. Tables that lack room for all metrics show the `headline` metrics. With up
+    to `one_up_to` classes its value is always 1, and it is not shown.
     """
 
     name: str
@@ -48,25 +48,25 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is: the factor that makes the best value the largest."""
+        """1 if higher is better, otherwise -1: the factor that makes the best value the largest."""
         return 1 if self.higher_is_better else -1
 
     @property
     def heading(self) -> str:
-        """The label, with the unit where the values do not show theirs: ``loss (nats)``."""
+        """The label, with the unit if the values are shown without it: ``loss (nats)``."""
         return f"{self.label} ({self.unit})" if self.unit == "nats" else self.label
 
     @property
     def scale(self) -> int:
-        """What a value is multiplied by to be shown in its unit."""
+        """The factor by which a value is multiplied to be shown in its unit."""
         return 100 if self.unit == "share" else 1
 
     def within(self, value: float) -> float:
-        """`value`, or the bound that it is beyond: of the end of a symmetric interval."""
+        """`value`, clipped to the bounds; for the ends of symmetric intervals."""
         return min(max(value, self.lowest), self.highest)
 
 
-#: Every metric, by its name, in the order in which tables show them.
+#: All metrics by name, in the order in which tables show them.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -84,13 +84,13 @@ METRICS: dict[str, Metric] = {
 }
 HEADLINES: tuple[str, ...] = tuple(name for name, metric in METRICS.items() if metric.headline)
 
-#: What `train.monitor` may be, and under which names metrics.csv, W&B and tuning have the metrics of the val split.
+#: The choices of `train.monitor`, and the names of the val split's metrics in metrics.csv, W&B and tuning.
 MONITORS: tuple[str, ...] = tuple(f"val_{name}" for name in METRICS)
 
 if TYPE_CHECKING:
     MetricName = str
     Monitor = str
-else:  # types for a config's field, whose choices are those of the table
+else:  # types for config fields, whose choices are those of the table
     MetricName = Literal[tuple(METRICS)]
     Monitor = Literal[MONITORS]
 
@@ -106,11 +106,11 @@ def metric_of(monitor: str) -> Metric:
 
 
 def is_better(monitor: str, row: Mapping[str, Any], best: Mapping[str, Any] | None, min_delta: float = 0.0) -> bool:
-    """Whether the epoch of `row` is to be kept in place of `best`, an earlier epoch; both are rows of metrics.csv.
+    """Whether the epoch of `row` should replace the earlier epoch of `best`; both are rows of metrics.csv.
 
-    It is where its `monitor` is better by more than `min_delta`, or, with a `min_delta` of 0, where both are equal and
-    its val_loss is lower: an accuracy of few images has many ties. Otherwise the earlier epoch stays. UserError where
-    a row has no such metric (an older edition recorded it).
+    It should if its `monitor` is better by more than `min_delta`, or, with a `min_delta` of 0, if both are equal and
+    its val_loss is lower, since the accuracy on few images has many ties. Raises UserError if a row does not have the
+    metric because an older edition wrote it.
     """
     if best is None:
         return True
@@ -120,33 +120,33 @@ def is_better(monitor: str, row: Mapping[str, Any], best: Mapping[str, Any] | No
 
 
 def shown(metric: str, value: float) -> str:
-    """A value of this metric (or of the val split's, as in val_f1) in words: ``91.60%`` or ``0.2481``."""
+    """A value of this metric (or of the val split's, as in val_f1) as text: ``91.60%`` or ``0.2481``."""
     known = metric_of(metric)
     return f"{known.scale * value:.{known.digits}f}{'%' if known.unit == 'share' else ''}"
 
 
 def metric_values(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Each metric's value by its name, from the record of an evaluation; those that its edition did not know lack."""
+    """The metrics' values by name, from the record of an evaluation, without those that its edition did not know."""
     found = {name: evaluation[name] for name in METRICS if name in evaluation}
     return {name: value["macro"] if METRICS[name].averages else value for name, value in found.items()}
 
 
 def worth_showing(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """As `metric_values`, but for those that are 1 for so few classes whatever a net does."""
+    """Like `metric_values`, but without metrics that are always 1 with so few classes."""
     classes = len(evaluation["classes"])
     return {name: value for name, value in metric_values(evaluation).items() if classes > METRICS[name].one_up_to}
 
 
 def recorded(record: Mapping[str, Any], name: str) -> float:
-    """The number of this name in a row or a record; UserError where its edition did not record it."""
+    """The number of this name in a row or a record; raises UserError if its edition did not record it."""
     if record.get(name) is None:
         known = ", ".join(key for key in record if key in METRICS or key in MONITORS)
-        raise UserError(f"this run has not recorded '{name}' (an older convsmith wrote it). It has: {known}")
+        raise UserError(f"this run has no record of '{name}' (an older convsmith wrote it). It has: {known}")
     return float(record[name])
 
 
 class Record(BaseModel):
-    """Base of every schema. Keys that a schema does not name pass: later editions may add some."""
+    """Base of all schemas. Keys that a schema does not name are accepted, since later editions may add some."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
@@ -154,9 +154,9 @@ class Record(BaseModel):
 
 
 class Scored(Record):
-    """Base of what holds metrics by their names, or those of the val split as val_<name>: each lies in its bounds.
+    """Base of schemas with metrics by name, or as val_<name> for the val split; each must lie within its bounds.
 
-    None stands for a metric that the run's edition did not know.
+    None means that the run's edition did not know the metric.
     """
 
     @model_validator(mode="after")
@@ -186,7 +186,7 @@ class ClassScores(BaseModel):
 
 
 class ConfusionMatrix(BaseModel):
-    """Rows are true classes, columns predicted ones."""
+    """Rows are true classes, columns are predicted classes."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -195,7 +195,7 @@ class ConfusionMatrix(BaseModel):
 
 
 class Evaluation(Scored):
-    """evaluation-<split>.json. Metrics that came after the first edition are absent from its files."""
+    """evaluation-<split>.json. Files of the first edition lack the metrics that were added later."""
 
     n: Count
     accuracy: Share
@@ -210,7 +210,7 @@ class Evaluation(Scored):
 
 
 class CleanTraining(BaseModel):
-    """How the kept model does on a fixed sample of `n` train images without augmentation, in eval mode."""
+    """Scores of the kept model on a fixed sample of `n` train images without augmentation, in eval mode."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
@@ -242,7 +242,7 @@ class SplitIds(BaseModel):
 
 
 class Splits(Record):
-    """splits.json: the ids of each split, and the hash of the data that was divided."""
+    """splits.json: the ids of each split, and the hash of the data."""
 
     hash: str
     splits: SplitIds
@@ -263,13 +263,13 @@ class Unread(BaseModel):
 
 
 class Skipped(Record):
-    """skipped.json: the files that do not decode, and why. The first edition wrote the bare list."""
+    """skipped.json: the files that cannot be decoded, with reasons. The first edition wrote a bare list."""
 
     files: list[Unread]
 
 
 class DataCheck(Record):
-    """What `data check --out` writes: a verdict on each file, and what was found of all of them together."""
+    """The file that `data check --out` writes: a verdict on each file, and results for all files together."""
 
     source: str
     files: list[dict[str, Any]]
@@ -285,7 +285,7 @@ class TestAccess(Record):
 
 
 class Fold(Scored):
-    """fold.json of a finished fold: what it scored on the images that it held out."""
+    """fold.json of a finished fold: its scores on the held-out images."""
 
     fold: Count
     repeat: Count
@@ -312,7 +312,7 @@ class Division(BaseModel):
 
 
 class Folds(Record):
-    """folds.json of a study: the ids of the pool and of the sealed test split; folds as positions in the pool."""
+    """folds.json of a study: the ids of the pool and of the sealed test split, and folds as positions in the pool."""
 
     hash: str
     pool: Names
@@ -321,7 +321,7 @@ class Folds(Record):
 
 
 class StudyStart(Record):
-    """begun.json: what study.yaml and config.yaml said when the study was started."""
+    """begun.json: the content of study.yaml and config.yaml when the study was started."""
 
     study: dict[str, Any]
     config: dict[str, Any]
@@ -336,13 +336,13 @@ class ArmStart(BaseModel):
 
 
 class Arms(Record):
-    """arms.json: by its name each arm's resolved config, the hash of its data, and the expected seconds an epoch."""
+    """arms.json: each arm's resolved config, the hash of its data, and the expected seconds per epoch, by name."""
 
     __pydantic_extra__: dict[str, ArmStart]
 
 
 class Optuna(Record):
-    """optuna.json: where Optuna keeps a tuning study, and the data of its base config with their hash."""
+    """optuna.json: where Optuna stores a tuning study, and its base config's data section with the data's hash."""
 
     study: str
     storage: str | None
@@ -357,7 +357,7 @@ class FoldScore(Scored):
 
 
 class Crossval(Record):
-    """crossval.json; `std` and `ci95` are empty where fewer than two folds are done."""
+    """crossval.json; `std` and `ci95` are empty if fewer than two folds are finished."""
 
     folds: Count
     repeats: Count
@@ -386,10 +386,10 @@ class Ablation(Record):
 
 
 class MetricsRow(Scored):
-    """A row of metrics.csv. A cell of a metric that the run's edition did not know is absent."""
+    """A row of metrics.csv. Cells of metrics that the run's edition did not know are absent."""
 
     epoch: Count
-    train_loss: float  # focal and weighted losses, smoothing and penalties included
+    train_loss: float  # the training loss, including focal terms, class weights and smoothing
     train_accuracy: Share
     val_loss: NotNegative
     val_accuracy: Share
@@ -399,9 +399,9 @@ class MetricsRow(Scored):
 
 
 def write(path: Path, kind: type[Record], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `value` as JSON with the present `format_version` in front, and return what `read` will give of it.
+    """Write `value` as JSON with the current `format_version` in front, and return what `read` will return for it.
 
-    A value that does not fit its schema is our own mistake: an AssertionError.
+    A value that does not fit its schema is our own mistake and raises AssertionError.
     """
     record = versioned(value)
     problem = _problem(kind, record)
@@ -411,9 +411,9 @@ def write(path: Path, kind: type[Record], value: Mapping[str, Any]) -> dict[str,
 
 
 def read(path: Path, kind: type[Record]) -> dict[str, Any]:
-    """A JSON object that fits its schema, without `format_version`.
+    """Read a JSON object that fits its schema, without `format_version`.
 
-    UserError where it does not fit, or where a newer edition wrote it.
+    Raises UserError if it does not fit, or if a newer edition wrote it.
     """
     value = read_json(path)
     check(path, kind, value)
@@ -421,18 +421,18 @@ def read(path: Path, kind: type[Record]) -> dict[str, Any]:
 
 
 def versioned(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` with the present `format_version` in front."""
+    """`value` with the current `format_version` in front."""
     return {"format_version": FORMAT_VERSION, **value}
 
 
 def unversioned(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value`, read from `path`, without its `format_version`; UserError where a newer edition wrote it."""
+    """`value`, read from `path`, without its `format_version`; raises UserError if a newer edition wrote it."""
     refuse_newer(path, value.get("format_version", 1))
     return {key: inner for key, inner in value.items() if key != "format_version"}
 
 
 def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
-    """UserError where `value`, read from `path` (at `where`), does not fit `kind` or is of a newer edition."""
+    """Raise UserError if `value`, read from `path` (at `where`), does not fit `kind` or is of a newer edition."""
     if isinstance(value, Mapping):
         refuse_newer(path, value.get("format_version", 1))
     if (problem := _problem(kind, value)) is not None:
@@ -440,7 +440,7 @@ def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
 
 
 def refuse_newer(path: Path, version: Any) -> None:
-    """UserError for a file of a later edition than this one can read."""
+    """Raise UserError for a file of a newer edition, which this one cannot read."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise damaged(path, f"format_version is {version!r}")
     if version > FORMAT_VERSION:
@@ -451,12 +451,12 @@ def refuse_newer(path: Path, version: Any) -> None:
 
 
 def damaged(path: Path, reason: str) -> UserError:
-    """The error for a file that does not hold what it should."""
+    """The error for a file with invalid content."""
     return UserError(f"'{path}' is damaged ({reason}): restore it, or run again")
 
 
 def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; none where the file is absent."""
+    """Read the objects of a JSON Lines file; none if the file does not exist."""
     if not path.exists():
         return []
     try:
@@ -469,7 +469,7 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
 
 
 def _problem(kind: type[Record], value: Any) -> str | None:
-    """``precision.macro: Field required``; None where the value fits."""
+    """The first problem, for example ``precision.macro: Field required``; None if the value fits."""
     try:
         kind.model_validate(value)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A run as a Python object, and trainings from a config to that object. Prints nothing: a listener is told."""
+"""A run as a Python object, and the training and resuming of runs. Prints nothing; events go to a listener."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", 
 
 
 class Run:
-    """A run directory: its numbers, its model, and what can be done with it.
+    """A run directory: its numbers, its model, and the functions that use them.
 
-    `parts` holds the module or the data where they are the user's own; `device` is auto, cpu, cuda or mps.
+    `parts` holds the user's own module or data, if any; `device` is auto, cpu, cuda or mps.
     """
 
     def __init__(self, directory: Path, parts: Parts = setup.NO_PARTS, device: str = "auto") -> None:
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A row an epoch, as in metrics.csv."""
+        """One row per epoch, as in metrics.csv."""
         return [dict(row) for row in csv.read(self.files.metrics)]
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json of a finished run."""
+        """The content of summary.json of a finished run."""
         return records.read(open_run(self.directory, "summary.json").summary, records.Summary)
 
     @cached_property
@@ -62,7 +62,7 @@ class Run:
         return load_predictor(self.directory, self.device, module=self._module)
 
     def predict(self, paths: Any, out: str | Path | None = None, top_k: int | None = None) -> list[Prediction]:
-        """Predict paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W]: one, a list or a batch of them.
+        """Predict one image, a list or a batch: paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W].
 
         Each prediction has `label`, `confidence` and `probabilities` by class, the most probable first; `top_k` keeps
         that many of them. With `out`, a .csv or .json file, all probabilities are written there as well.
@@ -70,12 +70,15 @@ class Run:
         return self.predictor.predict(paths, None if out is None else Path(out), top_k)
 
     def evaluate(self, split: str = "val") -> dict[str, Any]:
-        """The record of evaluation-<split>.json; `test` opens the sealed split, which is noted in the run."""
+        """Evaluate on a split, and return the record of evaluation-<split>.json.
+
+        `test` opens the sealed test split, which is recorded in the run.
+        """
         typed = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
         return evaluate(self.files, split, typed, self.device, source=self._source, module=self._module)
 
     def report(self, show: bool | Listener = True) -> Path:
-        """Write report.html again, and return where it is. A page with images is never replaced by one without."""
+        """Write report.html and return its path. A page with images is never replaced by one without images."""
         from convsmith.report.run import report
         from convsmith.show import listening
 
@@ -90,10 +93,10 @@ class Run:
         figure: str | None = None,
         show: bool | Listener = True,
     ) -> Explanation:
-        """What the model looks at in images, or one `figure` of how it works; see `explain.explanation.explain`.
+        """Show what the model looks at in images, or one `figure` of how it works; see `explain.explanation.explain`.
 
-        `paths` are files, patterns or images, none: the most informative validation images. `target` is the class to
-        explain (the predicted one), `stage` where Grad-CAM looks (the last stage with feature maps).
+        `paths` are files, patterns or images; by default, the most informative validation images. `target` is the class
+        to explain (default: the predicted one), `stage` is the one for Grad-CAM (default: the last with feature maps).
         """
         from convsmith.explain.explanation import explain
         from convsmith.show import listening
@@ -109,16 +112,17 @@ class Run:
         out: str | Path | None = None,
         preprocessing: Literal["graph", "metadata"] = "graph",
     ) -> Export:
-        """Write the model as an ONNX or torch.export file, kept only where it computes what PyTorch does.
+        """Write the model as an ONNX or torch.export file, which is kept only if its results agree with PyTorch's.
 
-        `preprocessing`: in the file's graph, which then takes uint8 pixels, or described in its metadata.
+        With `preprocessing` graph, the file contains the preprocessing and takes uint8 pixels; with metadata, the
+        preprocessing is described in its metadata.
         """
         from convsmith.export import export
 
         return export(self.files, format, None if out is None else Path(out), preprocessing, self._module, self._source)
 
     def serve(self, host: str = "127.0.0.1", port: int = 8000, show: bool | Listener = True) -> None:
-        """Answer requests on a page of its own and at POST /predict, until the process is interrupted."""
+        """Serve a web page and POST /predict until the process is interrupted."""
         from convsmith.serve.server import serve
         from convsmith.show import listening
 
@@ -126,7 +130,7 @@ class Run:
             serve(self.files, host, port, self.device, self._module, self._source, listener)
 
     def curves(self) -> Figure:
-        """The learning curves as a matplotlib Figure, which a notebook shows. They mark the epoch that was kept."""
+        """The learning curves as a matplotlib Figure; they mark the epoch that was kept."""
         from convsmith.figures.curves import learning_curves
 
         rows = self.metrics
@@ -137,7 +141,7 @@ class Run:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch whose weights the run has kept, as summary.json or the newest checkpoint records it."""
+        """The epoch whose weights the run has kept, as recorded in summary.json or the newest checkpoint."""
         if self.files.summary.exists():
             return int(self.summary["best_epoch"])
         return int(checkpoint.read_newest(self.files.checkpoints)[1]["stopper"]["best_epoch"])
@@ -189,7 +193,7 @@ def train(
 
 
 def resume(run: RunDir, parts: Parts = setup.NO_PARTS, listener: Listener = nobody) -> Run:
-    """Go on with a stopped run to its end; a run that is finished stays as it is. Raises as `train` does."""
+    """Continue a stopped run to its end; a finished run is not changed. Raises the same errors as `train`."""
     if run.summary.exists():
         return Run(run.path, parts)
     open_run(run.path, run.checkpoints.name)
@@ -206,16 +210,17 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
             for event in epochs(experiment, interrupts):
                 listener(event)
                 if isinstance(event, Interrupted):
+                    how = command("resume", run.path)
                     raise Stopped(
                         event.signal,
-                        f"stopped and saved at step {experiment.state.step}; go on with: {command('resume', run.path)}",
+                        f"stopped and saved at step {experiment.state.step}; continue with {how}",
                     )
         after_training(run, listener, parts.source, parts.module)
     return Run(run.path, parts)
 
 
 def _show_figures_in_notebooks() -> None:
-    """Let a notebook draw figures where it prints their names, as it does after `%matplotlib inline` alone."""
+    """Make a notebook draw figures, as `%matplotlib inline` would, instead of printing their names."""
     if (ipython := sys.modules.get("IPython")) is not None and (shell := ipython.get_ipython()) is not None:
         from IPython.core.pylabtools import select_figure_formats
 

@@ -1,6 +1,6 @@
-"""Run and study directories: where each file lies, what kind a directory is, and how a new one appears whole.
+"""Run and study directories: their paths, their kinds, and how a new one is created atomically.
 
-What is in the files is said by `records`.
+The content of the files is defined in `records`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from convsmith.records import damaged
 
 
 class RunDir:
-    """The paths below ``runs/<name>/``. It knows files only, neither configs nor tensors."""
+    """The paths below ``runs/<name>/``. It knows only files, neither configs nor tensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,11 +45,11 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
         self.log_file = path / "log.txt"
-        self.study = path / "study.yaml"  # of a study: what the user asked for
-        self.crossval = path / "crossval.json"  # of a cross-validation: what all folds say together
-        self.ablation = path / "ablation.json"  # of an ablation study
-        self.best = path / "best.yaml"  # of a tuning study: the best config
-        self.lr_find = path / "lr_find.csv"  # of a learning-rate range test
+        self.study = path / "study.yaml"  # the specification of a study
+        self.crossval = path / "crossval.json"  # the result of a cross-validation
+        self.ablation = path / "ablation.json"  # the result of an ablation study
+        self.best = path / "best.yaml"  # the best config of a tuning study
+        self.lr_find = path / "lr_find.csv"  # the result of a learning-rate range test
 
     def evaluation(self, split: str) -> Path:
         return self.path / f"evaluation-{split}.json"
@@ -58,7 +58,7 @@ class RunDir:
         return self.path / f"predictions-{split}.csv"
 
     def log(self, line: str) -> None:
-        """Add a line with the time to log.txt."""
+        """Append a line with the time to log.txt."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(f"{now()} {line}\n")
 
@@ -68,7 +68,7 @@ class RunDir:
         logging.getLogger("convsmith").warning("warning: %s", line)
 
     def record_test_access(self, command: str) -> None:
-        """Note in test-access.jsonl, before the test split is opened, when and by which command."""
+        """Record in test-access.jsonl when and by which command the test split is opened; call it before that."""
         with self.test_access.open("a", encoding="utf-8") as file:
             opening = records.versioned({"when": now(), "command": command})
             file.write(json.dumps(opening, ensure_ascii=False) + "\n")
@@ -77,13 +77,13 @@ class RunDir:
 
     @contextmanager
     def lock(self, wait: float = 0) -> Iterator[None]:
-        """Hold the directory for this process; a UserError where another one holds it after `wait` seconds."""
+        """Lock the directory for this process; raises UserError if another one still holds it after `wait` seconds."""
         lock = FileLock(self.path / ".lock", timeout=wait)
         try:
             with explain_os_errors(f"run '{self.path}'"):
                 lock.acquire()
         except Timeout:
-            raise UserError(f"run '{self.path}' is in use by another process: wait for it, or stop it first") from None
+            raise UserError(f"run '{self.path}' is in use by another process: wait for it or stop it first") from None
         try:
             yield
         finally:
@@ -95,7 +95,7 @@ def now() -> str:
 
 
 def refuse_taken(runs_dir: Path, name: str | None) -> None:
-    """A UserError where `name` is taken or cannot be a folder's name."""
+    """Raise UserError if `name` is taken or cannot be the name of a folder."""
     if name is None:
         return
     if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
@@ -103,15 +103,15 @@ def refuse_taken(runs_dir: Path, name: str | None) -> None:
     path = runs_dir / name
     if path.exists():
         raise UserError(
-            f"run '{path}' exists already: choose another --name, or go on with it: {command('resume', path)}"
+            f"run '{path}' exists already: choose another --name, or resume it with {command('resume', path)}"
         )
 
 
 @contextmanager
 def draft(runs_dir: Path) -> Iterator[RunDir]:
-    """A hidden directory in which a new run is put together; it is gone at the end unless `publish` took it.
+    """A hidden directory in which a new run is prepared; it is removed at the end unless `publish` has renamed it.
 
-    So a run directory is there whole or not at all, wherever the process is killed.
+    A run directory is therefore complete or does not exist, whenever the process is killed.
     """
     with explain_os_errors(f"the run directory below '{runs_dir}'"):
         runs_dir.mkdir(parents=True, exist_ok=True)
@@ -123,26 +123,26 @@ def draft(runs_dir: Path) -> Iterator[RunDir]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def publish(run: RunDir, name: str | None, stem: str) -> RunDir:
-    """Give a draft its name: `name`, or without one the first free of ``stem-1``, ``stem-2``, ... Never overwrites.
+def publish(run: RunDir, name: str | None, default_name: str) -> RunDir:
+    """Rename a draft to `name`, or else to the first free one of ``default_name-1``, ``default_name-2``, ...
 
-    Raises UserError as `refuse_taken` does.
+    It never overwrites a directory. Raises UserError as `refuse_taken` does.
     """
     runs_dir = run.path.parent
     for number in itertools.count(1):
         refuse_taken(runs_dir, name)
-        path = runs_dir / (name or f"{stem}-{number}")
+        path = runs_dir / (name or f"{default_name}-{number}")
         if path.exists():
             continue
         try:
             os.rename(run.path, path)
         except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # taken by another process in between
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process has taken the name in between
                 continue
             raise
         sync_folder(runs_dir)
         return RunDir(path)
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable")
 
 
 def _umask() -> int:
@@ -152,43 +152,43 @@ def _umask() -> int:
 
 
 def open_run(path: str | Path, *needs: str) -> RunDir:
-    """An existing run; a UserError names what is missing: the run itself or a file that is needed."""
+    """An existing run; a UserError names what is missing, the run itself or one of the files that it `needs`."""
     run = RunDir(Path(path))
     if not run.path.is_dir() or not run.config.exists():
         parent = run.path.parent
-        there = (
+        present = (
             sorted(entry.name for entry in parent.iterdir() if (entry / "config.yaml").exists())
             if parent.is_dir()
             else []
         )
-        listed = f" Runs in '{parent}': {', '.join(there[:10])}" if there else ""
+        listed = f" Runs in '{parent}': {', '.join(present[:10])}" if present else ""
         reason = "is not a run directory (it has no config.yaml)" if run.path.exists() else "does not exist"
         raise UserError(f"run '{path}' {reason}.{listed}")
     for need in needs:
         if not (run.path / need).exists():
-            lost = run.summary.exists() or need in (run.checkpoints.name, run.splits.name)  # no resume makes these
-            mend = "any more: restore it, or train again" if lost else f"yet: {command('resume', path)} makes it"
-            raise UserError(f"run '{path}' has no {need} {mend}")
+            lost = run.summary.exists() or need in (run.checkpoints.name, run.splits.name)  # resume cannot create these
+            hint = "any more: restore it, or train again" if lost else f"yet: {command('resume', path)} writes it"
+            raise UserError(f"run '{path}' has no {need} {hint}")
     return run
 
 
 def read_splits(run: RunDir) -> dict[str, Any]:
-    """splits.json: `hash` of the data and `splits`, the ids of each."""
+    """Read splits.json: the `hash` of the data, and `splits`, the ids of each split."""
     return records.read(run.splits, records.Splits)
 
 
 def open_single(path: str | Path, *needs: str) -> RunDir:
-    """A run of its own with the files it `needs`; a UserError for a study, a range test, and what is missing."""
+    """A single run with the files that it `needs`; raises UserError for studies, range tests and missing files."""
     run = open_run(path)
     if run.lr_find.exists():
-        raise UserError(f"'{run.path}' is a learning-rate range test, and no training: look at its figures/lr_find.png")
+        raise UserError(f"'{run.path}' is a learning-rate range test, not a training: see its figures/lr_find.png")
     if run.study.exists():
-        raise UserError(f"'{run.path}' is a study: name a single run, {example_of(run)}")
+        raise UserError(f"'{run.path}' is a study: name one of its runs, {example_of(run)}")
     return open_run(path, *needs)
 
 
 def example_of(study: RunDir) -> str:
-    """A run of a study, as the end of a sentence."""
+    """An example of a study's run, for the end of a sentence."""
     runs = sorted(str(file.parent) for file in study.path.glob("*/**/summary.json"))
     return f"such as {runs[0]}" if runs else "once one is finished"
 
@@ -198,7 +198,7 @@ Kind = Literal["run", "lr-find", StudyKind]
 
 
 def kind_of(run: RunDir) -> Kind:
-    """What wrote the directory: a training, a study, or a range test. UserError where study.yaml names no kind."""
+    """The kind of a directory: a training, a study, or a range test. UserError if study.yaml names no valid kind."""
     if run.lr_find.exists():
         return "lr-find"
     return cast(StudyKind, read_study(run)["kind"]) if run.study.exists() else "run"
@@ -213,39 +213,39 @@ def read_study(run: RunDir) -> dict[str, Any]:
 
 
 def state_of(run: RunDir) -> Literal["running", "finished", "stopped"]:
-    """Whether a process holds the directory, or it has come to its end, or `resume` would go on with it."""
-    if (lock := run.path / ".lock").exists():  # looking at a directory leaves nothing in it
+    """Whether a process holds the directory, it is finished, or it is stopped and `resume` would continue it."""
+    if (lock := run.path / ".lock").exists():  # a check must not create a lock file
         try:
             with FileLock(lock, timeout=0):
                 pass
         except Timeout:
             return "running"
-        except OSError:  # a directory that may not be written to is held by nobody
+        except OSError:  # nobody can hold a directory that is not writable
             pass
     ends = (run.summary, run.crossval, run.ablation, run.best, run.lr_find)
     return "finished" if any(end.exists() for end in ends) else "stopped"
 
 
 def runs_in(folder: Path) -> list[RunDir]:
-    """The run and study directories right below `folder`, the one that was changed last first."""
+    """The run and study directories directly below `folder`, the one that was changed last first."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder '{folder}': name one that holds runs, or train first")
+        raise UserError(f"there is no folder '{folder}': name one that contains runs, or train first")
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     found = [RunDir(path) for path in paths if (path / "config.yaml").exists()]
     return sorted(found, key=lambda run: (-changed_at(run).timestamp(), run.name))
 
 
 def changed_at(run: RunDir) -> datetime:
-    """When something was last noted in the directory's log, in local time."""
+    """The time of the last entry in the directory's log, in local time."""
     file = run.log_file if run.log_file.exists() else run.config
     return datetime.fromtimestamp(file.stat().st_mtime)
 
 
 def size_of(run: RunDir) -> int:
-    """Bytes of all files in the directory; a second name of the same file (a hard link) counts once."""
+    """The size of all files in the directory in bytes; files with several hard links count once."""
     seen = {}
     for file in run.path.rglob("*"):
-        with suppress(OSError):  # it may go while it is looked at
+        with suppress(OSError):  # the file may be removed in the meantime
             status = file.lstat()
             if file.is_file():
                 seen[status.st_dev, status.st_ino] = status.st_size

@@ -1,4 +1,4 @@
-"""The machine under a run: device, threads, seeds, signals, and a record of the environment."""
+"""The machine of a run: device, threads, seeds, signals, and a record of the environment. Knows no networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def device_names() -> list[str]:
-    """The devices that this machine has, the fastest first; `cpu` is always last."""
+    """The devices of this machine, the fastest first; `cpu` is always last."""
     import torch
 
     names = ["cuda"] if torch.cuda.is_available() else []
@@ -42,19 +42,19 @@ def device_names() -> list[str]:
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` is the fastest device there is; a device that is absent is the user's mistake."""
+    """The named device, or the fastest one for `auto`; raises UserError for a device that the machine does not have."""
     import torch
 
     here = device_names()
     if name != "auto" and name not in here:
-        raise UserError(f"train.device: this machine has no '{name}'. Choices here: auto, {', '.join(here)}")
+        raise UserError(f"train.device: this machine has no '{name}'. Choices: auto, {', '.join(here)}")
     return torch.device(here[0] if name == "auto" else name)
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's CPU threads: as asked, else one for each core that this process may use; returns the number.
+    """Set torch's CPU threads: `threads`, or else at most one per core that this process may use; returns the number.
 
-    Float sums depend on how work is divided, so the number is part of the resolved config.
+    Floating-point sums depend on how the work is divided, so the number is part of the resolved config.
     """
     import torch
 
@@ -65,17 +65,17 @@ def set_threads(threads: int | None) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next step, instead of giving it back and asking for it again.
+    """Let glibc keep freed memory for the next step, instead of returning it to the system and requesting it again.
 
-    A step on the CPU frees and allocates its activations anew; as pages that the system has to clear, they cost a fifth
-    of it and more (`benchmarks/memory_kept.py`). Up to 2 GB are kept. Other systems are left as they are. Constants:
-    mallopt(3).
+    Each step on the CPU frees and allocates its activations; pages that the system has to clear take a fifth of the
+    time or more (`benchmarks/memory_kept.py`). Up to 2 GB are kept. On other systems this does nothing. The constants
+    are from mallopt(3).
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
     trim_threshold, mmap_max = -1, -4
     libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(mmap_max, 0)  # large blocks too come from the heap, and go back to it
+    libc.mallopt(mmap_max, 0)  # allocate large blocks on the heap, too
 
 
 def seed_everything(seed: int) -> None:
@@ -108,7 +108,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The commit of the folder that the command was called in, with ``-dirty`` where files differ."""
+    """The commit of the current folder, with ``-dirty`` if there are uncommitted changes."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -124,9 +124,9 @@ def _git_revision() -> str | None:
 
 
 class Interrupts:
-    """Within ``with``: the first SIGINT or SIGTERM is noted, a second one ends the process as usual.
+    """A context in which the first SIGINT or SIGTERM is only recorded; a second one ends the process as usual.
 
-    Handlers can be set in the main thread alone; elsewhere signals keep their usual meaning.
+    Handlers can be set only in the main thread; in other threads, signals keep their usual meaning.
     """
 
     def __init__(self) -> None:

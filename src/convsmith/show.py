@@ -1,4 +1,4 @@
-"""Which listener the `show` of a public function asks for."""
+"""The listener that the argument `show` of a public function selects. Emits no events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convsmith.study_display import StudyDisplay
 
 @contextlib.contextmanager
 def listening(show: bool | Listener, study: bool = False) -> Iterator[Listener]:
-    """True is a display (of a `study`, whose events are its own), false shows nothing, a function is taken as it is."""
+    """A display for True (with `study`, one for the events of studies), none for False; functions are used directly."""
     if not isinstance(show, bool):
         yield show
     elif not show:

@@ -1,4 +1,4 @@
-"""What the public functions take (names, paths, arrays, modules, dicts of settings) as a config and parts."""
+"""Turns the arguments of the public functions into a config and parts. Starts nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Model = str | nn.Module | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Spec:
-    """What was asked for: the layers of a config above any preset, and what was handed in as an object."""
+    """The arguments of a call: the layers of a config above any preset, and the objects that were passed in."""
 
     preset: str | None
     layers: tuple[Layer, ...]
@@ -31,12 +31,12 @@ class Spec:
 
     @property
     def config(self) -> RunConfig:
-        """The config that the layers make; without a preset and a file, over the preset `baseline`."""
+        """The config of all layers; without a preset and a file, they are merged over the preset `baseline`."""
         return validate(over_preset(self.preset, *self.layers))
 
     @property
     def layer(self) -> Layer:
-        """The layers merged, for studies, whose base is in a file of its own."""
+        """The merged layers, for studies, whose base is in a separate file."""
         return merge(*self.layers)
 
 
@@ -48,7 +48,7 @@ def spec_of(
     optimizer: OptimizerFactory | None,
     settings: Mapping[str, Any],
 ) -> Spec:
-    """The arguments of `convsmith.train` and its kin; a UserError names what cannot be meant."""
+    """The specification that the arguments of `convsmith.train` and similar functions describe. Raises UserError."""
     sections: dict[str, dict[str, Any]] = {
         "data": dict(data) if isinstance(data, Mapping) else {} if data is None else {"source": data},
         "model": dict(model) if isinstance(model, Mapping) else {} if model is None else {"name": model},
@@ -72,9 +72,9 @@ def spec_of(
 
 
 def parts_of(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None = None) -> Parts:
-    """What a user hands in as objects; ``(images, labels)`` become a source of labelled records."""
+    """The objects that a user passed in; ``(images, labels)`` become a source of labelled records."""
     if arrays is not None and len(arrays) != 2:
-        raise UserError(f"data must be (images, labels), not {len(arrays)} things")
+        raise UserError(f"data must be a pair (images, labels), not {len(arrays)} values")
     return Parts(None if arrays is None else from_arrays(*arrays), module, optimizer)
 
 
@@ -93,7 +93,7 @@ def _settings_layer(settings: Mapping[str, Any]) -> Layer:
         elif name in RunConfig.model_fields:
             if not isinstance(value, Mapping):
                 raise UserError(
-                    f"{name} must be a dict of settings, such as {name}={{'key': value}}, not {_kind(value)}"
+                    f"{name} must be a dict of settings, for example {name}={{'key': value}}, not {_kind(value)}"
                 )
             layer = merge(layer, {name: dict(value)})
         else:

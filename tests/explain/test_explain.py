@@ -416,4 +416,4 @@ def test_a_run_without_a_model_says_what_makes_one(inside: Path, capsys: pytest.
     shutil.copytree("runs/digits", "runs/early", dirs_exist_ok=True)
     shutil.rmtree("runs/early/model")
     Path("runs/early/summary.json").unlink()
-    assert "has no model/model.json yet: convsmith resume runs/early makes it" in call(capsys, "runs/early", code=2)
+    assert "has no model/model.json yet: convsmith resume runs/early writes it" in call(capsys, "runs/early", code=2)

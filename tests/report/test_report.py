@@ -182,9 +182,9 @@ def test_without_its_data_and_an_older_page_the_report_has_no_images_and_says_wh
     ("command", "message"),
     [
         ("report runs/nothing", "run 'runs/nothing' does not exist. Runs in 'runs': "),
-        ("report runs/unfinished", "has no summary.json yet: convsmith resume runs/unfinished makes it"),
+        ("report runs/unfinished", "has no summary.json yet: convsmith resume runs/unfinished writes it"),
         ("report runs/study", "is a study (ablate), which conclusion.md and figures/forest.png sum up"),
-        ("compare runs/one runs/study", "is a study: name a single run"),
+        ("compare runs/one runs/study", "is a study: name one of its runs"),
         ("report runs/ranges", "is a learning-rate range test"),
         ("compare runs/one", "compare needs at least two runs"),
         ("compare runs/one runs/one", "run 'runs/one' is given twice"),

@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.machine import facts
+    from convsmith.machine import description
 
-    found = facts()
+    found = description()
     width = max(map(len, found))
     for name, value in found.items():
         print(f"{name:{width}}  {value}")
