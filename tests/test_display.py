@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
-from convsmith.events import Counted, EpochEnd
+from convsmith.events import Counted, CrossvalStarted, EpochEnd
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
+from convsmith.records import METRICS
+from convsmith.rundir import RunDir
+from convsmith.study_display import StudyDisplay
 
 ROW = {
     "epoch": 100,
@@ -64,6 +69,46 @@ def test_a_bar_that_is_broken_off_gives_the_cursor_back() -> None:
     assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l")
     display(Counted("decoding", 10, 10))  # a bar can be drawn again
     display.clear()
+
+
+def test_no_metric_of_an_evaluation_is_parted_from_its_value_in_80_columns() -> None:
+    averages = {"macro": 0.99123, "micro": 0.99123, "weighted": 0.99123}
+    record = {name: averages if metric.averages else 0.99123 for name, metric in METRICS.items()}
+    record |= {"n": 100, "classes": [str(label) for label in range(10)]}
+    record |= {"per_class": {}, "confusion_matrix": {"counts": np.eye(10, dtype=int).tolist()}}
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, color_system=None, width=80, soft_wrap=True))
+    display.evaluated(RunDir(Path("r")), "val", record)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in ("loss", "ece", "top5_accuracy", "balanced_accuracy", "auroc", "mcc"):
+        assert any(
+            f"{METRICS[name].label} {0.99123:.4f}" in line or f"{METRICS[name].label} 99.12%" in line for line in lines
+        )
+
+
+def test_what_a_study_says_first_is_wrapped_between_words_in_80_columns() -> None:
+    out = io.StringIO()
+    started = CrossvalStarted(
+        directory=Path("runs/digits-cv"),
+        question="",
+        source="digits",
+        images=1438,
+        runs=5,
+        train=1035,
+        val=115,
+        held_out=288,
+        sealed=359,
+        model="simple-cnn",
+        epochs=20,
+        threads=2,
+        seconds=10.0,
+        max_workers=1,
+    )
+    StudyDisplay(Display(Console(file=out, force_terminal=True, color_system=None, width=80, soft_wrap=True)))(started)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(out.getvalue().split()).endswith("about 10 s of training, 1 at once")
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -43,6 +43,7 @@ COLUMNS = (
 )
 INDENT = 8  # of the lines before the first step
 MOST_CLASSES = 30
+LONGEST_LIST = 80  # columns of a list of metrics, where the terminal or file is wider
 
 
 class Display:
@@ -130,14 +131,17 @@ class Display:
             self.labelled("" if number else "note", note)
 
     def labelled(self, label: str, text: str) -> None:
-        """A line with a label; on a terminal its text is wrapped with a hanging indent."""
-        line = f"{label:{INDENT}}{text}"
+        """A line with a label; on a terminal its words are wrapped below each other."""
+        self.wrapped(f"{label:{INDENT}}{text}")
+
+    def wrapped(self, line: str, indent: int = INDENT) -> None:
+        """A line of prose; on a terminal it is wrapped between words, and what follows is indented."""
         if not self.live:
             self.line(line)
             return
         width = max(self.console.width, 4 * INDENT)
         whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
-        self.line("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * INDENT, **whole)))  # type: ignore[arg-type]
+        self.line("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * indent, **whole)))  # type: ignore[arg-type]
 
     def _serving(self, event: Serving) -> None:
         if not event.local:
@@ -237,7 +241,10 @@ class Display:
         low, high = wilson_interval(round(val["accuracy"] * val["n"]), val["n"])
         lines = [
             f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
-            *_listed({name: value for name, value in worth_showing(val).items() if name != "accuracy"}),
+            *_listed(
+                {name: value for name, value in worth_showing(val).items() if name != "accuracy"},
+                min(self.console.width, LONGEST_LIST) - 4,  # the edges of the panel
+            ),
             f"best epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
             "",
@@ -261,7 +268,8 @@ class Display:
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
         averaged = [name for name, metric in METRICS.items() if metric.averages]
         plain = worth_showing(record)
-        for line in _listed({name: plain[name] for name in plain if name not in ("accuracy", *averaged)}):
+        rest = {name: plain[name] for name in plain if name not in ("accuracy", *averaged)}
+        for line in _listed(rest, min(self.console.width, LONGEST_LIST)):
             self.line(line)
         headings = [METRICS[name].label for name in averaged]
         averages = Table("average", *headings, box=None, pad_edge=False)
@@ -360,10 +368,16 @@ def epoch_line(end: EpochEnd, epochs: int) -> str:
     )
 
 
-def _listed(values: Mapping[str, float]) -> list[str]:
-    """Metrics with their values, five per line."""
-    words = [f"{METRICS[name].label} {shown(name, value)}" for name, value in values.items()]
-    return ["   ".join(words[at : at + 5]) for at in range(0, len(words), 5)]
+def _listed(values: Mapping[str, float], width: int) -> list[str]:
+    """Metrics with their values, as many to a line as fit; a name is never parted from its value."""
+    lines: list[str] = []
+    for name, value in values.items():
+        word = f"{METRICS[name].label} {shown(name, value)}"
+        if lines and len(lines[-1]) + 3 + len(word) <= width:
+            lines[-1] += f"   {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def unfroze_line(event: Unfroze) -> str:

@@ -45,7 +45,7 @@ class StudyDisplay:
         elif isinstance(event, events.Counted):
             self.display(event)
         for line in lines(event):
-            self.display.line(line)
+            self.display.wrapped(line)
 
     def _start_bar(self, event: events.JobsStarted) -> None:
         self._end_bar()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         display.line(line)
     display.line(f"\nended    {result.ended}")
     display.line(f"lr       {'no suggestion' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
-    display.line(textwrap.fill(f"because  {advice.reason}", 110, subsequent_indent=" " * 9))
+    display.wrapped(f"because  {advice.reason}", indent=9)
     display.line(f"config   has lr {result.lr:g}, which stays as it is")
     display.line(f"written  {result.directory}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
     if advice.rate is not None:
