@@ -16,7 +16,7 @@ ROOMS = {"data", "nets", "optim", "figures", "tracking"}
 LEAVES: dict[str, set[str]] = {
     "errors": set(),
     "events": set(),
-    "contracts": set(),
+    "contracts": {"errors"},
     "runtime": {"errors"},
     "plainyaml": {"errors"},
     "files": {"errors"},

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from convsmith.contracts import Section
+from convsmith.contracts import Section, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
@@ -234,24 +234,7 @@ def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> 
 
 
 def _explain(error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
-    value = error.get("input")
-    if error["type"] == "extra_forbidden":
-        return _unknown(path)
-    if error["type"] == "literal_error":
-        names = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{key}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "tuple_type":
-        message = "must be a list, for example '[0.9, 0.99]' or '[64, 32]'"
-    elif error["type"] in ("model_type", "dict_type"):
-        message = "must contain keys, for example '{key: value}'"
-    if error["type"] == "value_error" and not path[1:]:
-        return message
-    if isinstance(value, str | int | float):
-        return f"{key}: {message[0].lower()}{message[1:]}, but got '{value}'"
-    return f"{key}: {message[0].lower()}{message[1:]}"
+    return _unknown([str(part) for part in error["loc"]]) if error["type"] == "extra_forbidden" else wrong(error)
 
 
 def _unknown(path: list[str]) -> str:

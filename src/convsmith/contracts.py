@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, get_origin, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from convsmith.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +56,49 @@ class Section(BaseModel):
         if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in kinds:
             return None if value.lower() not in _words(kinds) else value
         return value
+
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def checked(kind: type[Kind], values: Mapping[str, Any], what: str) -> Kind:
+    """`values` as a `kind`; a UserError names `what` and each key that is unknown or wrong."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problems = (unknown(item, kind) or wrong(item) for item in error.errors())
+        raise UserError(f"{what}: {'; '.join(problems)}") from None
+
+
+def unknown(error: Any, kind: type[BaseModel]) -> str | None:
+    """A sentence about a key that the section has not, with its nearest match; None where `error` is another one."""
+    *above, key = map(str, error["loc"])
+    if error["type"] != "extra_forbidden":
+        return None
+    for name in above:  # down to the section that the key is in
+        kinds = [kind.model_fields[name].annotation] if name in kind.model_fields else []
+        inner = [one for one in (*kinds, *get_args(*kinds)) if isinstance(one, type) and issubclass(one, BaseModel)]
+        kind = inner[0] if inner else kind
+    known = ", ".join(kind.model_fields)
+    return f"unknown key '{'.'.join([*above, key])}'.{nearest(key, kind.model_fields)} Keys: {known}"
+
+
+def wrong(error: Any) -> str:
+    """A sentence about a value that its key cannot have, from what pydantic says of it."""
+    path, value = [str(part) for part in error["loc"]], error.get("input")
+    key = ".".join(path)
+    if error["type"] == "literal_error":
+        names = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        message = "must be a list, for example '[0.9, 0.99]' or '[64, 32]'"
+    elif error["type"] in ("model_type", "dict_type"):
+        message = "must contain keys, for example '{key: value}'"
+    if error["type"] == "value_error" and not path[1:]:
+        return message
+    given = f", but got '{value}'" if isinstance(value, str | int | float) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{given}"
 
 
 def _words(kinds: tuple[Any, ...]) -> set[str]:

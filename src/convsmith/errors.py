@@ -43,6 +43,11 @@ def choose(what: str, word: str, choices: Iterable[str]) -> UserError:
     return UserError(f"{what} '{word}' does not exist.{nearest(word, names)} Choices: {', '.join(names)}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of other origin says, for the middle of a sentence: its first line, or else its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed."""
     return UserError(f"this needs the package '{package}': pip install 'convsmith[{extra}]'")

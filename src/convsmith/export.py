@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
-from convsmith.errors import RunFailed, UserError, missing_extra
+from convsmith.errors import RunFailed, UserError, first_line, missing_extra
 from convsmith.files import explain_os_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, open_exported
@@ -196,8 +196,7 @@ def _program(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
 
 
 def _cannot(error: Exception) -> RunFailed:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return RunFailed(f"this network cannot be exported by PyTorch {torch.__version__}: {reason}")
+    return RunFailed(f"this network cannot be exported by PyTorch {torch.__version__}: {first_line(error)}")
 
 
 def _write_onnx(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing: restore it, or run again") from None
     except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({str(error).splitlines()[0]}): restore it, or run again") from None
+        raise UserError(f"'{path}' is damaged ({first_line(error)}): restore it, or run again") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

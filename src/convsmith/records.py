@@ -404,8 +404,8 @@ def write(path: Path, kind: type[Record], value: Mapping[str, Any]) -> dict[str,
     A value that does not fit its schema is our own mistake and raises AssertionError.
     """
     record = versioned(value)
-    problem = _problem(kind, record)
-    assert problem is None, f"{path.name}: {problem}"
+    reason = problem(kind, record)
+    assert reason is None, f"{path.name}: {reason}"
     write_json(path, record)
     return dict(value)
 
@@ -435,8 +435,8 @@ def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
     """Raise UserError if `value`, read from `path` (at `where`), does not fit `kind` or is of a newer edition."""
     if isinstance(value, Mapping):
         refuse_newer(path, value.get("format_version", 1))
-    if (problem := _problem(kind, value)) is not None:
-        raise damaged(path, where + problem)
+    if (reason := problem(kind, value)) is not None:
+        raise damaged(path, where + reason)
 
 
 def refuse_newer(path: Path, version: Any) -> None:
@@ -468,12 +468,12 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
     return values
 
 
-def _problem(kind: type[Record], value: Any) -> str | None:
+def problem(kind: type[BaseModel], value: Any) -> str | None:
     """The first problem, for example ``precision.macro: Field required``; None if the value fits."""
     try:
         kind.model_validate(value)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        return f"{key}: {problem['msg']}" if key else str(problem["msg"])
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        return f"{key}: {first['msg']}" if key else str(first["msg"])
     return None

@@ -71,7 +71,7 @@ def test_choices_are_every_combination_of_the_hyperparameters(key: str) -> None:
         ({"arms": {"a": {"optim.lr": 1}}, "grid": {"optim.lr": [1]}}, "give either arms (name: changes) or a grid"),
         ({"grid": {"optim.lr": [0.002]}}, "the grid has no combination other than the base"),
         ({"arms": {"a": {"optim.lr": 1}}, "folds": 1}, "folds: input should be greater than or equal to 2"),
-        ({"arms": {"a": {"optim.lr": 1}}, "metric": "acc"}, "metric: input should be 'accuracy'"),
+        ({"arms": {"a": {"optim.lr": 1}}, "metric": "acc"}, "metric: 'acc' is not a choice."),
     ],
 )
 def test_errors_name_what_is_wrong(study: dict[str, Any], message: str) -> None:

@@ -92,8 +92,14 @@ def test_what_no_run_could_have_is_refused_in_one_line(key: str, axis: Any, mess
         ("trials: 3", "study 'file.yaml': space: field required"),
         ("arms: {a: {optim.lr: 0.1}}", "is an ablation study, since it has arms: use convsmith ablate file.yaml"),
         ("space: {}", "space: dictionary should have at least 1 item"),
-        ("space: {optim.lr: [0.1, 0.2]}\nmetric: accuracy", "metric: input should be 'val_accuracy', 'val_precision'"),
-        ("space: {optim.lr: [0.1, 0.2]}\npruner: hyperband", "pruner: input should be 'median' or 'none'"),
+        (
+            "space: {optim.lr: [0.1, 0.2]}\nmetric: accuracy",
+            "'accuracy' is not a choice. Did you mean 'val_accuracy'?",
+        ),
+        (
+            "space: {optim.lr: [0.1, 0.2]}\npruner: hyperband",
+            "'hyperband' is not a choice. Choices: median",
+        ),
         ("space: {optim.lr: [0.1, 0.2]}\ntrials: 0", "trials: input should be greater than or equal to 1"),
         ("- a\n- b", "study 'file.yaml' must hold keys such as base and space"),
         ("space: {", "is not valid YAML"),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.data.source import Index, Source, fingerprint_files, numbered_ids, recall, remember, walk
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 
 Arrays = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]  # split -> images [N, H, W(, C)], labels [N]
 
@@ -132,9 +132,8 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
                 arrays[split] = images, np.asarray(labels, dtype=np.int64)
                 classes = classes or tuple(loaded.classes)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot download or read '{name}' in '{folder}' ({reason}): go online, delete the folder if it "
+            f"cannot download or read '{name}' in '{folder}' ({first_line(error)}): go online, delete the folder if it "
             f"is damaged, or use a folder of images or Parquet instead, data.source=PATH"
         ) from error
     assert classes is not None

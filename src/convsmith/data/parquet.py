@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convsmith.data.source import File, Given, Index, Labels, Source, fingerprint_files, numbered_ids, recall, remember
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +70,7 @@ class _Rows:
         try:
             return self._read(row)
         except OSError as error:
-            raise UserError(f"cannot read rows of '{self._path}': {_first_line(error)}") from error
+            raise UserError(f"cannot read rows of '{self._path}': {first_line(error)}") from error
 
     def _read(self, row: int) -> bytes | Path:
         if not self._batch_start <= row < self._batch_start + len(self._batch):
@@ -164,7 +164,7 @@ def _open_file(path: Path) -> pq.ParquetFile:
         import pyarrow.parquet as pq
     except ImportError as error:  # for example the newest pyarrow beside NumPy 1, which pip installs without complaint
         raise UserError(
-            f"pyarrow, which is needed to read '{path}', cannot be imported ({_first_line(error)}): with NumPy 1, "
+            f"pyarrow, which is needed to read '{path}', cannot be imported ({first_line(error)}): with NumPy 1, "
             "pip install 'pyarrow<17'"
         ) from error
 
@@ -172,7 +172,7 @@ def _open_file(path: Path) -> pq.ParquetFile:
         # These options stream the pages of a row group, which may be larger than memory, instead of reading all of it.
         return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"'{path}' cannot be read as Parquet: {_first_line(error)}") from error
+        raise UserError(f"'{path}' cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
@@ -209,7 +209,3 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(str(name) for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsmith.errors import UserError, choose, missing_extra
+from convsmith.errors import UserError, choose, first_line, missing_extra
 
 # Containers that hold stages rather than being one.
 _CONTAINERS = ("features", "layers", "blocks", "stages", "trunk_output", "classifier")
@@ -113,9 +113,8 @@ def _adapted(
         with torch.no_grad():
             logits = net(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"model '{name}' does not accept {image_size} x {image_size} images ({reason}); "
+            f"model '{name}' does not accept {image_size} x {image_size} images ({first_line(error)}); "
             "use another data.image_size or another architecture"
         ) from error
     finally:

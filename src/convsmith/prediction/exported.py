@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsmith.errors import UserError, missing_extra
+from convsmith.errors import UserError, first_line, missing_extra
 
 ARCHIVE_SUFFIX = ".pt2"
 METADATA = ("classes", "preprocessing", "input")  # the keys of an exported file's metadata; the values are JSON
@@ -53,8 +53,7 @@ def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # onnxruntime's parser can raise any error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"'{path}' cannot be opened ({reason}): export the run again") from None
+        raise UserError(f"'{path}' cannot be opened ({first_line(error)}): export the run again") from None
 
 
 def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:

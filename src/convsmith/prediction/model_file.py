@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from convsmith.contracts import Section
 from convsmith.data.config import Preprocessing
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 from convsmith.files import read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import checksum, load_strictly
-from convsmith.records import unversioned, versioned
+from convsmith.records import damaged, problem, unversioned, versioned
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
@@ -48,14 +47,10 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
 def read_card(folder: Path) -> ModelCard:
     """Read model.json; raises UserError if it is missing or damaged."""
     value = read_json(folder / CARD)
-    try:
-        return ModelCard.model_validate(unversioned(folder / CARD, value) if isinstance(value, dict) else value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise UserError(
-            f"'{folder / CARD}' is damaged ({where}: {problem['msg']}): restore it, or train again"
-        ) from None
+    card = unversioned(folder / CARD, value) if isinstance(value, dict) else value
+    if (reason := problem(ModelCard, card)) is not None:
+        raise damaged(folder / CARD, reason)
+    return ModelCard.model_validate(card)
 
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
@@ -68,8 +63,7 @@ def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     except OSError as error:
         raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {hint}") from None
     except SafetensorError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the model in '{folder}' is damaged ({reason}): {hint}") from None
+        raise UserError(f"the model in '{folder}' is damaged ({first_line(error)}): {hint}") from None
     if "convsmith" in header:  # the first edition wrote the checksum alone
         header = unversioned(folder / WEIGHTS, json.loads(header["convsmith"]))
     if header.get("sha256") not in (None, checksum(tensors)):

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate, word
-from convsmith.contracts import Section
+from convsmith.contracts import Section, checked
 from convsmith.errors import UserError, choose, command, nearest
 from convsmith.records import MetricName, unversioned
 
@@ -95,10 +95,7 @@ def read_study(study: StudySource) -> StudyConfig:
 
 
 def validate_study(values: Mapping[str, Any], name: str) -> StudyConfig:
-    try:
-        study = StudyConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"study '{name}': " + "; ".join(_explain(item) for item in error.errors())) from None
+    study = checked(StudyConfig, values, f"study '{name}'")
     if bool(study.arms) == bool(study.grid):
         raise UserError(f"study '{name}': give either arms (name: changes) or a grid (key: values)")
     return study
@@ -213,12 +210,3 @@ def _refuse_name(name: str) -> None:
         raise UserError("arm 'base': this name is reserved for the base config; choose another")
     if not name or name.startswith(".") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
         raise UserError(f"arm '{name}': the name must be usable as a folder name, without slashes")
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = (Choice if len(error["loc"]) > 1 else StudyConfig).model_fields
-        return f"unknown key '{key}'.{nearest(str(error['loc'][-1]), known)} Keys: {', '.join(known)}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}, but got '{error.get('input')}'"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from convsmith.errors import UserError, missing_extra
+from convsmith.errors import UserError, first_line, missing_extra
 from convsmith.runtime import Interrupts
 from convsmith.studies import worker
 from convsmith.studies.runner import Answer, Job
@@ -36,7 +36,7 @@ def connect() -> Any:
                 address=address, log_to_driver=False, runtime_env={"env_vars": variables}, logging_level=logging.ERROR
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _unreachable(address, str(error).strip().splitlines()[0]) from None
+            raise _unreachable(address, first_line(error)) from None
     return ray
 
 
@@ -82,7 +82,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
                 try:
                     answer = ray.get(task)
                 except ray.exceptions.RayError as error:
-                    answer = {"failed": f"on the cluster: {str(error).strip().splitlines()[0]}"}
+                    answer = {"failed": f"on the cluster: {first_line(error)}"}
                 if "interrupted" in answer:  # by whoever ended its process
                     waiting.append((index, jobs[index]))
                 else:

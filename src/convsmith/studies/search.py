@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convsmith.config import RunConfig, read_run_config
+from convsmith.contracts import checked
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
-from convsmith.errors import UserError, missing_extra
+from convsmith.errors import UserError, first_line, missing_extra
 from convsmith.records import Optuna, read
 from convsmith.rundir import RunDir
 from convsmith.studies import study
-from convsmith.studies.tune_config import Axis, Bounds, Choices, Space, TuneConfig, checked, space_of
+from convsmith.studies.tune_config import Axis, Bounds, Choices, Space, TuneConfig, space_of
 from convsmith.training.setup import Parts
 
 if TYPE_CHECKING:
@@ -212,14 +213,10 @@ def _storage(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
             "sqlite:///folder/study.db or postgresql://user@host/database"
         ) from None
     except RuntimeError as error:  # tables of another version of Optuna
-        raise UserError(f"storage '{shown(url)}' cannot be used ({_first_line(error)})") from None
+        raise UserError(f"storage '{shown(url)}' cannot be used ({first_line(error)})") from None
 
 
 def _reason(error: BaseException) -> str:
     """The driver's message, without the statement and the links that SQLAlchemy adds."""
     cause = error.__cause__ if error.__cause__ is not None else error
-    return _first_line(getattr(cause, "orig", None) or cause)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(getattr(cause, "orig", None) or cause)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, validate
-from convsmith.contracts import Section
+from convsmith.contracts import Section, checked
 from convsmith.errors import UserError, command, nearest
 from convsmith.records import Monitor, metric_of
 from convsmith.studies.config import DIVISION, StudySource, name_of, read_values
@@ -83,21 +82,6 @@ def read_tuning(study: StudySource) -> TuneConfig:
     if "arms" in values or "grid" in values:
         raise UserError(f"study '{name}' is an ablation study, since it has arms: use {command('ablate', name)}")
     return checked(TuneConfig, values, f"study '{name}'")
-
-
-SectionType = typing.TypeVar("SectionType", bound=Section)
-
-
-def checked(kind: type[SectionType], values: Mapping[str, Any], what: str) -> SectionType:
-    """`values` as a `kind`; a UserError names `what` and each key that is unknown or wrong."""
-    known = kind.model_fields
-    for key in values:
-        if key not in known:
-            raise UserError(f"{what}: unknown key '{key}'.{nearest(str(key), known)} Keys: {', '.join(known)}")
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise UserError(f"{what}: " + "; ".join(_explain(item) for item in error.errors())) from None
 
 
 def base_of(study: TuneConfig, flags: Layer) -> RunConfig:
@@ -187,10 +171,3 @@ def _validated(key: str, value: Any, base: RunConfig) -> Any:
         return with_key(base, key, value).model_dump(mode="json")[section][name]
     except UserError as error:
         raise UserError(f"space: {error}") from None
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    message = str(error["msg"])
-    given = f", but got '{error['input']}'" if error["type"] != "missing" else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{given}"

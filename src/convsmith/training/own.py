@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 from convsmith.optim.optimizers import DECAY, NO_DECAY, Group
 
 OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
@@ -26,8 +26,7 @@ def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> N
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, channels, size, size, device=like.device, dtype=like.dtype))
     except Exception as error:  # whatever the user's code raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"model {name} fails on images [2, {channels}, {size}, {size}]: {reason}") from error
+        raise UserError(f"model {name} fails on images [2, {channels}, {size}, {size}]: {first_line(error)}") from error
     finally:
         module.train(training)
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convsmith.contracts import InputSpec
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
 from convsmith.nets.build import refuse_unknown
 
@@ -62,7 +61,7 @@ def read_tensors(path: Path) -> Tensors:
             return load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"transfer.weights '{path}' cannot be read ({_line(error)}): is it whole?") from None
+        raise UserError(f"transfer.weights '{path}' cannot be read ({first_line(error)[:200]}): is it whole?") from None
     except Exception as error:  # the unpickler's own errors, which differ by version
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
@@ -193,10 +192,6 @@ def _interpolation(name: str) -> str:
 
 def _no_network(model: str, address: str, error: Exception) -> UserError:
     return UserError(
-        f"the weights of '{model}' cannot be downloaded from {address} ({_line(error)}): fetch them where there is a "
-        "network and give the file, --transfer.weights FILE.safetensors (or .pth)"
+        f"the weights of '{model}' cannot be downloaded from {address} ({first_line(error)[:200]}): fetch them where "
+        "there is a network and give the file, --transfer.weights FILE.safetensors (or .pth)"
     )
-
-
-def _line(error: Any) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
