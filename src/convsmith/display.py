@@ -32,7 +32,7 @@ from convsmith.events import (
     Written,
 )
 from convsmith.nets.shapes import LayerRow, totals
-from convsmith.prediction.metrics import wilson_interval
+from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, shown, worth_showing
 from convsmith.rundir import RunDir
 
@@ -238,7 +238,7 @@ class Display:
     def _finished(self, end: Finished) -> None:
         assert self._training is not None
         run, summary, val = RunDir(self._training.directory), end.summary, end.evaluation
-        low, high = wilson_interval(round(val["accuracy"] * val["n"]), val["n"])
+        low, high = accuracy_interval(val)
         lines = [
             f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
             *_listed(
@@ -263,7 +263,7 @@ class Display:
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
         """The record of evaluation-<split>.json."""
-        low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
+        low, high = accuracy_interval(record)
         self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
         averaged = [name for name, metric in METRICS.items() if metric.averages]

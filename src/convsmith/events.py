@@ -262,5 +262,10 @@ class TrialDone:
 Listener = Callable[[Any], None]
 
 
+def counter(listener: Listener, what: str) -> Callable[[int, int], None]:
+    """A function of (done, total) that tells a listener how far the counted work `what` has come."""
+    return lambda done, total: listener(Counted(what, done, total))
+
+
 def nobody(event: object) -> None:
     """A listener that shows nothing."""

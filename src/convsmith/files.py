@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +27,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as CSV with a header; nothing for no rows."""
+    text, rows = io.StringIO(), iter(rows)
+    if (first := next(rows, None)) is not None:
+        writer = csv.DictWriter(text, list(first), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(chain([first], rows))
+    return text.getvalue()
 
 
 def read_json(path: Path) -> Any:

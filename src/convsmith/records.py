@@ -19,6 +19,7 @@ from convsmith.errors import UserError
 from convsmith.files import read_json, write_json
 
 FORMAT_VERSION = 2
+STOPPED_EARLY = "early stopping"  # of a summary: why training ended before its last epoch
 
 Unit = Literal["share", "nats", "score"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.errors import Stopped, UserError, command
-from convsmith.events import Counted, Interrupted, Listener, nobody
+from convsmith.events import Interrupted, Listener, counter, nobody
 from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
 from convsmith.rundir import RunDir, open_run, refuse_taken
@@ -188,7 +188,7 @@ def train(
 ) -> Run:
     """Train into a new run directory and write its report. Raises UserError, RunFailed, and Stopped on a signal."""
     refuse_taken(runs_dir, name)
-    prepared = setup.prepare(config, parts, lambda done, total: listener(Counted("decoding", done, total)))
+    prepared = setup.prepare(config, parts, counter(listener, "decoding"))
     return _finish(setup.start(prepared, runs_dir, name, parts), parts, listener)
 
 

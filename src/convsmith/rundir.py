@@ -172,11 +172,6 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
     return run
 
 
-def read_splits(run: RunDir) -> dict[str, Any]:
-    """Read splits.json: the `hash` of the data, and `splits`, the ids of each split."""
-    return records.read(run.splits, records.Splits)
-
-
 def open_single(path: str | Path, *needs: str) -> RunDir:
     """A single run with the files that it `needs`; raises UserError for studies, range tests and missing files."""
     run = open_run(path)

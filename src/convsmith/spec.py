@@ -11,7 +11,8 @@ import numpy as np
 from torch import nn
 
 from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_config, validate
-from convsmith.data.sources import ARRAYS, from_arrays
+from convsmith.data.config import ARRAYS
+from convsmith.data.sources import from_arrays
 from convsmith.errors import UserError, nearest
 from convsmith.training.own import OptimizerFactory
 from convsmith.training.setup import Parts

@@ -22,7 +22,7 @@ from convsmith.data.parallel import thread_map
 from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.errors import UserError
-from convsmith.events import Counted, Listener, nobody
+from convsmith.events import Listener, counter, nobody
 from convsmith.files import explain_os_errors
 
 NEAR_BITS = 4  # images whose 64-bit perceptual hashes differ in at most this many bits may be near duplicates
@@ -129,9 +129,7 @@ def check_data(
 
 
 def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
-    def progress(done: int, total: int) -> None:
-        listener(Counted("checking", done, total))
-
+    progress = counter(listener, "checking")
     limits = auto_range(scan(source, cache_folder(config), progress).depths) if config.range == "auto" else config.range
     rules = DecodeRules(background=config.background, range=limits)
 

@@ -15,6 +15,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 Deviation = Annotated[float, Field(gt=0)]
 Limits = tuple[float, float]
 
+ARRAYS = "arrays"  # the value of data.source for arrays in memory
+
 
 class DataConfig(Section):
     source: str = Field(
@@ -77,6 +79,11 @@ class DataConfig(Section):
     )
     on_error: Literal["stop", "skip"] = Field("stop", description="what train does with files that cannot be decoded")
     cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's default")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the data are arrays of the user's own."""
+        return self.source == ARRAYS
 
     @field_validator("range", mode="before")
     @classmethod

@@ -8,10 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from convsmith.data.decode import IMAGE_SUFFIXES
-from convsmith.data.source import Source, Tree, fingerprint_files, readable
+from convsmith.data.source import SPLIT_NAMES, Source, Tree, fingerprint_files, readable
 from convsmith.errors import UserError
-
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def open_folder(root: Path, tree: Tree) -> Source:
@@ -52,15 +50,13 @@ def open_folder(root: Path, tree: Tree) -> Source:
         given=np.array(given, dtype="<U5"),
         fingerprint=fingerprint_files(root, tree.files),
         read=lambda index: root / records[index],
-        val_fraction=0.15,
-        test_fraction=0.15,
         unused=tuple(map(readable, unused)),
     )
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     """Maps the names of the top folders to splits; empty if there are class folders alone."""
-    found = {name: SPLIT_FOLDERS[name.casefold()] for name in folders if name.casefold() in SPLIT_FOLDERS}
+    found = {name: SPLIT_NAMES[name.casefold()] for name in folders if name.casefold() in SPLIT_NAMES}
     if found and "train" not in found.values():
         # A class may well be called 'test', but then it contains no class folders.
         if any(folder.split("/")[0] in found for folder in folders if "/" in folder):

@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convsmith.data.source import File, Given, Index, Labels, Source, fingerprint_files, numbered_ids, recall, remember
+from convsmith.data.source import (
+    SPLIT_NAMES,
+    File,
+    Given,
+    Index,
+    Labels,
+    Source,
+    fingerprint_files,
+    numbered_ids,
+    recall,
+    remember,
+)
 from convsmith.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_SPLIT = re.compile(r"^(train|validation|valid|val|test)(?![a-z])")
-_SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+_SPLIT = re.compile(rf"^({'|'.join(SPLIT_NAMES)})(?![a-z])")
 _BATCH = 256  # rows read at a time
 
 
@@ -49,8 +59,6 @@ def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
         given=index.given,
         fingerprint=fingerprint,
         read=_Rows(paths).read,
-        val_fraction=0.15,
-        test_fraction=0.15,
     )
 
 
@@ -154,7 +162,7 @@ def _split_of(path: str) -> str:
     """'train' for ``data/train-00000-of-00001.parquet`` or ``default/train/0000.parquet``; '' for no split."""
     for part in reversed(path.lower().split("/")):
         if match := _SPLIT.match(part):
-            return _SPLIT_NAMES[match[1]]
+            return SPLIT_NAMES[match[1]]
     return ""
 
 

@@ -22,6 +22,8 @@ Given = npt.NDArray[np.str_]
 Record = bytes | Path | npt.NDArray[np.uint8]
 
 SPLITS = ("train", "val", "test")
+#: What folders and files are called -> the split that they hold.
+SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,8 @@ class Source:
     given: Given
     fingerprint: str
     read: Callable[[int], Record]
-    val_fraction: float
-    test_fraction: float
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
     native_size: tuple[int, int] | None = None
     native_channels: Literal[1, 3] | None = None
     unused: tuple[str, ...] = ()

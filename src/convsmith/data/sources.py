@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.config import DataConfig
+from convsmith.data.config import ARRAYS, DataConfig
 from convsmith.data.folders import open_folder
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.parquet import open_parquet
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, walk
 from convsmith.errors import UserError, choose
 
-__all__ = ["SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
-
-ARRAYS = "arrays"  # the value of data.source for arrays in memory
+__all__ = ["ARRAYS", "SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
 
 SOURCES: dict[str, Callable[[Path], Source]] = {  # each function takes the cache folder
     "digits": open_digits,
@@ -49,7 +47,7 @@ def open_source(config: DataConfig) -> Source:
     A folder that shares its name with one of SOURCES is reached as ``./name``. Raises UserError.
     """
     cache = cache_folder(config)
-    if config.source == ARRAYS:
+    if config.is_own:
         raise UserError(
             "the data are arrays that were passed in from Python: pass them in again, data=(images, labels)"
         )
@@ -112,8 +110,6 @@ def from_arrays(
         given=splits,
         fingerprint=digest.hexdigest(),
         read=lambda index: images[index],
-        val_fraction=0.15,
-        test_fraction=0.15,
         native_size=(images.shape[1], images.shape[2]),
         native_channels=3 if images.ndim == 4 and images.shape[3] > 1 else 1,
     )

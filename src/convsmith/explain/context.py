@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from convsmith.config import read_run_config
 from convsmith.data.dataset import Subset
-from convsmith.data.preprocess import ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import stage_with_maps
@@ -75,7 +74,7 @@ class ExplainContext:
 
     def seen(self, images: Tensor) -> NDArray[np.uint8]:
         """What the model's inputs `images` float [N, C, S, S] show: pixels uint8 [N, S, S, C]."""
-        return ToInput(self.predictor.card.preprocessing, images.device).back(images)
+        return self.predictor.card.to_input(images.device).back(images)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` validation images at equal distances, as the model takes them, and their labels int64 [count]."""

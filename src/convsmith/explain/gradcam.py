@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from convsmith.contracts import Classifier
+from convsmith.data.augment import LUMA
 from convsmith.errors import UserError, choose
 
 BATCH = 32  # images at a time: their maps and gradients are held at once
@@ -151,7 +152,7 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     """
     from matplotlib import colormaps
 
-    gray = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114] if pixels.shape[-1] == 3 else [1.0])
+    gray = pixels.astype(np.float32) @ np.array(LUMA if pixels.shape[-1] == 3 else [1.0])
     colour = colormaps[HEAT](np.clip(heat, 0, 1))[..., :3] * 255
     opacity = OPACITY * np.clip(heat, 0, 1)[..., None]
     result: NDArray[np.uint8] = np.rint((1 - opacity) * gray[..., None] + opacity * colour).astype(np.uint8)

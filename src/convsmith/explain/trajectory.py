@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from convsmith import records
 from convsmith.config import read_layer, read_run_config, validate
-from convsmith.data.sources import ARRAYS
 from convsmith.errors import RunFailed, UserError
 from convsmith.events import EpochEnd, Listener, Note, nobody
 from convsmith.explain.activations import evenly
@@ -53,7 +52,7 @@ def _repeated(context: ExplainContext, listener: Listener) -> Trajectory | None:
     """The path of the same training, repeated; None where that would take long, or arrives at other weights."""
     run, card = context.run, context.predictor.card
     model, config = weights_of(context.model), read_run_config(run.config)
-    if card.architecture is None or config.data.source == ARRAYS or not run.summary.exists():
+    if card.architecture is None or config.data.is_own or not run.summary.exists():
         return None
     summary = records.read(run.summary, records.Summary)
     seconds, last, best = summary["seconds"], summary["epochs"], summary["best_epoch"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from convsmith.contracts import Section
+from convsmith.contracts import OWN, Section
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 Norm = Literal["batch", "group", "layer", "none"]
@@ -112,6 +112,11 @@ class ModelConfig(Section):
     depth: int = Field(
         default=3, ge=1, le=50, description="small-resnet: residual blocks per stage (6 x depth + 2 layers)"
     )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network is a module of the user's own."""
+        return self.name.startswith(OWN)
 
     def chosen(self, key: str) -> set[str]:
         """The choices in effect, including those of single blocks."""

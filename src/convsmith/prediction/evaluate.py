@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +13,13 @@ from torch import Tensor, nn
 from convsmith import records
 from convsmith.config import read_run_config
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
-from convsmith.data.preprocess import InputPixels, ToInput
+from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
-from convsmith.files import explain_os_errors, write_text
+from convsmith.files import as_csv, explain_os_errors, write_text
 from convsmith.prediction.evaluation import evaluation, prediction_rows
-from convsmith.prediction.model_file import ModelCard, load_model, memory_format
-from convsmith.rundir import RunDir, read_splits
+from convsmith.prediction.model_file import ModelCard, load_model
+from convsmith.rundir import RunDir
 from convsmith.runtime import select_device, set_threads
 
 BATCH = 256  # images per forward pass; small enough for 224 x 224 pixels, large enough for 32 x 32
@@ -61,14 +59,11 @@ def evaluate_split(
     model: nn.Module, card: ModelCard, subset: Subset, device: torch.device, run: RunDir, split: str
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Evaluate a split and write evaluation-<split>.json and predictions-<split>.csv; returns record and logits."""
-    to_input = ToInput(card.preprocessing, device, memory_format(card.layout))
-    logits = logits_of(model, batches_of(subset), to_input, device)
+    logits = logits_of(model, batches_of(subset), card.to_input(device), device)
     assert logits is not None
     record = evaluation(subset.labels, logits, card.classes)
-    text = io.StringIO()
     rows = prediction_rows(subset.ids, logits, card.classes, subset.labels)
-    write_rows(text, rows)
-    write_text(run.predictions(split), text.getvalue())
+    write_text(run.predictions(split), as_csv(rows))
     records.write(run.evaluation(split), records.Evaluation, record)
     return record, logits
 
@@ -86,7 +81,7 @@ def evaluate(
     This is the only place that opens the test split, and `command` is recorded before that. Raises UserError if the
     run has no such split, or if its data has changed or is not available any more.
     """
-    config, splits = read_run_config(run.config), read_splits(run)["splits"]
+    config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)["splits"]
     available = [name for name in ("val", "test") if name in splits]
     if split not in available:
         raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(available)}")
@@ -102,15 +97,5 @@ def evaluate(
 
 def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
     """The data of a run, with the splits of its training; UserError if it has changed or is not available any more."""
-    config, splits = read_run_config(run.config), read_splits(run)
+    config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)
     return open_dataset(config.data, source=source).as_recorded(splits, str(run.path))
-
-
-def write_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows with equal keys as CSV with a header."""
-    writer = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)

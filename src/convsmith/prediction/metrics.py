@@ -7,7 +7,7 @@ that is absent has recall 0), like scikit-learn's ``zero_division=0`` with ``lab
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -233,6 +233,11 @@ def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.floa
     """`part` / `whole`, with zero where `whole` is zero."""
     result: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
     return result
+
+
+def accuracy_interval(record: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95% confidence interval of the accuracy in the record of an evaluation."""
+    return wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Section
 from convsmith.data.config import Preprocessing
+from convsmith.data.preprocess import ToInput
 from convsmith.errors import UserError, first_line
 from convsmith.files import read_json, write_bytes, write_json
 from convsmith.nets.build import build
@@ -22,17 +24,25 @@ from convsmith.records import damaged, problem, unversioned, versioned
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
+#: layout -> how torch orders images and weights in memory
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
 class ModelCard(Section):
     """model.json: all that predict, serve and export need besides the weights. Contains no times and no paths."""
 
     architecture: ModelConfig | None  # None for the user's own module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    layout: str
+    layout: Literal["contiguous", "channels_last"]
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return FORMATS[self.layout]
 
-def memory_format(layout: str) -> torch.memory_format:
-    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    def to_input(self, device: torch.device) -> ToInput:
+        """From prepared pixels, uint8 [B, W, W, C], to what the model takes."""
+        return ToInput(self.preprocessing, device, self.memory_format)
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
@@ -81,4 +91,4 @@ def load_model(folder: Path, device: torch.device, module: nn.Module | None = No
         raise UserError(f"the model in '{folder}' is your own module: pass it in, convsmith.load(run, model=...)")
     load_strictly(module, tensors, f"the model in '{folder}'")
     assert module is not None
-    return module.to(device=device, memory_format=memory_format(card.layout)).eval(), card  # type: ignore[call-overload]
+    return module.to(device=device, memory_format=card.memory_format).eval(), card  # type: ignore[call-overload]

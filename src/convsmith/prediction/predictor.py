@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError
-from convsmith.data.preprocess import InputPixels, ToInput, prepare, stacks
+from convsmith.data.preprocess import InputPixels, prepare, stacks
 from convsmith.data.source import readable
 from convsmith.errors import UserError
-from convsmith.files import explain_os_errors, write_text
-from convsmith.prediction.evaluate import BATCH, logits_of, write_rows
+from convsmith.files import as_csv, explain_os_errors, write_text
+from convsmith.prediction.evaluate import BATCH, logits_of
 from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
-from convsmith.prediction.model_file import CARD, ModelCard, load_model, memory_format
+from convsmith.prediction.model_file import CARD, ModelCard, load_model
 from convsmith.rundir import RunDir
 from convsmith.runtime import select_device
 
@@ -93,7 +92,7 @@ class Predictor:
         """The function that turns prepared pixels, uint8 [B, W, W, C], into the model's input."""
         if self.takes_pixels:
             return lambda pixels: pixels
-        return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
+        return self.card.to_input(self.device)
 
     def rows(self, ids: Sequence[str], images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Rows as in predictions-<split>.csv, without labels; a UserError names an image that cannot be read."""
@@ -164,12 +163,7 @@ def refuse_suffix(out: Path) -> None:
 
 def write_predictions(out: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows of predictions to a .csv or .json file, atomically."""
-    if out.suffix == ".json":
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    else:
-        buffer = io.StringIO()
-        write_rows(buffer, rows)
-        text = buffer.getvalue()
+    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if out.suffix == ".json" else as_csv(rows)
     with explain_os_errors(f"'{out}'"):
         write_text(out, text)
 

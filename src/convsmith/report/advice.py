@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convsmith.config import RunConfig
+from convsmith.config import RunConfig, word
 from convsmith.data.config import DataConfig
-from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.nets.config import MODELS
 from convsmith.report.diagnosis import DIVERGED, NO_FAULT, ROOM, TOO_SHORT, Finding
@@ -132,7 +131,7 @@ def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, 
 def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
     """Finetuning instead of random weights, where images are few and may be photographs."""
     config = setting.config
-    if config.transfer.weights != "none" or config.data.source in (*MIRRORED_DIFFERS, ARRAYS):
+    if config.transfer.weights != "none" or config.data.is_own or config.data.source in MIRRORED_DIFFERS:
         return
     if setting.images_per_class > FEW:
         return
@@ -311,6 +310,5 @@ def _rate(config: RunConfig, factor: float, reason: str) -> Iterator[Experiment]
 def _command(verb: str, config_file: Path, changes: Mapping[str, Any]) -> str:
     words = [verb, str(config_file)]
     for key, value in changes.items():
-        word = str(value).lower() if isinstance(value, bool) else str(value)
-        words += [f"--{key}", "none" if value is None else word]
+        words += [f"--{key}", word(value)]
     return command(*words)

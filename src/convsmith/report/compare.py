@@ -14,7 +14,7 @@ from convsmith.errors import UserError, command
 from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
 from convsmith.prediction.evaluation import Predictions
-from convsmith.prediction.metrics import wilson_interval
+from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, recorded, worth_showing
 from convsmith.report.analysis import Pairing, pair
 from convsmith.report.charts import KINDS, MOST_DOTS, Axes, Line, line_chart
@@ -152,7 +152,7 @@ def _row(name: str, inputs: Inputs) -> dict[str, Any]:
     return {
         "name": name,
         **worth_showing(record),  # an older edition has not recorded all of them
-        "accuracy_ci95": wilson_interval(round(record["accuracy"] * record["n"]), record["n"]),
+        "accuracy_ci95": accuracy_interval(record),
         "n": record["n"],
         **{key: summary[key] for key in ("best_epoch", "epochs", "parameters", "seconds")},
     }

@@ -22,6 +22,7 @@ import numpy as np
 
 from convsmith.config import RunConfig
 from convsmith.nets.config import MODELS
+from convsmith.records import STOPPED_EARLY
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -145,7 +146,7 @@ def course(
         val_images=val_images,
         train=train,
         unfit=() if train else unfit,
-        stopped_early=summary["stopped_because"] == "early stopping",
+        stopped_early=summary["stopped_because"] == STOPPED_EARLY,
         plain_loss=not (penalties or weighted),
     )
 

@@ -19,7 +19,7 @@ from convsmith.explain.gradcam import heat_maps, overlay
 from convsmith.figures.page import pixels_uri, thumbnail_uri
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import confusion_matrix
-from convsmith.prediction.model_file import ModelCard, memory_format
+from convsmith.prediction.model_file import ModelCard
 from convsmith.report.analysis import confused_order, likely_label_errors
 from convsmith.report.inputs import Inputs
 
@@ -186,7 +186,7 @@ def heats_of(model: nn.Module | None, card: ModelCard, predictions: Predictions,
 
     def heats(positions: Sequence[int]) -> list[str | None]:
         pixels = gallery.pixels(positions)
-        to_input = ToInput(card.preprocessing, torch.device("cpu"), memory_format(card.layout))
+        to_input = card.to_input(torch.device("cpu"))
         try:
             maps = heat_maps(model, to_input, pixels, predictions.predicted[list(positions)]) if model else None
         except UserError:

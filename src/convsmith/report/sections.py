@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from convsmith.contracts import OWN
-from convsmith.data.sources import ARRAYS
 from convsmith.errors import command
 from convsmith.figures.page import percent
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.evaluation import Predictions
-from convsmith.prediction.metrics import confusion_matrix, wilson_interval
+from convsmith.prediction.metrics import accuracy_interval, confusion_matrix
 from convsmith.records import METRICS, MONITORS, shown, worth_showing
 from convsmith.report.advice import Setting, proposals, results
 from convsmith.report.analysis import class_scores, scaling
@@ -38,7 +36,7 @@ def result(inputs: Inputs) -> Section:
 
 
 def _scores(record: Mapping[str, Any]) -> Section:
-    low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
+    low, high = accuracy_interval(record)
     return {
         "n": record["n"],
         "accuracy": record["accuracy"],
@@ -57,7 +55,7 @@ def diagnosis(inputs: Inputs) -> Section:
     seen = course(inputs.rows, inputs.summary, inputs.config, classes, train, inputs.evaluation["n"])
     findings = diagnose(seen)
     setting = Setting(inputs.config, train / classes, seen.room)
-    own = inputs.config.data.source == ARRAYS or inputs.config.model.name.startswith(OWN)
+    own = inputs.config.data.is_own or inputs.config.model.is_own
     return {
         "findings": [asdict(finding) | {"rule": RULES.get(finding.name)} for finding in findings],
         "rules": RULES,

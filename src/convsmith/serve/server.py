@@ -16,7 +16,7 @@ from convsmith.config import read_run_config
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
-from convsmith.events import Counted, Listener, Note, Serving, nobody
+from convsmith.events import Listener, Note, Serving, counter, nobody
 from convsmith.prediction.evaluate import run_dataset
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
@@ -115,4 +115,4 @@ def _neighbours(run: RunDir, predictor: Predictor, source: Source | None, listen
     except UserError as error:
         listener(Note(f"warning: no nearest training images: {error}"))
         return None
-    return Neighbours(predictor, train, lambda done, total: listener(Counted("indexing training", done, total)))
+    return Neighbours(predictor, train, counter(listener, "indexing training"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convsmith.config import Layer, RunConfig, validate
 from convsmith.errors import UserError
-from convsmith.events import AblationStarted, ArmGivenUp, Counted, Listener, nobody
+from convsmith.events import AblationStarted, ArmGivenUp, Listener, counter, nobody
 from convsmith.files import write_text
 from convsmith.records import METRICS, Folds
 from convsmith.records import Arms as ArmsFile
@@ -152,7 +152,7 @@ def _create(
             prepared[arm] = setup.prepare(
                 study.threads_for(config, max_workers),
                 own.fresh(parts),
-                lambda done, total: listener(Counted("decoding", done, total)),
+                counter(listener, "decoding"),
             )
         except UserError as error:
             raise UserError(f"arm '{arm}': {error}" if arm != BASE else str(error)) from None

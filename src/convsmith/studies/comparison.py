@@ -208,7 +208,7 @@ def _right(job: FoldJob) -> dict[str, float]:
 
 def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:
     rows = text.table(record)
-    files.write_text(run.path / "ablation.csv", text.as_csv(rows))
+    files.write_text(run.path / "ablation.csv", files.as_csv(rows))
     files.write_text(run.path / "ablation.tex", text.as_latex(rows, record["question"] or run.name))
     paragraphs = text.conclusion(record).replace("\n", "\n\n")
     files.write_text(run.path / "conclusion.md", f"{paragraphs}\n\n{text.methods(record)}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ import numpy as np
 from convsmith import files, records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
-from convsmith.events import Counted, CrossvalStarted, Listener, Note, nobody
+from convsmith.events import CrossvalStarted, Listener, Note, counter, nobody
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
-from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
 from convsmith.studies import backends, own, study
 from convsmith.studies.fold_job import FoldJob
@@ -131,7 +129,7 @@ def crossval(
         prepared = setup.prepare(
             study.threads_for(config, max_workers),
             own.fresh(parts),
-            lambda done, total: listener(Counted("decoding", done, total)),
+            counter(listener, "decoding"),
         )
         divisions = divide(prepared.dataset, prepared.config, folds, repeats)
         stem = f"{setup.stem(prepared.config)}-crossval"
@@ -239,9 +237,7 @@ def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[
         with fold.predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
             rows += [row | {"repeat": record["repeat"], "fold": record["fold"]} for row in csv.DictReader(file)]
     rows.sort(key=lambda row: (row["repeat"], order[str(row["id"])]))
-    text = io.StringIO()
-    write_rows(text, rows)
-    files.write_text(run.predictions("oof"), text.getvalue())
+    files.write_text(run.predictions("oof"), files.as_csv(rows))
 
 
 def _started(run: RunDir, prepared: setup.Prepared, divisions: Sequence[Fold], max_workers: int) -> CrossvalStarted:

@@ -7,8 +7,6 @@ augmentation, loss, optimiser and its settings. No schedule is applied, so the r
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import shutil
@@ -23,7 +21,7 @@ from convsmith import files, rundir
 from convsmith.config import RunConfig
 from convsmith.contracts import Batch
 from convsmith.errors import RunFailed, Stopped, UserError
-from convsmith.events import Counted, JobProgress, JobsStarted, Listener, LrFindStarted, nobody
+from convsmith.events import JobProgress, JobsStarted, Listener, LrFindStarted, counter, nobody
 from convsmith.figures.curves import lr_curve
 from convsmith.figures.style import save
 from convsmith.optim.config import ScheduleConfig
@@ -147,7 +145,7 @@ def lr_find(
     sweep = Sweep(low, high, steps)
     rundir.refuse_taken(runs_dir, name)
     given = fresh(parts)
-    prepared = setup.prepare(config, given, lambda done, total: listener(Counted("decoding", done, total)))
+    prepared = setup.prepare(config, given, counter(listener, "decoding"))
     return find(prepared, runs_dir, sweep, name, given, listener)
 
 
@@ -195,7 +193,7 @@ def find(
             )
         ended = _ended(taken, sweep)
         advice = advise(points, sweep)
-        files.write_text(run.lr_find, _table(points))
+        files.write_text(run.lr_find, files.as_csv(point._asdict() for point in points))
         run.figures.mkdir()
         figure = _curve(points, advice)
         for ending in ("svg", "png"):
@@ -308,11 +306,3 @@ def _ended(taken: Sequence[Point], sweep: Sweep) -> str:
 
 def _curve(points: Sequence[Point], advice: Advice) -> Figure:
     return lr_curve([point.learning_rate for point in points], [point.smoothed for point in points], advice.rate)
-
-
-def _table(points: Sequence[Point]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(Point._fields)
-    writer.writerows(points)
-    return buffer.getvalue()

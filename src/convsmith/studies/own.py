@@ -12,7 +12,6 @@ from torch import nn
 
 from convsmith.config import RunConfig, differences
 from convsmith.contracts import OWN
-from convsmith.data.sources import ARRAYS
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note
 from convsmith.optim.optimizers import keep_base_rates, parameter_groups
@@ -74,9 +73,9 @@ def refuse_other(config: RunConfig, spec: Mapping[str, Any], parts: Parts, direc
     `spec` is what its study.yaml holds.
     """
     for absent, what, example in (
-        (config.model.name.startswith(OWN) and parts.module is None, "network", "model=..."),
+        (config.model.is_own and parts.module is None, "network", "model=..."),
         (config.optim.is_own and parts.optimizer is None, "optimiser", "optimizer=..."),
-        (config.data.source == ARRAYS and parts.source is None, "data", "data=(images, labels)"),
+        (config.data.is_own and parts.source is None, "data", "data=(images, labels)"),
     ):
         if absent:
             raise UserError(

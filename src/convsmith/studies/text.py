@@ -11,8 +11,6 @@ in the metric's own unit (an accuracy of 0.7); `seconds` are those of one traini
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -125,15 +123,6 @@ def table(record: Record) -> list[dict[str, str]]:
             row["trainings"] = f"{len(arm['per_fold'])} of {wanted}"
         rows.append(row)
     return rows
-
-
-def as_csv(rows: Rows) -> str:
-    """The rows of `table` as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def as_latex(rows: Rows, caption: str) -> str:

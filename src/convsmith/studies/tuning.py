@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 import uuid
@@ -16,10 +15,9 @@ from filelock import FileLock, Timeout
 from convsmith import files, records
 from convsmith.config import Layer, RunConfig, validate
 from convsmith.errors import UserError
-from convsmith.events import Counted, JobDone, JobProgress, JobsStarted, Listener, TrialDone, TuningStarted, nobody
+from convsmith.events import JobDone, JobProgress, JobsStarted, Listener, TrialDone, TuningStarted, counter, nobody
 from convsmith.figures.curves import history_figure, importance_figure
 from convsmith.figures.style import save
-from convsmith.prediction.evaluate import write_rows
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies import backends, own, study
@@ -123,7 +121,7 @@ def tune(
         prepared = setup.prepare(
             study.threads_for(base, max_workers),
             own.fresh(parts),
-            lambda done, total: listener(Counted("decoding", done, total)),
+            counter(listener, "decoding"),
         )
         run = _create(config, base, spec, prepared, runs_dir, name)
         listener(_started(read_search(run), prepared, max_workers))
@@ -159,9 +157,7 @@ def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningRe
     ranked = ranking(found, metric)
     importances, unexplained = _importance(search, known, ranked)
     result = TuningResult(search.run.path, metric, keys, found, importances, unexplained, missing, failed)
-    text = io.StringIO()
-    write_rows(text, result.table())
-    files.write_text(search.run.path / TRIALS, text.getvalue())
+    files.write_text(search.run.path / TRIALS, files.as_csv(result.table()))
     if not ranked:
         return result
     best = ranked[0]

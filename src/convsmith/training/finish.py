@@ -34,7 +34,7 @@ def finish(experiment: Experiment, tracker: Tracker) -> Finished:
     assert clean_logits is not None
     on_train = evaluation(clean.labels, clean_logits, card.classes)
     rows = csv.read(run.metrics)
-    stopped = "all epochs done" if state.epoch == config.train.epochs else "early stopping"
+    stopped = "all epochs done" if state.epoch == config.train.epochs else records.STOPPED_EARLY
     summary = {
         "name": run.name,
         "best_epoch": state.stopping.best_epoch,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from convsmith.contracts import Batch
+from convsmith.prediction.model_file import FORMATS
 from convsmith.training.loss import Loss
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 ROUNDS = 9
 
 

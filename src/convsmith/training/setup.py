@@ -34,7 +34,7 @@ from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
 from convsmith.optim.config import OPTIMIZERS, OptimConfig
 from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
-from convsmith.prediction.model_file import ModelCard, memory_format
+from convsmith.prediction.model_file import FORMATS, ModelCard
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, keep_freed_memory, seed_everything, select_device, set_threads
 from convsmith.tracking import csv
@@ -97,7 +97,7 @@ class Experiment:
 
     @property
     def to_input(self) -> ToInput:
-        return ToInput(self.card.preprocessing, self.device, memory_format(self.card.layout))
+        return self.card.to_input(self.device)
 
     @property
     def steps(self) -> int:
@@ -280,10 +280,10 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
             "in, convsmith.resume(run, optimizer=...)"
         )
     if parts.module is not None and config.model.name != (own := OWN + type(parts.module).__name__):
-        fix = "hand in the one that it was started with" if config.model.name.startswith(OWN) else "leave model out"
+        fix = "hand in the one that it was started with" if config.model.is_own else "leave model out"
         raise UserError(f"the network of run '{run.path}' is {config.model.name}, not {own}: {fix}")
     dataset, device = _open(config, parts)
-    dataset = dataset.as_recorded(rundir.read_splits(run), str(run.path))
+    dataset = dataset.as_recorded(records.read(run.splits, records.Splits), str(run.path))
     config = resolve(config, _facts(config, dataset, device, parts))
     tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
     is_first_edition = facts["format_version"] == 1
@@ -403,7 +403,7 @@ def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
     if parts.module is not None:
         refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
         return parts.module
-    if config.model.name.startswith(OWN):
+    if config.model.is_own:
         raise UserError(
             f"model.name {config.model.name} stands for a network of your own: hand it in, such as "
             "convsmith.train(..., model=...) or convsmith.resume(run, model=...)"
@@ -423,7 +423,7 @@ def _assemble(
     """Model, loss, optimiser and schedule from a resolved config, before the first step."""
     preprocessing = dataset.preprocessing()
     layers = trace(model, preprocessing.channels, preprocessing.image_size)
-    model = model.to(device=device, memory_format=memory_format(config.train.layout))  # type: ignore[call-overload]
+    model = model.to(device=device, memory_format=FORMATS[config.train.layout])  # type: ignore[call-overload]
     groups = _groups(model, finetuning)
     if parts.optimizer:
         optimizer = own_optimizer(parts.optimizer, groups)

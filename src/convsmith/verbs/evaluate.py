@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import command
+from convsmith.verbs.flags import add_device_argument
 
 PLACE, LINE = 30, "accuracy, precision, recall, F1 and confusion matrix on the val or test split"
 
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=["val", "test"], default="val", help="test: open the sealed split, which is recorded [val]"
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 
 from convsmith.errors import UserError, command
 from convsmith.explain.options import FIGURES
+from convsmith.verbs.flags import add_device_argument
 
 PLACE, LINE = 70, "heat maps of what the net looked at, and pictures of how it works"
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", metavar="NAME", help="the stage whose feature maps are used [the last one with maps]"
     )
     parser.add_argument("--figure", metavar="NAME", help=f"a picture of the net instead: {', '.join(FIGURES)}")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from convsmith.config import SHORTHANDS, Layer, RunConfig, choices, compose, core_type, fields, flag_layer
-from convsmith.errors import UserError
+from convsmith.config import SHORTHANDS, Layer, RunConfig, choices, compose, core_type, fields, flag_layer, word
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
@@ -21,8 +20,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
         group = groups.setdefault(section, parser.add_argument_group(f"{section} section"))
         words = [info.description or "", f"one of {', '.join(map(str, choices(info)))}" if choices(info) else ""]
         default = info.get_default()
-        text = "; ".join(word for word in words if word)
-        shown = "none" if default is None else str(default).lower() if isinstance(default, bool) else default
+        text = "; ".join(part for part in words if part)
         is_flag = core_type(info) is bool
         group.add_argument(
             f"--{key}",
@@ -30,7 +28,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
             dest=key,
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            help=f"{text} [{shown}]".replace("%", "%%").strip(),
+            help=f"{text} [{word(default)}]".replace("%", "%%").strip(),
             **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
         )
 
@@ -40,14 +38,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the run directories [runs]")
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    known = choices(dict(fields())["train.device"])
+    parser.add_argument("--device", choices=known, default="auto", help="where the network computes [auto]")
+
+
 def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="number of runs at a time [1]")
     parser.add_argument("--backend", default="local", metavar="NAME", help="local, or ray (a cluster) [local]")
-
-
-def at_least(least: int, flag: str, value: int) -> None:
-    if value < least:
-        raise UserError(f"{flag} {value}: must be at least {least}")
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:

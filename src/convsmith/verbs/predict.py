@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from convsmith.errors import UserError, command
+from convsmith.verbs.flags import add_device_argument
 
 PLACE, LINE = 60, "classify files, folders or patterns of files"
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--out", metavar="FILE", help="write all predictions to a .csv or .json file")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes shown for each image [3]")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

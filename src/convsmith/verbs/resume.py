@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import kind_of, open_run, read_splits
+    from convsmith import records
+    from convsmith.rundir import kind_of, open_run
 
     directory = open_run(args.directory)
     if directory.study.exists():
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         return code
     if directory.summary.exists():
         print(f"{directory.path} is finished: there is nothing to resume.")
-        split = "test" if "test" in read_splits(directory)["splits"] else "val"
+        split = "test" if "test" in records.read(directory.splits, records.Splits)["splits"] else "val"
         print(f"next: {command('evaluate', directory.path, '--split', split)}")
         if not (directory.path / "report.html").exists():  # writing it was interrupted
             print(f"      {command('report', directory.path)}")

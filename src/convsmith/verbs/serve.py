@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import missing_extra
+from convsmith.verbs.flags import add_device_argument
 
 PLACE, LINE = 150, "serve a page to try the model on images, and a JSON endpoint"
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all addresses [127.0.0.1: this machine]"
     )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one [8000]")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
