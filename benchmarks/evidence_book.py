@@ -35,44 +35,45 @@ ORDER = (
     "penalties augmentation transfer-10 transfer-50 transfer-250 transfer"
 ).split()
 _WEIGHTS = ("--transfer.weights", "tf_efficientnet_lite0.safetensors")
-#: what a study was run with besides its data
+#: the flags of a study besides its data
 FLAGS = dict.fromkeys(("transfer-10", "transfer-50", "transfer-250"), _WEIGHTS) | {
     "transfer": ("--model", "timm/tf_efficientnet_lite0", "--data.image_size", "96", *_WEIGHTS)
 }
-#: a record's data -> what to write for its folder in a command, and how it is called
-DATA = {"cifar10": ("<CIFAR-10>", "CIFAR-10"), "ants_bees": ("<ANTS-BEES>", "PyTorch's tutorial's ants and bees")}
+#: a record's data -> a placeholder for its folder in a command, and its name
+DATA = {"cifar10": ("<CIFAR-10>", "CIFAR-10"), "ants_bees": ("<ANTS-BEES>", "the ants and bees of PyTorch's tutorial")}
 GRADIENTS = "gradients"
 HEAD = """# The evidence book
 
-What each technique was worth when we measured it: one study a technique, anyone can rerun it with one command. All
-numbers on this page are made from the result files in `docs/results/evidence/` (`python
-benchmarks/evidence_book.py page`); a test fails where page and results differ.
+This page shows the measured effect of each technique. There is one study per technique, which anyone can rerun with one
+command. All numbers on this page come from the result files in `docs/results/evidence/` (`python
+benchmarks/evidence_book.py page`); a test fails if the page and the results differ.
 
 ## How to read it
 
-A study trains a *base* and some *arms*, each of which changes a thing or two. All are trained on the same parts of
-the images and scored on the same held-out ones ([how](guide.md#what-helps-ablation-studies)), so that each part
+A study trains a *base* and several *arms*, each of which changes one or two settings. All are trained on the same folds
+of the images and scored on the same held-out images ([how](guide.md#what-helps-ablation-studies)), so that each fold
 gives one difference between an arm and the base.
 
-- **difference**: the mean of these, in percentage points of accuracy. +1.00 is one more image in a hundred
-  classified rightly.
-- **95% interval**: how far off that mean may be. From -1 to +3 says: between one point worse and three better.
-- **p (Holm)**: how often chance alone would show so large a difference, if the arm changed nothing. It is corrected
-  for the number of arms, since of twenty arms that change nothing one would otherwise be "significant".
-- **verdict**: *helps* or *hurts* where p is below 0.05. *Equivalent*: within {margin} of the base, by two one-sided
-  tests with the same small risk of error (the 90% interval lies within). *No difference shown*: all else. It does
-  **not** mean that there is no difference: under each table stands how large one must be to be found.
-- **seconds**, **cost**: the time of one training, and relative to the base's: rough figures, since the machine had
-  other work too.
+- **difference**: the mean of these differences, in percentage points of accuracy. +1.00 means that one more image in a
+  hundred is classified correctly.
+- **95% interval**: the uncertainty of that mean. An interval from -1 to +3 means between one point worse and three
+  points better.
+- **p (Holm)**: the probability that chance alone would show such a large difference if the arm changed nothing. It is
+  corrected for the number of arms, since otherwise one in twenty arms that change nothing would be "significant".
+- **verdict**: *helps* or *hurts* means that p is below 0.05. *Equivalent* means within {margin} of the base, by two
+  one-sided tests at the same level (the 90% interval lies within the margin). *No difference shown* is everything else.
+  It does **not** mean that there is no difference: the text under each table says how large one must be to be found.
+- **seconds**, **cost**: the time of one training, and that time relative to the base's. These are rough figures, since
+  the machine had other work to do.
 
-**How far it goes.** The studies are small, so that the whole book fits a laptop: {sizes}.
-They say what a technique does in *short trainings of a small net on few images*. What needs long trainings to pay
-(dropout, augmentation, penalties) can hardly show its worth here; with all of CIFAR-10 and many epochs much may be
-otherwise. What each base is stands in its file in `src/convsmith/study_files/`. Rerun a study on your own data:
+**Limitations.** The studies are small, so that a laptop can run the whole book: {sizes}.
+They show what a technique does in *short trainings of a small net on few images*. Techniques that need long trainings
+(dropout, augmentation, penalties) can hardly show their benefit here; with all of CIFAR-10 and many epochs the results
+may differ. Each base is defined in its file in `src/convsmith/study_files/`. To rerun a study on your own data, use
 `convsmith ablate dropout --data YOUR_FOLDER --jobs 2`.
 
-The studies of [transfer learning](#transfer-10) take a pretrained network and fewer images still. Features of a frozen
-backbone are computed once for all runs of a study, and count as time of the run that came first.
+The studies of [transfer learning](#transfer-10) use a pretrained network and even fewer images. The features of a
+frozen backbone are computed once for all runs of a study; their time counts towards the first run.
 
 The whole book took {hours:.1f} hours of training time ({runs} trainings, two at once on 2 cores).
 """
@@ -85,7 +86,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def digest() -> dict[str, Any]:
-    """What the package takes along of the results: each arm's difference, and the setting it was measured in."""
+    """The part of the results that the package contains: each arm's difference, and the setting it was measured in."""
     return {
         name: book.digest_of(record, arms_of(read_study(name), flags_of(name))[BASE])
         for name, record in results().items()
@@ -94,7 +95,7 @@ def digest() -> dict[str, Any]:
 
 
 def flags_of(study: str) -> Layer:
-    """What the study was run with besides its data, as a config's sections."""
+    """The flags of a study besides its data, as sections of a config."""
     return read_flags(verb_parser("ablate").parse_all([study, *FLAGS.get(study, ())]))
 
 
@@ -112,7 +113,7 @@ def page_text() -> str:
             hours=sum(one["seconds"] for one in runs) / 3600,
             runs=len(runs),
         ),
-        _glance(ablations),
+        _overview(ablations),
         *(_section(name, record) for name, record in ablations.items()),
     ]
     if GRADIENTS in found:
@@ -121,7 +122,7 @@ def page_text() -> str:
 
 
 def contradicted(record: Mapping[str, Any]) -> list[str]:
-    """Where the result says otherwise than common wisdom, in words."""
+    """The results that contradict common wisdom, in words."""
     return [
         f"common wisdom says that '{arm['name']}' {expected}; here it "
         + ("is equivalent to the base" if arm["verdict"] == "equivalent" else arm["verdict"])
@@ -133,7 +134,7 @@ def contradicted(record: Mapping[str, Any]) -> list[str]:
 
 
 def unconfirmed(record: Mapping[str, Any]) -> list[str]:
-    """What common wisdom says and the study could neither confirm nor contradict, in words."""
+    """The expectations that the study could neither confirm nor contradict, in words."""
     return [
         f"'{arm['name']}' {expected}"
         for arm in record["arms"]
@@ -142,14 +143,14 @@ def unconfirmed(record: Mapping[str, Any]) -> list[str]:
 
 
 def _size(record: Mapping[str, Any]) -> str:
-    repeats = f", drawn {record['repeats']} times" if record["repeats"] > 1 else ""
+    repeats = f" repeated {record['repeats']} times" if record["repeats"] > 1 else ""
     _, data = DATA[record["data"]]
     return f"{record['n_images']:,} images of {data}, {record['folds']} folds{repeats}, {record['epochs']} epochs"
 
 
-def _glance(ablations: Mapping[str, Mapping[str, Any]]) -> str:
+def _overview(ablations: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        "## At a glance",
+        "## Overview",
         "",
         "| study | helps | hurts | no difference shown | equivalent |",
         "|---|---|---|---|---|",
@@ -161,8 +162,8 @@ def _glance(ablations: Mapping[str, Mapping[str, Any]]) -> str:
             shown = text.unit(record["metric"])
             cells.append(", ".join(f"{arm['name']} ({shown.difference(arm['difference'])})" for arm in arms))
         lines.append(f"| [{name}](#{name}) | " + " | ".join(cells) + " |")
-    said = [f"- [{name}](#{name}): {one}." for name, record in ablations.items() for one in contradicted(record)]
-    lines += ["", "Where the results contradict common wisdom:", "", *(said or ["nowhere."])]
+    found = [f"- [{name}](#{name}): {one}." for name, record in ablations.items() for one in contradicted(record)]
+    lines += ["", "Results that contradict common wisdom:", "", *(found or ["There are none."])]
     return "\n".join(lines) + "\n"
 
 
@@ -187,20 +188,20 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
             {f"{section}.{key}" for layer in record["choices"] for section, keys in layer.items() for key in keys}
         )
         lines += [
-            f"For every arm and fold {', '.join(f'`{knob}`' for knob in knobs)} was chosen anew among "
-            f"{len(record['choices'])} values, by trainings of {record['choice_epochs']} epoch(s) on the inner "
-            "validation part (their time counts).",
+            f"For every arm and fold, {', '.join(f'`{knob}`' for knob in knobs)} was chosen among "
+            f"{len(record['choices'])} values by trainings of {record['choice_epochs']} epoch(s), scored on the inner "
+            "validation part (their time is included).",
             "",
         ]
-    if said := contradicted(record):
-        lines += ["**Against expectation:** " + "; ".join(said) + ".", ""]
-    if said := unconfirmed(record):
-        lines += ["Neither confirmed nor contradicted here: " + "; ".join(said) + ".", ""]
+    if found := contradicted(record):
+        lines += ["**Against expectation:** " + "; ".join(found) + ".", ""]
+    if found := unconfirmed(record):
+        lines += ["These expectations were neither confirmed nor contradicted here: " + "; ".join(found) + ".", ""]
     if record["detectable"]:
         shown = text.unit(record["metric"])
         lines += [
             f"A true difference of {shown.value(record['detectable'])} {shown.of_differences} (the median over the "
-            "arms) would be found by 8 of 10 such studies; smaller ones more rarely.",
+            "arms) would be found by 8 of 10 such studies, and smaller ones less often.",
             "",
         ]
     return "\n".join(lines)
@@ -212,9 +213,9 @@ def _gradients(record: Mapping[str, Any]) -> str:
         "",
         f"    {record['command']}",
         "",
-        "The root mean square of the loss's gradient with respect to each convolution's weights, before the first "
-        f"step, in a net of {len(record['layers'])} 3 x 3 convolutions without batch norm, on {record['images']} "
-        "images of CIFAR-10. Where first / last is far below 1, the first layers hardly learn:",
+        "The table shows the root mean square of the gradient of the loss with respect to the weights of a convolution, "
+        f"before the first step, in a net of {len(record['layers'])} 3 x 3 convolutions without batch norm, on "
+        f"{record['images']} images of CIFAR-10. Where first / last is far below 1, the first layers hardly learn:",
         "",
         "| net | first convolution | last convolution | first / last |",
         "|---|---|---|---|",
@@ -242,7 +243,7 @@ def run(folder: str, only: list[str], runs_dir: str) -> None:
 
 
 def page() -> None:
-    """docs/evidence.md, its figures and the package's digest, of the results alone."""
+    """Write docs/evidence.md, its figures and the package's digest from the results."""
     for name in shipped():
         figure = forest(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
         assert figure, f"no arm of {name} has a difference"

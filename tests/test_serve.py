@@ -298,7 +298,7 @@ def test_nothing_of_what_was_sent_is_written_to_the_disk(server: Server) -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--host", "no.such.host.invalid"], "is no address of this machine"),
+        (["--host", "no.such.host.invalid"], "is not an address of this machine"),
         (["--port", "70000"], "--port must be from 0 to 65535"),
     ],
 )

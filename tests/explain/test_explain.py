@@ -200,7 +200,7 @@ def test_a_repetition_that_goes_elsewhere_is_not_shown(inside: Path) -> None:
     trajectory_ = trajectory_of(open_context("runs/elsewhere", "cpu"), events.append)
     assert "kept" in trajectory_.source
     assert isinstance(events[-1], Note)
-    assert "came to other weights" in events[-1].text
+    assert "ended at other weights" in events[-1].text
 
 
 def test_the_start_of_the_path_is_where_training_began(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_heat_maps_are_those_of_the_figures(inside: Path) -> None:
     np.testing.assert_allclose([one.heat for one in explained], found, atol=1e-6)
 
 
-def told(deletion: float, insertion: float, spread: float = 0.02, count: int = 8) -> str:
+def verdict_text(deletion: float, insertion: float, spread: float = 0.02, count: int = 8) -> str:
     """The verdict on maps that differ by this much from random ones, whose areas are about 0.5."""
     return verdict(
         [
@@ -249,14 +249,16 @@ def told(deletion: float, insertion: float, spread: float = 0.02, count: int = 8
 
 
 def test_the_verdict_claims_what_the_intervals_show() -> None:
-    assert told(-0.2, 0.2).endswith("By both scores the maps are better than random ones.")
-    assert told(0.2, -0.2).endswith("By both scores the maps are worse than random ones.")
-    assert told(0, 0).endswith("By both scores no difference between the maps and random ones is shown.")
-    assert told(-0.2, 0).endswith(
-        "By deletion the maps are better than random ones; by insertion no difference between the maps and random ones "
-        "is shown."
+    assert verdict_text(-0.2, 0.2).endswith("By both scores, the maps are better than random ones.")
+    assert verdict_text(0.2, -0.2).endswith("By both scores, the maps are worse than random ones.")
+    assert verdict_text(0, 0).endswith("By both scores, no difference between the maps and random ones is shown.")
+    assert verdict_text(-0.2, 0).endswith(
+        "By deletion, the maps are better than random ones; by insertion, no difference between the maps and random "
+        "ones is shown."
     )
-    assert "Whether the maps are better than random ones is not judged from fewer than 5" in told(-0.2, 0.2, count=1)
+    assert "Whether the maps are better than random ones is not judged from fewer than 5" in verdict_text(
+        -0.2, 0.2, count=1
+    )
 
 
 def test_the_verdict_of_a_run_is_that_of_its_table(inside: Path) -> None:

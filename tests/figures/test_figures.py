@@ -118,7 +118,7 @@ def test_the_forest_draws_intervals_from_top_to_bottom_and_says_the_verdicts():
     assert len({marker for marker, _ in looks}) == 5
     shown = texts(figure)
     assert axes.get_xlabel() == "Difference in accuracy (percentage points)"
-    assert "Difference to the base (band: margin of equivalence, ±0.5)" in shown
+    assert "Difference from the base (band: equivalence margin, ±0.5)" in shown
     told = {"+3.00  helps", "+0.10  equivalent", "+1.00  no difference shown", "-2.00  hurts", "-0.40  given up"}
     assert told <= set(shown)
 

@@ -119,8 +119,8 @@ def test_batch_norm_says_means_and_deviations():
 def test_an_explanation_says_the_areas_under_its_curves():
     shown = words(explanation())
     assert {"deletion 0.50", "random maps 0.50", "insertion 0.50", "random maps 0.25"} <= set(shown)
-    assert "occlusion: costs up to 0.40" in shown
-    assert "occlusion: costs nothing" in words(explanation(drop=0.0))
+    assert "occlusion: probability drops by up to 0.40" in shown
+    assert "occlusion: probability drops nowhere" in words(explanation(drop=0.0))
 
 
 def test_record_has_inputs_and_outputs_as_they_were_even_before_layers_that_work_in_place():

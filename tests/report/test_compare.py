@@ -30,7 +30,7 @@ def test_pairing_goes_by_id_and_by_class_name():
 def test_other_images_and_other_labels_are_not_paired():
     first = predictions("xyz", "aab", "aab")
     other = pair(first, predictions("xyv", "aab", "aab"))
-    assert other == "their val splits hold different images (2 of 3 and 3 in common)"
+    assert other == "their validation splits contain different images (2 of 3 and 3 in common)"
     assert pair(first, predictions("xyz", "abb", "aab")) == "their images have different labels"
 
 

@@ -267,7 +267,7 @@ def test_the_evidence_book_orders_words_and_forbids():
     best = advice.proposals(OVERFITS, setting(LIKE_THE_BOOK), Path("c.yaml"), shifted("helps"))[0]
     assert best.command == "convsmith train c.yaml --augment.shift 0.125"
     assert best.measured.startswith("+2.10 percentage points of accuracy (95% interval +1.00 to +3.20): helps.")
-    assert "convnet with random weights, 480 training images a class of cifar10, 6 epochs, 5 folds" in best.measured
+    assert "convnet with random weights, 480 training images per class of cifar10, 6 epochs, 5 folds" in best.measured
     proposed = advice.proposals(OVERFITS, setting(LIKE_THE_BOOK), Path("c.yaml"), shifted("hurts"))
     assert len(proposed) == advice.MOST
     assert not any("augment.shift" in proposal.command for proposal in proposed)
@@ -338,5 +338,5 @@ def test_the_gain_of_pretrained_weights_is_quoted_for_such_a_net_alone():
         return advice.proposals(found, setting(config, 45, room), Path("c.yaml"), book)[0].measured
 
     assert quoted(0.6).startswith("+30.00 percentage points of accuracy (95% interval +28.00 to +32.00): helps.")
-    assert "40 training images a class of cifar10, 12 epochs" in quoted(0.6)
+    assert "40 training images per class of cifar10, 12 epochs" in quoted(0.6)
     assert quoted(0.2) == "", "there are not 30 points left to gain"

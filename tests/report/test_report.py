@@ -121,7 +121,7 @@ def test_the_numbers_are_those_of_the_evaluation(inside):
     low, high = wilson_interval(round(record["accuracy"] * record["n"]), record["n"])
     assert f"{100 * record['accuracy']:.2f}%" in text
     assert f"{100 * low:.2f} to {100 * high:.2f}%" in text
-    assert "nothing has looked at its 359 images" in text
+    assert "its 359 images have never been used" in text
     counts = dict.fromkeys(shown(text)["cells"], 0)
     for row, line in enumerate(record["confusion_matrix"]["counts"]):
         for column, count in enumerate(line):
@@ -150,7 +150,7 @@ def test_the_test_split_is_not_opened_and_is_shown_where_evaluate_opened_it(insi
     assert main(["report", "runs/opened"]) == 0
     out, text = capsys.readouterr().out, text_of("runs/opened/report.html")
     assert "written: runs/opened/report.html" in out
-    assert "The test split has been opened 1 time:" in text
+    assert "The test split has been opened once:" in text
     assert f"{100 * json.loads(text_of('runs/opened/evaluation-test.json'))['accuracy']:.2f}%" in text
     assert len(text_of("runs/opened/test-access.jsonl").splitlines()) == 1
 
@@ -160,7 +160,7 @@ def test_a_full_page_is_not_replaced_by_one_without_images(inside, capsys):
     assert main(["report", "runs/evil"]) == 2, "the arrays are gone with the process that had them"
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "hand them in again" in error
+    assert "pass them in again" in error
     assert "'runs/evil/report.html' stays as it is" in error
     assert text_of("runs/evil/report.html") == before
 
@@ -172,9 +172,9 @@ def test_without_its_data_and_an_older_page_the_report_has_no_images_and_says_wh
     assert main(["report", "runs/bare"]) == 0
     text, out = text_of("runs/bare/report.html"), capsys.readouterr().out
     Checked(text)
-    assert "hand them in again" in text
+    assert "pass them in again" in text
     assert "without images" in out
-    assert "hand them in again" in out
+    assert "pass them in again" in out
     assert shown(text)["images"] == {}
 
 
@@ -227,14 +227,14 @@ def damaged(file, text):
         (
             "splits.json",
             (["splits", "val"], ["nobody.png"]),
-            "the val split names 'nobody.png', which is not in the data",
+            "the val split contains 'nobody.png', which is not in the data",
         ),
         ("evaluation-val.json", (["accuracy"], 1.5), "accuracy: Input should be less than or equal to 1"),
         ("evaluation-val.json", (["f1", "macro"], None), "f1.macro: Field required"),
         (
             "evaluation-val.json",
             (["n"], 7),
-            "and 'evaluation-val.json' 7: make both again, convsmith evaluate runs/cut",
+            "and 'evaluation-val.json' 7: make both again with convsmith evaluate runs/cut",
         ),
         ("environment.json", (["versions"], 3), "versions: Input should be a valid dictionary"),
         ("model/model.json", (["classes"], 3), "classes: Input should be a valid tuple"),
@@ -242,7 +242,7 @@ def damaged(file, text):
         ("metrics.csv", (r"^1,[^,]*", "1,many"), "it is not a table of numbers"),
         ("metrics.csv", (r"^1,[^,]*", "1,nan"), "row 1, train_loss: Input should be a finite number"),
         ("metrics.csv", (r"^1,[^,]*", "1,"), "row 1, train_loss: Input should be a valid number"),
-        ("metrics.csv", (r"(?s)^1,.*", ""), "it has no whole row"),
+        ("metrics.csv", (r"(?s)^1,.*", ""), "it has no complete row"),
         ("predictions-val.csv", ("p_3", "p_x"), "no column or class 'p_3'"),
         ("predictions-val.csv", (r"^([^,]+),\d,", r"\1,eleven,"), "no column or class 'eleven'"),
         ("predictions-val.csv", (r",[0-9.]+$", ",0"), "row 1: its probabilities do not sum to 1"),
@@ -328,7 +328,7 @@ def test_in_short_says_what_the_sections_show(inside):
     worst = min(record["per_class"].items(), key=lambda item: item[1]["f1"])
     assert f"{100 * record['accuracy']:.1f}% of the images are classified correctly" in short
     assert f"would reach {100 * counts.sum(axis=1).max() / counts.sum():.1f}%" in short
-    assert f"the hardest is &#39;{worst[0]}&#39; (F1 {100 * worst[1]['f1']:.1f}%)" in short
+    assert f"the hardest class is &#39;{worst[0]}&#39; (F1 {100 * worst[1]['f1']:.1f}%)" in short
     assert f"{counts.sum() - counts.trace()}" in re.search("Mistakes</a>: there are ([0-9,]+)", short)[1]
 
 
@@ -357,7 +357,7 @@ def test_compare_says_what_differs_and_pairs_only_the_same_images(inside, capsys
     assert not re.search(r"https?:", text)
     assert "three classifies 0 images correctly that two gets wrong" in out
     assert "p = 1.0000): no difference shown" in out
-    assert "one and two cannot be paired: their val splits hold different images" in out
+    assert "one and two cannot be paired: their validation splits contain different images" in out
     for shown_in in (out, text):
         assert "optim.lr" in shown_in
         assert "data.limit" in shown_in

@@ -1,4 +1,4 @@
-"""What passes through the layers of a net: inputs, outputs, and gradients of the weights. Nothing is drawn."""
+"""The inputs and outputs of a net's layers, and the gradients of their weights. Nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
 def record(model: nn.Module, images: Tensor, names: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Input and output of the layers called `names` for `images` [N, C, S, S], in the order in which they ran.
 
-    The model runs in eval mode. Of a layer that runs more than once the first time counts; one that does not run is
+    The model runs in eval mode. For a layer that runs more than once, the first time counts; one that does not run is
     left out.
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -27,7 +27,7 @@ def record(model: nn.Module, images: Tensor, names: Collection[str]) -> dict[str
 
     def note(name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, inputs: Any) -> None:
-            before.setdefault(name, inputs[0].clone())  # a layer that works in place would overwrite it
+            before.setdefault(name, inputs[0].clone())  # an in-place layer would overwrite it
 
         return hook
 
@@ -46,11 +46,11 @@ def record(model: nn.Module, images: Tensor, names: Collection[str]) -> dict[str
 
 
 def evenly(names: Collection[str], count: int) -> list[str]:
-    """At most `count` of `names`, the first and the last among them, the others at equal distances."""
+    """At most `count` of `names`, evenly spaced and including the first and the last."""
     chosen = list(names)
     if len(chosen) <= count:
         return chosen
-    return [chosen[round(place * (len(chosen) - 1) / (count - 1))] for place in range(count)]
+    return [chosen[round(at * (len(chosen) - 1) / (count - 1))] for at in range(count)]
 
 
 def gradient_rms(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Occlusion, a second opinion on heat maps; deletion and insertion, which score them against random maps.
 
-All work with the probability of a class, and treat the input's mean (zero after normalisation) as "nothing there".
-Whether the maps of several images are better than random ones is decided here too, by an interval. Nothing is drawn.
+All work with the probability of a class and use the input's mean (zero after normalisation) as the empty baseline. An
+interval decides whether the maps of several images are better than random ones. Nothing is drawn here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from convsmith.explain.gradcam import enlarge, evaluating
 
 BATCH = 256  # images of 64 x 64 pixels at a time, and proportionally fewer of larger ones
-STEPS = 16  # equal shares of the pixels that deletion and insertion move
-RANDOM_ORDERS = 4  # random maps an image, whose mean is the baseline
-FEWEST = 5  # images from which on an interval over them is computed
-DIGITS = 3  # decimals with which differences are shown, and by which the verdict goes
+STEPS = 16  # equal steps in which deletion and insertion replace the pixels
+RANDOM_ORDERS = 4  # random maps per image, whose mean is the baseline
+FEWEST = 5  # images needed for an interval over them
+DIGITS = 3  # decimal places in which differences are shown, and on which the verdict is based
 
 Verdict = Literal["better", "worse", "no difference shown", "too few images"]
 Curve = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -34,10 +34,10 @@ def occlusion_window(size: int) -> tuple[int, int]:
 
 
 def occlusion(model: nn.Module, images: Tensor, classes: Tensor, window: int, stride: int) -> Tensor:
-    """By how much the probability of its class falls when a square is covered: float [N, S, S].
+    """The drop in the probability of each image's class when a square is covered: float [N, S, S].
 
-    `images` float [N, C, S, S], `classes` int64 [N]. The square of `window` pixels moves by `stride`; the last ones
-    may stick out. A pixel's value is the mean over the squares that cover it; it is negative where covering helps.
+    `images` float [N, C, S, S], `classes` int64 [N]. The square of `window` pixels moves by `stride`; the last squares
+    may extend over the edge. A pixel's value is the mean over the squares that cover it, negative where covering helps.
 
     Source: M. D. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014), section 4.2.
     """
@@ -49,7 +49,7 @@ def occlusion(model: nn.Module, images: Tensor, classes: Tensor, window: int, st
     before = class_probability(model, images, classes)
     found = []
     for image, label, whole in zip(images, classes, before, strict=True):
-        # One image and all its squares are one batch.
+        # One image with all its squares forms one batch.
         covered = image * ~mask[:, None]
         drops = whole - class_probability(model, covered, label.expand(len(mask)))
         found.append((drops[:, None, None] * mask).sum(dim=0) / mask.sum(dim=0))
@@ -57,10 +57,10 @@ def occlusion(model: nn.Module, images: Tensor, classes: Tensor, window: int, st
 
 
 def deletion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, steps: int = STEPS) -> Tensor:
-    """The probability of its class as the hottest pixels go first: float [N, steps + 1], from all there to none.
+    """The probability of the class as the hottest pixels are removed first: float [N, steps + 1], from all to none.
 
-    `images` float [N, C, S, S], `classes` int64 [N], `heat` float [N, S, S]. A good map makes it fall early: the
-    smaller the area under the curve the better.
+    `images` float [N, C, S, S], `classes` int64 [N], `heat` float [N, S, S]. With a good map it falls early: the
+    smaller the area under the curve, the better.
 
     Source of deletion and insertion: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation
     of Black-box Models" (BMVC 2018, arXiv:1806.07421), section 4.3.
@@ -69,16 +69,16 @@ def deletion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, st
 
 
 def insertion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, steps: int = STEPS) -> Tensor:
-    """The same as a blurred image turns sharp, the hottest pixels first: the larger the area the better."""
+    """The same as a blurred image is restored, the hottest pixels first: the larger the area, the better."""
     return _exchange(model, blurred(images), images, classes, heat, steps)
 
 
 def blurred(images: Tensor) -> Tensor:
-    """`images` float [N, C, S, S] under a Gaussian of S / 8 pixels: shapes are gone, their colours stay."""
+    """`images` float [N, C, S, S] blurred by a Gaussian of S / 8 pixels: shapes disappear and colours remain."""
     from torchvision.transforms.functional import gaussian_blur
 
     sigma = images.shape[-1] / 8
-    # An image mirrors once at its edge, so the window may reach no further than its side.
+    # The padding reflects the image once, so the window must not reach further than its side.
     reach = min(math.ceil(2 * sigma), images.shape[-1] - 1)
     result: Tensor = gaussian_blur(images, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
     return result
@@ -86,7 +86,7 @@ def blurred(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Score:
-    """A way to score heat maps: its curves, and whether a larger area under them is better."""
+    """A way to score heat maps: the function for its curves, and whether a larger area under them is better."""
 
     curve: Curve
     higher_is_better: bool
@@ -96,7 +96,7 @@ SCORES = {"deletion": Score(deletion, False), "insertion": Score(insertion, True
 
 
 def area_under_curve(curves: NDArray[Any]) -> NDArray[np.float64]:
-    """Area under each curve [..., steps + 1] over the share of moved pixels, by trapezoids: [...], in [0, 1]."""
+    """Area under each curve [..., steps + 1] over the share of replaced pixels, by trapezoids: [...], in [0, 1]."""
     from scipy.integrate import trapezoid
 
     area: NDArray[np.float64] = trapezoid(curves.astype(np.float64), dx=1 / (curves.shape[-1] - 1))
@@ -108,8 +108,8 @@ def random_orders(
 ) -> Tensor:
     """The baseline of a score: its mean curve over random maps drawn with `generator`, [N, STEPS + 1].
 
-    The random maps are as coarse as the one that is scored: `side` x `side` values, enlarged in the same way. Single
-    pixels would be another task: scattered ones disturb a net more than a patch of the same area.
+    The random maps are as coarse as the one that is scored: `side` x `side` values, enlarged in the same way. Maps of
+    single pixels would not be comparable: scattered pixels disturb a net more than a patch of the same area.
     """
     curves = []
     for _ in range(RANDOM_ORDERS):
@@ -120,7 +120,7 @@ def random_orders(
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """The curve of one score for a heat map, and its mean curve for random maps: each float [STEPS + 1]."""
+    """One score of a heat map: its curve for the map, and its mean curve for random maps, each float [STEPS + 1]."""
 
     curve: NDArray[np.float32]
     random: NDArray[np.float32]
@@ -135,7 +135,7 @@ class Judged:
 class Comparison:
     """A score of heat maps against random maps over `n` images.
 
-    `mean` and `random` are mean areas under the curve; `difference` is that of the maps less that of random ones, with
+    `mean` and `random` are mean areas under the curve; `difference` is that of the maps minus that of random ones, with
     its 95% interval where there are at least `FEWEST` images.
     """
 
@@ -151,8 +151,8 @@ class Comparison:
 def compare_with_random(score: str, areas: Sequence[tuple[float, float]]) -> Comparison:
     """Compare the areas (of the map, of random maps) of each image, by Student's t over the images' differences.
 
-    Each image has random maps of its own, so the spread of the differences holds that of the maps too. The maps are
-    better or worse only where the interval excludes zero as it is shown, with `DIGITS` decimals.
+    Each image has its own random maps, so the spread of the differences includes that of the random maps. The maps are
+    called better or worse only if the interval as shown, rounded to `DIGITS` decimal places, excludes zero.
     """
     from scipy.stats import ttest_1samp
 
@@ -162,7 +162,7 @@ def compare_with_random(score: str, areas: Sequence[tuple[float, float]]) -> Com
     ci95: tuple[float, float] | None = None
     verdict: Verdict = "too few images"
     if len(areas) >= FEWEST:
-        # Without any spread the interval is the mean itself, which scipy calls NaN.
+        # Without any spread the interval is the mean itself, for which scipy returns NaN.
         spread = float(differences.std()) > 1e-12
         low, high = ttest_1samp(differences, 0).confidence_interval(0.95) if spread else (mean, mean)
         ci95 = float(low), float(high)
@@ -172,7 +172,7 @@ def compare_with_random(score: str, areas: Sequence[tuple[float, float]]) -> Com
 
 
 def class_probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """The softmax probability of one class an image: float [N] of `images` [N, C, S, S] and `classes` int64 [N]."""
+    """The softmax probability of one class per image: float [N] for `images` [N, C, S, S] and `classes` int64 [N]."""
     batch = max(1, BATCH * 64**2 // max(images.shape[-1], 64) ** 2)
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     with torch.no_grad(), evaluating(model):
@@ -181,7 +181,7 @@ def class_probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tens
 
 
 def _exchange(model: nn.Module, source: Tensor, target: Tensor, classes: Tensor, heat: Tensor, steps: int) -> Tensor:
-    """Probabilities as the pixels of `source` become those of `target` in equal shares, the hottest first."""
+    """The probabilities as the pixels of `source` become those of `target` in equal steps, the hottest first."""
     rank = _ranks(heat)
     count = rank.shape[-1] * rank.shape[-2]
     curve = []
@@ -192,7 +192,7 @@ def _exchange(model: nn.Module, source: Tensor, target: Tensor, classes: Tensor,
 
 
 def _ranks(heat: Tensor) -> Tensor:
-    """The rank of each pixel from the hottest (0) on, int64 [N, S, S]; equals in an order that is always the same."""
+    """The rank of each pixel, the hottest being 0, int64 [N, S, S]; ties are broken in a fixed random order."""
     flat = heat.flatten(1)
     shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(heat.device)
     order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]

@@ -58,7 +58,7 @@ class ExplainContext:
 
     @cached_property
     def val_logits(self) -> NDArray[np.float32]:
-        """Those of all validation images, float32 [N, K]."""
+        """The logits of all validation images, float32 [N, K]."""
         predictor = self.predictor
         logits = logits_of(self.model, batches_of(self.val), predictor.to_input(), predictor.device)
         assert logits is not None
@@ -73,18 +73,18 @@ class ExplainContext:
         return self.to_input(torch.tensor(pixels, device=self.predictor.device))
 
     def seen(self, images: Tensor) -> NDArray[np.uint8]:
-        """What the model's inputs `images` float [N, C, S, S] show: pixels uint8 [N, S, S, C]."""
+        """The model's inputs `images` float [N, C, S, S] as pixels uint8 [N, S, S, C]."""
         return self.predictor.card.to_input(images.device).back(images)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` validation images at equal distances, as the model takes them, and their labels int64 [count]."""
+        """`count` evenly spaced validation images, as the model takes them, and their labels int64 [count]."""
         count = min(count, len(self.val))
         chosen = np.linspace(0, len(self.val) - 1, count).astype(np.int64)
         labels = torch.from_numpy(self.val.labels[chosen]).to(self.predictor.device)
         return self.inputs(self.val.gather(chosen)), labels
 
     def stage(self, name: str | None) -> str:
-        """The stage called `name`, or the last one with feature maps; UserError as `stage_with_maps` has it."""
+        """The stage called `name`, or the last one with feature maps; raises what `stage_with_maps` raises."""
         blank = torch.zeros(1, self.predictor.card.preprocessing.channels, self.image_size, self.image_size)
         return stage_with_maps(self.model, blank.to(self.predictor.device), name)
 
@@ -92,7 +92,7 @@ class ExplainContext:
 def open_context(
     run: str | Path, device: str = "auto", module: nn.Module | None = None, source: Source | None = None
 ) -> ExplainContext:
-    """UserError where `run` is no run, or has no model yet. `module` is the net where it is the user's own."""
+    """Open a run; UserError where it is not a run or has no model yet. `module` is the net if it is the user's own."""
     files = open_single(run, "model/model.json", "model/model.safetensors")
     set_threads(read_run_config(files.config).train.threads)
     return ExplainContext(files, load_predictor(files.path, device, module), source)

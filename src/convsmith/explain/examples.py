@@ -1,4 +1,4 @@
-"""Which images to explain, and the explanation of each: Grad-CAM, occlusion, and how well the Grad-CAM scores."""
+"""The images to explain, and the explanation of each: Grad-CAM, occlusion, and the scores of the Grad-CAM."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from convsmith.explain.gradcam import enlarge, grad_cam, stages_of
 from convsmith.prediction.metrics import probabilities
 
 MOST_INFORMATIVE = 4  # mistakes, and as many correct predictions, where no image was given
-MOST = 24  # images of one call
-TOGETHER = 8  # images at a time
+MOST = 24  # images in one call
+TOGETHER = 8  # images processed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Example:
 class Explained:
     """`heat` (Grad-CAM, in [0, 1]) and `covered` (occlusion, negative where covering helps) are float [S, S].
 
-    `scores` say how the Grad-CAM does against random maps, by name: deletion and insertion.
+    `scores` compare the Grad-CAM with random maps, by name: deletion and insertion.
     """
 
     example: Example
@@ -66,7 +66,7 @@ def examples_of_images(
 ) -> tuple[list[Example], list[tuple[str, str]]]:
     """Images in any form that a predictor takes, each explained for its predicted class or for `target`.
 
-    The second value names those that do not decode, with the reason; UserError where none does.
+    The second value lists the images that do not decode, with the reasons; UserError where none does.
     """
     ids: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
@@ -89,9 +89,8 @@ def examples_of_images(
 def most_informative_examples(context: ExplainContext, target: int | None) -> list[Example]:
     """The validation images with the worst mistakes, and as many with the most confident correct predictions.
 
-    A mistake is the worse the less probability the true class has. The correct ones are of different classes as far as
-    possible. With `target`, only images that are of this class or
-    predicted as it.
+    A mistake is worse the lower the probability of the true class is. The correct predictions cover as many classes as
+    possible. With `target`, only images of this class or predicted as it are considered.
     """
     found, labels = probabilities(context.val_logits), context.val.labels
     wrong, right = most_informative(found, labels, target)
@@ -110,10 +109,10 @@ def most_informative_examples(context: ExplainContext, target: int | None) -> li
 def most_informative(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], target: int | None, count: int = MOST_INFORMATIVE
 ) -> tuple[list[int], list[int]]:
-    """Positions of the `count` mistakes that give the true class least, and of as many most confident true positives.
+    """Positions of the `count` mistakes with the lowest probability of the true class, and of as many true positives.
 
-    `probabilities` [N, K], `labels` [N]. The true positives are of as many classes as there are. With `target`, only
-    images of that class or predicted as it.
+    `probabilities` [N, K], `labels` [N]. The true positives are the most confident ones and cover as many classes as
+    possible. With `target`, only images of that class or predicted as it are considered.
     """
     predicted = probabilities.argmax(axis=1)
     concerned = np.ones(len(labels), bool) if target is None else (labels == target) | (predicted == target)
@@ -144,7 +143,7 @@ def explain_examples(
         curves = {}
         for name, score in SCORES.items():
             ours = score.curve(model, images, targets, heat)
-            # Each image has random maps of its own, so that the images are independent.
+            # Each image has its own random maps, so that the images are independent.
             random = random_orders(score.curve, model, images, targets, maps.shape[-1], generators[name])
             curves[name] = (ours.cpu().numpy(), random.cpu().numpy())
         for at, example in enumerate(part):

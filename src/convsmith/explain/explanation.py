@@ -49,13 +49,13 @@ TEMPLATE = Path(__file__).with_name("templates") / "explain.html"
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What `explain` has found about a run, and the files that it has written below `directory`.
+    """The result of `explain`, and the files that it has written below `directory`.
 
-    `text` says how to read the figures and what they show, a paragraph each. `table` holds a row an image (true,
+    `text` has one paragraph on how to read the figures and one on what they show. `table` has one row per image (true,
     predicted and explained class, probability, areas under the curves of deletion and insertion for the map and for
-    random maps), or the numbers in a figure of the net. `figures` are matplotlib figures by the name of their PNG.
-    Of images there are also `examples` with their maps and curves, `comparisons` of the maps with random ones, and
-    `unreadable` names what did not decode, with the reason.
+    random maps), or the numbers in a figure of the net. `figures` are matplotlib figures by the name of their PNG. For
+    images there are also `examples` with their maps and curves, `comparisons` of the maps with random ones, and
+    `unreadable`, the images that did not decode, with the reasons.
     """
 
     directory: Path
@@ -81,10 +81,10 @@ def explain(
 ) -> Explanation:
     """Explain what a run's model looks at in images, or draw one `figure` of how it works.
 
-    `paths`: files, folders, patterns or images (PIL images, arrays, tensors), or one of these; none: the most
-    informative validation images. `target`: the class to explain (the predicted one). `stage`: where Grad-CAM looks
-    (the last stage with feature maps), or what a figure shows. `module` and `source`: the net and the data where they
-    are the user's own. UserError for names that do not exist, and for options that do not go together.
+    `paths`: files, folders, patterns or images (PIL images, arrays, tensors), or one of these; by default, the most
+    informative validation images. `target`: the class to explain (default: the predicted one). `stage`: the stage that
+    Grad-CAM uses (default: the last one with feature maps), or that a figure shows. `module` and `source`: the net and
+    the data if they are the user's own. UserError for names that do not exist, and for options that do not go together.
     """
     given = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Sequence) else list(paths)
     if figure is not None and figure not in FIGURES:
@@ -156,7 +156,7 @@ def _page(title: str, text: Sequence[str], rows: list[list[str]], figures: list[
 
 
 def _shown(png: bytes, alternative: str, caption: str) -> dict[str, str]:
-    """A figure on the page: the picture, what it says to those who cannot see it, and its caption."""
+    """A figure on the page: the picture, its alternative text, and its caption."""
     return {"uri": png_uri(png), "alternative": alternative, "caption": caption}
 
 
@@ -164,7 +164,7 @@ HEADINGS = ("image", "true", "predicted", "explained", "probability", "deletion"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of an explanation of images as words, below HEADINGS."""
+    """A row of the table of images as text, in the order of HEADINGS."""
     scores = [f"{row[name]:.2f} ({row[f'{name}_random']:.2f})" for name in SCORES]
     names = [row[name] or "" for name in ("image", "true", "predicted", "explained")]
     return [*names, f"{row['probability']:.1%}", *scores, row["file"]]
@@ -207,20 +207,20 @@ def _figure_of(context: ExplainContext, entry: Explained, stage: str) -> Figure:
 
 
 def reading(context: ExplainContext, stage: str) -> str:
-    """How the figures of images are to be read."""
+    """How to read the figures of images."""
     window, stride = occlusion_window(context.image_size)
     return (
-        f"Grad-CAM at stage {stage} (enlarged bilinearly, each map to its own maximum) shows where the net found "
-        "evidence for the explained class. Occlusion, the second opinion, shows where covering costs its probability: "
-        f"a {window} x {window} square of the mean colour moves in steps of {stride}. "
-        "Deletion is the area under the probability as the hottest pixels are removed first; lower is better. "
-        "Insertion is the same as they are restored first in a blurred image; higher is better. In brackets: the mean "
-        f"of {RANDOM_ORDERS} random maps that are as coarse."
+        f"Grad-CAM at stage {stage} (enlarged bilinearly, each map scaled to its own maximum) shows where the net "
+        "found evidence for the explained class. Occlusion, the second opinion, shows where covering the image lowers "
+        f"the probability of that class: a {window} x {window} square of the mean colour moves in steps of {stride}. "
+        "Deletion is the area under the curve of the probability as the hottest pixels are removed first; lower is "
+        "better. Insertion is the same area as they are restored first in a blurred image; higher is better. The mean "
+        f"of {RANDOM_ORDERS} random maps of the same coarseness is given in brackets."
     )
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
-    """Whether the heat maps are better than random ones on the whole, and the numbers that say so."""
+    """Whether the heat maps are better than random ones overall, and the numbers that this rests on."""
     count = comparisons[0].n
     numbers = []
     for found in comparisons:
@@ -229,9 +229,9 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
             f"{found.score} {found.mean:.{DIGITS}f} against {found.random:.{DIGITS}f} with random maps, a difference "
             f"of {_signed(found.difference)}{interval}"
         )
-    told = f"Mean over {count} {'image' if count == 1 else 'images'}: {'; '.join(numbers)}."
+    means = f"Mean over {count} {'image' if count == 1 else 'images'}: {'; '.join(numbers)}."
     if any(found.ci95 is None for found in comparisons):
-        return f"{told} Whether the maps are better than random ones is not judged from fewer than {FEWEST} images."
+        return f"{means} Whether the maps are better than random ones is not judged from fewer than {FEWEST} images."
     words = {
         "better": "the maps are better than random ones",
         "worse": "the maps are worse than random ones",
@@ -239,17 +239,17 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
     }
     first, *others = comparisons
     if all(found.verdict == first.verdict for found in others):
-        return f"{told} By both scores {words[first.verdict]}."
-    return f"{told} {'; '.join(f'by {found.score} {words[found.verdict]}' for found in comparisons).capitalize()}."
+        return f"{means} By both scores, {words[first.verdict]}."
+    return f"{means} {'; '.join(f'by {found.score}, {words[found.verdict]}' for found in comparisons).capitalize()}."
 
 
 def _signed(value: float) -> str:
-    rounded = round(value, DIGITS) + 0.0  # no minus before zero
+    rounded = round(value, DIGITS) + 0.0  # turns -0.0 into 0.0
     return f"{rounded:+.{DIGITS}f}" if rounded else f"{0:.{DIGITS}f}"
 
 
 def _images(given: Sequence[Any]) -> list[Any]:
-    """Paths below folders and patterns one by one; images as they are."""
+    """The images, with folders and patterns replaced by the paths that they stand for."""
     found: list[Any] = []
     for image in given:
         found += find_images([str(image)]) if isinstance(image, str | Path) else [image]
@@ -259,7 +259,7 @@ def _images(given: Sequence[Any]) -> list[Any]:
 def _made_by(
     run: str | Path, given: Sequence[Any], target: str | None, stage: str | None, figure: str | None, own: bool
 ) -> str:
-    """The command that makes the page again, or the Python call where no command could."""
+    """The command that makes the page again, or the Python call where no command can."""
     if not own and all(isinstance(image, str | Path) for image in given):
         parts = ["explain", str(run), *map(str, given)]
         for flag, value in (("--class", target), ("--stage", stage), ("--figure", figure)):

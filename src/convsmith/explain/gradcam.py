@@ -1,4 +1,4 @@
-"""Where the net looked: Grad-CAM for any stage that returns feature maps, and its overlay on an image. No scores.
+"""Grad-CAM, for any stage that returns feature maps, and its overlay on an image. Maps are scored in `attribution`.
 
 Source: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization"
 (ICCV 2017, arXiv:1610.02391). With A_k the maps of a stage, y the logit of a class and Z the positions of a map::
@@ -23,8 +23,8 @@ from convsmith.data.augment import LUMA
 from convsmith.errors import UserError, choose
 
 BATCH = 32  # images at a time: their maps and gradients are held at once
-OPACITY = 0.6  # of the colour where a map is 1; where it is 0 the image alone is seen
-HEAT = "plasma"  # rises evenly in lightness, so it reads in gray and with any colour vision
+OPACITY = 0.6  # of the colour where a map is 1; where it is 0, only the image is seen
+HEAT = "plasma"  # its lightness rises evenly, so it can be read in gray and with any colour vision
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,9 +49,9 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            # Images are square, and so are maps: the [N, h, w, K] of a transformer is not a map.
+            # Images are square, and so are maps: the output [N, h, w, K] of a transformer is not a map.
             if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
-                found[name] = output.clone()  # a layer that works in place may follow
+                found[name] = output.clone()  # an in-place layer may follow
 
         return hook
 
@@ -62,7 +62,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
-    """Run a forward pass in eval mode without gradients, so that the hooks see it, and remove them afterwards."""
+    """Run a forward pass in eval mode without gradients for the hooks, and remove them afterwards."""
     try:
         with torch.no_grad(), evaluating(model):
             model(images)
@@ -93,16 +93,16 @@ def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) ->
 
 
 def grad_cam(model: nn.Module, module: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM of the output [N, K, h, w] of `module` for one class index an image: float [N, h, w], at least 0.
+    """Grad-CAM of the output [N, K, h, w] of `module` for one class index per image: float [N, h, w], at least 0.
 
-    `images` float [N, C, H, W] as the net takes them, `classes` int64 [N]. It runs the model in eval mode, and leaves
-    its mode and gradients as they were.
+    `images` float [N, C, H, W] as the net takes them, `classes` int64 [N]. The model runs in eval mode; its mode and
+    gradients are left as they were.
     """
     kept: list[Tensor] = []
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         kept.append(output.detach().requires_grad_())
-        return kept[-1].clone()  # a layer that works in place may follow
+        return kept[-1].clone()  # an in-place layer may follow
 
     handle = module.register_forward_hook(hook)
     try:
@@ -135,7 +135,7 @@ def heat_maps(
     device = next(model.parameters()).device
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(pixels), BATCH):
-        # A copy: what Pillow decoded is read-only, which torch warns of.
+        # A copy: what Pillow decodes is read-only, which torch warns about.
         images = to_input(torch.tensor(pixels[start : start + BATCH], device=device))
         stage = stage_with_maps(model, images[:1], stage) if start == 0 else stage
         assert stage is not None
@@ -148,7 +148,7 @@ def heat_maps(
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     """An image uint8 [W, W, 1 or 3] under its map, float [W, W] in [0, 1]: uint8 RGB [W, W, 3].
 
-    The image is shown in gray, so that colour means heat alone; the hotter a pixel, the more colour covers it.
+    The image is shown in gray, so that colour means only heat; the hotter a pixel, the more colour covers it.
     """
     from matplotlib import colormaps
 
@@ -161,7 +161,7 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
 
 @contextmanager
 def evaluating(model: Module) -> Any:
-    """The model in eval mode, and every part of it in its own mode again afterwards."""
+    """A context in which the model is in eval mode; afterwards, every part is back in its own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

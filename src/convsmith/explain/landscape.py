@@ -1,4 +1,4 @@
-"""The loss around a solution, and on the plane of the optimiser's path to it, as numbers. Nothing is drawn here.
+"""The loss around a solution, and on the plane of the optimiser's path to it, as numbers. `figures.surfaces` draws it.
 
 Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the Loss Landscape of Neural Nets"
 (NeurIPS 2018, arXiv:1712.09913): filter-normalised directions in section 4, paths by PCA in section 7.
@@ -22,11 +22,11 @@ Loss = Callable[[Weights], float]
 
 POINTS = 15  # values along each axis of a plane
 MARGIN = 0.3  # of its extent, around the path
-LARGEST = 1e3  # times the least loss: what exceeds it, or is no number, is drawn as this much
+LARGEST = 1e3  # times the lowest loss: larger values and NaN are replaced by this
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters by name; buffers are not among them."""
+    """Copies of the parameters by name, without buffers."""
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
@@ -42,8 +42,8 @@ def by_batch_statistics(model: nn.Module) -> nn.Module:
 def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
     """A function from weights to the mean cross-entropy (nats) on `images` [N, C, S, S] with `labels` int64 [N].
 
-    Batch norm uses the statistics of these images, since those that training has averaged fit one point alone.
-    Dropout is off. The model is not changed.
+    Batch norm uses the statistics of these images, since the averages from training fit only one point. Dropout is off.
+    The model is not changed.
     """
     twin = by_batch_statistics(model)
 
@@ -56,7 +56,7 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
 
 
 def random_direction(weights: Weights, generator: torch.Generator) -> dict[str, Tensor]:
-    """A Gaussian direction with each filter (or neuron) scaled to the norm of the weights' own: d_i ||w_i|| / ||d_i||.
+    """A Gaussian direction in which each filter (or neuron) has the norm of the weights' filter: d_i ||w_i|| / ||d_i||.
 
     Biases and norms do not move (their direction is zero), as in the paper.
     """
@@ -88,14 +88,14 @@ def along(
 ) -> Surface:
     """The loss on the plane of the optimiser's path: `points` by name, in order, at least two; `solution` names one.
 
-    The plane goes through the solution, along the two main components of the points' differences to it. Where the
-    points lie on a line, the second axis is a random filter-normalised direction at right angles to it.
+    The plane goes through the solution, along the two principal components of the points' differences from it. Where
+    the points lie on a line, the second axis is a random filter-normalised direction perpendicular to it.
     """
     names, origin = list(points), points[solution]
     assert len(names) > 1, "one point is no path"
     differences = torch.stack([_flat(point) - _flat(origin) for point in points.values()])
     _, spread, components = torch.linalg.svd(differences, full_matrices=False)
-    # The start lies to the left of the end.
+    # The start is to the left of the end.
     first = components[0] if (differences[-1] - differences[0]) @ components[0] > 0 else -components[0]
     if spread[1] > 1e-4 * spread[0]:
         second = components[1]
@@ -103,13 +103,13 @@ def along(
         second = _flat(random_direction(origin, torch.Generator().manual_seed(seed)))
         second = second - (second @ first) * first
         second = second / second.norm()
-    places = torch.stack([differences @ first, differences @ second], dim=1).cpu().numpy().astype(np.float64)
-    half = (0.5 + MARGIN) * float(np.ptp(places, axis=0).max() or 1.0)
-    centre = (places.max(axis=0) + places.min(axis=0)) / 2
+    positions = torch.stack([differences @ first, differences @ second], dim=1).cpu().numpy().astype(np.float64)
+    half = (0.5 + MARGIN) * float(np.ptp(positions, axis=0).max() or 1.0)
+    centre = (positions.max(axis=0) + positions.min(axis=0)) / 2
     xs, ys = (np.linspace(middle - half, middle + half, POINTS) for middle in centre)
     values = _grid(origin, loss, _shaped(first, origin), _shaped(second, origin), xs, ys, tick)
     path = tuple(
-        PathPoint(name, float(x), float(y), name == solution) for name, (x, y) in zip(names, places, strict=True)
+        PathPoint(name, float(x), float(y), name == solution) for name, (x, y) in zip(names, positions, strict=True)
     )
     shares = spread.square() / spread.square().sum().clamp_min(1e-30)
     x_label, y_label = (f"distance in weight space ({float(share):.0%} of the path's)" for share in shares[:2])

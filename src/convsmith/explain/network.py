@@ -1,6 +1,6 @@
-"""The figures of `convsmith explain RUN --figure NAME`: how a net works, from the user's own model and images.
+"""The figures of `convsmith explain RUN --figure NAME`, which show how a net works. `figures` does the drawing.
 
-Each comes with a caption whose statements about the picture are computed from the numbers that are drawn.
+Each has a caption whose statements about the picture are computed from the numbers that are drawn.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS = 6  # layers or stages in one picture
-IMAGES = 256  # validation images of 64 x 64 pixels that numbers are taken from; fewer of larger ones
-LANDSCAPE_IMAGES = 128  # the same, for each of some hundred losses
+IMAGES = 256  # validation images of 64 x 64 pixels that numbers are computed from; fewer if they are larger
+LANDSCAPE_IMAGES = 128  # the same, for each of a few hundred losses
 
 Table = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What a figure is to show: an image of the user's own (any form that a predictor takes), a stage."""
+    """The options of a figure: an image of the user's own (in any form that a predictor takes), and a stage."""
 
     image: Any = None
     stage: str | None = None
@@ -56,7 +56,7 @@ class FigureOptions:
 
 @dataclass(frozen=True, eq=False)
 class NetworkFigure:
-    """A figure of a net, what it shows in words, and the numbers in it as rows (none where they are in no table)."""
+    """A figure of a net, a caption, and the numbers in it as rows (empty where there is no table)."""
 
     figure: Figure
     caption: str
@@ -64,7 +64,7 @@ class NetworkFigure:
 
 
 def draw(context: ExplainContext, name: str, options: FigureOptions) -> NetworkFigure:
-    """The figure called `name`; UserError for a name that is none, and for an option that the figure does not use."""
+    """The figure called `name`; UserError for an unknown name, and for an option that the figure does not use."""
     if name not in FIGURES:
         raise choose("figure", name, FIGURES)
     for what, given, flag in (("paths", options.image, "PATH"), ("stage", options.stage, "--stage")):
@@ -80,14 +80,14 @@ def kernels(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
     weights = {name: weight for name, weight in weights.items() if max(weight.shape[2:]) > 1}
     if not weights:
         where = f"stage '{options.stage}' of this model" if options.stage else "this model"
-        raise UserError(f"{where} has no kernels larger than 1 x 1 to look at: choose another stage or model")
+        raise UserError(f"{where} has no kernels larger than 1 x 1: choose another stage or model")
     shown = {name: weights[name] for name in evenly(weights, ROWS)}
     caption = (
-        f"The weights of {_counted(len(shown), 'convolution')}, of each at most the {COLUMNS} pictures with the "
-        "largest norm: a whole kernel where it takes three channels, else the slice of one for one channel. "
-        "Each row has a scale of its own, so colours cannot be compared between rows. Where kernels of the first "
-        "layer look like edges, blobs or colours, they respond to these in the image; kernels of deeper layers can "
-        "seldom be read by eye."
+        f"These are the weights of {_counted(len(shown), 'convolution')}, for each of them at most the {COLUMNS} "
+        "pictures with the largest norm. A picture is a whole kernel if it takes three channels, and otherwise the "
+        "slice of a kernel for one channel. Each row has its own scale, so colours cannot be compared between rows. "
+        "Kernels of the first layer that look like edges, blobs or colours respond to these in the image; kernels of "
+        "deeper layers can rarely be read by eye."
     )
     return NetworkFigure(pictures.kernels_figure(shown), caption, [])
 
@@ -106,8 +106,8 @@ def stage_maps(context: ExplainContext, options: FigureOptions) -> NetworkFigure
     table: Table = [{"stage": name, "maps": len(maps), "size": maps.shape[-1]} for name, maps in shown.items()]
     sizes = ", ".join(f"{row['size']} x {row['size']} in {row['stage']}" for row in table)
     caption = (
-        f"What the stages make of one image: of each stage at most the {COLUMNS} maps that vary most over their "
-        f"positions. The maps have these sizes: {sizes}. Each row has a scale of its own."
+        f"These are the feature maps of one image, for each stage at most the {COLUMNS} maps that vary most over their "
+        f"positions. The maps have these sizes: {sizes}. Each row has its own scale."
     )
     return NetworkFigure(pictures.feature_maps_figure(pixels, shown), caption, table)
 
@@ -117,12 +117,12 @@ def pooling(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
     pools = layers(context.model, nn.MaxPool2d, nn.AvgPool2d, TMaxAvgPool2d)
     inputs = {name: before[0] for name, (before, _) in record(context.model, image[None], pools).items()}
     what = "input of {}"
-    if not inputs:  # a net that reduces its maps by strides alone
+    if not inputs:  # a net that reduces its maps only by strides
         first = list(layers(context.model, nn.Conv2d))[:1]
         inputs = {name: after[0] for name, (_, after) in record(context.model, image[None], first).items()}
         what = "output of {}"
     if not inputs:
-        raise UserError("this model has no convolutions, hence no maps to pool: choose a convolutional model")
+        raise UserError("this model has no convolutions and so no maps to pool: choose a convolutional model")
     name, maps = next(iter(inputs.items()))
     caption = (
         "Max pooling keeps the largest value of each window, average pooling takes the mean of its values. The last "
@@ -140,10 +140,12 @@ def activations(context: ExplainContext, options: FigureOptions) -> NetworkFigur
     before = {name: values for name, (values, _) in inputs.items()}
     below_zero = {name: float((values < 0).double().mean()) for name, values in before.items()}
     table: Table = [{"layer": name, "share_below_zero": share} for name, share in below_zero.items()]
-    caption = "The activation functions that a model may have, and their gradients."
+    caption = "These are the activation functions that a model may have, and their gradients."
     if table:
         shares = ", ".join(f"{row['share_below_zero']:.0%} in {row['layer']}" for row in table)
-        caption += f" Below, the inputs that those of this model receive; this share of them lies below 0: {shares}."
+        caption += (
+            f" The panel below shows the inputs of this model's activations. The share of inputs below 0 is {shares}."
+        )
     caption += (
         " No gradient passes where a function is flat: below 0 for ReLU, far from 0 on both sides for sigmoid and tanh."
     )
@@ -158,8 +160,8 @@ def batch_norm(context: ExplainContext, options: FigureOptions) -> NetworkFigure
     name, norm = next(iter(found.items()))
     assert isinstance(norm, nn.BatchNorm2d)
     before = record(context.model, context.sample(_images(context, IMAGES))[0], [name])[name][0]
-    # By hand: the batch norms of timm apply their activation too.
-    own = norm.running_mean is None  # it goes by the statistics of each batch, in evaluation too
+    # Computed by hand, since the batch norms of timm apply their activation as well.
+    own = norm.running_mean is None  # it uses the statistics of each batch, even in evaluation
     after = nn.functional.batch_norm(
         before, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=own, eps=norm.eps
     )
@@ -171,8 +173,8 @@ def batch_norm(context: ExplainContext, options: FigureOptions) -> NetworkFigure
         for row in zip(range(len(means)), *(values.tolist() for values in columns), strict=True)
     ]
     caption = (
-        "The values of each channel of a layer before and after batch norm. Each channel is normalised by "
-        f"{'its own mean and variance' if own else 'the mean and the variance that training has averaged'}, then "
+        "The figure shows the values of each channel of a layer before and after batch norm. Each channel is "
+        f"normalised by {'its own mean and variance' if own else 'the running mean and variance from training'}, then "
         "scaled and shifted as the layer has learned. The highest and "
         f"the lowest mean of a channel are {np.ptp(means):.2g} apart before and {np.ptp(means_after):.2g} after; the "
         f"standard deviations of the channels lie between {_span(deviations)} before and {_span(deviations_after)} "
@@ -181,7 +183,7 @@ def batch_norm(context: ExplainContext, options: FigureOptions) -> NetworkFigure
     if norm.running_mean is not None:
         gaps = np.abs(means - norm.running_mean.double().cpu().numpy()) / np.maximum(deviations, 1e-12)
         caption += (
-            " The averaged means differ from those of these images by at most "
+            " The running means differ from the means of these images by at most "
             f"{gaps.max():.2g} standard deviations of their channel."
         )
     return NetworkFigure(pictures.batch_norm_figure(name, before, after), caption, table)
@@ -211,20 +213,20 @@ def gradients(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
 
 
 def gradients_caption(found: Mapping[str, Mapping[str, float]]) -> str:
-    """What the gradients of some nets, by layer from the image on, say: each by the ratio of its first and last layer.
+    """The caption for the gradients of some nets, by layer from the image on: the ratio of the first to the last layer.
 
-    The trained net is compared with each new one of the same layers, layer by layer.
+    The trained net is compared with each new one that has the same layers, layer by layer.
     """
     ratios = []
     for name, values in found.items():
         rms = list(values.values())
         if rms and rms[-1] > 0:
             ratios.append(f"{rms[0] / rms[-1]:.2g} in '{name}'")
-    caption = "How large the gradient of the loss with respect to the weights of each layer is (root mean square)."
+    caption = "The figure shows the root mean square of the gradient of the loss with respect to each layer's weights."
     if ratios:
         caption += (
-            f" The gradient of the first layer, divided by that of the last one, is {_listed(ratios)}. Where it is far "
-            "below 1, the first layers learn slowly: vanishing gradients."
+            f" The gradient of the first layer divided by that of the last one is {_listed(ratios)}. Where this ratio "
+            "is far below 1, gradients vanish and the first layers learn slowly."
         )
     trained = found[TRAINED]
     smaller = [
@@ -276,14 +278,14 @@ def landscape(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
     what = f"{len(images)} validation images, batch norm by their own statistics"
     around_it = surfaces[0].loss
     caption = (
-        f"The loss on {len(images)} validation images around the model: {losses[trajectory.solution]:.3g} nats at the "
-        f"model, and {around_it.min():.3g} to {around_it.max():.3g} on a plane along two random directions, in which "
-        "each filter is scaled to its norm (Li et al. 2018). Other directions may look different. "
+        f"The loss on {len(images)} validation images is {losses[trajectory.solution]:.3g} nats at the model, and "
+        f"{around_it.min():.3g} to {around_it.max():.3g} nats on a plane through it along two random directions, in "
+        "which each filter has the norm of the model's filter (Li et al. 2018). Other directions may look different. "
     )
     if len(points) > 1:
         what += f"\npath: {len(points)} points, {trajectory.source}"
         caption += (
-            "On the right, the plane of the optimiser's path by PCA of the weights that it passed: "
+            "The right panel shows the plane of the optimiser's path, by PCA of the weights along it: "
             f"{len(points)} points, {trajectory.source}."
         )
     else:
@@ -309,7 +311,7 @@ assert DRAWN_BY.keys() == FIGURES.keys()
 def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDArray[np.uint8]]:
     """The image of the options, or else the most confident correct prediction among the validation images.
 
-    As the net takes it, float [C, S, S], and as pixels uint8 [S, S, C].
+    It is returned as the net takes it, float [C, S, S], and as pixels uint8 [S, S, C].
     """
     if options.image is not None:
         try:
@@ -342,7 +344,7 @@ def _images(context: ExplainContext, most: int) -> int:
 
 
 def _known_stage(model: nn.Module, name: str) -> nn.Module:
-    """All of a stage, not just its last module."""
+    """The whole stage, not just its last module."""
     stages = model.stages if isinstance(model, Classifier) else stages_of(model)
     if name not in stages:
         raise choose("stage", name, stages)
@@ -350,7 +352,7 @@ def _known_stage(model: nn.Module, name: str) -> nn.Module:
 
 
 def _inside(model: nn.Module, stage: str | None, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Those of the modules that are in the stage; all without one."""
+    """Those of the modules that are in the stage; all if there is no stage."""
     if stage is None:
         return found
     members = set(_known_stage(model, stage).modules())
@@ -358,7 +360,7 @@ def _inside(model: nn.Module, stage: str | None, found: dict[str, nn.Module]) ->
 
 
 def _everywhere(config: ModelConfig, key: str, value: str) -> ModelConfig:
-    """The architecture with a setting that no block overrides."""
+    """The architecture with this setting in all blocks."""
     blocks = config.blocks and tuple(block.model_copy(update={key: None}) for block in config.blocks)
     return config.model_copy(update={key: value, "blocks": blocks})
 

@@ -1,8 +1,8 @@
-"""The figures of `convsmith explain` by name, with the options that each uses. Imports no torch: --help reads it."""
+"""The figures of `convsmith explain` by name, with the options that each uses. No torch here, since --help reads it."""
 
 from __future__ import annotations
 
-#: The pictures of how a net works, and which of an image (`paths`) and a `stage` each of them uses.
+#: name of a figure -> the options that it uses: an image (`paths`), a `stage`
 FIGURES: dict[str, frozenset[str]] = {
     "activations": frozenset(),
     "batch-norm": frozenset({"stage"}),

@@ -1,4 +1,4 @@
-"""The weights that a run has passed: all that a path through the loss landscape can be drawn from. No losses here."""
+"""The weights along a run's training, for a path through the loss landscape. No losses are computed here."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from convsmith.runtime import Interrupts, seed_everything
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
 
-QUICK = 120.0  # seconds of a training that is repeated for its path; the picture itself takes as long
-MOST_POINTS = 12  # of a path, besides the start and the explained model
+QUICK = 120.0  # seconds up to which a training is repeated for its path; the picture itself takes as long
+MOST_POINTS = 12  # points of a path, besides the start and the explained model
 MOST_VALUES = 50_000_000  # parameters of all points together: 200 MB
 
 Weights = dict[str, Tensor]
@@ -41,15 +41,15 @@ class Trajectory:
 
 
 def trajectory_of(context: ExplainContext, listener: Listener = nobody) -> Trajectory:
-    """A point an epoch where the training can be repeated in a short time, else the start and the kept checkpoints.
+    """One point per epoch if the training can be repeated in a short time, else the start and the kept checkpoints.
 
-    A repetition counts only where it arrives at the explained model bit for bit.
+    A repetition counts only if it ends at the explained model bit for bit.
     """
     return _repeated(context, listener) or _kept(context)
 
 
 def _repeated(context: ExplainContext, listener: Listener) -> Trajectory | None:
-    """The path of the same training, repeated; None where that would take long, or arrives at other weights."""
+    """The path of the same training, repeated; None where that would take long, or ends at other weights."""
     run, card = context.run, context.predictor.card
     model, config = weights_of(context.model), read_run_config(run.config)
     if card.architecture is None or config.data.is_own or not run.summary.exists():
@@ -77,10 +77,12 @@ def _repeated(context: ExplainContext, listener: Listener) -> Trajectory | None:
                     points[solution if epoch == best else f"epoch {epoch}"] = _at(experiment.state.evaluated, model)
                 if epoch == last:
                     break
-    except (UserError, RunFailed):  # data or pretrained weights are not there any more
+    except (UserError, RunFailed):  # data or pretrained weights are no longer available
         return None
     if solution not in points or any(not torch.equal(value, model[name]) for name, value in points[solution].items()):
-        listener(Note("the repetition came to other weights (another machine or version?): the checkpoints are shown"))
+        listener(
+            Note("the repetition ended at other weights (another machine or version?), so the checkpoints are shown")
+        )
         return None
     return Trajectory(points, solution, "from the same training, repeated to the same weights bit for bit")
 
@@ -90,7 +92,7 @@ def _at(net: nn.Module, model: Weights) -> Weights:
 
 
 def _kept(context: ExplainContext) -> Trajectory:
-    """The first weights, drawn anew from the run's seed where they did not come from elsewhere, and the checkpoints."""
+    """The initial weights, drawn again from the run's seed unless they were loaded, and the checkpoints."""
     model = weights_of(context.model)
     first = _first(context, model)
     steps: dict[int, tuple[str, Weights]] = {} if first is None else {-1: ("start", first)}
@@ -109,7 +111,7 @@ def _kept(context: ExplainContext) -> Trajectory:
             name = solution = f"the model ({name})"
         points[name] = weights
     points.setdefault(solution, model)
-    return Trajectory(points, solution, "all that the run has kept, with straight lines between them")
+    return Trajectory(points, solution, "all that the run has kept, joined by straight lines")
 
 
 def _first(context: ExplainContext, model: Weights) -> Weights | None:
@@ -120,7 +122,7 @@ def _first(context: ExplainContext, model: Weights) -> Weights | None:
     seed_everything(config.train.seed)
     preprocessing = card.preprocessing
     fresh: nn.Module = build(card.architecture, preprocessing.channels, preprocessing.image_size, len(card.classes))
-    # What is fixed, such as a whitening, was so from the start.
+    # What is fixed, such as a whitening, was the same from the start.
     return {
         name: value.detach().to(model[name].device) if value.requires_grad else model[name]
         for name, value in fresh.named_parameters()

@@ -37,7 +37,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figur
     """Loss, accuracy and learning rate by epoch, from the rows of metrics.csv.
 
     `best_epoch` is the epoch whose weights the run has kept, as the run recorded it. The figure marks it and never
-    derives it from the rows: which epoch is best depends on `train.monitor`. Where its row is lost there is no mark.
+    derives it from the rows: which epoch is best depends on `train.monitor`. If its row is lost, there is no mark.
     """
     figure = new_figure(9, 5.6)
     grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], wspace=0.06)
@@ -77,7 +77,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figur
 
 
 def lr_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None = None) -> Figure:
-    """Training loss (smoothed by the caller) by learning rate, of a learning-rate range test (Smith 2017)."""
+    """Training loss (smoothed by the caller) against the learning rate of a range test (Smith 2017)."""
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     axes.plot(rates, losses, color=BLUE)
@@ -95,12 +95,12 @@ def forest_plot(
     margin: float | None = None,
     digits: int = 2,
 ) -> Figure:
-    """Forest plot: each arm's difference to the base with its interval, from top to bottom as given.
+    """Forest plot: each arm's difference from the base with its interval, from top to bottom as given.
 
-    `rows` are (name, difference, low, high, verdict), numbers in the unit that `metric_label` names, such as
-    "accuracy (percentage points)"; an interval of None was not computed and is not drawn. A `margin` of equivalence
-    is a band around zero. Differences are written with `digits` decimals. A verdict is told by colour, marker and
-    word; one that is not in `VERDICTS` is grey.
+    `rows` are (name, difference, low, high, verdict), with numbers in the unit that `metric_label` names, such as
+    "accuracy (percentage points)"; an interval of None was not computed and is not drawn. The equivalence `margin` is a
+    band around zero. Differences have `digits` decimal places. A verdict is shown by colour, marker and word; one that
+    is not in `VERDICTS` is grey.
     """
     assert rows, "no arms"
     figure = new_figure(8.5, 1.5 + 0.38 * len(rows))
@@ -108,14 +108,14 @@ def forest_plot(
     if margin is not None:
         axes.axvspan(-margin, margin, color=BLUE, alpha=0.12, linewidth=0)
     axes.axvline(0, color="black", linewidth=1)
-    for place, (_, difference, low, high, verdict) in enumerate(rows):
+    for at, (_, difference, low, high, verdict) in enumerate(rows):
         colour, marker = VERDICTS.get(verdict, NO_VERDICT)
         if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
         edge = colour if marker == "x" else "white"
-        axes.plot([difference], [place], marker, color=colour, markersize=8, markeredgecolor=edge)
-    band = "" if margin is None else f" (band: margin of equivalence, ±{margin:g})"
-    label_axes(axes, f"Difference to the base{band}", f"Difference in {metric_label}", "")
+        axes.plot([difference], [at], marker, color=colour, markersize=8, markeredgecolor=edge)
+    band = "" if margin is None else f" (band: equivalence margin, ±{margin:g})"
+    label_axes(axes, f"Difference from the base{band}", f"Difference in {metric_label}", "")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     names = [name if len(name) <= 40 else f"{name[:39]}…" for name, *_ in rows]
     axes.set_yticks(range(len(rows)), names, parse_math=False)
@@ -132,7 +132,7 @@ def forest_plot(
 def history_figure(trials: Sequence[tuple[int, float, bool]], metric: str, minimize: bool = False) -> Figure:
     """The trials of a tuning study by number, and the best complete one so far.
 
-    `trials` are (number, value of `metric`, pruned), by number. The value of a pruned one is that of its last epoch.
+    `trials` are (number, value of `metric`, pruned), by number. The value of a pruned trial is that of its last epoch.
     """
     assert trials, "no trials"
     figure = new_figure(6.5, 4.2)
@@ -163,13 +163,12 @@ def importance_figure(importances: Mapping[str, float], metric: str) -> Figure:
     axes.set_yticks(range(len(shares)), list(importances), parse_math=False)
     axes.set_ylim(len(shares) - 0.5, -0.5)
     axes.set_xlim(0, 1.12 * max(shares))
-    label_axes(axes, "Importance of what was tuned", f"Share of the variance of {metric} (%)", "")
+    label_axes(axes, "Importance of the tuned parameters", f"Share of the variance of {metric} (%)", "")
     return figure
 
 
 def gradient_figure(series: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Root mean square of the gradient of the weights by layer, from the first one on: a line for each net, on a
-    logarithmic axis."""
+    """Root mean square of the gradient of the weights by layer, from the first on: one line per net, logarithmic."""
     figure = new_figure(8.5, 4.0)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(series.items()):

@@ -1,6 +1,6 @@
-"""Figures of images and of what layers do to them: kernels, maps, pooling, activations, norms, heat maps. No net runs.
+"""Figures of images and layers: kernels, maps, pooling, activations, norms, heat maps. No net runs here.
 
-Signed values are orange and purple about white, others run through viridis: both read with any colour vision and in
+Signed values run from orange through white to purple, others through viridis: both work with any colour vision and in
 gray.
 """
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 SIGNED, HEIGHT = "PuOr", "viridis"
 COLUMNS = 8  # kernels or maps of a layer
-POINTS = 20_000  # values of a layer that a histogram counts
+POINTS = 20_000  # values of a layer that go into a histogram
 
 
 def strongest(maps: Tensor, count: int) -> list[int]:
     """The channels of `maps` [K, h, w] that vary most over their positions, the most varied first; at most `count`.
 
-    Of maps of a single position, where nothing varies, those with the largest values.
+    Where maps have a single position, so that nothing varies, these are the channels with the largest values.
     """
     flat = maps.flatten(1)
-    worth = flat.std(dim=1) if flat.shape[1] > 1 else flat[:, 0]
-    return [int(index) for index in worth.argsort(descending=True, stable=True)[:count]]
+    strength = flat.std(dim=1) if flat.shape[1] > 1 else flat[:, 0]
+    return [int(index) for index in strength.argsort(descending=True, stable=True)[:count]]
 
 
 def channel_moments(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -42,15 +42,15 @@ def channel_moments(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
-    """The kernels of some convolutions, a row each: `weights` float [K, C, k, k] by the layer's name, in order.
+    """The kernels of some convolutions, one row each: `weights` float [K, C, k, k] by the layer's name, in order.
 
-    Kernels on three channels are shown in colour about mid gray, all others one channel at a time. Of each layer
-    the `COLUMNS` with the largest norm.
+    Kernels on three channels are shown in colour around mid gray, all others one channel at a time. For each layer, the
+    `COLUMNS` pictures with the largest norm are shown.
     """
     figure, grid = _rows(len(weights), "Kernels, the strongest of each layer")
     for row, (name, weight) in enumerate(weights.items()):
         coloured = weight.shape[1] == 3
-        # Of a layer in the middle each slice for one input channel is a picture of its own.
+        # In later layers, each slice for one input channel is a picture.
         slices = weight.detach().cpu() if coloured else weight.detach().cpu().flatten(0, 1)[:, None]
         order = slices.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:COLUMNS]
         chosen = slices[order].permute(0, 2, 3, 1).numpy()
@@ -67,9 +67,9 @@ def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
 
 
 def feature_maps_figure(pixels: NDArray[np.uint8], maps: Mapping[str, Tensor]) -> Figure:
-    """What some stages make of one image uint8 [S, S, C]: `maps` float [K, h, w] by stage, in order.
+    """Feature maps of one image uint8 [S, S, C]: `maps` float [K, h, w] by stage, in order.
 
-    Of each stage the `COLUMNS` maps that vary most.
+    For each stage, the `COLUMNS` maps that vary most are shown.
     """
     figure, grid = _rows(1 + len(maps), "Feature maps of one image, the most varied of each stage")
     _picture(grid[0][0], pixels)
@@ -123,7 +123,7 @@ def activations_figure(
     values, gradients = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     for number, (name, function) in enumerate(functions.items()):
         x = torch.linspace(-4, 4, 401, requires_grad=True)
-        y = function(x * 1.0)  # the product, so that a function that works in place spares the leaf
+        y = function(x * 1.0)  # a product, so that an in-place function does not overwrite the leaf
         (slope,) = torch.autograd.grad(y.sum(), x)
         label, width = (f"{name} (this model)", 3.2) if name in used else (name, 1.4)
         for axes, curve in ((values, y), (gradients, slope)):
@@ -187,10 +187,10 @@ def explanation_figure(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     areas: Mapping[str, tuple[float, float]],
 ) -> Figure:
-    """One image uint8 [S, S, C], its Grad-CAM and its occlusion as RGB, and the curves that judge the Grad-CAM.
+    """One image uint8 [S, S, C], its Grad-CAM and its occlusion as RGB, and the curves that score the Grad-CAM.
 
-    `drop` is the largest fall of the probability under a covering square. `curves`, each [steps + 1], are those of the
-    map and of random maps by the name of the score, `areas` the areas under them.
+    `drop` is the largest drop in probability under a covering square. `curves`, each [steps + 1], are those of the map
+    and of random maps by the name of the score; `areas` are the areas under them.
     """
     figure = new_figure(12.5, 3.5)
     figure.suptitle(title, fontsize=11, parse_math=False)
@@ -200,14 +200,14 @@ def explanation_figure(
     second.imshow(heat, interpolation="nearest")
     _bare(second, f"Grad-CAM at {stage}")
     third.imshow(covered, interpolation="nearest")
-    cost = f"up to {drop:.2f}" if drop >= 0.005 else "less than 0.01" if drop > 0 else "nothing"
-    _bare(third, f"occlusion: costs {cost}")
+    cost = f"by up to {drop:.2f}" if drop >= 0.005 else "by less than 0.01" if drop > 0 else "nowhere"
+    _bare(third, f"occlusion: probability drops {cost}")
     for (name, (found, random)), colour, marker in zip(curves.items(), (BLUE, VERMILLION), "o^", strict=True):
         at = np.linspace(0, 100, len(found))
         last.plot(at, found, color=colour, marker=marker, markersize=3, label=f"{name} {areas[name][0]:.2f}")
         last.plot(at, random, color=colour, linestyle=":", label=f"random maps {areas[name][1]:.2f}")
     last.set(ylim=(-0.03, 1.03), xlim=(0, 100))
-    label_axes(last, "Does the map name what counts?", "pixels moved, hottest first (%)", "probability of the class")
+    label_axes(last, "Does the map show what matters?", "pixels changed, hottest first (%)", "probability of the class")
     last.title.set_fontsize(10)
     last.legend(fontsize=7)
     return figure
@@ -227,7 +227,7 @@ def _rows(count: int, title: str) -> tuple[Figure, list[list[Axes]]]:
 
 
 def _row_title(axes: Axes, text: str) -> None:
-    """A title over the whole row, which must not widen the first column as a title of its axes would."""
+    """A title over the whole row, which does not widen the first column, as a title of its axes would."""
     line = axes.text(0, 1.06, text, transform=axes.transAxes, fontsize=9, va="bottom", parse_math=False)
     line.set_in_layout(False)
 
@@ -254,6 +254,6 @@ def _size(values: Tensor) -> str:
 
 
 def _sample(values: Tensor) -> NDArray[Any]:
-    """At most `POINTS` of the values, at equal distances."""
+    """At most `POINTS` of the values, evenly spaced."""
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // POINTS)].double().cpu().numpy()

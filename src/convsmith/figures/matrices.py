@@ -1,4 +1,4 @@
-"""Figures of counts: the confusion matrix. It counts nothing itself."""
+"""The figure of a confusion matrix, from given counts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from convsmith.figures.style import label_axes, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COUNTED = 20  # classes up to which a confusion matrix shows its counts
-NAMED = 100  # classes up to which it shows their names
+COUNTED = 20  # classes up to which a confusion matrix shows the counts
+NAMED = 100  # classes up to which it shows the names
 
 
 def confusion_figure(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
-    """Confusion matrix int [K, K], rows = true class: colour is the share of the true class, numbers are counts."""
+    """Confusion matrix int [K, K], rows = true class: colours are shares of the true class, numbers are counts."""
     from matplotlib.colors import PowerNorm
 
     counts = np.asarray(confusion)
@@ -28,14 +28,14 @@ def confusion_figure(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
     side = float(np.clip(2.5 + 0.45 * size, 4.5, 13))
     figure = new_figure(side + 1, side, layout="compressed")
     axes = figure.add_subplot()
-    # Where there is no room for counts, the square root keeps rare confusions in sight.
+    # Where there is no room for counts, the square root keeps rare confusions visible.
     norm, scale = (PowerNorm(1, 0, 1), "") if size <= COUNTED else (PowerNorm(0.5, 0, 1), " (square-root scale)")
     image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label=f"Share of the true class{scale}")
-    label_axes(axes, f"Confusion matrix ({counts.sum():,} samples)", "Predicted class", "True class", grid=False)
+    label_axes(axes, f"Confusion matrix ({counts.sum():,} images)", "Predicted class", "True class", grid=False)
     if size <= NAMED:
         font = 9 if size <= COUNTED else max(4.5, 10 - size / 18)
-        # Class names are data: a dollar sign in them is no formula.
+        # Class names are data: a dollar sign in them does not start a formula.
         axes.set_xticks(range(size), classes, rotation=45 if size <= COUNTED else 90, fontsize=font, parse_math=False)
         axes.set_yticks(range(size), classes, fontsize=font, parse_math=False)
         if size <= COUNTED:

@@ -1,6 +1,6 @@
-"""From values to one self-contained HTML page: jinja2 templates, images as data URIs. Knows no run.
+"""Rendering of self-contained HTML pages: jinja2 templates, images as data URIs. Nothing here depends on a run.
 
-Every value is escaped, and nothing is fetched. A room's own templates extend base.html and use the macros beside it.
+Every value is escaped, and nothing is fetched. The templates of other rooms extend base.html and use its macros.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from convsmith.records import shown
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHORT, TAIL = 28, 48  # characters
-LONGEST = 112  # pixels; larger images are shrunk, as a thumbnail is all that the page shows
-LOSSLESS = 64  # pixels; up to here a PNG is small, and every pixel counts
+LONGEST = 112  # pixels; larger images are shrunk, since the page shows only thumbnails
+LOSSLESS = 64  # pixels; up to this size a PNG is small, and every pixel matters
 
 
 def render(template: Path, values: dict[str, Any]) -> str:
-    """The template filled with `values`; its content-security policy allows its style and script, and no request.
+    """The template filled with `values`; its content-security policy allows its own style and script, but no requests.
 
-    It may extend and include what lies in its own folder and in `TEMPLATES`.
+    It may extend and include templates in its own folder and in `TEMPLATES`.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]),
@@ -62,7 +62,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def number(value: Any) -> str:
-    """Thousands apart; floats with four significant digits; words as they are."""
+    """Integers with thousands separators, floats with four significant digits, text unchanged."""
     if isinstance(value, bool | str) or value is None:
         return "" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -77,17 +77,17 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 
 def short(name: str) -> str:
-    """A name where there is little room: the whole one stands in its title."""
+    """A name shortened where there is little room; its title attribute has the whole name."""
     return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
 
 
 def tail(path: str) -> str:
-    """The end of a path where there is little room."""
+    """The end of a path, where there is little room."""
     return path if len(path) <= TAIL else f"…{path[1 - TAIL :]}"
 
 
 def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
+    """A path quoted for a shell."""
     return shlex.quote(str(path))
 
 
@@ -105,7 +105,7 @@ def thumbnail_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def pixels_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [H, W, 1 or 3] as a data URI, every pixel as it is."""
+    """uint8 [H, W, 1 or 3] as a data URI, lossless."""
     return _encoded(_image(pixels), "png", {"optimize": True})
 
 

@@ -1,7 +1,7 @@
-"""What all figures share: colours, line styles, axes, and saving. It draws nothing of its own.
+"""What all figures share: colours, line styles, axes and saving. There are no figures here.
 
-Colours are those of Okabe and Ito (2008), which people with the common colour-vision deficiencies can tell apart; what
-a colour says is also said by a line style, a marker or a word.
+The colours are those of Okabe and Ito (2008), which people with the common colour-vision deficiencies can distinguish;
+whatever a colour means is also shown by a line style, a marker or a word.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MARKERS = "osD^vP"
 
 def line_style(index: int, marker: bool = False) -> dict[str, Any]:
     """Colour, dash (and marker) of line `index` of a figure. No two of the first 36 lines look alike."""
-    turn, place = divmod(index, len(COLOURS))
-    shifted = (place + turn) % len(DASHES)  # each round pairs the colours with other dashes
-    style: dict[str, Any] = {"color": COLOURS[place], "linestyle": DASHES[shifted]}
+    turn, at = divmod(index, len(COLOURS))
+    shifted = (at + turn) % len(DASHES)  # each round pairs the colours with other dashes
+    style: dict[str, Any] = {"color": COLOURS[at], "linestyle": DASHES[shifted]}
     return style | {"marker": MARKERS[shifted]} if marker else style
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's ending (.png, .svg, .pdf), without a date in it."""
+    """Write the figure in the format of the path's suffix (.png, .svg, .pdf), without a date in it."""
     dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with _any_script():
         figure.savefig(path, dpi=150, metadata=dateless.get(path.suffix))
@@ -48,7 +48,7 @@ def png_of(figure: Figure) -> bytes:
 
 @contextmanager
 def _any_script() -> Iterator[None]:
-    """Class names in scripts that the font does not have are drawn as boxes, which is no reason to alarm anyone."""
+    """A context without warnings about scripts that the font lacks, whose characters are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS = 24
-CROWDED = 0.04  # of a plane's side: points as near to a named one go without a name
+CROWDED = 0.04  # of a plane's side: points nearer than this to a labelled one get no label
 
 
 @dataclass(frozen=True)
 class PathPoint:
-    """A point on the optimiser's path: its place in the plane, and whether it is the solution."""
+    """A point on the optimiser's path: its position in the plane, and whether it is the solution."""
 
     name: str
     x: float
@@ -32,7 +32,7 @@ class PathPoint:
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """`loss` float [Y, X] in nats at the places `ys` x `xs` of a plane, and the path in it."""
+    """`loss` float [Y, X] in nats at the points `ys` x `xs` of a plane, and the path in it."""
 
     title: str
     x_label: str
@@ -77,7 +77,7 @@ def _path(axes: Axes, surface: Surface) -> None:
     ends = [stop for at, stop in enumerate(surface.path) if stop.solution or at in (0, len(xs) - 1)]
     named = list(ends)
     for stop in surface.path:
-        # Where epochs crowd together, as they do at the end, the first of them is named.
+        # Where epochs crowd together, as they do at the end, the first of them is labelled.
         if all(math.hypot(stop.x - other.x, stop.y - other.y) > CROWDED * np.ptp(surface.xs) for other in named):
             named.append(stop)
             axes.annotate(
@@ -94,7 +94,7 @@ def _path(axes: Axes, surface: Surface) -> None:
     width = float(np.ptp(surface.xs))
     placed: list[tuple[float, int]] = []  # (x, side) of the names so far
     for number, stop in enumerate(reversed(ends)):
-        # On the side where less of the path is; the names of places side by side are stacked.
+        # On the side with less of the path; the labels of neighbouring points are stacked.
         near = [other for other in surface.path if abs(other.x - stop.x) < 0.3 * width]
         side = -1 if sum(other.y - stop.y for other in near) >= 0 else 1
         stacked = sum(other == side and abs(x - stop.x) < 0.25 * width for x, other in placed)

@@ -1,6 +1,6 @@
-"""Which experiments a diagnosis suggests, as commands, and what the evidence book measured in a setting like the run's.
+"""The experiments that a diagnosis suggests, as commands, and what the evidence book measured in a similar setting.
 
-Judges no curves: `diagnosis` does.
+The learning curves are judged in `diagnosis`, not here.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from convsmith.studies import book, text
 from convsmith.studies.config import DIVISION
 
 MOST = 3
-KEEPS_ITS_CLASS = ("cifar10", "cifar100", "fashion-mnist")  # named sets in which a mirrored image is of the same class
-MIRRORED_DIFFERS = ("digits", "mnist", "svhn")  # a mirrored digit is no digit
-FEW = 500  # training images a class up to which pretrained weights are proposed
-ALIKE = 2  # factor by which epochs and images a class of a study may differ from those of a run that it speaks for
+KEEPS_ITS_CLASS = ("cifar10", "cifar100", "fashion-mnist")  # named sets in which a mirrored image keeps its class
+MIRRORED_DIFFERS = ("digits", "mnist", "svhn")  # a mirrored digit is not a digit
+FEW = 500  # training images per class up to which pretrained weights are proposed
+ALIKE = 2  # factor by which epochs and images per class of a study may differ from those of a run that it applies to
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -39,9 +39,9 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Proposal:
-    """An experiment as the command to type; `measured` is the book's effect in words, "" where it has none.
+    """An experiment as the command to type; `measured` is the evidence book's effect in words, "" if it has none.
 
-    None stands for a command that changes nothing whose effect could be measured.
+    It is None for a command that changes nothing whose effect could be measured.
     """
 
     command: str
@@ -51,7 +51,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides whether evidence from elsewhere speaks for a run: its net, its images a class, its epochs.
+    """What decides whether evidence from elsewhere applies to a run: its net, its images per class, its epochs.
 
     `room` is how much validation accuracy the run has left to gain.
     """
@@ -61,10 +61,10 @@ class Setting:
     room: float
 
     def resembles(self, study: Mapping[str, Any], arm: Mapping[str, Any]) -> bool:
-        """Whether what the study found for `arm` may be quoted for this run.
+        """Whether the study's result for `arm` may be quoted for this run.
 
-        The nets are of one kind and start alike, epochs and images a class differ by at most a factor of two, and the
-        run has as much left to gain as the arm gained.
+        It may if the nets are of one kind and start alike, epochs and images per class differ by at most a factor of
+        two, and the run has at least as much left to gain as the arm gained.
         """
         base, config = study["base"], self.config
         gain = abs(arm["difference"] or 0.0)
@@ -78,12 +78,12 @@ class Setting:
 
 
 def kind(model: str) -> str:
-    """Nets of one kind: plain convolutions, residual blocks, or a published architecture."""
+    """The kind of a net: plain convolutions, residual blocks, or a published architecture."""
     return {"simple-cnn": "plain", "convnet": "plain", "small-resnet": "residual"}.get(model, "published")
 
 
 def images_per_class(study: Mapping[str, Any]) -> float:
-    """Training images a class in each fold of a study."""
+    """The number of training images per class in each fold of a study."""
     return float(study["n_images"] * (1 - 1 / study["folds"]) / study["n_classes"])
 
 
@@ -93,11 +93,11 @@ def results() -> Results:
 
 
 def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, records: Results) -> list[Proposal]:
-    """The next experiments after `findings`, for the run of this `setting`, whose config lies in `config_file`.
+    """The next experiments after `findings`, for the run of this `setting`, whose config is in `config_file`.
 
-    What the evidence book found to hurt in a setting like this one is left out, and what it found to help goes first;
-    before all, where images are few, pretrained weights. Where the validation accuracy leaves no room, nothing is
-    proposed but to find out how certain it is.
+    What the evidence book found to hurt in a similar setting is left out, and what it found to help goes first. Where
+    images are few, pretrained weights come before everything else. Where the validation accuracy leaves no room, the
+    only proposal is to measure how certain it is.
     """
     config = setting.config
     folds = Proposal(
@@ -121,7 +121,7 @@ def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, 
         Proposal(_command("train", config_file, one.changes), one.reason, measured(one, setting, records))
         for _, one in ranked[:MOST]
     ]
-    if findings[0].name == DIVERGED:  # whatever it lacks, it must train first
+    if findings[0].name == DIVERGED:  # before anything else, it must train at all
         return chosen
     if findings[0].name == NO_FAULT:
         chosen = [folds, *chosen]
@@ -129,7 +129,7 @@ def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, 
 
 
 def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
-    """Finetuning instead of random weights, where images are few and may be photographs."""
+    """Propose finetuning instead of random weights where images are few and may be photographs."""
     config = setting.config
     if config.transfer.weights != "none" or config.data.is_own or config.data.source in MIRRORED_DIFFERS:
         return
@@ -142,13 +142,13 @@ def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
             words += [f"--data.{key}", str(data[key])]
     yield Proposal(
         command(*words),
-        f"about {setting.images_per_class:.0f} training images per class are few: pretrained weights are likely to pay",
+        f"about {setting.images_per_class:.0f} training images per class are few: pretrained weights probably help",
         _gain_of_pretraining(setting, records),
     )
 
 
 def _gain_of_pretraining(setting: Setting, records: Results) -> str:
-    """What the studies' arms `from scratch` lost, turned round: those nets were trained as the run at hand was."""
+    """The loss of the studies' arms `from scratch`, with the sign reversed: those nets were trained as this run was."""
     for study, record in records.items():
         arm = next((arm for arm in record["arms"] if arm["name"] == "from scratch"), None)
         if arm is None or arm["verdict"] != "hurts":
@@ -167,7 +167,7 @@ def _gain_of_pretraining(setting: Setting, records: Results) -> str:
 
 
 def measured(experiment: Experiment, setting: Setting, records: Results) -> str:
-    """The effect that the evidence book measured for the arm that tried the same in a setting like this one, or ""."""
+    """The effect that the evidence book measured for the same change in a similar setting, or ""."""
     arm = _arm(experiment.measured_in, setting, records)
     if arm is None or experiment.measured_in is None or arm["difference"] is None:
         return ""
@@ -183,12 +183,12 @@ def _words(arm: Mapping[str, Any], study: str, record: Mapping[str, Any]) -> str
     return (
         f"{unit.words(unit.difference(arm['difference']))} of {record['metric']}{interval}: {arm['verdict']}. "
         f"Study {study}, arm {arm['name']}: {base['model']} with {weights}, {images_per_class(record):.0f} training "
-        f"images a class of {record['data']}, {record['epochs']} epochs, {record['folds']} folds."
+        f"images per class of {record['data']}, {record['epochs']} epochs, {record['folds']} folds."
     )
 
 
 def _arm(measured_in: tuple[str, str] | None, setting: Setting, records: Results) -> Mapping[str, Any] | None:
-    """The arm of the book, where its study was run in a setting like this one."""
+    """The arm in the evidence book, if its study was run in a similar setting."""
     if measured_in is None or measured_in[0] not in records:
         return None
     study, name = measured_in
@@ -266,14 +266,14 @@ def _rate_too_high(config: RunConfig) -> Iterator[Experiment]:
 
 def _no_fault(config: RunConfig) -> Iterator[Experiment]:
     yield from _overfitting(config)
-    yield _longer(config, "twice the epochs show whether more training still pays")
+    yield _longer(config, "twice the epochs show whether more training still helps")
 
 
 def _too_short(config: RunConfig) -> Iterator[Experiment]:
     yield Experiment({"train.epochs": max(10, 2 * config.train.epochs)}, "more epochs give curves that can be read")
 
 
-#: what the evidence book tried beside its base's learning rate with Adam: factor on that -> arm
+#: the other learning rates that the evidence book tried with Adam: factor on the base's rate -> arm
 BOOK_LR = 0.002
 RATES = {3: "lr 0.006", 0.1: "lr 0.0002"}
 
@@ -300,7 +300,7 @@ def _cosine(reason: str) -> Experiment:
 
 def _rate(config: RunConfig, factor: float, reason: str) -> Iterator[Experiment]:
     lr = config.optim.lr
-    if lr is None:  # the optimiser is the user's own, and its learning rate stands in their code
+    if lr is None:  # the optimiser is the user's own, and its learning rate is set in their code
         return
     other = min(float(f"{lr * factor:.2g}"), 100.0)
     tried = RATES.get(factor) if (config.optim.name, lr) == ("adam", BOOK_LR) else None

@@ -1,4 +1,4 @@
-"""Numbers that a page shows of predictions: classes, calibration, suspected labels, pairs of models. Draws nothing."""
+"""Numbers that a page shows about predictions: classes, calibration, suspected labels, pairs of models. No drawing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of one class; an interval is None where nothing was there to measure it on."""
+    """Scores of one class; an interval is None where there was nothing to measure it on."""
 
     name: str
     support: int
@@ -39,8 +39,9 @@ class ClassScores:
 def class_scores(confusion: NDArray[np.int64], classes: Sequence[str], rng: np.random.Generator) -> list[ClassScores]:
     """The scores of each class of a confusion matrix [K, K] (rows = true class) with 95% intervals.
 
-    Precision and recall are shares of images: Wilson's interval (1927). F1 is none: the percentile bootstrap over
-    images, which for counts is a multinomial draw of the cells (Efron and Tibshirani 1993, ch. 13).
+    Precision and recall are proportions of images and get Wilson's interval (1927). F1 is not a proportion and gets the
+    percentile bootstrap over images, which for counts is a multinomial draw of the cells (Efron and Tibshirani 1993,
+    ch. 13).
     """
     true_positives, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     low, high = np.quantile(_bootstrapped_f1(confusion, rng), [0.025, 0.975], axis=0)
@@ -72,7 +73,7 @@ def _bootstrapped_f1(confusion: NDArray[np.int64], rng: np.random.Generator) -> 
     true, guessed = np.nonzero(confusion)
     counts = confusion[true, guessed]
     drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=DRAWS)
-    # What each cell adds to its class's true positives, images and predictions: sums over cells as one product each.
+    # What each cell adds to the true positives, images and predictions of its classes, summed by one product each.
     cells = np.arange(len(true))
     rows, columns = np.zeros((len(true), classes)), np.zeros((len(true), classes))
     rows[cells, true] = 1
@@ -82,11 +83,10 @@ def _bootstrapped_f1(confusion: NDArray[np.int64], rng: np.random.Generator) -> 
 
 
 def confused_order(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The classes [K] in an order in which those that are mistaken for each other stand together.
+    """An order of the classes [K] in which those that are mistaken for each other are adjacent.
 
-    Average-linkage clustering on the distance 1 - (share of i predicted as j + share of j predicted as i) / 2, with its
-    leaves ordered so that neighbours are near (Bar-Joseph et al. 2001). Where no two classes are confused the order
-    stays as given.
+    It comes from average-linkage clustering on the distance 1 - (share of i predicted as j + share of j predicted as i)
+    / 2, with optimally ordered leaves (Bar-Joseph et al. 2001). Where no two classes are confused, the order is kept.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
@@ -103,7 +103,7 @@ def confused_order(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(leaves_list(tree), dtype=np.int64)
 
 
-FEWEST = 20  # images; a temperature fitted to less says nothing
+FEWEST = 20  # images; a temperature fitted to fewer means nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +120,8 @@ class Scaling:
 def scaling(predictions: Predictions, rng: np.random.Generator) -> Scaling | None:
     """The effect of temperature scaling (Guo et al. 2017), cross-fitted; None for fewer than 20 images.
 
-    The images are halved at random, each half is scaled by the temperature fitted to the other, and both together are
-    measured: on its own images even a useless temperature would look good.
+    The images are split into random halves, each half is scaled by the temperature fitted to the other, and the two are
+    measured together: on the images that it was fitted to, even a useless temperature would look good.
     """
     logits, labels = predictions.log_probabilities, predictions.labels
     if len(labels) < FEWEST:
@@ -150,20 +150,20 @@ def _loss(log_probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> 
 
 
 def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
-    """Positions [M] of the images whose label is likely wrong, the likeliest first.
+    """Positions [M] of the images whose label is likely wrong, the most likely first.
 
-    Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) as cleanlab does it: an image is suspected
-    where another class's probability is above the mean that this class has on its own images. The probabilities must
-    be held-out ones. UserError where cleanlab is not installed.
+    This is confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) as implemented in cleanlab: an image
+    is suspected where the probability of another class exceeds the mean probability of that class on its own images.
+    The probabilities must be held-out ones. UserError where cleanlab is not installed.
     """
     if importlib.util.find_spec("cleanlab") is None:
         raise missing_extra("cleanlab", "report")
     from cleanlab.filter import find_label_issues
 
-    # The rows are float32 numbers and miss the sum of 1 by rounding, which cleanlab checks.
+    # The rows are float32 numbers whose sum misses 1 by rounding, which cleanlab checks.
     probabilities = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
     with warnings.catch_warnings():
-        # Of a class with a single image it cannot tell: nobody would expect otherwise.
+        # It cannot judge a class with a single image, which nobody would expect.
         warnings.filterwarnings("ignore", message="May not flag all label issues")
         found = find_label_issues(
             predictions.labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
@@ -173,9 +173,9 @@ def likely_label_errors(predictions: Predictions) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Image by image, in the first model's order: `first` and `second` say where each is right, bool [N].
+    """Two models image by image, in the first one's order: `first` and `second` bool [N] say where each is correct.
 
-    `partner` int64 [N] is the place of each image in the second model's predictions.
+    `partner` int64 [N] is the position of each image in the second model's predictions.
     """
 
     first: NDArray[np.bool_]
@@ -184,7 +184,7 @@ class Pairing:
 
     @property
     def only_first(self) -> NDArray[np.int64]:
-        """Positions of the images that the first model alone gets right."""
+        """Positions of the images that only the first model classifies correctly."""
         return np.flatnonzero(self.first & ~self.second)
 
     @property
@@ -198,12 +198,12 @@ class Pairing:
 
 def pair(first: Predictions, second: Predictions) -> Pairing | str:
     """Both models' predictions image by image; or why they cannot be paired, as the end of a sentence."""
-    place = {name: at for at, name in enumerate(second.ids)}
-    if set(first.ids) != place.keys():
-        common = len(set(first.ids) & place.keys())
+    position = {name: at for at, name in enumerate(second.ids)}
+    if set(first.ids) != position.keys():
+        common = len(set(first.ids) & position.keys())
         sizes = f"{common:,} of {len(first.ids):,} and {len(second.ids):,} in common"
-        return f"their val splits hold different images ({sizes})"
-    partner = np.array([place[name] for name in first.ids], dtype=np.int64)
+        return f"their validation splits contain different images ({sizes})"
+    partner = np.array([position[name] for name in first.ids], dtype=np.int64)
     ours = [first.classes[label] for label in first.labels]
     theirs = [second.classes[label] for label in second.labels[partner]]
     if ours != theirs:

@@ -1,6 +1,6 @@
-"""Line charts as inline SVG: drawn from the page's own colours, so that they follow light and dark, screen and print.
+"""Line charts as inline SVG, which take their colours from the page and so adapt to light, dark and print.
 
-The classes `line0`, `line1`, ... of the stylesheet give each line a colour and a dash of its own.
+The classes `line0`, `line1`, ... of the stylesheet give each line its own colour and dash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 42
 DOT = 2.6  # radius
 MOST_DOTS = 60  # points up to which each has a dot
-MARK_ROWS = 5  # words of marks stand in so many rows above the chart, so that neighbours do not overlap
+MARK_ROWS = 5  # rows above the chart for the labels of marks, so that neighbours do not overlap
 MARK_HEIGHT = 13
 KINDS = 8
 
@@ -26,7 +26,7 @@ Point = tuple[float, float | None]
 class Line:
     """Points (x, y) from left to right; a y of None is a gap. `kind` is the number of its colour and dash.
 
-    `weights` (none: all the same) are what the area of each point's dot stands for, where no y is None.
+    `weights` (default: all equal) give the area of each point's dot; then no y may be None.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at `x` with a word for it."""
+    """A vertical line at `x` with a label."""
 
     x: float
     word: str
@@ -45,7 +45,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Axes:
-    """What is drawn along x and y, each with its unit, and how numbers are written."""
+    """The labels of x and y, each with its unit, and the format of numbers."""
 
     x: str
     y: str
@@ -56,7 +56,7 @@ class Axes:
 
 
 def line_chart(title: str, description: str, axes: Axes, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Markup:
-    """An SVG with the lines, axes and marks; `title` and `description` are what a screen reader reads."""
+    """An SVG with the lines, axes and marks; `title` and `description` are for screen readers."""
     xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
     ys = [y for line in lines for _, y in _drawn(line, axes)] or [0.0, 1.0]
     x_ticks = _ticks(min(xs), max(xs), 6, whole=axes.whole_x)
@@ -69,7 +69,7 @@ def line_chart(title: str, description: str, axes: Axes, lines: Sequence[Line], 
     def to_y(value: float) -> float:
         return rising(math.log(value)) if rising else plain(value)
 
-    above = MARK_HEIGHT * max(0, min(len(marks), MARK_ROWS) - 1)  # the first row has its place in any chart
+    above = MARK_HEIGHT * max(0, min(len(marks), MARK_ROWS) - 1)  # every chart has room for the first row
     parts = [
         Markup('<svg class="chart" viewBox="0 {} {} {}" role="img"><title>{}</title><desc>{}</desc>').format(
             -above, WIDTH, HEIGHT + above, title, description
@@ -118,14 +118,14 @@ def _line(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], fl
 
 
 def _radii(line: Line, count: int) -> list[float]:
-    """Of the dots; an area in proportion to the weights, and none too small to be seen."""
+    """The radii of the dots: areas in proportion to the weights, but none too small to be seen."""
     if line.weights is None:
         return [DOT] * count
     return [max(1.5, 8 * math.sqrt(weight / max(line.weights))) for weight in line.weights]
 
 
 def _drawn(line: Line, axes: Axes) -> list[tuple[float, float]]:
-    """The points that have a place: a logarithm needs a y above 0."""
+    """The points that can be drawn: a logarithmic axis needs y above 0."""
     return [(x, y) for x, y in line.points if y is not None and (y > 0 or not axes.logarithmic)]
 
 
@@ -140,7 +140,7 @@ def _text(kind: str, x: float, y: float, words: str) -> Markup:
 
 
 def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
-    """From [low, high] to [first, last]; all to the middle where low is high."""
+    """A linear map from [low, high] to [first, last]; to the middle if low equals high."""
     if high == low:
         return lambda value: (first + last) / 2
     return lambda value: first + (value - low) / (high - low) * (last - first)

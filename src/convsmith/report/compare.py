@@ -25,17 +25,17 @@ from convsmith.studies.statistics import PairedAccuracies
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EACH_WAY = 18  # images shown that one model alone gets right
+EACH_WAY = 18  # images shown that only one model classifies correctly
 LONGEST_NAME = 120  # characters of the page's file name
 ALPHA = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Versus:
-    """A run against the first one. Without a `pairing` they saw different images, and `unpaired` says so.
+    """A run compared with the first one. Where there is no `pairing`, `unpaired` gives the reason.
 
     `result` is corrected for the number of `comparisons` (Bonferroni): its p is multiplied by that number, and its
-    interval has the level that goes with it, so that all intervals together hold with 95%.
+    interval has the corresponding level, so that all intervals together hold with 95% probability.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Versus:
 
     @property
     def words(self) -> str:
-        """What the comparison found, in one sentence."""
+        """The result of the comparison in one sentence."""
         name, reference, result = self.name, self.reference, self.result
         if self.pairing is None or result is None:
             return f"{name} and {reference} cannot be paired: {self.unpaired}."
@@ -70,11 +70,11 @@ class Versus:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Several runs side by side, and where the page about them lies.
+    """Several runs side by side, and the path of the page about them.
 
-    `table` has a dict a run: its name, each of METRICS that it has recorded, `accuracy_ci95` (Wilson), n, best_epoch,
-    epochs, parameters and seconds. `differences` names the keys in which the configs differ, each with its value in
-    every run. `versus` compares each further run with the first.
+    `table` has one dict per run: its name, each of METRICS that it has recorded, `accuracy_ci95` (Wilson), n,
+    best_epoch, epochs, parameters and seconds. `differences` lists the keys in which the configs differ, each with its
+    value in every run. `versus` compares each further run with the first.
     """
 
     table: list[dict[str, Any]]
@@ -84,7 +84,7 @@ class Comparison:
     curves_of: dict[str, list[dict[str, Any]]]  # run -> the rows of its metrics.csv
 
     def curves(self, metric: str = "val_accuracy") -> Figure:
-        """A column of metrics.csv by epoch, a line a run, as a matplotlib Figure."""
+        """A column of metrics.csv by epoch, one line per run, as a matplotlib Figure."""
         from convsmith.figures import style
 
         figure = style.new_figure(6.4, 4.2)
@@ -101,8 +101,8 @@ class Comparison:
 def compare(runs: Sequence[Path], out: Path | None = None) -> Comparison:
     """Compare finished runs on their validation splits, the first being the reference, and write a page about them.
 
-    `out` is the page's file; without it compare-<runs>.html lies beside the first run. UserError for fewer than two
-    runs, for one that is given twice, unfinished or damaged.
+    `out` is the file of the page; by default it is compare-<runs>.html beside the first run. UserError for fewer than
+    two runs, and for a run that is given twice, unfinished or damaged.
     """
     if len(runs) < 2:
         raise UserError(f"compare needs at least two runs: {command('compare', *(runs or ('RUN',)))} OTHER_RUN")
@@ -141,17 +141,17 @@ def _versus(inputs: Mapping[str, Inputs]) -> list[Versus]:
 
 
 def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:
-    """The test and its interval, both corrected by Bonferroni's method, which keeps the two in agreement."""
+    """The test and its interval, both corrected by Bonferroni's method so that they stay consistent."""
     result = pairing.test(1 - ALPHA / comparisons)
     return replace(result, p=min(1.0, comparisons * result.p))
 
 
 def _row(name: str, inputs: Inputs) -> dict[str, Any]:
-    """A run's scores on the val split, and what they cost."""
+    """A run's scores on the validation split, and its costs."""
     record, summary = inputs.evaluation, inputs.summary
     return {
         "name": name,
-        **worth_showing(record),  # an older edition has not recorded all of them
+        **worth_showing(record),  # an older edition did not record all of them
         "accuracy_ci95": accuracy_interval(record),
         "n": record["n"],
         **{key: summary[key] for key in ("best_epoch", "epochs", "parameters", "seconds")},
@@ -205,7 +205,7 @@ def _chart(runs: Mapping[str, Inputs], key: str, label: str, percent: bool) -> t
 
 
 def _images_of(runs: Mapping[str, Inputs], versus: Versus, gallery: Gallery) -> dict[str, Any]:
-    """The words of a comparison, and the images that either model alone gets right."""
+    """The sentence of a comparison, and the images that only one of the two models classifies correctly."""
     first_name, first = next(iter(runs.items()))
     section: dict[str, Any] = {"name": versus.name, "words": versus.words, "ways": []}
     if versus.pairing is None:

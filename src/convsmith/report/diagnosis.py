@@ -1,13 +1,13 @@
-"""What the learning curves say, in words: stated rules on recorded numbers, which a reader can redo by hand.
+"""The diagnosis of learning curves, by stated rules on recorded numbers that a reader can check by hand.
 
-Each rule is a sentence in `RULES`, and a function that returns the numbers it found, or None where it does not hold.
-The thresholds are conventions, chosen so that noise alone seldom meets them; differences of accuracies are measured in
-standard errors where few images make them coarse. Nothing here proposes an experiment: `advice` does.
+Each rule is a sentence in `RULES` and a function that returns the numbers it found, or None where it does not apply.
+The thresholds are conventions, chosen so that noise alone rarely meets them; differences of accuracies are measured in
+standard errors where few images make them coarse. Experiments are proposed in `advice`, not here.
 
-The training accuracy of metrics.csv is a mean over an epoch, measured under augmentation and dropout, and says little
+The training accuracy of metrics.csv is a mean over an epoch, measured with augmentation and dropout, and says little
 about what the net has learned. Rules that compare training with validation use the accuracy of the kept model on clean
-training images, which the summary records; for runs without such a record see `unfit_settings`. The training loss has
-label smoothing, class weights and penalties in it: no rule compares it with the validation loss.
+training images, which the summary records; for runs without such a record see `unfit_settings`. The training loss
+includes label smoothing, class weights and penalties, so no rule compares it with the validation loss.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from convsmith.records import STOPPED_EARLY
 
 Rows = Sequence[Mapping[str, Any]]
 
-ENOUGH = 3  # epochs; fewer show no trend
+ENOUGH = 3  # epochs; with fewer there is no trend
 RISE = 1.2  # factor by which a loss must rise to count
 NOISE = 0.05  # nats: a loss that moves by less has not moved
-WORSE = 1.5  # factor of the loss of guessing, which only a wrong and confident net exceeds
-GUESSING = 0.95  # factor of the loss of guessing from which on a net has learned nothing
+WORSE = 1.5  # factor of the loss of guessing, which only a confidently wrong net exceeds
+GUESSING = 0.95  # factor of the loss of guessing above which a net has learned nothing
 OVERFIT_LOSS = 1.1  # factor of the lowest validation loss
 OVERFIT_GAP = 0.05  # of accuracy
 FALL = 0.02  # of validation accuracy, from one epoch to the next
@@ -38,7 +38,7 @@ FALLING = 0.2  # share of the epochs
 FITTED = 0.95  # training accuracy
 SAME = 0.02  # of accuracy: training and validation are alike
 SLOPE = 0.02  # relative change of the validation loss over the last third
-ROOM = 0.02  # of validation accuracy: with less left to gain, nothing holds the net back that could be shown
+ROOM = 0.02  # of validation accuracy: with less left to gain, no shortcoming could be shown
 
 DIVERGED = "the loss diverged"
 TOO_SHORT = "too short to say"
@@ -46,26 +46,26 @@ NO_FAULT = "no fault found"
 
 RULES = {
     DIVERGED: (
-        f"training and validation loss of the last epoch are at least {GUESSING:g} ln(classes), where guessing has "
-        f"ln(classes), and the net was not simply slow to learn: some epoch's loss was above {WORSE:g} ln(classes), or "
-        f"both losses are at least {RISE:g} times their lowest. No other rule is asked then"
+        f"training and validation loss of the last epoch are at least {GUESSING:g} ln(classes), where ln(classes) is "
+        f"the loss of guessing, and the net was not simply slow to learn: in some epoch the loss was above {WORSE:g} "
+        f"ln(classes), or both losses are at least {RISE:g} times their lowest value. No other rule is applied then"
     ),
     "learning rate too high": (
-        f"in one epoch the training loss and the validation loss are both at least {RISE:g} times their lowest before "
-        f"it (and {NOISE:g} nats above), or the training loss of the first epoch is above {WORSE:g} ln(classes), where "
-        "guessing has ln(classes)"
+        f"in one epoch the training loss and the validation loss are both more than {RISE:g} times their lowest value "
+        f"so far (and {NOISE:g} nats above it), or the training loss of the first epoch is above {WORSE:g} "
+        "ln(classes), where ln(classes) is the loss of guessing"
     ),
     "unstable": (
         f"the validation accuracy falls from one epoch to the next by more than {100 * FALL:g} points and 3 standard "
         f"errors, at least twice and in {100 * FALLING:g}% of the epochs"
     ),
     "overfitting": (
-        f"the validation loss has risen to {OVERFIT_LOSS:g} times its lowest (and {NOISE:g} nats above) while the "
-        f"training loss went on falling, or the kept model's accuracy on training images is more than "
+        f"the validation loss has risen to more than {OVERFIT_LOSS:g} times its lowest value (and {NOISE:g} nats above "
+        f"it) while the training loss kept falling, or the kept model's accuracy on training images is more than "
         f"{100 * OVERFIT_GAP:g} points and 3 standard errors above its validation accuracy"
     ),
     "still improving": (
-        "the best epoch is among the last tenth, training did not stop early, and over the last third of the epochs "
+        "the best epoch is in the last tenth, training did not stop early, and over the last third of the epochs "
         f"the validation loss fell by more than {100 * SLOPE:g}%"
     ),
     "underfitting": (
@@ -73,7 +73,7 @@ RULES = {
         f"{100 * SAME:g} points or 1 standard error below that, and the run is not still improving"
     ),
 }
-#: Rules that find what holds the validation accuracy back: they are not asked where nothing does.
+#: rules that look for what limits the validation accuracy: they are not applied where there is no room for more
 NEED_ROOM = ("learning rate too high", "still improving", "underfitting")
 
 
@@ -88,9 +88,9 @@ class TrainAccuracy:
 
 @dataclass(frozen=True)
 class Course:
-    """A finished training as the rules see it.
+    """The input of the rules: a finished training.
 
-    `rows` are those of metrics.csv, whose val_accuracy is of `val_images` images. `train` is None where no training
+    `rows` are those of metrics.csv, whose val_accuracy is over `val_images` images. `train` is None where no training
     accuracy is comparable with the validation accuracy; `unfit` then names the settings that make the recorded one
     incomparable. `plain_loss` says that the training loss is a cross-entropy, whose value for guessing is known.
     """
@@ -152,7 +152,7 @@ def course(
 
 
 def unfit_settings(config: RunConfig) -> tuple[str, ...]:
-    """What makes the running training accuracy another one than that of the net on the training images as they are."""
+    """The settings that make the running training accuracy differ from the net's accuracy on clean training images."""
     augment = config.augment.active
     mixing = [name for name in ("mixup", "cutmix") if augment.pop(name, None)]
     model = config.model
@@ -163,7 +163,7 @@ def unfit_settings(config: RunConfig) -> tuple[str, ...]:
     found = {
         "augmentation": bool(augment),
         **dict.fromkeys(mixing, True),
-        "dropout": any(rates) or used is None,  # a net that is not ours may have any
+        "dropout": any(rates) or used is None,  # a net that is not ours may have dropout
         "averaged weights": bool(config.train.ema),
         "balanced sampling": config.data.sampling == "balanced",
     }
@@ -176,7 +176,7 @@ def diagnose(course: Course) -> list[Finding]:
     if evidence := _diverged(course):
         return [Finding(DIVERGED, evidence)]
     if len(rows) < ENOUGH:
-        return [Finding(TOO_SHORT, f"the run has {len(rows)} of the {ENOUGH} epochs that a curve needs")]
+        return [Finding(TOO_SHORT, f"the run has {len(rows)} of the {ENOUGH} epochs that a diagnosis needs")]
     improving = None if course.stopped_early else _still_improving(course)
     found = {
         "learning rate too high": _rate_too_high(course),
@@ -194,12 +194,12 @@ def diagnose(course: Course) -> list[Finding]:
 
 
 def not_judged(course: Course) -> str:
-    """Which question the rules leave open, and why; "" where they leave none."""
+    """The question that the rules leave open, and why; "" if there is none."""
     if course.train or len(course.rows) < ENOUGH or _diverged(course):
         return ""
     return (
-        f"Training and validation accuracy are not compared: this run has measured the training accuracy only with "
-        f"{_listed(course.unfit)}, and under these it says little about how well the net fits its training images"
+        f"Training and validation accuracy are not compared, because this run measured the training accuracy only with "
+        f"{_listed(course.unfit)}; measured in this way, it says little about how well the net fits its training images"
     )
 
 
@@ -214,7 +214,7 @@ def _diverged(course: Course) -> str | None:
         return None
     return (
         f"the last epoch ends with a training loss of {last['train_loss']:.4g} and a validation loss of "
-        f"{last['val_loss']:.4g}; guessing among {course.classes} classes has {guessing:.2f}"
+        f"{last['val_loss']:.4g}; the loss of guessing among {course.classes} classes is {guessing:.2f}"
     )
 
 
@@ -223,8 +223,8 @@ def _rate_too_high(course: Course) -> str | None:
     first = rows[0]["train_loss"]
     if course.plain_loss and first > WORSE * guessing:
         return (
-            f"the training loss of the first epoch is {first:.2f}; guessing among {course.classes} classes has "
-            f"{guessing:.2f}"
+            f"the training loss of the first epoch is {first:.2f}; the loss of guessing among {course.classes} classes "
+            f"is {guessing:.2f}"
         )
     for at in range(1, len(rows)):
         before = {key: min(row[key] for row in rows[:at]) for key in ("train_loss", "val_loss")}
@@ -268,7 +268,7 @@ def _overfitting(course: Course) -> str | None:
     gap = course.train.accuracy - val
     error = math.hypot(standard_error(val, course.val_images), standard_error(course.train.accuracy, course.train.n))
     if gap > max(OVERFIT_GAP, 3 * error):
-        return f"{_both(course, course.train)}: {100 * gap:.1f} points apart"
+        return f"{_both(course, course.train)}: a difference of {100 * gap:.1f} points"
     return None
 
 
@@ -299,7 +299,8 @@ def _underfitting(course: Course) -> str | None:
 
 
 def standard_error(share: float, count: int) -> float:
-    """Of a share of `count` images; for a share of 0 or 1 that of half an image, as no share is that certain."""
+    """The standard error of a share of `count` images; shares of 0 and 1, which are never certain, are moved by half an
+    image."""
     share = min(max(share, 0.5 / count), 1 - 0.5 / count)
     return math.sqrt(share * (1 - share) / count)
 

@@ -23,16 +23,16 @@ from convsmith.prediction.model_file import ModelCard
 from convsmith.report.analysis import confused_order, likely_label_errors
 from convsmith.report.inputs import Inputs
 
-TABLE_CLASSES = 40  # up to which the confusion matrix is a table; beyond, the most confused pairs are listed
+TABLE_CLASSES = 40  # classes up to which the confusion matrix is a table; beyond, the most confused pairs are listed
 MOST_PAIRS = 30
-PICTURE = 400  # pixels of a side of the picture of the matrix, about
+PICTURE = 400  # approximate side in pixels of the picture of the matrix
 CORRECT, MISTAKE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's blue and vermillion
-CELL_IMAGES = 600  # of all cells together
-A_CELL = 6
+CELL_IMAGES = 600  # in all cells together
+A_CELL = 6  # images in one cell at most
 LEVELS = 10  # of shading
 MISTAKES = 12
 SUSPECTED = 18
-MANY = 0.05  # share of the labels; a model that suspects more than this is itself often wrong
+MANY = 0.05  # share of the labels; a model that suspects more than this is often wrong itself
 SAMPLES = 24
 
 Section = dict[str, Any]
@@ -43,7 +43,7 @@ class Gallery:
     """The images of a subset that a page shows, by position; each is encoded once however often it is shown."""
 
     def __init__(self, subset: Subset | None, ids: Sequence[str]) -> None:
-        """`ids` say what a position means, in the order of the predictions, which need not be the subset's.
+        """`ids` give the image at each position, in the order of the predictions, which may differ from the subset's.
 
         UserError for an id that the subset does not have.
         """
@@ -53,7 +53,7 @@ class Gallery:
         self.uris: dict[int, str] = {}
         if strange := next((name for name in ids if subset is not None and name not in self._at), None):
             raise UserError(
-                f"the predictions name '{strange}', which is not among the images: convsmith evaluate the run"
+                f"the predictions name '{strange}', which is not among the images: run convsmith evaluate again"
             )
 
     def __bool__(self) -> bool:
@@ -71,10 +71,10 @@ class Gallery:
 
 
 def confusion(predictions: Predictions, gallery: Gallery) -> Section:
-    """The matrix as rows of cells, and for each cell that has any the images that tell most about it.
+    """The matrix as rows of cells, and for each nonempty cell its most informative images.
 
-    A wrong cell shows its most confident mistakes, a right one its least confident images. Where there are too many
-    classes for a table, a picture of the matrix and the pairs that are confused most take its place.
+    A cell off the diagonal shows its most confident mistakes, a cell on the diagonal its least confident images. Where
+    there are too many classes for a table, a picture of the matrix and the most confused pairs take its place.
     """
     classes = predictions.classes
     counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
@@ -110,7 +110,7 @@ def confusion(predictions: Predictions, gallery: Gallery) -> Section:
 
 
 def _matrix_picture(shares: NDArray[np.float64]) -> str:
-    """A data URI of the matrix [K, K], some pixels a cell: correct blue, mistakes orange; a larger share is darker."""
+    """A data URI of the matrix [K, K]: correct predictions are blue, mistakes orange; a larger share is darker."""
     depth = np.sqrt(shares)[..., None]
     ink = np.where(np.eye(len(shares), dtype=bool)[..., None], CORRECT, MISTAKE)
     pixels = np.rint(255 * (1 - depth) + ink * depth).astype(np.uint8)
@@ -152,7 +152,7 @@ def suspected_labels(predictions: Predictions, gallery: Gallery) -> Section:
 
 
 def samples(inputs: Inputs) -> list[Section]:
-    """Train images augmented as in training, in the order of the first epoch: each as it was and as the net saw it."""
+    """Train images in the order of the first epoch, each before augmentation and as the net saw it."""
     dataset, config, card = inputs.dataset, inputs.config, inputs.card
     if dataset is None:
         return []
@@ -179,9 +179,9 @@ def samples(inputs: Inputs) -> list[Section]:
 
 
 def heats_of(model: nn.Module | None, card: ModelCard, predictions: Predictions, gallery: Gallery) -> Heats:
-    """From positions to Grad-CAM of the predicted class, laid over each image as a data URI.
+    """A function from positions to the Grad-CAM of the predicted class, laid over each image, as data URIs.
 
-    None for each where the model is None, or has no convolutions and hence no such map.
+    They are None where the model is None, or has no convolutions and hence no such map.
     """
 
     def heats(positions: Sequence[int]) -> list[str | None]:
@@ -208,7 +208,7 @@ def _cell(pair: tuple[int, int], counts: NDArray[Any], shares: NDArray[Any], cla
         "right": row == column,
         "count": int(counts[pair]),
         "share": share,
-        # The square root keeps rare confusions in sight.
+        # The square root keeps rare confusions visible.
         "level": max(1, round(LEVELS * share**0.5)),
     }
 

@@ -1,4 +1,4 @@
-"""All that a report is made of: the files of a finished run, and its train and val images where they can be had."""
+"""The inputs of a report: the files of a finished run, and its train and val images where they are available."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ EVALUATED = ("evaluation-val.json", "predictions-val.csv")
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A finished run; its images and its network are opened when they are asked for.
+    """A finished run; its images and its network are opened on first use.
 
-    `source` and `module` are the user's own data and network, where the run has been trained with such.
+    `source` and `module` are the user's own data and network, if the run was trained with such.
     """
 
     run: RunDir
@@ -50,10 +50,10 @@ class Inputs:
 
     @cached_property
     def model(self) -> nn.Module | None:
-        """The best weights, on the CPU in eval mode; None where the network is the user's own and was not handed in."""
+        """The best weights, on the CPU in eval mode; None where the network is the user's own and was not passed in."""
         if self.card.architecture is None and self.module is None:
             return None
-        # A copy: whoever handed the module in may be using it, on another device.
+        # A copy: the caller may be using the module, on another device.
         return load_model(self.run.model, torch.device("cpu"), copy.deepcopy(self.module))[0]
 
     @cached_property
@@ -65,7 +65,7 @@ class Inputs:
 
     @property
     def dataset(self) -> Dataset | None:
-        """The data as the run divided it; None where it cannot be had again, and `absent` says why."""
+        """The data as the run divided them; None where they are no longer available, and `absent` says why."""
         return self._opened[0]
 
     @property
@@ -76,7 +76,7 @@ class Inputs:
 def read_inputs(path: Path, source: Source | None = None, module: nn.Module | None = None) -> Inputs:
     """The inputs of the run in `path`; UserError where the run or a file is missing.
 
-    The test split stays sealed: of it only what `evaluate` wrote is read.
+    The test split stays sealed: only what `evaluate` wrote about it is read.
     """
     run = open_finished(path)
     card = read_card(run.model)
@@ -85,7 +85,7 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
     if len(predictions.ids) != evaluation["n"]:
         raise UserError(
             f"'{run.predictions('val')}' has {len(predictions.ids)} images and '{run.evaluation('val').name}' "
-            f"{evaluation['n']}: make both again, {command('evaluate', path)}"
+            f"{evaluation['n']}: make both again with {command('evaluate', path)}"
         )
     test = run.evaluation("test")
     return Inputs(
@@ -106,7 +106,7 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
 
 
 def open_finished(path: Path) -> RunDir:
-    """A run with all that a report needs; a UserError says which command makes what is missing."""
+    """A run with everything that a report needs; a UserError names the command that makes a missing file."""
     run = open_single(path, *NEEDED)
     for name in EVALUATED:
         if not (run.path / name).exists():
@@ -118,7 +118,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv, at least one; UserError where it is damaged."""
     rows = [dict(row) for row in metrics_csv.read(path)]
     if not rows:
-        raise records.damaged(path, "it has no whole row")
+        raise records.damaged(path, "it has no complete row")
     for number, row in enumerate(rows, start=1):
         records.check(path, records.MetricsRow, row, f"row {number}, ")
     return rows

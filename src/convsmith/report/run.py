@@ -1,4 +1,4 @@
-"""Write report.html of a finished run."""
+"""Writing report.html of a finished run or a cross-validation. The content of its sections is made elsewhere."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NAME = "report.html"
 def report(
     path: Path, source: Source | None = None, module: nn.Module | None = None, listener: Listener = nobody
 ) -> Path:
-    """Write <run>/report.html and return where it is; `source` and `module` where data or network are the user's own.
+    """Write <run>/report.html and return its path; pass `source` and `module` if data or network are the user's own.
 
-    A cross-validation gets a page of its own kind. UserError where the run is not finished, or a file is missing or
-    damaged. Without its data a run gets a page without images, of which the listener is told, but never in place of an
-    older page: that is a UserError. The test split stays sealed.
+    A cross-validation gets a different page. UserError where the run is not finished, or a file is missing or damaged.
+    A run whose data are gone gets a page without images and the listener a note; but where a page exists already, that
+    is a UserError. The test split stays sealed.
     """
     run = open_run(path)
     target = run.path / NAME
@@ -35,23 +35,23 @@ def report(
         from convsmith.report.study import read_crossval, study_page
 
         study = read_crossval(run)
-        _ask_for_images(target, study.opened[1], listener)
+        _note_missing_images(target, study.opened[1], listener)
         text = study_page(study)
     else:
         inputs = read_inputs(path, source, module)
-        _ask_for_images(target, inputs.absent, listener)
+        _note_missing_images(target, inputs.absent, listener)
         text = page(inputs)
     with explain_os_errors(f"'{target}'"):
         write_text(target, text)
     return target
 
 
-def _ask_for_images(target: Path, absent: str, listener: Listener) -> None:
-    """Where the images cannot be had: UserError if a page exists, which may show them; else a note."""
+def _note_missing_images(target: Path, absent: str, listener: Listener) -> None:
+    """Where the images are not available: a UserError if a page exists, which may show them, else a note."""
     if absent and target.exists():
-        raise UserError(f"{absent}. '{target}' stays as it is: remove it to get a page without images")
+        raise UserError(f"{absent} ('{target}' stays as it is: remove it to get a page without images)")
     if absent:
-        listener(Note(f"The page is without images: {absent}"))
+        listener(Note(f"the page has no images: {absent}"))
 
 
 def page(inputs: Inputs) -> str:
@@ -85,7 +85,7 @@ def page(inputs: Inputs) -> str:
 
 
 def _study_of(run: RunDir) -> Path | None:
-    """The cross-validation that the run is a fold of, if it is one."""
+    """The cross-validation that the run is a fold of, if any."""
     above = RunDir(run.path.resolve().parent.parent)
     return above.path if above.study.exists() and above.predictions("oof").exists() else None
 
@@ -93,11 +93,11 @@ def _study_of(run: RunDir) -> Path | None:
 def after_training(
     run: RunDir, listener: Listener = nobody, source: Source | None = None, module: nn.Module | None = None
 ) -> None:
-    """The report at the end of a training; what goes wrong with it is a note and a line of the log."""
+    """Write the report at the end of a training; a failure becomes a note and a line of the log."""
     try:
         listener(Note(f"report  {report(run.path, source, module, listener)}"))
-    except Exception as error:  # of any kind: hours of training must not end as failed for want of a page
+    except Exception as error:  # of any kind: hours of training must not count as failed because of a page
         line = f"warning: the report could not be written ({error}); try: {command('report', run.path)}"
         listener(Note(line))
-        with suppress(OSError):  # the disk that refused the page may refuse this as well
+        with suppress(OSError):  # a disk that refused the page may refuse this as well
             run.log(line)

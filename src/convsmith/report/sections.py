@@ -25,13 +25,13 @@ from convsmith.transfer.unfreezing import plan
 
 Section = dict[str, Any]
 DECADES = 1e-4  # of the highest learning rate: a curve that goes lower is not drawn on a logarithmic axis
-CUTTING = ("step", "plateau")  # schedules that cut the rate at once; the others' curves say it better than marks would
+CUTTING = ("step", "plateau")  # schedules that cut the rate in steps; for the others the curve itself is clearer
 CUT = 0.9
-MOST_CUTS = 8  # where there are more, the curve alone shows them
+MOST_CUTS = 8  # if there are more, only the curve shows them
 
 
 def result(inputs: Inputs) -> Section:
-    """The val split's scores, and those of the test split where it was opened."""
+    """The scores on the validation split, and on the test split if it was opened."""
     return {"val": _scores(inputs.evaluation), "test": _scores(inputs.test) if inputs.test else None}
 
 
@@ -86,7 +86,7 @@ def curves(inputs: Inputs) -> Section:
         words = f"{title} by epoch. Validation goes from {first:.4g} to {last:.4g}; the best epoch is {best}."
         charts.append((unit, line_chart(title, words, Axes("epoch", unit, percent=as_percent), lines, marks)))
     rates = [row["learning_rate"] for row in rows]
-    # A cosine ends near zero: eight decades for its last epoch would hide all the others.
+    # A cosine schedule ends near zero: eight decades for its last epoch would hide all the others.
     wide = DECADES * max(rates) < min(rates) < max(rates) / 30
     words = f"Learning rate by epoch, from {rates[0]:.3g} to {rates[-1]:.3g}."
     axes = Axes("epoch", "learning rate", logarithmic=wide)
@@ -95,7 +95,7 @@ def curves(inputs: Inputs) -> Section:
     )
     names = [(0, "training"), (1, "validation"), (2, "learning rate")]
     names += [(3, "clean training images")] if clean else []
-    recorded = [name for name in MONITORS if name in rows[0]]  # an older edition knew fewer
+    recorded = [name for name in MONITORS if name in rows[0]]  # older editions recorded fewer
     return {"charts": charts, "names": names, "rows": rows, "metrics": recorded, "clean": bool(clean)}
 
 
@@ -170,7 +170,7 @@ def calibration(predictions: Predictions) -> Section | None:
 
 
 def layers(inputs: Inputs) -> Section | None:
-    """The network layer by layer; None where the module is the user's own and was not handed in."""
+    """The network layer by layer; None where the module is the user's own and was not passed in."""
     if inputs.model is None:
         return None
     preprocessing = inputs.card.preprocessing
@@ -180,7 +180,7 @@ def layers(inputs: Inputs) -> Section | None:
 
 
 def data(inputs: Inputs) -> Section:
-    """How many images of which class are in which split; of test the number alone."""
+    """The number of images of each class in each split; for the test split only the total."""
     dataset, config, card = inputs.dataset, inputs.config.data, inputs.card
     sizes = {split: len(ids) for split, ids in inputs.splits["splits"].items()}
     classes: list[Section] = []
@@ -205,7 +205,7 @@ def data(inputs: Inputs) -> Section:
 
 
 def reproduction(inputs: Inputs) -> Section:
-    """Config, environment and the commands that repeat the run and go on from it."""
+    """Config, environment, and the commands that repeat the run or use it."""
     run = inputs.run.path
     commands = [
         ("train it again", command("train", inputs.run.config)),
@@ -223,14 +223,14 @@ def reproduction(inputs: Inputs) -> Section:
     }
 
 
-SURE = 2  # standard errors of the accuracy that the mean confidence must differ by to count
+SURE = 2  # standard errors of the accuracy by which the mean confidence must differ to count
 
 
 def summary(predictions: Predictions, values: Mapping[str, Any], findings: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(the section's id, a word for it, a sentence) each, from the sections in `values` and the names of `findings`."""
+    """The summary as (section id, title, sentence) each, from the sections in `values` and the names of `findings`."""
     labels, classes = predictions.labels, predictions.classes
     most = np.bincount(labels, minlength=len(classes))
-    guess = f"always naming '{classes[most.argmax()]}' would reach {percent(most.max() / len(labels))}"
+    guess = f"always predicting '{classes[most.argmax()]}' would reach {percent(most.max() / len(labels))}"
     found = [
         (
             "result",
@@ -244,7 +244,7 @@ def summary(predictions: Predictions, values: Mapping[str, Any], findings: Seque
     low, high = there[0], there[-1]
     if low["f1"] < high["f1"]:
         easiest = f"the easiest '{high['name']}' ({percent(high['f1'])})"
-        words = f"the hardest is '{low['name']}' (F1 {percent(low['f1'])}) and {easiest}"
+        words = f"the hardest class is '{low['name']}' (F1 {percent(low['f1'])}) and {easiest}"
         found.append(("classes", "Classes", words))
     found.append(("confusion", "Mistakes", _mistakes(predictions)))
     if values["calibration"]:
@@ -261,7 +261,7 @@ def _training(findings: Sequence[str]) -> str:
 
 
 def _mistakes(predictions: Predictions) -> str:
-    """The cell off the diagonal with the most images."""
+    """The total number of mistakes, and the most frequent confusion."""
     classes = predictions.classes
     counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
     of = counts.sum(axis=1)
@@ -271,15 +271,16 @@ def _mistakes(predictions: Predictions) -> str:
     true, guessed = np.unravel_index(counts.argmax(), counts.shape)
     most = counts[true, guessed]
     if most == 1:
-        return f"there are {counts.sum():,}, and no two of the same kind"
+        number = int(counts.sum())
+        return "there is 1" if number == 1 else f"there are {number:,}, and no two of the same kind"
     pair = f"'{classes[true]}' is predicted as '{classes[guessed]}' ({most:,} of {of[true]:,})"
-    return f"there are {counts.sum():,}; most often {pair}"
+    return f"there are {counts.sum():,}; most often, {pair}"
 
 
 def _labels(suspected: Mapping[str, Any]) -> str:
     count, of = suspected["count"], suspected["of"]
     if not count:
-        return "none looks wrong"
+        return "no label looks wrong"
     if suspected["many"]:
         return f"{count:,} of {of:,} look wrong to this model, which says more about the model than about the labels"
     return f"{count:,} of {of:,} may be mislabelled"
@@ -288,7 +289,7 @@ def _labels(suspected: Mapping[str, Any]) -> str:
 def _confidence(predictions: Predictions) -> str:
     sure, right = float(predictions.probabilities.max(axis=1).mean()), float(predictions.correct.mean())
     if abs(sure - right) < SURE * standard_error(right, len(predictions.labels)):
-        verdict = "calibrated on the whole"
+        verdict = "well calibrated overall"
     else:
         verdict = "overconfident" if sure > right else "underconfident"
     return f"the model is {verdict}: its mean confidence is {percent(sure)}, its accuracy {percent(right)}"

@@ -1,4 +1,4 @@
-"""report.html of a cross-validation: every image as the net saw it that had not trained on it."""
+"""report.html of a cross-validation, where each image is predicted by the net that was not trained on it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Crossval:
 
     @cached_property
     def opened(self) -> tuple[Subset | None, str]:
-        """The images that were divided into folds, or why they cannot be had."""
+        """The images that were divided into folds, or why they are not available."""
         try:
             dataset = open_dataset(self.config.data)
             if dataset.hash != records.read(self.run.path / FOLDS, records.Folds)["hash"]:
@@ -77,7 +77,7 @@ def read_crossval(run: RunDir) -> Crossval:
     for name in [run.predictions("oof").name] if folds else [f"folds/*/{RECORD}"]:
         if not folds or not (run.path / name).exists():
             again = command("resume", run.path)
-            raise UserError(f"study '{run.path}' has no {name}: {again} makes it where a fold is left to do")
+            raise UserError(f"study '{run.path}' has no {name}: {again} makes it if a fold is still to do")
     card = read_card(next(iter(folds.values())).model)
     return Crossval(
         run=run,
@@ -120,7 +120,7 @@ def study_page(study: Crossval) -> str:
 
 
 def _findings(study: Crossval) -> list[tuple[str, int]]:
-    """What the folds' curves show, and in how many folds."""
+    """The findings on the folds' curves, and the number of folds that have each."""
     found, classes = Counter[str](), len(study.card.classes)
     for rows, fold in zip(study.rows, study.folds.values(), strict=True):
         val_images = records.read(fold.evaluation("val"), records.Evaluation)["n"]
@@ -142,12 +142,12 @@ def _chart(study: Crossval, metric: str, label: str, percent: bool) -> tuple[str
         for at, (key, rows) in enumerate(list(zip(study.folds, study.rows, strict=True))[:KINDS])
     ]
     ends = [rows[-1][metric] for rows in study.rows]
-    words = f"By epoch, a line a fold. They end between {min(ends):.4g} and {max(ends):.4g}."
+    words = f"By epoch, one line per fold. They end between {min(ends):.4g} and {max(ends):.4g}."
     return label, line_chart(label, words, Axes("epoch", label, percent=percent), lines)
 
 
 def _heats(study: Crossval, gallery: Gallery, positions: Sequence[int]) -> list[str | None]:
-    """Grad-CAM of each image, by the net that had not trained on it."""
+    """Grad-CAM of each image, by the net that was not trained on it."""
     held_by = _held_by(study.run.predictions("oof"))
     found: dict[int, str | None] = {}
     for key, fold in study.folds.items():

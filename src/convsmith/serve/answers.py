@@ -1,4 +1,4 @@
-"""What the server answers about an image: prediction, heat map, nearest training images. Knows no HTTP requests."""
+"""The server's answers about an image: prediction, heat map, nearest training images. HTTP is handled in `app`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from convsmith.prediction.predictor import Predictor
 from convsmith.serve.neighbours import Neighbours
 from convsmith.serve.upload import Refused
 
-MAX_PIXELS = 25_000_000  # while one is decoded they need 60 bytes each, where there is transparency
+MAX_PIXELS = 25_000_000  # decoding an image with transparency takes 60 bytes per pixel
 NEIGHBOURS = 6
 
 
 class Answers:
-    """A model that answers; without `neighbours` it tells of no training images. Not safe in threads."""
+    """Answers of a model; without `neighbours` they name no training images. Not thread-safe."""
 
     def __init__(self, predictor: Predictor, neighbours: Neighbours | None) -> None:
         self._predictor, self._neighbours = predictor, neighbours
@@ -68,7 +68,7 @@ class Answers:
             status = 413 if error.kind == "bomb" else 422
             raise Refused(status, f"the image cannot be read ({error}): send another one") from None
         except MemoryError:
-            raise Refused(413, "the image needs more memory than there is: send a smaller one") from None
+            raise Refused(413, "the image needs more memory than is available: send a smaller one") from None
 
     def _prediction(self, pixels: InputPixels) -> dict[str, Any]:
         found = self._predictor.predict(pixels)[0]

@@ -1,4 +1,4 @@
-"""The routes of the server: a page for people, JSON for programs, and a queue of one worker. Computes no answers."""
+"""The routes of the server: a page for people, JSON for programs, a queue with one worker. `answers` computes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from convsmith.serve.answers import MAX_PIXELS, Answers
 from convsmith.serve.guard import Guard
 from convsmith.serve.upload import MAX_BYTES, Refused, drain, image_of, receive
 
-QUEUE = 8  # uploads in memory that wait for the one at work
+QUEUE = 8  # uploads in memory that wait for the one being processed
 UPLOAD_SECONDS = 30.0
-ANSWER_SECONDS = 60.0  # waiting in line included
+ANSWER_SECONDS = 60.0  # including the wait in the queue
 RETRY_SECONDS = 2
 
 PAGE = {
@@ -36,14 +36,15 @@ Work = Callable[[bytes], dict[str, Any]]
 
 
 class RequestQueue:
-    """One thread that works, and at most QUEUE uploads that wait for it; more are refused before they are read."""
+    """One worker thread, and at most QUEUE uploads that wait for it; further ones are refused before they are read."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "answers")
         self._inside = 0
 
     async def answer(self, request: Request, work: Work) -> dict[str, Any]:
-        """What `work` makes of the image of a request. Raises Refused where it is full, slow, or no image came."""
+        """The result of `work` for the image of a request. Raises Refused if the queue is full, on a timeout, or
+        without an image."""
         if self._inside > QUEUE:
             await _timely(drain(request))
             raise Refused(503, f"the server is busy: try again in {RETRY_SECONDS} seconds", RETRY_SECONDS)
@@ -55,7 +56,7 @@ class RequestQueue:
         except BaseException:
             self._leave()
             raise
-        # Work that takes too long cannot be stopped: it keeps its place until it is done.
+        # Work that takes too long cannot be stopped: it keeps its slot until it is done.
         loop = asyncio.get_running_loop()
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
         try:
@@ -77,7 +78,7 @@ async def _timely(reading: Any) -> Any:
 
 
 def make_app(answers: Answers, name: str, names: frozenset[str]) -> Starlette:
-    """The server of the run called `name`, for requests to the hosts `names` and to addresses."""
+    """The application for the run called `name`; it accepts requests to the hosts `names` and to IP addresses."""
     queue = RequestQueue()
     limits = {"bytes": MAX_BYTES, "pixels": MAX_PIXELS, "waiting": QUEUE}
     health = {"status": "ok", "run": name, "classes": answers.classes, "limits": limits}
@@ -101,7 +102,7 @@ def make_app(answers: Answers, name: str, names: frozenset[str]) -> Starlette:
         Refused: _refused,
         RunFailed: _failed,
         ClientDisconnect: _gone,
-        HTTPException: _not_there,
+        HTTPException: _no_route,
         Exception: _internal,
     }
     return Starlette(routes=routes, middleware=[Middleware(Guard, names=names)], exception_handlers=handlers)
@@ -126,13 +127,13 @@ async def _failed(request: Request, error: RunFailed) -> Response:
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client is gone and will not read it
 
 
-async def _not_there(request: Request, error: HTTPException) -> Response:
-    there = "GET /, GET /health, POST /predict, POST /explain"
-    return JSONResponse({"error": f"{error.detail}: there are {there}"}, error.status_code, error.headers)
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    routes = "GET /, GET /health, POST /predict, POST /explain"
+    return JSONResponse({"error": f"{error.detail}: there are {routes}"}, error.status_code, error.headers)
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the server failed: its log says why"}, 500)
+    return JSONResponse({"error": "the server failed: see its log"}, 500)

@@ -1,4 +1,4 @@
-"""Which requests the server turns away by their host and origin, and the headers of its answers. Reads no bodies."""
+"""Refusal of requests by their host and origin, and the headers of all answers. No bodies are read here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def own_names(host: str) -> frozenset[str]:
-    """The names, besides addresses, by which a server listening on `host` may be called, in lower case."""
+    """The names, besides IP addresses, under which a server that listens on `host` may be reached, in lower case."""
     names = {"localhost", host}
     if not is_loopback(host):
         names |= {socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn()}
@@ -38,10 +38,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Turns away requests for other hosts and from other sites, and puts HEADERS on every answer.
+    """Refuses requests for other hosts and from other sites, and puts HEADERS on every answer.
 
-    DNS rebinding needs a name of the attacker's in the Host header, so addresses and `names` alone pass. A page
-    of another site can send images here but for its Origin header.
+    DNS rebinding needs one of the attacker's names in the Host header, so only IP addresses and `names` are accepted.
+    A page of another site could send images here, but its Origin header gives it away.
     """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
@@ -63,7 +63,7 @@ class Guard:
         app = self.app
         name = urlsplit(f"//{host}").hostname if host.count("[") == host.count("]") else None
         if name is None or not (_is_address(name) or name in self.names):
-            app = _refusal(421, "this server does not go by that name: open it by its address")
+            app = _refusal(421, "this server does not answer to that name: open it by its IP address")
         elif origin is not None and urlsplit(origin).netloc != host:
             app = _refusal(403, "requests from other sites are refused")
         await app(scope, receive, send_with_headers)

@@ -1,4 +1,4 @@
-"""The training images whose features are most like those of a given image. Draws and sends nothing."""
+"""Search for the training images whose features are most similar to those of a given image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convsmith.data.dataset import Subset
 from convsmith.data.preprocess import InputPixels
 from convsmith.prediction.predictor import Predictor
 
-MOST = 2_000  # training images in the index: enough to recognise one's data, seconds to compute
+MOST = 2_000  # training images in the index: enough to represent the data, and computed in seconds
 BATCH = 64
 
 
@@ -53,10 +53,10 @@ class Neighbours:
         return torch.nn.functional.normalize(model.features(images).float(), dim=1).cpu()
 
     def nearest(self, pixels: InputPixels, count: int) -> list[Neighbour]:
-        """The `count` images of the index most like the one in `pixels`, the most alike first."""
-        similar = (self._vectors @ self._features(pixels)[0]).clamp(-1, 1)
-        values, places = similar.topk(min(count, len(self)))
-        found = self._positions[places.numpy()]
+        """The `count` images of the index most similar to the one in `pixels`, the most similar first."""
+        similarities = (self._vectors @ self._features(pixels)[0]).clamp(-1, 1)
+        values, indices = similarities.topk(min(count, len(self)))
+        found = self._positions[indices.numpy()]
         return [
             Neighbour(self._subset.ids[position], int(self._subset.labels[position]), float(value), image)
             for position, value, image in zip(found, values, self._subset.gather(found), strict=True)

@@ -1,4 +1,4 @@
-"""A listening server for a run: its socket, the time limit of headers, uvicorn. Knows no routes and prints nothing."""
+"""A listening server for a run: its socket, the time limit for headers, uvicorn. The routes are in `app`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_CONNECTIONS = 200
 
 
 class HeaderTimeout(H11Protocol):
-    """Hangs up on who has not sent the head of a request in time: held open, it would keep others out."""
+    """Closes connections whose request headers do not arrive in time: held open, they would keep others out."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,7 +51,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except socket.gaierror:
-        raise UserError(f"--host '{host}' is no address of this machine: give 127.0.0.1, or 0.0.0.0 for all") from None
+        raise UserError(
+            f"--host '{host}' is not an address of this machine: give 127.0.0.1, or 0.0.0.0 for all"
+        ) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -59,9 +61,11 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} of {host} is in use: stop what listens there, or choose --port") from None
+            raise UserError(
+                f"port {port} of {host} is in use: stop the program that listens there, or choose another --port"
+            ) from None
         if error.errno == errno.EACCES:
-            raise UserError(f"port {port} needs more rights: choose a --port of 1024 or more") from None
+            raise UserError(f"port {port} needs more privileges: choose a --port of 1024 or more") from None
         raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
     return listener
 
@@ -75,10 +79,10 @@ def serve(
     source: Source | None = None,
     listener: Listener = nobody,
 ) -> None:
-    """Answer requests for predictions of `run` until the process is interrupted; the listener gets `Serving` then.
+    """Answer requests for predictions of `run` until the process is interrupted; the listener gets `Serving` first.
 
-    `module` and `source` are the user's own network and data, where the run was trained with such. Raises UserError
-    where the host or the port cannot be had.
+    `module` and `source` are the user's own network and data, if the run was trained with such. Raises UserError where
+    the host or the port cannot be used.
     """
     if not 0 <= port <= 65535:
         raise UserError(f"--port must be from 0 to 65535, but got {port}")
@@ -88,7 +92,7 @@ def serve(
         answers = Answers(predictor, _neighbours(run, predictor, source, listener))
         rules = predictor.card.preprocessing
         blank = np.zeros((1, rules.working_size, rules.working_size, rules.channels), np.uint8)
-        # The first answer imports and allocates much: let it be this one.
+        # The first answer is slow, since it imports and allocates much: this is it.
         if missing := answers.explain_pixels(InputPixels(blank)).get("heat_map_missing"):
             listener(Note(f"warning: no heat maps: {missing}"))
         port = listening.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What a request has sent, held in memory and under limits; whatever exceeds one is refused with a reason."""
+"""Reading the image of a request into memory, under limits; what exceeds one is refused with a reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.requests import Request
 
-MAX_BYTES = 16 * 2**20  # of an image: cameras stay below it
+MAX_BYTES = 16 * 2**20  # of an image; photographs are smaller
 MAX_FORM = MAX_BYTES + 2**16  # of the form around it
 MAX_DRAIN = (
     4 * MAX_BYTES
@@ -25,7 +25,7 @@ class Refused(Exception):
 
 
 async def receive(request: Request) -> bytes:
-    """The body of a request; Refused (413) where it is larger than MAX_FORM."""
+    """The body of a request; raises Refused (413) where it is larger than MAX_FORM."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -36,7 +36,7 @@ async def receive(request: Request) -> bytes:
 
 
 async def drain(request: Request, most: int = MAX_DRAIN) -> None:
-    """Read what is left of a body and keep none of it; whoever sends more than `most` bytes is cut off."""
+    """Read and discard the rest of a body; a client that sends more than `most` bytes is cut off."""
     async for chunk in request.stream():
         most -= len(chunk)
         if most < 0:
@@ -44,9 +44,9 @@ async def drain(request: Request, most: int = MAX_DRAIN) -> None:
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
-    """The image in a body: the field `image` of a form (multipart/form-data), else the body as it is.
+    """The image in a body: the field `image` of a form (multipart/form-data), or else the whole body.
 
-    Raises Refused where there is none, the form is malformed, or the file name or the image too long.
+    Raises Refused where there is no image, the form is malformed, or the file name or the image is too long.
     """
     kind, options = parse_options_header(content_type)
     image = _image_of_form(body, options.get(b"boundary", b"")) if kind == b"multipart/form-data" else body
@@ -58,7 +58,7 @@ def image_of(body: bytes, content_type: str) -> bytes:
 
 
 def _image_of_form(body: bytes, boundary: bytes) -> bytes:
-    """The first part called `image`; nothing where there is none. The parts stay in memory, whatever their size."""
+    """The first part called `image`, or b"" if there is none. The parts stay in memory, whatever their size."""
     images: list[bytes] = []
     ends: list[bool] = []
 

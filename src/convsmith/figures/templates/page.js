@@ -1,5 +1,5 @@
 "use strict";
-// A cell of the confusion matrix opens the images it stands for. All text goes in as text, never as markup.
+// A cell of the confusion matrix opens its images. All text is inserted as text, never as markup.
 const data = document.getElementById("shown");
 if (data) {
   const shown = JSON.parse(data.textContent);
@@ -39,7 +39,7 @@ if (data) {
     if (event.target === dialog) dialog.close();
   });
 
-  // One stop for Tab; the arrow keys go to the next cell that has images, Home and End to the ends of the row.
+  // The matrix is one Tab stop; arrow keys move to the next cell that has images, Home and End to the ends of the row.
   const buttons = [...matrix.querySelectorAll("button[data-cell]")];
   const visit = (button) => {
     for (const other of buttons) other.tabIndex = other === button ? 0 : -1;

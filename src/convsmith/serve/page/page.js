@@ -1,12 +1,12 @@
 "use strict";
 
 const MOST_CLASSES = 10; // shown of a long list
-const PATIENCE = 90000; // milliseconds until an answer is given up
-const SMALL = 96; // images below this many pixels are enlarged without blur
+const PATIENCE = 90000; // milliseconds to wait for an answer
+const SMALL = 96; // images narrower than this many pixels are enlarged without blur
 
 const part = (id) => document.getElementById(id);
 let limits = { bytes: Infinity };
-let latest = 0; // answers to earlier images than the latest are dropped
+let latest = 0; // answers to any but the latest image are dropped
 let camera = null;
 
 function element(tag, properties, ...children) {
@@ -39,7 +39,7 @@ function show(answer) {
     picture(part("heat-map"), answer.heat_map);
     part("heat-map").alt = "Heat map: where the model looked to answer " + answer.label;
   }
-  // A browser puts keys that look like numbers first, whatever order they came in.
+  // JavaScript puts keys that look like integers first, whatever order they came in.
   const probabilities = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
   part("probabilities").replaceChildren(
     ...probabilities.slice(0, MOST_CLASSES).map(([name, share]) =>
@@ -70,7 +70,7 @@ async function send(image, name) {
     say("", `This image is larger than ${Math.floor(limits.bytes / 2 ** 20)} MB: choose a smaller one.`);
     return;
   }
-  say("Looking at it…", "");
+  say("Analysing the image…", "");
   const form = new FormData();
   form.append("image", image, name);
   try {
@@ -80,7 +80,7 @@ async function send(image, name) {
     if (reply.ok) show(answer);
     else say("", answer.error);
   } catch (error) {
-    if (mine === latest) say("", "The server cannot be reached, or did not answer in time: is it still running?");
+    if (mine === latest) say("", "The server cannot be reached or did not answer in time. Is it still running?");
   }
 }
 
