@@ -213,7 +213,7 @@ def _gradients(record: Mapping[str, Any]) -> str:
         "",
         f"    {record['command']}",
         "",
-        "The table shows the root mean square of the gradient of the loss with respect to the weights of a convolution, "
+        "The table shows the root mean square of the gradient of the loss with respect to a convolution's weights, "
         f"before the first step, in a net of {len(record['layers'])} 3 x 3 convolutions without batch norm, on "
         f"{record['images']} images of CIFAR-10. Where first / last is far below 1, the first layers hardly learn:",
         "",

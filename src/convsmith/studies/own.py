@@ -26,7 +26,7 @@ def has_own(parts: Parts) -> bool:
 
 
 def fresh(parts: Parts) -> Parts:
-    """The parts for one training: it trains a copy of the network, from the weights that were handed in."""
+    """The parts for one training: it trains a copy of the network, from the weights that were passed in."""
     return replace(parts, module=copy.deepcopy(parts.module))
 
 
