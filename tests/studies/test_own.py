@@ -132,11 +132,11 @@ def test_a_study_is_not_continued_with_another_network_or_optimiser(tmp_path: Pa
             with pytest.raises(UserError, match=f"{what}.*: pass in the one that it was started with"):
                 resuming.resume(tmp_path / name, other)
     other = replace(parts, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.2))
-    with pytest.raises(UserError, match=r"was started with something else .*base_lr was 0\.1, now 0\.2"):
+    with pytest.raises(UserError, match=r"own_optimizer.groups.0..base_lr was 0\.1, now 0\.2"):
         crossval(config(), other, folds=2, name="cv", runs_dir=tmp_path)
-    with pytest.raises(UserError, match=r"was started with something else .*base_lr was 0\.1, now 0\.2"):
+    with pytest.raises(UserError, match=r"own_optimizer.groups.0..base_lr was 0\.1, now 0\.2"):
         ablate(validate_study(values, "s"), None, other, name="ab", runs_dir=tmp_path)
-    with pytest.raises(UserError, match=r"was started with something else .*base_lr was 0\.1, now 0\.2"):
+    with pytest.raises(UserError, match=r"own_optimizer.groups.0..base_lr was 0\.1, now 0\.2"):
         tune(space, None, other, name="t", runs_dir=tmp_path)
 
 
