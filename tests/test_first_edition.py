@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from convsmith import load
 from convsmith.cli import main
 from convsmith.config import compose, read_config
+from convsmith.errors import UserError
 from convsmith.rundir import RunDir
 
 KEPT = Path(__file__).parent / "first_edition"
@@ -31,6 +32,16 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "summary", "explain", "export", "serve", "compare"])
+def test_a_study_is_told_from_a_run(runs: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {"predict": ["a.png"], "export": ["--format", "onnx"], "compare": ["runs/finished"]}.get(verb, [])
+    assert main([verb, "runs/crossval", *more]) == 2
+    message = "'runs/crossval' is a study: name a single run, "
+    assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match="is a study"):
+        load(runs / "crossval")
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

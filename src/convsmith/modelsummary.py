@@ -14,7 +14,7 @@ from convsmith.errors import UserError
 from convsmith.nets.build import build
 from convsmith.nets.shapes import LayerRow, totals, trace
 from convsmith.prediction.model_file import read_card
-from convsmith.rundir import open_run
+from convsmith.rundir import open_single
 from convsmith.training.setup import NO_PARTS, Parts
 from convsmith.transfer import weights
 
@@ -57,7 +57,7 @@ def of_config(config: RunConfig, parts: Parts = NO_PARTS) -> ModelSummary:
 
 def of_run(directory: Path, parts: Parts = NO_PARTS) -> ModelSummary:
     """The network of a run directory."""
-    card = read_card(open_run(directory, "model/model.json").model)
+    card = read_card(open_single(directory, "model/model.json").model)
     seen, classes = card.preprocessing, len(card.classes)
     if parts.module is not None:
         return _traced(parts.module, type(parts.module).__name__, seen.channels, seen.image_size, classes)

@@ -14,7 +14,7 @@ from convsmith.errors import Stopped, UserError, command
 from convsmith.events import Interrupted, Listener, counter, nobody
 from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
-from convsmith.rundir import RunDir, open_run, refuse_taken
+from convsmith.rundir import RunDir, open_run, open_single, refuse_taken
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
@@ -37,7 +37,7 @@ class Run:
     """
 
     def __init__(self, directory: Path, parts: Parts = setup.NO_PARTS, device: str = "auto") -> None:
-        self.files: RunDir = open_run(directory)
+        self.files: RunDir = open_single(directory)
         self.device = device
         self._module = parts.module
         self._source = parts.source

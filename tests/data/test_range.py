@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 import convsmith
+from convsmith.cli import main
 from convsmith.config import compose, validate
 from convsmith.data.audit import check_data, summary_lines
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.dataset import open_dataset, unseal_test
 from convsmith.data.decode import DecodeError, decode
+from convsmith.data.depth import range_note
 from convsmith.data.preprocess import prepare
 from convsmith.errors import UserError
 from convsmith.training import setup
@@ -147,6 +149,28 @@ def test_a_range_that_is_hardly_used_is_noted(tmp_path: Path) -> None:
     wide = str(plant(tmp_path / "wide", scans(40, low=0, high=9_000)))
     assert not open_dataset(DataConfig(source=wide)).notes
     assert "of the range from 0 to 1e+06" in open_dataset(DataConfig(source=wide, range=(0, 1e6))).notes[0]
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1e-320), (-1e308, 1e308), (5000.0, 6000.0)])
+def test_a_range_in_which_no_sample_lies_is_noted_too(limits: tuple[float, float]) -> None:
+    note = range_note(np.array([[980.0, 1100.0, 65535.0]]), limits)
+    assert note is not None
+    assert "0.0% of the range" in note
+    assert "about 1 gray levels" in note
+
+
+def test_auto_is_not_recommended_for_images_that_are_all_the_same() -> None:
+    note = range_note(np.array([[1000.0, 1000.0, 65535.0]]), "full")
+    assert note is not None
+    assert note.endswith("all samples are the same")
+
+
+def test_data_check_proposes_to_train_with_the_range_that_was_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = plant(tmp_path / "scans", scans(8, "int16", -1000, 1000))
+    assert main(["data", "check", str(root), "--range", "[-1000, 2000]"]) == 0
+    assert f"convsmith train --data {root} --data.range '[-1000, 2000]'" in capsys.readouterr().out
 
 
 def test_duplicates_are_compared_at_full_depth(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """Pairs of models: whether interval, p and verdict agree, and what is refused or cannot be paired."""
 
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
+import convsmith
 from convsmith.prediction.evaluation import Predictions
 from convsmith.report.analysis import Pairing, pair
 from convsmith.report.compare import Versus, _corrected
@@ -32,6 +36,30 @@ def test_other_images_and_other_labels_are_not_paired():
     other = pair(first, predictions("xyv", "aab", "aab"))
     assert other == "their validation splits contain different images (2 of 3 and 3 in common)"
     assert pair(first, predictions("xyz", "abb", "aab")) == "their images have different labels"
+
+
+def trained(data, folder):
+    options = {"epochs": 1, "track": {"wandb": "off"}, "train": {"threads": 1, "layout": "contiguous"}, "show": False}
+    return convsmith.train(data, name=data.name, runs_dir=folder, **options).directory
+
+
+def test_images_that_have_the_same_name_in_two_data_sets_are_not_paired(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("one", "other"):
+        for file in (f"{split}/{label}/{at}.png" for split in ("train", "val") for label in "ab" for at in range(6)):
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    shutil.copytree(tmp_path / "one", tmp_path / "more")
+    shutil.copy(tmp_path / "other/train/a/0.png", tmp_path / "more/train/a/6.png")  # the val split stays the same
+    runs = [trained(tmp_path / name, tmp_path / "runs") for name in ("one", "more", "other")]
+    more, other = convsmith.compare(runs).versus
+    assert more.result is not None
+    assert other.words == (
+        "other and one cannot be paired: the images of their val splits have the same names and are not the same."
+    )
+    shutil.rmtree(tmp_path / "other")
+    assert convsmith.compare(runs).versus[1].result is None
 
 
 @pytest.mark.parametrize("comparisons", [1, 2, 5])

@@ -78,10 +78,11 @@ def range_note(depths: Depths, limits: Literal["full"] | Limits) -> str | None:
     if used is None:
         return None
     low, high = (0.0, float(np.nanmax(depths[:, 2]))) if limits == "full" else limits
-    share = (min(used[1], high) - max(used[0], low)) / (high - low)
+    share = max((min(used[1], high) - max(used[0], low)) / (high - low), 0.0)
+    rest = "data.range=auto uses all 256" if used[0] < used[1] else "all samples are the same"
     if share >= LEAST:
         return None
     return (
-        f"the samples run from {used[0]:,g} to {used[1]:,g}, which is {max(share, 0):.1%} of the range from {low:,g} "
-        f"to {high:,g}: only about {max(round(share * 255), 0) + 1} gray levels remain. data.range=auto uses all 256"
+        f"the samples run from {used[0]:,g} to {used[1]:,g}, which is {share:.1%} of the range from {low:,g} "
+        f"to {high:,g}: only about {round(share * 255) + 1} gray levels remain. {rest}"
     )

@@ -191,9 +191,9 @@ def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | No
         return _exported_predictor(path, device)
     folder = path if (path / CARD).exists() else RunDir(path).model
     if not (folder / CARD).exists():
-        from convsmith.rundir import open_run
+        from convsmith.rundir import open_single
 
-        open_run(path, f"model/{CARD}")
+        open_single(path, f"model/{CARD}")
     model, card = load_model(folder, where := select_device(device), module)
     return Predictor(model, card, where)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convsmith.config import differences, word
+from convsmith.data.config import DecodeRules
+from convsmith.data.sources import ARRAYS
 from convsmith.errors import UserError, command
 from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 EACH_WAY = 18  # images shown that only one model classifies correctly
 LONGEST_NAME = 120  # characters of the page's file name
 ALPHA = 0.05
+AT_ONCE = 256  # images that are held in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +133,7 @@ def compare(runs: Sequence[Path], out: Path | None = None) -> Comparison:
 
 def _versus(inputs: Mapping[str, Inputs]) -> list[Versus]:
     (reference, first), *others = inputs.items()
-    pairings = {name: pair(first.predictions, other.predictions) for name, other in others}
+    pairings = {name: _pair(first, other) for name, other in others}
     comparisons = sum(isinstance(pairing, Pairing) for pairing in pairings.values())
     return [
         Versus(name, reference, None, pairing, None, comparisons)
@@ -138,6 +141,31 @@ def _versus(inputs: Mapping[str, Inputs]) -> list[Versus]:
         else Versus(name, reference, pairing, "", _corrected(pairing, comparisons), comparisons)
         for name, pairing in pairings.items()
     ]
+
+
+def _pair(first: Inputs, other: Inputs) -> Pairing | str:
+    """As `analysis.pair`; two data sets may have given the same names to different images."""
+    pairing = pair(first.predictions, other.predictions)
+    if isinstance(pairing, str) or _same_images(first, other, pairing):
+        return pairing
+    return "the images of their val splits have the same names and are not the same"
+
+
+def _same_images(first: Inputs, other: Inputs, pairing: Pairing) -> bool:
+    """Whether images with the same name are the same, as far as can be told: pixels that were decoded by different
+    rules cannot be compared.
+    """
+    if first.splits["hash"] == other.splits["hash"]:
+        return True
+    if DecodeRules.of(first.card.preprocessing) != DecodeRules.of(other.card.preprocessing):
+        return True
+    if first.dataset is None or other.dataset is None:
+        return first.config.data.source == other.config.data.source != ARRAYS
+    ours, theirs = first.dataset.val, other.dataset.val
+    return all(
+        np.array_equal(ours.gather(at), theirs.gather(pairing.partner[at]))
+        for at in np.array_split(np.arange(len(ours)), -(-len(ours) // AT_ONCE))
+    )
 
 
 def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if out:
         display.line(f"written: {out}")
     steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict for each file)"]
-    steps.append(command("train", "--data", args.source))
+    flags = ("--data.range", args.range) if args.range != "full" else ()
+    steps.append(command("train", "--data", args.source, *flags))
     for number, step in enumerate(steps):
         display.line(f"{'' if number else 'next:':6}{step}")
     return 0

@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
     from convsmith.prediction.evaluate import evaluate
-    from convsmith.rundir import open_run
+    from convsmith.rundir import open_single
 
-    directory = open_run(args.directory, "splits.json", "model/model.json")
+    directory = open_single(args.directory, "splits.json", "model/model.json")
     typed = command("evaluate", args.directory, "--split", args.split)
     record = evaluate(directory, args.split, typed, device=args.device)
     Display().evaluated(directory, args.split, record)
