@@ -13,28 +13,24 @@ where the work itself fails, and `Stopped` where a signal ended it after everyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from convsmith.data.audit import Audit
     from convsmith.modelsummary import ModelSummary
     from convsmith.report.compare import Comparison
     from convsmith.run import Run
+    from convsmith.show import Show
+    from convsmith.spec import Arrays, Data, Model
     from convsmith.studies.ablation import AblationResult
     from convsmith.studies.crossval import CrossvalResult
     from convsmith.studies.lr_find import LrFindResult
     from convsmith.studies.tuning import TuningResult
     from convsmith.training.own import OptimizerFactory
-
-    Arrays = tuple[np.ndarray, Any]
-    Data = str | Path | Arrays | Mapping[str, Any] | None
-    Model = str | torch.nn.Module | Mapping[str, Any] | None
-    Show = bool | Callable[[Any], None]
 
 __all__ = [
     "Run",
@@ -147,9 +143,18 @@ def crossval(
     from convsmith.studies import crossval as module
 
     spec = spec_of(data, model, preset, config, optimizer, settings)
-    options: dict[str, Any] = {"folds": folds, "repeats": repeats, "jobs": jobs, "backend": backend, "name": name}
     with listening(show, study=True) as listener:
-        return module.crossval(spec.config, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener)
+        return module.crossval(
+            spec.config,
+            spec.parts,
+            folds=folds,
+            repeats=repeats,
+            jobs=jobs,
+            backend=backend,
+            name=name,
+            runs_dir=Path(runs_dir),
+            listener=listener,
+        )
 
 
 def ablate(
@@ -178,10 +183,18 @@ def ablate(
     from convsmith.studies.config import read_study
 
     spec = spec_of(data, model, None, None, optimizer, settings)
-    options: dict[str, Any] = {"folds": folds, "jobs": jobs, "backend": backend, "budget": budget, "name": name}
     with listening(show, study=True) as listener:
         return ablation.ablate(
-            read_study(study), spec.layer, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener
+            read_study(study),
+            spec.layer,
+            spec.parts,
+            folds=folds,
+            jobs=jobs,
+            backend=backend,
+            budget=budget,
+            name=name,
+            runs_dir=Path(runs_dir),
+            listener=listener,
         )
 
 
@@ -209,10 +222,17 @@ def tune(
     from convsmith.studies.tune_config import read_tuning
 
     spec = spec_of(data, model, None, None, optimizer, settings)
-    options: dict[str, Any] = {"trials": trials, "jobs": jobs, "backend": backend, "name": name}
     with listening(show, study=True) as listener:
         return tuning.tune(
-            read_tuning(study), spec.layer, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener
+            read_tuning(study),
+            spec.layer,
+            spec.parts,
+            trials=trials,
+            jobs=jobs,
+            backend=backend,
+            name=name,
+            runs_dir=Path(runs_dir),
+            listener=listener,
         )
 
 
@@ -237,9 +257,17 @@ def lr_find(
     from convsmith.studies import lr_find as module
 
     spec = spec_of(data, model, preset, config, optimizer, settings)
-    options: dict[str, Any] = {"low": low, "high": high, "steps": steps, "name": name}
     with listening(show, study=True) as listener:
-        return module.lr_find(spec.config, spec.parts, **options, runs_dir=Path(runs_dir), listener=listener)
+        return module.lr_find(
+            spec.config,
+            spec.parts,
+            low=low,
+            high=high,
+            steps=steps,
+            name=name,
+            runs_dir=Path(runs_dir),
+            listener=listener,
+        )
 
 
 def check_data(
@@ -299,37 +327,16 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     damaged), `val_accuracy` (for a cross-validation, the mean over the held-out folds), `test_accuracy` (None where
     there is none), its size in `bytes`, and the time when it was `changed`.
     """
-    from convsmith import records, rundir
-    from convsmith.errors import UserError
+    from convsmith.rundir import listing
 
-    found = []
-    for run in rundir.runs_in(Path(folder)):
-        kind, state, val, test = "run", "damaged", None, None
-        try:
-            kind, state = rundir.kind_of(run), rundir.state_of(run)
-            if run.summary.exists():
-                val = records.read(run.summary, records.Summary)["val"]["accuracy"]
-            elif run.crossval.exists():
-                val = records.read(run.crossval, records.Crossval)["mean"].get("accuracy")
-            if run.evaluation("test").exists():
-                test = records.read(run.evaluation("test"), records.Evaluation)["accuracy"]
-        except UserError:  # one damaged file must not hide the other runs
-            state = "damaged"
-        accuracies = {"val_accuracy": val, "test_accuracy": test}
-        found.append({"directory": run.path, "kind": kind, "state": state, **accuracies})
-        found[-1] |= {"bytes": rundir.size_of(run), "changed": rundir.changed_at(run)}
-    return found
+    return listing(Path(folder))
 
 
 def presets(name: str | None = None) -> dict[str, str]:
     """The presets that come with the package, or only the one with this name: name -> YAML text."""
     from convsmith.config import presets as known
-    from convsmith.errors import choose
 
-    every = known()
-    if name is not None and name not in every:
-        raise choose("preset", name, every)
-    return every if name is None else {name: every[name]}
+    return known(name)
 
 
 def doctor() -> dict[str, str]:

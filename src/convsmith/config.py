@@ -155,21 +155,21 @@ def _as_layer(values: Any, what: str) -> Layer:
     return {str(name): dict(part or {}) for name, part in values.items()}
 
 
-def presets() -> dict[str, str]:
-    """The built-in presets: name -> YAML text."""
+def presets(name: str | None = None) -> dict[str, str]:
+    """The presets that come with the package, or only the one with this name: name -> YAML text."""
     folder = resources.files("convsmith") / "presets"
-    return {
+    known = {
         item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
         for item in sorted(folder.iterdir(), key=lambda item: item.name)
         if item.name.endswith(".yaml")
     }
+    if name is not None and name not in known:
+        raise choose("preset", name, known)
+    return known if name is None else {name: known[name]}
 
 
 def preset_layer(name: str) -> Layer:
-    known = presets()
-    if name not in known:
-        raise choose("preset", name, known)
-    return _as_layer(parse_yaml(known[name], f"preset '{name}'"), f"preset '{name}'")
+    return _as_layer(parse_yaml(presets(name)[name], f"preset '{name}'"), f"preset '{name}'")
 
 
 def flag_layer(flags: Mapping[str, str]) -> Layer:

@@ -245,3 +245,24 @@ def size_of(run: RunDir) -> int:
             if file.is_file():
                 seen[status.st_dev, status.st_ino] = status.st_size
     return sum(seen.values())
+
+
+def listing(folder: Path) -> list[dict[str, Any]]:
+    """The runs and studies directly below `folder`, as `convsmith.runs` returns them."""
+    found = []
+    for run in runs_in(folder):
+        kind, state, val, test = "run", "damaged", None, None
+        try:
+            kind, state = kind_of(run), state_of(run)
+            if run.summary.exists():
+                val = records.read(run.summary, records.Summary)["val"]["accuracy"]
+            elif run.crossval.exists():
+                val = records.read(run.crossval, records.Crossval)["mean"].get("accuracy")
+            if run.evaluation("test").exists():
+                test = records.read(run.evaluation("test"), records.Evaluation)["accuracy"]
+        except UserError:  # one damaged file must not hide the other runs
+            state = "damaged"
+        accuracies = {"val_accuracy": val, "test_accuracy": test}
+        found.append({"directory": run.path, "kind": kind, "state": state, **accuracies})
+        found[-1] |= {"bytes": size_of(run), "changed": changed_at(run)}
+    return found

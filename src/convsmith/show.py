@@ -9,9 +9,11 @@ from convsmith.display import Display
 from convsmith.events import Listener, nobody
 from convsmith.study_display import StudyDisplay
 
+Show = bool | Listener  # of the public functions
+
 
 @contextlib.contextmanager
-def listening(show: bool | Listener, study: bool = False) -> Iterator[Listener]:
+def listening(show: Show, study: bool = False) -> Iterator[Listener]:
     """A display for True (with `study`, one for the events of studies), none for False; functions are used directly."""
     if not isinstance(show, bool):
         yield show

@@ -26,7 +26,6 @@ from convsmith.report.diagnosis import course, diagnose
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import NEEDED, TEMPLATES, read_metrics
 from convsmith.rundir import RunDir, example_of, open_run
-from convsmith.studies.crossval import RESULT
 from convsmith.studies.fold_job import RECORD
 from convsmith.studies.study import FOLDS, read_spec
 
@@ -67,8 +66,8 @@ def read_crossval(run: RunDir) -> Crossval:
             f"'{run.path}' is a study ({kind}), which {shown} sum up: a report shows a cross-validation or a single "
             f"run, {example_of(run)}"
         )
-    open_run(run.path, RESULT, FOLDS)
-    result = records.read(run.path / RESULT, records.Crossval)
+    open_run(run.path, run.crossval.name, FOLDS)
+    result = records.read(run.crossval, records.Crossval)
     folds = {}
     for file in run.path.glob(f"folds/*/{RECORD}"):
         record = records.read(file, records.Fold)

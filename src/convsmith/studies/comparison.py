@@ -33,7 +33,6 @@ from convsmith.studies.statistics import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULT = "ablation.json"
 LEVEL = 0.95
 ARMS = "arms.json"  # each arm's resolved config, the hash of its data, the seconds that an epoch was measured to take
 Scores = dict[str, dict[int, dict[str, Any]]]  # arm -> index of the run -> its record
@@ -165,7 +164,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         "dropped": dict(dropped),
         "failed": dict(failed),
     }
-    record = records.write(run.path / RESULT, records.Ablation, record)
+    record = records.write(run.ablation, records.Ablation, record)
     _write_tables(run, record)
     return record
 

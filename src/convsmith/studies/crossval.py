@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INNER_VAL = 0.1  # of a fold's training images, where the data's own val split leaves data.val_fraction open
-RESULT = "crossval.json"
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def summarise(
         save(confusion_figure(counts, classes), run.figures / "confusion.png")
         _write_out_of_fold(run, folds, per_fold)
     run.log(f"{len(per_fold)} folds done, {len(failed)} failed")
-    return records.write(run.path / RESULT, records.Crossval, result)
+    return records.write(run.crossval, records.Crossval, result)
 
 
 def _interval(metric: str, values: Sequence[float], folds: int) -> tuple[float, float, float]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRIVATE = 0o600  # mode of optuna.json: the URL of the database may contain a password
-TRIALS, BEST = "trials.csv", "best.yaml"
+TRIALS = "trials.csv"
 FEWEST = 8  # complete trials from which the importance of parameters is estimated
 
 
@@ -168,7 +168,7 @@ def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningRe
         f"{metric} {best['value']:.4f}.\n"
         "# It was chosen for this value, which is therefore optimistic: cross-validate it, or use the test split.\n"
     )
-    files.write_text(search.run.path / BEST, comment + config.to_yaml())
+    files.write_text(search.run.best, comment + config.to_yaml())
     search.run.figures.mkdir(exist_ok=True)
     save(result.history(), search.run.figures / "history.png")
     if figure := result.importance():

@@ -52,7 +52,7 @@ def show(result: AblationResult, display: Display) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from convsmith.studies.comparison import RESULT
+    from convsmith.rundir import RunDir
 
     rows, directory = result.table(), result.directory
     table = Table(*rows[0], box=None, pad_edge=False)
@@ -65,7 +65,7 @@ def show(result: AblationResult, display: Display) -> int:
     for name, reason in result.failed.items():
         display.line(f"failed: {name}: {reason}")
     display.line(
-        f"\nwritten: {directory / RESULT}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
+        f"\nwritten: {RunDir(directory).ablation}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
     )
     if result.failed:
         display.line(f"next: {command('resume', directory)}   (tries the failed runs again)")

@@ -54,7 +54,7 @@ def show(result: CrossvalResult, display: Display) -> int:
     from rich.table import Table
 
     from convsmith.records import HEADLINES, METRICS, shown
-    from convsmith.studies.crossval import RESULT
+    from convsmith.rundir import RunDir
 
     directory = result.directory
     folds = Table("fold", *(METRICS[metric].label for metric in HEADLINES), "images", "seconds")
@@ -75,8 +75,8 @@ def show(result: CrossvalResult, display: Display) -> int:
         display.line(f"missing: {name} failed: {reason}")
     if not result.std:
         display.line("fewer than two folds are done, so no interval can be computed")
-    written = f"{directory / RESULT}, predictions-oof.csv, figures/confusion.png, folds/"
-    display.line(f"\nwritten: {written if result.per_fold else directory / RESULT}")
+    written = f"{RunDir(directory).crossval}, predictions-oof.csv, figures/confusion.png, folds/"
+    display.line(f"\nwritten: {written if result.per_fold else RunDir(directory).crossval}")
     if result.failed:
         display.line(f"next: {command('resume', directory)}   (tries the failed folds again)")
     else:

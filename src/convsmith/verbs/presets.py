@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from convsmith.config import presets
-from convsmith.errors import choose
 
 PLACE, LINE = 160, "list the presets, or show one"
 
@@ -15,10 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    known = presets()
+    known = presets(args.name)
     if args.name is not None:
-        if args.name not in known:
-            raise choose("preset", args.name, known)
         print(known[args.name], end="")
         return 0
     width = max(map(len, known))

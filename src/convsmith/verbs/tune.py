@@ -62,10 +62,12 @@ def _results(result: TuningResult, display: Display) -> None:
     from rich.text import Text
 
     from convsmith.display import duration
-    from convsmith.studies.tuning import BEST, TRIALS
+    from convsmith.rundir import RunDir
+    from convsmith.studies.tuning import TRIALS
     from convsmith.study_display import word
 
     path, metric, ranked = result.directory, result.metric, result.ranked
+    best = RunDir(path).best
     states = [trial["state"] for trial in result.trials]
     counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(("complete", *states)) if state in states]
     display.line(f"\ntrials: {', '.join(counted) or 'none'}")
@@ -88,6 +90,6 @@ def _results(result: TuningResult, display: Display) -> None:
         "the test split, which no trial has seen."
     )
     figures = "figures/history.png" + (", figures/importance.png" if result.importances else "")
-    display.line(f"\nwritten: {path / BEST}, {TRIALS}, {figures}, trials/")
-    display.line(f"next: {command('crossval', path / BEST)}")
-    display.line(f"      {command('train', path / BEST)}")
+    display.line(f"\nwritten: {best}, {TRIALS}, {figures}, trials/")
+    display.line(f"next: {command('crossval', best)}")
+    display.line(f"      {command('train', best)}")
