@@ -1,5 +1,5 @@
 #!/bin/sh
-# The knobs of finetuning, one run each, on the embedded digits. Afterwards look into runs/*/summary.json.
+# Common settings, one run each, on the embedded digits. The results are in runs/*/summary.json.
 #   sh examples/05_study_knobs.sh
 set -e
 for activation in relu tanh sigmoid; do
