@@ -36,9 +36,11 @@ def read(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "summary", "explain", "export", "serve", "compare"])
 def test_a_study_is_told_from_a_run(runs: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    more = {"predict": ["a.png"], "export": ["--format", "onnx"], "compare": ["runs/finished"]}.get(verb, [])
+    image = "runs/a.png"
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(image)
+    more = {"predict": [image], "export": ["--format", "onnx"], "compare": ["runs/finished"]}.get(verb, [])
     assert main([verb, "runs/crossval", *more]) == 2
-    message = "'runs/crossval' is a study: name a single run, "
+    message = "'runs/crossval' is a study: name one of its runs, such as runs/crossval/folds/1"
     assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="is a study"):
         load(runs / "crossval")
