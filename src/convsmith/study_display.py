@@ -9,20 +9,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from convsmith import events
+from convsmith.display import Display, duration
 from convsmith.records import HEADLINES, METRICS, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-    from convsmith.display import Display
 
 
 class StudyDisplay:
     """A listener that shows a study's events on `display`; a context manager that removes its bar at the end."""
 
     def __init__(self, display: Display | None = None) -> None:
-        from convsmith.display import Display
-
         self.display = display or Display()
         self._shares: list[float] = []
         self._bar: Progress | None = None
@@ -171,13 +168,6 @@ def _trial(event: events.TrialDone) -> str:
     ended = f"  {record['message'].partition(':')[0]}" if record["state"] == "pruned" else ""
     spent = duration(record["seconds"])
     return f"trial {record['number']:<3} {event.metric} {record['value']:.4f}  {tried}  {spent}{ended}{so_far}"
-
-
-def duration(seconds: float) -> str:
-    """`display.duration`, imported late: it is heavy, and the command line imports this module before any verb runs."""
-    from convsmith import display
-
-    return display.duration(seconds)
 
 
 def settings(values: Mapping[str, Any]) -> str:

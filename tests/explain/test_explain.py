@@ -20,6 +20,7 @@ from scipy import stats
 
 import convsmith
 from convsmith.cli import main
+from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import from_arrays
 from convsmith.errors import UserError
 from convsmith.events import Counted, Note
@@ -226,9 +227,9 @@ def test_heat_maps_are_those_of_the_figures(inside: Path) -> None:
     context = open_context("runs/digits", "cpu")
     pixels = context.val.gather([0, 1, 2])
     classes = context.val_logits[:3].argmax(axis=1)
-    found = heat_maps(context.model, context.to_input, pixels, classes)
+    found = heat_maps(context.model, context.to_input, InputPixels(pixels), classes)
     assert found.shape == (3, 8, 8)
-    inputs = context.inputs(pixels)
+    inputs = context.inputs(InputPixels(pixels))
     np.testing.assert_array_equal(context.seen(inputs), pixels)
     shown = [
         examples.Example(str(n), inputs[n], pixels[n], int(classes[n]), int(classes[n]), 1.0, None, "")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import enlarge, feature_maps, grad_cam, heat_maps, overlay, stage_with_maps, stages_of
 from convsmith.nets.build import build
@@ -170,7 +171,7 @@ def test_a_net_that_looks_at_one_corner_has_its_heat_there():
 
     model, pixels = Corner(), np.zeros((1, 8, 8, 1), np.uint8)
     pixels[0, 1, 2] = 255
-    heat = heat_maps(model, lambda batch: batch.permute(0, 3, 1, 2).float() / 255, pixels, [0])
+    heat = heat_maps(model, lambda batch: batch.permute(0, 3, 1, 2).float() / 255, InputPixels(pixels), [0])
     assert heat.shape == (1, 8, 8)
     assert np.unravel_index(heat[0].argmax(), (8, 8)) == (1, 2)
     assert heat[0].max() == 1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convsmith.config import read_run_config
 from convsmith.data.dataset import Subset
+from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import stage_with_maps
@@ -68,9 +69,9 @@ class ExplainContext:
     def to_input(self) -> Callable[[Tensor], Tensor]:
         return self.predictor.to_input()
 
-    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """`pixels` uint8 [N, W, W, C] as the model takes them: float [N, C, S, S]."""
-        return self.to_input(torch.tensor(pixels, device=self.predictor.device))
+    def inputs(self, pixels: InputPixels) -> Tensor:
+        """N prepared images as the model takes them: float [N, C, S, S]."""
+        return self.to_input(pixels.tensor(self.predictor.device))
 
     def seen(self, images: Tensor) -> NDArray[np.uint8]:
         """The model's inputs `images` float [N, C, S, S] as pixels uint8 [N, S, S, C]."""
@@ -81,7 +82,7 @@ class ExplainContext:
         count = min(count, len(self.val))
         chosen = np.linspace(0, len(self.val) - 1, count).astype(np.int64)
         labels = torch.from_numpy(self.val.labels[chosen]).to(self.predictor.device)
-        return self.inputs(self.val.gather(chosen)), labels
+        return self.inputs(self.val.inputs(chosen)), labels
 
     def stage(self, name: str | None) -> str:
         """The stage called `name`, or the last one with feature maps; raises what `stage_with_maps` raises."""

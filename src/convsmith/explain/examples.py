@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convsmith.data.decode import DecodeError
+from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError, choose
 from convsmith.events import Counted, Listener, nobody
 from convsmith.explain.attribution import SCORES, Judged, occlusion, occlusion_window, random_orders
@@ -80,7 +81,7 @@ def examples_of_images(
             broken.append((name, str(error)))
     if not ids:
         raise UserError(f"no image could be read: {'; '.join(f'{name}: {reason}' for name, reason in broken[:10])}")
-    inputs = context.inputs(np.concatenate(pixels))
+    inputs = context.inputs(InputPixels(np.concatenate(pixels)))
     with torch.no_grad():
         found = probabilities(context.model(inputs).float().cpu().numpy())
     return _examples(context, ids, inputs, found, target, [None] * len(ids), [""] * len(ids)), broken
@@ -102,7 +103,7 @@ def most_informative_examples(context: ExplainContext, target: int | None) -> li
     why = ["one of the worst mistakes"] * len(wrong) + ["one of the most confident correct predictions"] * len(right)
     ids = [context.val.ids[at] for at in chosen]
     known: list[int | None] = [int(label) for label in labels[chosen]]
-    inputs = context.inputs(context.val.gather(chosen))
+    inputs = context.inputs(context.val.inputs(chosen))
     return _examples(context, ids, inputs, found[chosen], target, known, why)
 
 

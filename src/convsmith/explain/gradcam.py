@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from convsmith.contracts import Classifier
 from convsmith.data.augment import LUMA
+from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError, choose
 
 BATCH = 32  # images at a time: their maps and gradients are held at once
@@ -124,25 +125,24 @@ def enlarge(maps: Tensor, size: int) -> Tensor:
 def heat_maps(
     model: nn.Module,
     to_input: Callable[[Tensor], Tensor],
-    pixels: NDArray[np.uint8],
+    pixels: InputPixels,
     classes: Sequence[int] | NDArray[np.int64],
     stage: str | None = None,
 ) -> NDArray[np.float32]:
-    """Grad-CAM of `pixels` uint8 [N, W, W, C] for one class index each: float32 [N, W, W] in [0, 1].
+    """Grad-CAM of N prepared images for one class index each: float32 [N, W, W] in [0, 1].
 
     `to_input` turns them into the input of the net, on the model's device. `stage` is as in `stage_with_maps`.
     """
     device = next(model.parameters()).device
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(pixels), BATCH):
-        # A copy: what Pillow decodes is read-only, which torch warns about.
-        images = to_input(torch.tensor(pixels[start : start + BATCH], device=device))
+        images = to_input(InputPixels(pixels.array[start : start + BATCH]).tensor(device))
         stage = stage_with_maps(model, images[:1], stage) if start == 0 else stage
         assert stage is not None
         chosen = torch.as_tensor(np.asarray(classes[start : start + BATCH]), dtype=torch.int64, device=device)
         maps = grad_cam(model, stages_of(model)[stage], images, chosen)
-        found.append(enlarge(maps.float(), pixels.shape[1]).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(pixels.shape[:3], np.float32)
+        found.append(enlarge(maps.float(), pixels.array.shape[1]).cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(pixels.array.shape[:3], np.float32)
 
 
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:

@@ -315,12 +315,12 @@ def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDA
     """
     if options.image is not None:
         try:
-            pixels = context.predictor.pixels(options.image).array
+            pixels = context.predictor.pixels(options.image)
         except DecodeError as error:
             raise UserError(f"cannot read '{options.image}': {error}") from None
     else:
         wrong, right = most_informative(probabilities(context.val_logits), context.val.labels, None)
-        pixels = context.val.gather([*right, *wrong][:1])
+        pixels = context.val.inputs([*right, *wrong][:1])
     image = context.inputs(pixels)
     return image[0], context.seen(image)[0]
 

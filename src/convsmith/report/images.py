@@ -12,7 +12,7 @@ from torch import nn
 
 from convsmith.data.augment import Augment
 from convsmith.data.dataset import Subset
-from convsmith.data.preprocess import ToInput
+from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sampler import epoch_order
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
@@ -188,7 +188,11 @@ def heats_of(model: nn.Module | None, card: ModelCard, predictions: Predictions,
         pixels = gallery.pixels(positions)
         to_input = card.to_input(torch.device("cpu"))
         try:
-            maps = heat_maps(model, to_input, pixels, predictions.predicted[list(positions)]) if model else None
+            maps = (
+                heat_maps(model, to_input, InputPixels(pixels), predictions.predicted[list(positions)])
+                if model
+                else None
+            )
         except UserError:
             maps = None
         if maps is None:

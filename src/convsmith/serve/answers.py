@@ -40,7 +40,7 @@ class Answers:
         winner = self.classes.index(answer["label"])
         answer["seen"] = pixels_uri(pixels.array[0])
         try:
-            heat = heat_maps(self._predictor.model, self._predictor.to_input(), pixels.array, [winner])[0]
+            heat = heat_maps(self._predictor.model, self._predictor.to_input(), pixels, [winner])[0]
             answer["heat_map"] = pixels_uri(overlay(pixels.array[0], heat))
         except UserError as error:
             answer["heat_map"], answer["heat_map_missing"] = None, str(error)
