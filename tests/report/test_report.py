@@ -173,7 +173,7 @@ def test_without_its_data_and_an_older_page_the_report_has_no_images_and_says_wh
     text, out = text_of("runs/bare/report.html"), capsys.readouterr().out
     Checked(text)
     assert "pass them in again" in text
-    assert "without images" in out
+    assert "has no images" in out
     assert "pass them in again" in out
     assert shown(text)["images"] == {}
 
