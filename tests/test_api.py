@@ -229,3 +229,27 @@ def test_training_cannot_reach_the_test_split(tmp_path: Path) -> None:
         train(config, Parts(source=source), str(number), tmp_path)
         weights.append((tmp_path / str(number) / "model/model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_what_does_not_exist_is_told_with_the_nearest(run: convsmith.Run) -> None:
+    with pytest.raises(UserError, match=r"format 'onxx' does not exist. Did you mean 'onnx'\?"):
+        run.export("onxx")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"preprocessing 'graf' does not exist. Did you mean 'graph'\?"):
+        run.export("onnx", preprocessing="graf")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"split 'tets' does not exist. Did you mean 'test'\?"):
+        run.confusion("tets")
+
+
+def test_a_run_serves_as_its_path(run: convsmith.Run) -> None:
+    assert convsmith.load(run).directory == run.directory
+    with pytest.raises(UserError, match="compare needs at least two runs"):
+        convsmith.compare([run])
+    with pytest.raises(UserError, match="compare needs at least two runs"):
+        convsmith.compare(run)
+    with pytest.raises(UserError, match="compare needs at least two runs"):
+        convsmith.compare(str(run.directory))
+
+
+def test_a_batch_is_explained_image_by_image(run: convsmith.Run) -> None:
+    batch = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    assert len(run.explain(batch, show=False).table) == len(run.explain(list(batch), show=False).table) == 2

@@ -182,6 +182,13 @@ def test_summary_of_a_run_and_of_flags(inside: Path, capsys: pytest.CaptureFixtu
     )
 
 
+def test_the_next_command_of_summary_repeats_what_was_given(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = call(capsys, "summary", "--model", "convnet", "--model.blocks", "[{channels: 4}]", "--epochs", "3")
+    assert out.splitlines()[-1] == "next: convsmith train --model convnet --model.blocks '[{channels: 4}]' --epochs 3"
+    out = call(capsys, "summary", "--preset", "study-example")
+    assert out.splitlines()[-1] == "next: convsmith train --preset study-example"
+
+
 def test_data_check_lists_what_is_broken(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = inside / "set"
     rng = np.random.default_rng(0)
@@ -364,7 +371,7 @@ MISTAKES = [
     ("resume runs/digitz", "run 'runs/digitz' does not exist. Runs in 'runs': "),
     ("evaluate runs/nothing", "does not exist"),
     ("evaluate runs", "is not a run directory"),
-    ("evaluate runs/digits --split tset", "invalid choice: 'tset'"),
+    ("evaluate runs/digits --split tset", "--split: 'tset' is not a choice. Did you mean 'test'? Choices: val, test"),
     ("predict runs/digits nofile.png", "no file matches 'nofile.png'"),
     ("train --augment.cutout 8", "augment.cutout 8 leaves nothing of an image of 8 x 8 pixels"),
     ("train --augment.shift 9", "augment.shift 9 leaves nothing of an image of 8 x 8 pixels"),
@@ -379,7 +386,7 @@ MISTAKES = [
     ("predict runs/digits bild-ä.png --out p.txt", "must end in .csv or .json"),
     ("predict runs/digits", "the following arguments are required: PATH"),
     ("presets strnog", "preset 'strnog' does not exist"),
-    ("data chekc digits", "invalid choice: 'chekc'"),
+    ("data chekc digits", "action: 'chekc' is not a choice. Did you mean 'check'?"),
     ("data check ./nowhere", "data.source './nowhere' does not exist"),
     ("summary --preset strnog", "does not exist"),
 ]

@@ -14,6 +14,7 @@ where the work itself fails, and `Stopped` where a signal ended it after everyth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,14 +291,15 @@ def check_data(
         return check_data(spec.config.data, spec.parts.source, None if out is None else Path(out), listener)
 
 
-def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
+def compare(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> Comparison:
     """Compare finished runs on their validation splits, with the first as reference, and write a page to `out`.
 
     Without `out` the page goes beside the first run. Differences in accuracy come from paired predictions.
     """
     from convsmith.report.compare import compare
 
-    return compare([Path(run) for run in runs], None if out is None else Path(out))
+    given = [runs] if isinstance(runs, str | PathLike) else runs  # one is too few, which is said there
+    return compare([Path(run) for run in given], None if out is None else Path(out))
 
 
 def summary(

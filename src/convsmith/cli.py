@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from convsmith.errors import RunFailed, Stopped, UserError, nearest
 from convsmith.verbs import __path__ as _PACKAGE
@@ -33,10 +33,19 @@ def verbs() -> dict[str, ModuleType]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors; an unknown flag gets the nearest known one."""
+    """argparse with one-line errors; an unknown flag or choice gets the nearest known one."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see: {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A wrong choice gets the nearest right one, as a wrong key does."""
+        if action.choices is not None and value not in action.choices:
+            what, names = (
+                "/".join(action.option_strings) or action.metavar or action.dest,
+                list(map(str, action.choices)),
+            )
+            self.error(f"{what}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}")
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         # Intermixed: `explain RUN --figure pooling cat.png` has positional arguments on both sides of a flag.

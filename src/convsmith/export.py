@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
-from convsmith.errors import RunFailed, UserError, first_line, missing_extra
+from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
 from convsmith.files import explain_os_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, open_exported
@@ -117,6 +117,10 @@ def export(
     than TOLERANCE, it is removed, an existing `out` is left as it was, and RunFailed is raised. Raises UserError where
     the validation images are not available.
     """
+    if format not in SUFFIXES:
+        raise choose("format", format, SUFFIXES)
+    if preprocessing not in get_args(PreprocessingIn):
+        raise choose("preprocessing", preprocessing, get_args(PreprocessingIn))
     path = out or run.path / "export" / f"model{SUFFIXES[format]}"
     if torch.__version__ < "2.9":  # earlier archives are pickles; torch's version compares as a version, not as text
         raise UserError(f"export needs PyTorch 2.9 or newer, not {torch.__version__}: pip install 'convsmith[export]'")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convsmith import records
 from convsmith.config import RunConfig
-from convsmith.errors import Stopped, UserError, command
+from convsmith.errors import Stopped, UserError, choose, command
 from convsmith.events import Interrupted, Listener, counter, nobody
 from convsmith.prediction.evaluate import evaluate
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
@@ -152,12 +152,18 @@ class Run:
 
         from convsmith.figures.matrices import confusion_figure
 
+        if split not in ("val", "test"):
+            raise choose("split", split, ("val", "test"))
         path = self.files.evaluation(split)
         if not path.exists():
             raise UserError(f"run '{self.directory}' has no {path.name} yet: evaluate('{split}') writes it")
         _show_figures_in_notebooks()
         record = records.read(path, records.Evaluation)
         return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
+
+    def __fspath__(self) -> str:
+        """Its directory: where a run is asked for, the object serves as well as its path."""
+        return str(self.directory)
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"

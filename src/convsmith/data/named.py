@@ -132,9 +132,10 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
                 arrays[split] = images, np.asarray(labels, dtype=np.int64)
                 classes = classes or tuple(loaded.classes)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+        here = f"; for the folder here: ./{name}" if Path(name).exists() else ""
         raise UserError(
             f"cannot download or read '{name}' in '{folder}' ({first_line(error)}): go online, delete the folder if it "
-            f"is damaged, or use a folder of images or Parquet instead, data.source=PATH"
+            f"is damaged, or use a folder of images or Parquet instead, data.source=PATH{here}"
         ) from error
     assert classes is not None
     return classes, arrays

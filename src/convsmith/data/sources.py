@@ -92,10 +92,10 @@ def from_arrays(
     if values.dtype == object:  # strings from pandas
         values = np.array(values.tolist())
     splits = np.array([""] * len(images) if given is None else list(given), dtype="<U5")
-    if values.shape != (len(images),) or len(splits) != len(images):
-        raise UserError(
-            f"there are {len(images)} images, but labels of shape {list(values.shape)} and {len(splits)} given splits"
-        )
+    if values.shape != (len(images),):
+        raise UserError(f"there are {len(images)} images, but labels of shape {list(values.shape)}: give one for each")
+    if len(splits) != len(images):
+        raise UserError(f"there are {len(images)} images, but {len(splits)} splits: give one for each")
     if unknown := sorted(set(splits.tolist()) - {*SPLITS, ""}):
         raise choose("split", unknown[0], SPLITS)
     names, coded = _encode(values, classes)

@@ -39,7 +39,7 @@ from convsmith.figures.layers import explanation_figure
 from convsmith.figures.page import png_uri, render
 from convsmith.figures.style import png_of
 from convsmith.files import explain_os_errors, write_bytes, write_text
-from convsmith.prediction.predictor import find_images
+from convsmith.prediction.predictor import as_list, find_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,12 +81,12 @@ def explain(
 ) -> Explanation:
     """Explain what a run's model looks at in images, or draw one `figure` of how it works.
 
-    `paths`: files, folders, patterns or images (PIL images, arrays, tensors), or one of these; by default, the most
-    informative validation images. `target`: the class to explain (default: the predicted one). `stage`: the stage that
+    `paths`: files, folders, patterns or images, as `Predictor.predict` takes them; by default, the most informative
+    validation images. `target`: the class to explain (default: the predicted one). `stage`: the stage that
     Grad-CAM uses (default: the last one with feature maps), or that a figure shows. `module` and `source`: the net and
     the data if they are the user's own. UserError for names that do not exist, and for options that do not go together.
     """
-    given = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Sequence) else list(paths)
+    given = as_list(paths)
     if figure is not None and figure not in FIGURES:
         raise choose("figure", figure, FIGURES)
     if figure is not None and target is not None:

@@ -141,7 +141,7 @@ class Predictor:
             raise UserError(f"top_k must be at least 1, but got {top_k}")
         if out is not None:
             refuse_suffix(out)
-        many = _as_list(images)
+        many = as_list(images)
         ids = [str(image) if isinstance(image, str | Path) else str(number) for number, image in enumerate(many)]
         rows = list(self.rows(ids, many))
         if out is not None:
@@ -168,7 +168,7 @@ def write_predictions(out: Path, rows: list[dict[str, Any]]) -> None:
         write_text(out, text)
 
 
-def _as_list(images: Any) -> list[Any]:
+def as_list(images: Any) -> list[Any]:
     """A batch (array or tensor of one more dimension) or a sequence as a list; one image as a list of one.
 
     An array [A, B, C] whose last dimension is 1, 3 or 4 is one image; otherwise it holds gray images [N, H, W].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 from convsmith.config import SHORTHANDS, Layer, RunConfig, choices, compose, core_type, fields, flag_layer, word
@@ -55,6 +56,16 @@ def read_config(args: argparse.Namespace) -> RunConfig:
 def read_flags(args: argparse.Namespace) -> Layer:
     """The settings of the flags alone, for verbs whose config has a file of its own."""
     return flag_layer(_flags(args))
+
+
+def given_words(args: argparse.Namespace, leave_out: Collection[str] = ()) -> list[str]:
+    """The config file, preset and flags that the user gave, for a command that repeats them."""
+    words = [args.config] if args.config else []
+    words += ["--preset", args.preset] if args.preset else []
+    short = {key: name for name, key in SHORTHANDS.items()}
+    for key, value in _flags(args).items():
+        words += [] if key in leave_out else [f"--{short.get(key, key)}", value]
+    return words
 
 
 def _flags(args: argparse.Namespace) -> dict[str, str]:

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convsmith.config import SHORTHANDS, fields
 from convsmith.errors import command
-from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
+from convsmith.verbs.flags import add_config_arguments, add_run_arguments, given_words, read_config
 
 if TYPE_CHECKING:
     from convsmith.studies.lr_find import Sweep
@@ -68,11 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _again(verb: str, args: argparse.Namespace, sweep: Sweep | None = None) -> str:
     """`convsmith verb` with the flags that the user gave, but neither name nor learning rate."""
-    words = [verb, *([args.config] if args.config else [])]
-    short = {key: name for name, key in SHORTHANDS.items()}
-    given = {"preset": args.preset} if args.preset else {}
-    given |= {"runs-dir": args.runs_dir} if args.runs_dir != "runs" else {}
-    given |= {short.get(key, key): vars(args)[key] for key, _ in fields() if key in vars(args) and key != "optim.lr"}
+    words = [verb, *given_words(args, leave_out=["optim.lr"])]
+    given = {"runs-dir": args.runs_dir} if args.runs_dir != "runs" else {}
     if sweep:
         given |= {key: f"{value:.10g}" for key, value in asdict(sweep).items() if value != DEFAULTS[key]}
     for name, value in given.items():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from convsmith.errors import command
-from convsmith.verbs.flags import add_config_arguments, read_config
+from convsmith.verbs.flags import add_config_arguments, given_words, read_config
 
 PLACE, LINE = 80, "show the network layer by layer: sizes, equations, parameters, MACs"
 
@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
 
     found = of_config(config) if config else of_run(Path(args.config))
     Display().layers(found.layers, found.title)
-    print(f"next: {command('predict', given)} IMAGE..." if is_run else "next: convsmith train with the same arguments")
+    print(f"next: {command('predict', given)} IMAGE..." if is_run else f"next: {command('train', *given_words(args))}")
     return 0
