@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from convsmith.contracts import Section
+from convsmith.contracts import InputSpec, Section
 
 Resize = Literal["stretch", "pad", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -202,3 +202,10 @@ class Preprocessing(DecodeRules):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def input_spec(self) -> InputSpec:
+        """What weights that were trained with this preprocessing expect: images of this size, prepared in this way."""
+        names = ("channels", "mean", "std", "resize", "crop", "interpolation", "background")
+        same = {name: getattr(self, name) for name in names}
+        limits = None if self.range == "full" else self.range
+        return InputSpec(size=self.image_size, smallest=self.image_size, range=limits, **same)

@@ -15,7 +15,7 @@ from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly
-from convsmith.prediction.model_file import CARD, ModelCard, read_model
+from convsmith.prediction.model_file import CARD, read_model
 from convsmith.rundir import RunDir, open_run
 from convsmith.transfer.config import NO_WEIGHTS
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
@@ -129,7 +129,7 @@ def _of_run(config: RunConfig, path: Path) -> Weights:
         raise UserError(f"transfer.weights '{path}': its network is a module of your own: hand it in with its weights")
     _refuse_other_model(path, card.architecture, config.model)
     what = f"run '{path}' ({card.architecture.name})"
-    return Weights(what, tensors, _spec_of(card), str(path.resolve()), card.architecture)
+    return Weights(what, tensors, card.preprocessing.input_spec(), str(path.resolve()), card.architecture)
 
 
 def _refuse_other_model(path: Path, theirs: ModelConfig, asked: ModelConfig) -> None:
@@ -142,20 +142,3 @@ def _refuse_other_model(path: Path, theirs: ModelConfig, asked: ModelConfig) -> 
     if other := [f"model.{key} {of_run} but {set_to} is set" for key, of_run, set_to in values if of_run != set_to]:
         keys = ", ".join(f"model.{key}" for key, of_run, set_to in values if of_run != set_to)
         raise UserError(f"transfer.weights '{path}': its network has {', '.join(other)}: leave {keys} out")
-
-
-def _spec_of(card: ModelCard) -> InputSpec:
-    """A run's own preprocessing, kept as it is."""
-    ours = card.preprocessing
-    return InputSpec(
-        size=ours.image_size,
-        smallest=ours.image_size,
-        channels=ours.channels,
-        mean=ours.mean,
-        std=ours.std,
-        resize=ours.resize,
-        crop=ours.crop,
-        interpolation=ours.interpolation,
-        background=ours.background,
-        range=None if ours.range == "full" else ours.range,
-    )
