@@ -299,7 +299,7 @@ def test_resume_says_what_was_changed_behind_its_back(unfinished: Path, capsys: 
     lines = (unfinished / "metrics.csv").read_text().splitlines(keepends=True)
     (unfinished / "metrics.csv").write_text("".join(lines[:-1]))
     out = call(capsys, "resume", "runs/unfinished")
-    assert "config.yaml was changed since (train.seed 0 -> 5)" in out
+    assert "config.yaml has changed since the start (train.seed 0 -> 5)" in out
     assert "metrics.csv has lost rows: 2 are left of 3 epochs" in out
 
 

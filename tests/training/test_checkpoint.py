@@ -53,9 +53,9 @@ def test_newest_sound_one_is_read_and_the_fallback_is_said(tmp_path: Path) -> No
     (tmp_path / "last.safetensors").write_bytes(b"nothing")
     _, facts, remark = checkpoint.read_newest(tmp_path)
     assert facts["step"] == 2
-    assert "going on from the one before" in str(remark)
+    assert "so the one before is used" in str(remark)
     (tmp_path / "previous.safetensors").unlink()
-    with pytest.raises(UserError, match="no sound checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         checkpoint.read_newest(tmp_path)
 
 

@@ -58,7 +58,7 @@ def test_batch_norm_never_sees_a_batch_of_one(images: int, batch_size: int, tmp_
 
 
 def test_batches_of_one_image_are_refused_where_batch_norm_cannot_train_on_them(tmp_path: Path) -> None:
-    message = "batch norm cannot train on batches of one image: set train.batch_size to 2 or more"
+    message = "batch norm cannot be trained on batches of one image: set train.batch_size to 2 or more"
     with pytest.raises(UserError, match=message):
         train(9, 1, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ def stopped(folder: Path, name: str, epochs_done: int = 1) -> RunDir:
     parts = Parts(source_of(40), optimizer=OWN[name])
     config = config_of(40, 8).with_values(train={"epochs": 3}, optim={"lr": 0.002, "momentum": 0.5})
     experiment = setup.start(setup.prepare(config, parts), folder, "run", parts)
-    assert "optim.lr changes nothing: the optimiser is your own" in experiment.notes
+    assert "optim.lr has no effect, since the optimiser is your own" in experiment.notes
     for event in epochs(experiment, Interrupts()):
         if isinstance(event, EpochEnd) and event.row["epoch"] == epochs_done:
             break
@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_the_users_own_optimiser_alone(name: str, rate: float
     if edition == 1:
         as_the_first_edition_wrote_it(run)
     before = run.config.read_bytes()
-    with pytest.raises(UserError, match=r"of your own: hand it in, convsmith.resume|is your own: hand it in") as error:
+    with pytest.raises(UserError, match=r"your own(| optimiser): pass it in, convsmith.resume") as error:
         setup.resume(run, Parts(source_of(40)))
     assert "\n" not in str(error.value)
     assert run.config.read_bytes() == before
@@ -130,9 +130,9 @@ def test_a_run_goes_on_with_the_users_own_optimiser_alone(name: str, rate: float
 
 def test_another_own_optimiser_than_that_of_the_start_is_refused(tmp_path: Path) -> None:
     run = stopped(tmp_path, "SGD")
-    with pytest.raises(UserError, match="is own:SGD, not own:AdamW: hand in the one that it was started with"):
+    with pytest.raises(UserError, match="is own:SGD, not own:AdamW: pass in the one that it was started with"):
         setup.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"]))
-    with pytest.raises(UserError, match=r"optim\.name own:SGD stands for an optimiser of your own: hand it in"):
+    with pytest.raises(UserError, match=r"optim\.name own:SGD stands for your own optimiser: pass it in"):
         setup.prepare(read_run_config(run.config), Parts(source_of(40)))
     with pytest.raises(UserError, match="'own' is not a choice"):
         validate({"optim": {"name": "own"}})
@@ -152,7 +152,7 @@ def test_no_setting_of_optim_is_called_idle_that_nobody_has_set(tmp_path: Path) 
     parts = Parts(source_of(40), optimizer=OWN["SGD"])
     assert setup.prepare(config_of(40, 8), parts).notes == ()
     notes = setup.prepare(config_of(40, 8).with_values(optim={"lr": 0.3}), parts).notes
-    assert notes == ("optim.lr changes nothing: the optimiser is your own",)
+    assert notes == ("optim.lr has no effect, since the optimiser is your own",)
 
 
 def test_another_own_network_than_that_of_the_start_is_refused(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_another_own_network_than_that_of_the_start_is_refused(tmp_path: Path) -
         return Parts(source_of(40), kind(nn.Flatten(), nn.Linear(36, 2)))
 
     run = setup.start(setup.prepare(config_of(40, 8), parts(nn.Sequential)), tmp_path, parts=parts(nn.Sequential)).run
-    with pytest.raises(UserError, match="is own:Sequential, not own:Net: hand in the one that it was started with"):
+    with pytest.raises(UserError, match="is own:Sequential, not own:Net: pass in the one that it was started with"):
         setup.resume(run, parts(Net))
     ours = setup.start(setup.prepare(config_of(40, 8), Parts(source_of(40))), tmp_path).run
     with pytest.raises(UserError, match="is simple-cnn, not own:Net: leave model out"):

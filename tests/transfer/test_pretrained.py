@@ -124,14 +124,14 @@ def test_files_that_are_no_weights(tmp_path: Path, name: str, content: bytes, me
 def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"weight": torch.ones(1), "bad": Bad()}, path)
-    with pytest.raises(UserError, match=r"holds more than weights.* save its state_dict\(\) as .safetensors"):
+    with pytest.raises(UserError, match=r"contains more than weights.* save its state_dict\(\) as .safetensors"):
         read_tensors(path)
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"epoch": 3}, path)
-    with pytest.raises(UserError, match="holds no tensors by name"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         read_tensors(path)
 
 
@@ -208,7 +208,7 @@ def test_without_a_network_timm_says_the_same(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(UserError, match=r"\(no route\): fetch them .* --transfer.weights FILE"):
+    with pytest.raises(UserError, match=r"\(no route\): download them .* --transfer.weights FILE"):
         hub_weights(LITE)
     with pytest.raises(UserError, match="'resnet10t_nothing' does not exist"):
         hub_weights("timm/resnet10t_nothing")

@@ -311,13 +311,16 @@ MISTAKES = [
     (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
     (
         ["--transfer.weights", "none", "--model", "small-resnet"],
-        "random weights have no statistics to keep: set transfer.weights",
+        "since random ones have no statistics to keep: set transfer.weights",
     ),
-    (["--transfer.freeze", "none"], "unfreeze has nothing to unfreeze: set transfer.freeze, such as all-but-head"),
+    (
+        ["--transfer.freeze", "none"],
+        "unfreeze has nothing to unfreeze: set transfer.freeze as well, for example to all-but-head",
+    ),
     (["--transfer.unfreeze", "{aftr: 1}"], "unknown key 'transfer.unfreeze.aftr'. Did you mean 'after'?"),
     (
         ["--model", "torchvision/alexnet", "--transfer.weights", "alexnet.pth", "--data.image_size", "32"],
-        "does not take 32",
+        "does not accept 32",
     ),
     (["--data.mean", "[0.5]"], "std belong together: give both or neither"),
     (["--data.mean", "[0.5, 0.5]", "--data.std", "[1, 1]"], "have 2 values, but data.channels is 1"),

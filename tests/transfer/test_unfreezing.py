@@ -137,7 +137,7 @@ def test_a_checkpoint_of_any_phase_goes_on_bit_for_bit(done: int) -> None:
     for number in range(6):
         if number == done:
             tensors = {name: value.clone() for name, value in stopped.tensors().items()}
-            facts = stopped.facts()
+            facts = stopped.metadata()
             stopped = state_of(transfer, ema=0.9)
             stopped.load(tensors, facts)
             assert stopped.phase == min(done, 4)
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_any_phase_goes_on_bit_for_bit(done: int) -> None:
     left, right = whole.tensors(), stopped.tensors()
     assert left.keys() == right.keys()
     assert [name for name in left if left[name].numpy().tobytes() != right[name].numpy().tobytes()] == []
-    assert whole.facts() == stopped.facts()
+    assert whole.metadata() == stopped.metadata()
 
 
 def test_each_stage_has_its_share_of_the_rate_and_each_parameter_one_group() -> None:
@@ -222,7 +222,7 @@ ERRORS = [
         "'stgae1' matches no stage and no parameter. Did you mean 'stage1'? Stages: stem, stage1",
     ),
     ({"freeze": ("*nothing*",)}, "'*nothing*' matches no stage and no parameter"),
-    ({"freeze": ("*",)}, "nothing is left to train"),
+    ({"freeze": ("*",)}, "leaves nothing to train"),
     ({"freeze": ("all-but-head",), "unfreeze": {"after": 10}}, "longer than the run: stem would be unfrozen after 13"),
 ]
 
@@ -238,7 +238,7 @@ def test_mistakes_are_named(settings: dict, message: str) -> None:
 def test_a_network_without_stages_is_refused_and_nothing_asked_is_nothing_done() -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     assert plan(plain, TransferConfig(), 1) is None
-    with pytest.raises(UserError, match="Sequential cannot be taken apart"):
+    with pytest.raises(UserError, match="which Sequential is not"):
         plan(plain, TransferConfig(freeze=("all-but-head",)), 1)
 
 

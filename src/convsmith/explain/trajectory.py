@@ -98,12 +98,12 @@ def _kept(context: ExplainContext) -> Trajectory:
     steps: dict[int, tuple[str, Weights]] = {} if first is None else {-1: ("start", first)}
     for file in (checkpoint.PREVIOUS, checkpoint.LAST, checkpoint.BEST):
         try:
-            tensors, facts = checkpoint.read(context.run.checkpoints / file)
+            tensors, metadata = checkpoint.read(context.run.checkpoints / file)
         except checkpoint.DamagedCheckpointError:  # or absent
             continue
         kind = "average." if any(name.startswith("average.") for name in tensors) else "model."
         weights = {name: tensors[f"{kind}{name}"].to(value.device) for name, value in model.items()}
-        steps[facts["step"]] = (f"epoch {facts['epoch']}", weights)
+        steps[metadata["step"]] = (f"epoch {metadata['epoch']}", weights)
     points, solution = {}, "the model"
     for step in sorted(steps):
         name, weights = steps[step]

@@ -173,8 +173,8 @@ def _create(
             },
         ),
     }
-    stem = f"{setup.stem(base.config)}-ablation"
-    run = study.create(runs_dir, name, stem, spec, base.config, files)
+    default_name = f"{setup.default_name(base.config)}-ablation"
+    run = study.create(runs_dir, name, default_name, spec, base.config, files)
     for arm, ready in prepared.items():
         write_text(run.path / "arms" / arm / "config.yaml", ready.config.to_yaml())
     listener(_started(read_plan(run), base.config.data.source, len(divisions[0].held_out), max_workers))

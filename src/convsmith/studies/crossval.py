@@ -131,9 +131,9 @@ def crossval(
             counter(listener, "decoding"),
         )
         divisions = divide(prepared.dataset, prepared.config, folds, repeats)
-        stem = f"{setup.stem(prepared.config)}-crossval"
+        default_name = f"{setup.default_name(prepared.config)}-crossval"
         written = {study.FOLDS: (records.Folds, study.folds_record(prepared.dataset, divisions))}
-        run = study.create(runs_dir, name, stem, spec, prepared.config, written)
+        run = study.create(runs_dir, name, default_name, spec, prepared.config, written)
         listener(_started(run, prepared, divisions, max_workers))
         for note in prepared.notes:
             listener(Note(note))

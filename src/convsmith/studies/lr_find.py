@@ -200,7 +200,7 @@ def find(
             save(figure, run.figures / f"lr_find.{ending}")
         run.log(f"range test from {sweep.low:g} to {sweep.high:g}: {ended}")
         run.log(advice.reason if advice.rate is None else f"suggested: {advice.rate:.2g}; {advice.reason}")
-        published = rundir.publish(run, name, f"{setup.stem(prepared.config)}-lr-find")
+        published = rundir.publish(run, name, f"{setup.default_name(prepared.config)}-lr-find")
     return LrFindResult(published.path, points, ended, advice, lr)
 
 

@@ -104,7 +104,7 @@ def _refuse_changed(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
 def create(
     runs_dir: Path,
     name: str | None,
-    stem: str,
+    default_name: str,
     spec: Mapping[str, Any],
     config: RunConfig,
     files: Mapping[str, Written],
@@ -120,7 +120,7 @@ def create(
         for file, (kind, content) in files.items():
             records.write(run.path / file, kind, content)
         run.log("started")
-        return rundir.publish(run, name, stem)
+        return rundir.publish(run, name, default_name)
 
 
 def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:

@@ -199,13 +199,13 @@ def _create(
     if prepared.config.optim.is_own:
         resolved = resolved.model_copy(update={"optim": prepared.config.optim})
     optuna = {
-        "study": f"{name or setup.stem(base)}-{uuid.uuid4().hex[:8]}",
+        "study": f"{name or setup.default_name(base)}-{uuid.uuid4().hex[:8]}",
         "storage": config.storage,
         "data": data.model_dump(mode="json"),
         "hash": prepared.dataset.hash,
     }
-    stem = f"{setup.stem(prepared.config)}-tuning"
-    run = study.create(runs_dir, name, stem, spec, resolved, {OPTUNA: (records.Optuna, optuna)})
+    default_name = f"{setup.default_name(prepared.config)}-tuning"
+    run = study.create(runs_dir, name, default_name, spec, resolved, {OPTUNA: (records.Optuna, optuna)})
     (run.path / OPTUNA).chmod(PRIVATE)
     return run
 

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file each, the plain facts in its header, never half written.
+"""Reads and writes checkpoints, each one safetensors file with metadata in its header, atomically. Knows no state.
 
-`last` is the newest, `previous` the one before it (the fall-back where `last` is damaged), `best` the one of
+`last` is the newest, `previous` the one before it (used if `last` is damaged), and `best` that of
 the best epoch.
 """
 
@@ -26,16 +26,20 @@ LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safeten
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint that is unreadable or whose checksum does not fit."""
+    """A checkpoint that cannot be read or whose checksum does not match."""
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], best: bool = False) -> None:
-    """Make this the `last` checkpoint (and `best`), the former `last` the `previous` one.
+def write(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], best: bool = False) -> None:
+    """Write the `last` checkpoint (also as `best`); the former `last` becomes the `previous` one.
 
-    A crash at any point leaves a whole `last` or a whole `previous`.
+    A crash at any point leaves a complete `last` or a complete `previous`.
     """
     dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"facts": json.dumps(dict(facts), allow_nan=False), "format": "pt", "format_version": str(FORMAT_VERSION)}
+    header = {
+        "facts": json.dumps(dict(metadata), allow_nan=False),
+        "format": "pt",
+        "format_version": str(FORMAT_VERSION),
+    }
     header["sha256"] = checksum(dense, header["facts"])
     incoming = folder / "incoming.safetensors"
     write_bytes(incoming, save(dense, header))
@@ -48,7 +52,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any],
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts, `format_version` among them; DamagedCheckpointError where the file is not what was written."""
+    """Tensors and metadata with `format_version`; raises DamagedCheckpointError if the file has changed."""
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -56,31 +60,33 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{path.name}: {error}") from None
     if header.get("sha256") != checksum(tensors, header.get("facts", "")):
-        raise DamagedCheckpointError(f"{path.name}: checksum does not fit")
+        raise DamagedCheckpointError(f"{path.name}: the checksum does not match")
     edition = int(header.get("format_version", 1))
     refuse_newer(path, edition)
     return tensors, json.loads(header["facts"]) | {"format_version": edition}
 
 
 def read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
-    """The newest sound checkpoint, and a remark where it is not the last one written."""
+    """The newest intact checkpoint, and a remark if it is not the last one written."""
     remarks = []
     for name in (LAST, PREVIOUS):
         if not (folder / name).exists():
             remarks.append(f"{name}: missing")
             continue
         try:
-            tensors, facts = read(folder / name)
+            tensors, metadata = read(folder / name)
         except DamagedCheckpointError as error:
             remarks.append(str(error))
             continue
-        remark = f"checkpoint damaged ({'; '.join(remarks)}): going on from the one before, {name}" if remarks else None
-        return tensors, facts, remark
-    raise UserError(f"no sound checkpoint in '{folder}' ({'; '.join(remarks)}): start the run anew")
+        remark = (
+            f"a checkpoint is damaged ({'; '.join(remarks)}), so the one before is used, {name}" if remarks else None
+        )
+        return tensors, metadata, remark
+    raise UserError(f"there is no intact checkpoint in '{folder}' ({'; '.join(remarks)}): start a new run")
 
 
 def _share(source: Path, target: Path) -> None:
-    """Give `source` the second name `target`, atomically: a hard link, or a copy where links are not known."""
+    """Give `source` the second name `target`, atomically, by a hard link, or a copy if links are not supported."""
     temporary = target.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     try:

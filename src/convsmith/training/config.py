@@ -1,4 +1,4 @@
-"""The `train` section: epochs, batches, loss, what chooses the best epoch. Imports no torch."""
+"""The `train` section: epochs, batches, loss, and the choice of the best epoch. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, le=2**31 - 1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of torch; none: one a physical core, or one for tiny nets"
+        None, ge=1, le=1024, description="CPU threads of torch; none: one per physical core, or one for tiny networks"
     )
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
-        "auto", description="memory format of images and weights; auto: measured, then kept"
+        "auto", description="memory format of images and weights; auto: the faster one, as measured"
     )
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
     focal_gamma: float = Field(2.0, ge=0, le=10)
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: classes weigh n / (classes x their count) in the loss"
+        "none", description="balanced: a class has weight n / (classes x its number of images) in the loss"
     )
-    monitor: Monitor = Field("val_accuracy", description="what chooses the best epoch and stops early")
-    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better one; none: off")
+    monitor: Monitor = Field("val_accuracy", description="the metric for the best epoch and for early stopping")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement; none: never")
     min_delta: float = Field(0.0, ge=0, description="early stopping: the smallest change that counts as better")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
-    log_every: int = Field(50, ge=1, description="steps between two transfers of the running numbers")
+    log_every: int = Field(50, ge=1, description="steps between two readings of the running loss and accuracy")
     checkpoint_minutes: float = Field(
-        5.0, ge=0, description="also save in mid-epoch when this long has passed since the last save (at a log step)"
+        5.0, ge=0, description="minutes between checkpoints within an epoch, saved at the next log step"
     )

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: the kept model's evaluation, figures, and summary.json. Trains nothing."""
+"""The results of a finished run: the kept model's evaluation, figures, and summary.json. Trains nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def finish(experiment: Experiment, tracker: Tracker) -> Finished:
-    """Evaluate the best weights on the val split and on clean training images, and write what a run leaves."""
+    """Evaluate the best weights on the val split and on clean train images, and write the run's results."""
     run, config, state = experiment.run, experiment.config, experiment.state
     own = None if experiment.card.architecture else state.evaluated
     model, card = load_model(run.model, experiment.device, own)
@@ -63,14 +63,14 @@ def confusion(record: dict[str, Any]) -> Figure:
 
 
 def _samples(experiment: Experiment, logits: np.ndarray) -> list[tuple[np.ndarray, str]]:
-    """Val images evenly spaced, each with its true and its predicted class."""
+    """Evenly spaced val images, each with its true and its predicted class."""
     val, classes = experiment.dataset.val, experiment.card.classes
     count = min(experiment.config.track.images, len(val))
     chosen = np.linspace(0, len(val) - 1, count).astype(int)
     return [
         (
             image.squeeze(-1) if image.shape[-1] == 1 else image,
-            f"{classes[val.labels[at]]}, predicted {classes[logits[at].argmax()]}",
+            f"{classes[val.labels[at]]}, predicted as {classes[logits[at].argmax()]}",
         )
         for at, image in zip(chosen, val.gather(chosen), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Which memory layout trains faster: measured on copies of the model, so that nothing of the run changes."""
+"""Measures which memory layout trains faster, on copies of the model. Changes no state of the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ROUNDS = 9
 def seconds_per_step(
     model: nn.Module, batch: Batch, loss: Loss, layouts: Sequence[str], device: torch.device, budget: float
 ) -> dict[str, float]:
-    """Seconds of the fastest forward and backward by layout, measured in turn; draws from no generator of the run.
+    """Seconds of the fastest forward and backward pass by layout, measured alternately, without the run's generators.
 
-    After a step each to warm up and one that counts it ends when `budget` seconds are over.
+    After one warm-up step and one measured step of each layout, it ends when `budget` seconds are over.
 
-    The fastest and not the median: what else the machine does only ever adds time.
+    The fastest step is used, not the median, since other processes can only add time.
     """
     times: dict[str, list[float]] = {layout: [] for layout in layouts}
     devices = [device] if device.type == "cuda" else []

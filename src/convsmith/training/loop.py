@@ -1,6 +1,6 @@
-"""The loop: an experiment from where it stands to its end. Shows nothing; `finish` writes what a finished run leaves.
+"""The training loop, from an experiment's current state to its end. Shows nothing; `finish` writes the results.
 
-What happens once a step or once an epoch is a line of `epochs`. It yields events; whoever listens changes nothing.
+Everything that happens once per step or epoch is a line of `epochs`. It yields events; listeners change nothing.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from convsmith.training.step import step
 from convsmith.transfer.features import FeatureFiles, logits_of_features
 from convsmith.transfer.weights import caches_features
 
-CLEAN_MEASUREMENTS = 5  # of a run: epochs in which the clean training images are scored, the last one always
+CLEAN_MEASUREMENTS = 5  # epochs of a run in which clean train images are scored, always including the last one
 
 Event = StepProgress | EpochEnd | FeatureExtractionProgress | Unfroze | Interrupted | Finished
 
 
 def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
-    """Train from where the state stands to the end of the run, saved on the way; ends with Finished or Interrupted."""
+    """Train from the current state to the end of the run, saving checkpoints; ends with Finished or Interrupted."""
     run, config, state = experiment.run, experiment.config, experiment.state
     with _tracked(experiment) as (tracker, summary):
-        # The features of a frozen backbone are constants: one pass over the images computes them.
+        # The features of a frozen backbone are constants, which one pass over the images computes.
         if state.head_alone and caches_features(config) and not state.exhausted:
             began = time.perf_counter()
             features = _feature_files(experiment)
             for done, total in features.compute(lambda: bool(interrupts)):
                 yield FeatureExtractionProgress(done, total)
             if interrupts.received:
-                run.log(f"interrupted by {interrupts.received.name} before the features were whole")
+                run.log(f"interrupted by {interrupts.received.name} before all features were computed")
                 yield Interrupted(interrupts.received)
                 return
             experiment.features = features.load()
@@ -77,12 +77,12 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
                 if interrupts.received:
                     yield _stopped(experiment, interrupts.received)
                     return
-                began = time.perf_counter()  # only the time between two events is time in training
+                began = time.perf_counter()  # the time that listeners take is not training time
 
-            # Validate, and score clean training images a few times.
+            # Validate; in a few epochs, score clean train images as well.
             trained, began = _progress(experiment, began), time.perf_counter()
             val = _scores(experiment, experiment.dataset.val, interrupts)
-            if val is None:  # the epoch's training is kept, and its validation comes again
+            if val is None:  # the epoch's training is saved, and a resume repeats its validation
                 assert interrupts.received
                 yield _stopped(experiment, interrupts.received)
                 return
@@ -102,12 +102,12 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             state.stopping = stopping
             best = stopping.best_epoch == trained.epoch
             state.close_epoch(row["seconds"])
-            phase = state.enter_phase()  # before the checkpoint: a resumed run starts with what is unfrozen by now
+            phase = state.enter_phase()  # before the checkpoint, so that a resumed run starts in the new phase
 
             # Write model, log and checkpoint.
             if best:
                 save_model(run.model, state.evaluated, experiment.card)
-            # The row goes first: a kill between the two leaves one too many, which a resume cuts, not one too few.
+            # The row is written first: a kill in between leaves a row too many, which a resume can remove.
             csv.MetricsCsv(run.metrics).append(row)
             experiment.save(best)
             saved = time.monotonic()
@@ -135,7 +135,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
 
 
 def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch]]:
-    """A function of (epoch, position): the epoch's augmented batches, in its order, from that step on."""
+    """A function of (epoch, position) that yields the epoch's augmented batches in order, from that position on."""
     config, train, device = experiment.config, experiment.dataset.train, experiment.device
     augment = Augment(config.augment, experiment.to_input)
 
@@ -165,7 +165,7 @@ def _feature_files(experiment: Experiment) -> FeatureFiles:
 
 
 def _progress(experiment: Experiment, began: float) -> StepProgress:
-    """The present epoch so far, with the time since `began` added to its training. RunFailed where it has diverged."""
+    """The current epoch so far; adds the time since `began` to its training time. RunFailed if it has diverged."""
     state = experiment.state
     loss, accuracy, images, bad_step = state.metrics.read()
     state.seconds += time.perf_counter() - began
@@ -185,13 +185,13 @@ def _progress(experiment: Experiment, began: float) -> StepProgress:
 
 
 def _is_measured(epoch: int, count: int) -> bool:
-    """Whether an epoch (from 1) of `count` is one of those, spread over the run, in which clean images are scored."""
+    """Whether clean images are scored in an epoch (from 1) of `count`; these epochs are spread over the run."""
     share = count / CLEAN_MEASUREMENTS
     return epoch in {math.ceil(share * number) for number in range(1, CLEAN_MEASUREMENTS + 1)}
 
 
 def _scores(experiment: Experiment, subset: Subset, interrupts: Interrupts) -> dict[str, Any] | None:
-    """The evaluation record of images without augmentation, by the net in eval mode; None where a signal came."""
+    """The evaluation record of images without augmentation, in eval mode; None if it was interrupted."""
     model, features = experiment.state.evaluated, experiment.features
     if features:
         known = features.val if subset is experiment.dataset.val else features.clean
@@ -226,13 +226,13 @@ def _stopped(experiment: Experiment, received: Any) -> Interrupted:
 
 
 def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> None:
-    """Stop a run whose numbers are no numbers any more, before they reach a checkpoint."""
+    """Stop a run whose loss is not finite any more, before it reaches a checkpoint."""
     if bad_step < 0 and np.isfinite(loss):
         return
     state, config = experiment.state, experiment.config
     at = bad_step if bad_step >= 0 else state.step
     lr = state.base_rate
-    smaller = "learning rate in your optimiser" if config.optim.is_own else f"--lr (such as {lr / 10:.3g})"
+    smaller = "learning rate in your optimiser" if config.optim.is_own else f"--lr (for example {lr / 10:.3g})"
     message = (
         f"the loss is not a finite number at step {at + 1} (epoch {state.epoch + 1}, learning rate "
         f"{lr * state.schedule.factor(at):.3g}); the last good checkpoint is kept. Try a smaller {smaller}, "
@@ -244,12 +244,12 @@ def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> Non
 
 @contextmanager
 def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]:
-    """The run's tracker, and the summary with which it is closed, to be filled in; disk errors name the run.
+    """The run's tracker, and a dict for the summary with which it is closed; disk errors name the run.
 
-    The run's W&B id is kept in the run directory, so that a resumed run goes on in the same one.
+    The W&B id is kept in the run directory, so that a resumed run continues the same W&B run.
     """
     run = experiment.run
-    known = run.path / "wandb" / "id.txt"  # a name in run-* would be a run to W&B's viewer
+    known = run.path / "wandb" / "id.txt"  # W&B's viewer would take a name such as run-* for a run
     before = known.read_text(encoding="utf-8", errors="replace") if known.exists() else None
     parts, group = run.path.parts, experiment.config.track.group
     name = " ".join(parts[parts.index(group) :]) if group in parts else run.name  # "study folds 3"
@@ -261,7 +261,7 @@ def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]
     summary: dict[str, Any] = {"stopped_because": "interrupted"}
     failed = True
     try:
-        with explain_os_errors(f"run '{run.path}' (what it had saved is kept)"):
+        with explain_os_errors(f"run '{run.path}' (the last checkpoint is kept)"):
             yield tracker, summary
         failed = False
     finally:

@@ -1,4 +1,4 @@
-"""The data loss: cross-entropy or focal, with smoothing, class weights and mixed labels; penalties are not in it."""
+"""The data loss: cross-entropy or focal loss, with smoothing, class weights and mixed labels, without penalties."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Loss = Callable[[Tensor, Batch], Tensor]
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """n / (classes x count) for each class, as scikit-learn's `balanced`; 0 for a class with no image. float32 [K]."""
+    """n / (classes x count) for each class, like scikit-learn's `balanced`; 0 for empty classes. float32 [K]."""
     counts = np.bincount(labels, minlength=classes)
     weights = np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
     return torch.tensor(weights, dtype=torch.float32)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
-    """Mean of -w (1 - p)^gamma log p over the batch (Lin et al. 2017), weighted as torch's cross-entropy is.
+    """The mean of -w (1 - p)^gamma log p over the batch (Lin et al. 2017), weighted like torch's cross-entropy.
 
-    1 - p is taken in logarithms from the other classes' logits, since p may round to 1: there the derivative of
-    (1 - p)^gamma is infinite for gamma < 1, although that of the loss goes to 0.
+    log (1 - p) is computed from the logits of the other classes, since p may be rounded to 1, where the derivative of
+    (1 - p)^gamma is infinite for gamma < 1, although that of the loss approaches 0.
     """
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], -torch.inf)
@@ -39,7 +39,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None) 
 
 
 def build_loss(config: TrainConfig, label_smoothing: float, weights: Tensor | None) -> Loss:
-    """A function of logits [B, K] and a Batch; for a mixed batch the two labels' losses by their shares."""
+    """A loss function of logits [B, K] and a Batch; for mixed batches, the weighted mean of both labels' losses."""
 
     def single(logits: Tensor, labels: Tensor) -> Tensor:
         if config.loss == "focal":

@@ -1,4 +1,4 @@
-"""Checks of a network and an optimiser of the user's own, made before a run starts; nothing of ours is built here."""
+"""Checks of the user's own network and optimiser before a run starts. Builds none of our own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
 
 def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> None:
-    """A UserError for a module of the user's own that cannot be trained on such images."""
+    """Raise UserError if the user's own module cannot be trained on such images."""
     name = type(module).__name__
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UserError(f"model {name} has no parameter to train")
+        raise UserError(f"model {name} has no trainable parameters: set requires_grad on some")
     like = next(module.parameters())
     training = module.training
     try:
@@ -32,38 +32,38 @@ def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> N
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != [2, classes]:
         raise UserError(
-            f"model {name} gives {shape} for 2 images of {classes} classes: it must give logits [2, {classes}]"
+            f"model {name} returns {shape} for 2 images of {classes} classes: it must return logits [2, {classes}]"
         )
 
 
 def own_optimizer(factory: OptimizerFactory, groups: list[Group]) -> torch.optim.Optimizer:
-    """What the user's own factory makes of the groups; a UserError where schedules and penalties could not use it.
+    """The optimiser that the user's factory makes of the groups; UserError if schedules or penalties cannot use it.
 
-    The factory sees the groups by name alone and decides all rates. What `regularize` asks for is applied beside it, by
-    `optim.penalties`; a weight decay that the optimiser has itself comes on top.
+    The factory gets groups with names but without rates, and decides all rates. `optim.penalties` applies the
+    `regularize` section separately; the optimiser's own weight decay comes on top of it.
     """
     wanted = {id(parameter) for group in groups for parameter in group["params"]}
     if not callable(factory):
         raise UserError(
-            "optimizer must be a function of parameter groups, such as lambda groups: torch.optim.SGD(groups, lr=0.1), "
+            "optimizer must be a function of parameter groups, e.g. lambda groups: torch.optim.SGD(groups, lr=0.1), "
             f"not {type(factory).__name__}"
         )
     optimizer = factory(groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer must return a torch optimiser, not {type(optimizer).__name__}")
-    fix = "hand the groups on as they are, such as lambda groups: torch.optim.SGD(groups, lr=0.1)"
+    fix = "pass on the groups unchanged, e.g. lambda groups: torch.optim.SGD(groups, lr=0.1)"
     if any(group.get("name") not in (DECAY, NO_DECAY) for group in optimizer.param_groups):
         raise UserError(
             f"optimizer: the groups of {type(optimizer).__name__} have lost their names, {DECAY} and {NO_DECAY}, "
-            f"by which penalties apply: {fix}"
+            f"which the penalties need: {fix}"
         )
     if wanted != {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
-        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters that it was given: {fix}")
+        raise UserError(f"optimizer: {type(optimizer).__name__} does not have the parameters of its groups: {fix}")
     return optimizer
 
 
 def own_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What each group of the user's own optimiser is set to, as JSON values; without the rate that a schedule moves."""
+    """The settings of each group of the user's own optimiser as JSON values, without the scheduled rate."""
     return [
         {key: _plain(value) for key, value in sorted(group.items()) if key not in ("params", "lr")}
         for group in optimizer.param_groups
@@ -71,7 +71,7 @@ def own_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it; words for what JSON has not."""
+    """A setting as a JSON value, or as text if JSON has no such type."""
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The config of a run, resolved: a pure function of what was asked for and of facts. Gathers no facts: `setup` does."""
+"""Resolves the config of a run: a pure function of the config and of facts, which `setup` gathers. Opens nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from convsmith.nets.config import ModelConfig
 from convsmith.optim.config import OPTIMIZERS, OptimConfig
 from convsmith.transfer.config import NO_WEIGHTS
 
-#: (train images up to, batch size, epochs) of a finetuning where nobody set them: few images get about as many steps
+#: (up to this many train images, batch size, epochs), the defaults for finetuning: few images get about as many steps
 SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What data, machine and weights decide. `layout` is measured last; None where it is not known yet.
+    """What data, machine and weights determine. `layout` is measured last and is None until then.
 
-    `data` is the section with all that the images decided, `model` the network of `transfer.weights` where a run has
-    them, `weights` their absolute path. `own_module` and `own_optimizer` are the names of the classes handed in.
+    `data` is the section with all values that depend on the images, `model` the network of `transfer.weights` if they
+    are those of a run, `weights` their absolute path. `own_module` and `own_optimizer` are the names of the user's
+    own classes.
     """
 
     data: DataConfig
@@ -36,7 +37,7 @@ class Facts:
 
 
 def resolve(config: RunConfig, facts: Facts) -> RunConfig:
-    """`config` with nothing left to be chosen; a resolved config stays as it is."""
+    """Fill in everything that `config` leaves open; a resolved config does not change."""
     train: dict[str, Any] = {"device": facts.device, "threads": facts.threads}
     if facts.layout is not None:
         train["layout"] = facts.layout
@@ -56,6 +57,6 @@ def resolve(config: RunConfig, facts: Facts) -> RunConfig:
     )
     if facts.model is not None:
         resolved = resolved.model_copy(update={"model": facts.model})
-    if facts.own_optimizer is not None:  # no other key of the section changes anything then
+    if facts.own_optimizer is not None:  # then no other key of the section has an effect
         resolved = resolved.model_copy(update={"optim": OptimConfig(name=OWN + facts.own_optimizer)})
     return resolved

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: data, device, model, loss, optimiser, schedule; new or resumed."""
+"""Builds the parts of a new or resumed run from its config: data, device, model, loss, optimiser. Trains nothing."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ from convsmith.transfer.features import PASS_BATCH, FrozenFeatures
 from convsmith.transfer.unfreezing import Finetuning, plan
 
 WHITENED_IMAGES = 500
-CLEAN_IMAGES = 1_000  # at most, on which training is scored without augmentation
-SMALL_STEP = 100_000_000  # MACs of a batch: some milliseconds on one core
-CHOICE_SECONDS, GLANCE_SECONDS = 2.0, 0.2  # for measuring layouts that a training will use; for one look at a step
-MEASURED_PIXELS = 2**20  # of a batch at most: 20 photographs of 224 x 224 tell which layout is faster
-CROP_HEADROOM = 1.15  # working size / image size, so that random resized crops have room
+CLEAN_IMAGES = 1_000  # the largest number of train images that are scored without augmentation
+SMALL_STEP = 100_000_000  # MACs per batch, which take a few milliseconds on one core
+CHOICE_SECONDS, ESTIMATE_SECONDS = 2.0, 0.2  # for choosing a layout by measurement; for measuring a step only
+MEASURED_PIXELS = 2**20  # pixels per measured batch at most: 20 photographs of 224 x 224 show which layout is faster
+CROP_HEADROOM = 1.15  # working size / image size for random resized crops
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What Python users may hand in instead of a name in the config."""
+    """Objects that Python users may pass in instead of a name in the config."""
 
     source: Source | None = None
     module: nn.Module | None = None
@@ -71,7 +71,7 @@ NO_PARTS = Parts()
 
 @dataclass
 class Experiment:
-    """The parts of one run, `config` resolved: nothing in it is left to be chosen."""
+    """The parts of one run; `config` is resolved, so that nothing in it is left to be chosen."""
 
     run: RunDir
     config: RunConfig
@@ -81,18 +81,18 @@ class Experiment:
     recipe: Recipe
     card: ModelCard
     layers: list[LayerRow]
-    seconds_per_epoch: float | None = None  # expected for training on images; None where it was not measured
-    notes: tuple[str, ...] = ()  # what a person should know before the first step
-    features: FrozenFeatures | None = None  # while the head alone trains on them
+    seconds_per_epoch: float | None = None  # expected time of an epoch on images; None if it was not measured
+    notes: tuple[str, ...] = ()  # sentences that the user should read before the first step
+    features: FrozenFeatures | None = None  # set while only the head is trained, on these features
 
     @cached_property
     def clean_sample(self) -> Subset:
-        """Train images on which the net is scored without augmentation, in eval mode: the same in every run."""
+        """Train images that are scored without augmentation, in eval mode; the same ones in every run."""
         return self.dataset.train.sample(CLEAN_IMAGES)
 
     @property
     def image_epochs(self) -> int:
-        """How many epochs train on images, the others on features that were computed once."""
+        """The number of epochs that train on images; the others train on features that were computed once."""
         return image_epochs(self.config, self.state.finetuning)
 
     @property
@@ -105,8 +105,8 @@ class Experiment:
 
     @property
     def needs(self) -> Estimate:
-        """Memory, before the first step. Of an optimiser of the user's own, two values a parameter are assumed."""
-        if not self.image_epochs:  # a pass over the frozen backbone, and then its head on what that said
+        """The expected memory. For the user's own optimiser, two values per parameter are assumed."""
+        if not self.image_epochs:  # one pass through the frozen backbone, then the head is trained on its features
             return estimate(self.layers, batch=PASS_BATCH, state_per_parameter=0, backward=False)
         kept = 2 if self.config.optim.is_own else OPTIMIZERS[self.config.optim.name].state_per_parameter
         return estimate(
@@ -114,23 +114,23 @@ class Experiment:
         )
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint: the last one, and also the best one where it is."""
-        facts = self.state.facts() | {"config": self.config.model_dump(mode="json")}
-        if self.config.optim.is_own:  # which the config does not describe
-            facts["own_optimizer"] = own_settings(self.state.optimizer)
-        checkpoint.write(self.run.checkpoints, self.state.tensors(), facts, best)
+        """Write a checkpoint as the last one, and if it is the `best`, also as that."""
+        metadata = self.state.metadata() | {"config": self.config.model_dump(mode="json")}
+        if self.config.optim.is_own:  # the config does not describe it
+            metadata["own_optimizer"] = own_settings(self.state.optimizer)
+        checkpoint.write(self.run.checkpoints, self.state.tensors(), metadata, best)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data, machine and first weights of a run, with the config that they decided."""
+    """Data, device and initial weights of a run, with its resolved config."""
 
     config: RunConfig
     dataset: Dataset
     device: torch.device
     model: nn.Module
     finetuning: Finetuning | None
-    seconds_per_epoch: float | None  # expected for training; None where it was not measured
+    seconds_per_epoch: float | None  # expected time of an epoch; None if it was not measured
     notes: tuple[str, ...] = ()
 
 
@@ -144,7 +144,7 @@ def prepare(
     """Open the data, build the network, load its weights, choose the memory layout; writes no run directory.
 
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
-    replaces the division that the config asks for. A config that is `measured` holds its layout already.
+    replaces the splits that the config describes. A `measured` config contains its layout already.
     """
     given = weights.locate(config, parts.module is not None)
     dataset, device = _open(config, parts, progress, given.spec if given else None)
@@ -159,9 +159,9 @@ def prepare(
     finetuning = plan(model, resolved.transfer, resolved.train.epochs)
     if parts.optimizer is not None:
         facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
-        notes = (*notes, *_idle_keys(config.optim))
+        notes = (*notes, *_unused_keys(config.optim))
     notes = (*notes, *unused(resolve(config, facts)))
-    _refuse_lone_images(model, finetuning, resolved.train.batch_size, dataset)
+    _refuse_single_images(model, finetuning, resolved.train.batch_size, dataset)
     seconds = None
     if not measured:
         if (
@@ -180,7 +180,7 @@ def prepare(
 def _facts(
     config: RunConfig, dataset: Dataset, device: torch.device, parts: Parts, given: weights.Weights | None = None
 ) -> Facts:
-    """What decides the config before the layout is measured; sets torch's threads."""
+    """The facts that resolve the config before the layout is measured; sets torch's threads."""
     return Facts(
         data=dataset.config,
         train_images=len(dataset.train),
@@ -197,38 +197,38 @@ def _groups(model: nn.Module, finetuning: Finetuning | None) -> list[Group]:
 
 
 def _own(factory: OptimizerFactory, model: nn.Module, finetuning: Finetuning | None) -> str:
-    """The class of the user's own optimiser, which the factory must be able to make."""
+    """The class name of the user's own optimiser, which the factory must be able to build."""
     return type(own_optimizer(factory, _groups(model, finetuning))).__name__
 
 
-def _idle_keys(optim: OptimConfig) -> list[str]:
-    """In words, the settings of the section that an optimiser of the user's own leaves no use for."""
+def _unused_keys(optim: OptimConfig) -> list[str]:
+    """Sentences on settings of the section that have no effect with the user's own optimiser."""
     if optim.is_own:
         return []
     default = OptimConfig()
     set_keys = [key for key in OptimConfig.model_fields if getattr(optim, key) != getattr(default, key)]
-    return [f"optim.{key} changes nothing: the optimiser is your own" for key in set_keys]
+    return [f"optim.{key} has no effect, since the optimiser is your own" for key in set_keys]
 
 
 def _is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
-    """Whether a step is so little work that threads would wait for each other longer than they work.
+    """Whether a step is so little work that threads would spend more time waiting for each other than working.
 
-    Beside another busy process such a step takes 20 times as long on two threads as on one.
+    Beside another busy process, such a step takes 20 times as long on two threads as on one.
     """
     seen = dataset.preprocessing()
     work = totals(trace(model, seen.channels, seen.image_size)).macs * batch_size
     return work < SMALL_STEP
 
 
-def _refuse_lone_images(model: nn.Module, finetuning: Finetuning | None, batch_size: int, dataset: Dataset) -> None:
-    """A UserError where batches have to be of one image, on which the network's batch norm cannot train."""
+def _refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_size: int, dataset: Dataset) -> None:
+    """Raise UserError if batches must consist of one image, on which the network's batch norm cannot be trained."""
     images = len(dataset.train)
-    if images > 1 and batch_size > 1:  # `batch_positions` never makes a batch of one then
+    if images > 1 and batch_size > 1:  # then `batch_positions` never yields a batch of one image
         return
     network = copy.deepcopy(model).train()
     if finetuning:
         finetuning.apply(network, len(finetuning.phases) - 1)
-        finetuning.rest(network)
+        finetuning.frozen_to_eval(network)
     example = next(network.parameters())
     one = _first_images(dataset, 1, example.device).to(example.dtype)
     try:
@@ -238,11 +238,11 @@ def _refuse_lone_images(model: nn.Module, finetuning: Finetuning | None, batch_s
         if "more than 1 value per channel" not in str(error):
             raise
         fix = "set train.batch_size to 2 or more" if images > 1 else "there is only one train image: give more"
-        raise UserError(f"batch norm cannot train on batches of one image: {fix}") from None
+        raise UserError(f"batch norm cannot be trained on batches of one image: {fix}") from None
 
 
 def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:
-    """How many epochs of a run cost what training on images costs."""
+    """The number of epochs of a run that train on images rather than on features."""
     if finetuning is None or not weights.caches_features(config):
         return config.train.epochs
     first = finetuning.image_epoch
@@ -250,7 +250,7 @@ def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:
 
 
 def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Parts = NO_PARTS) -> Experiment:
-    """A new run, written down before its first step: config, environment, splits, first checkpoint."""
+    """Create a new run with its config, environment, splits and first checkpoint, before the first step."""
     config, dataset = prepared.config, prepared.dataset
     rundir.refuse_taken(runs_dir, name)
     with rundir.draft(runs_dir) as run:
@@ -267,59 +267,61 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
         for note in prepared.notes:
             run.log(note)
         experiment.save()
-        experiment.run = rundir.publish(run, name, stem(config))
+        experiment.run = rundir.publish(run, name, default_name(config))
     return experiment
 
 
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
-    """A stopped run as its newest sound checkpoint left it."""
+    """Restore a stopped run from its newest intact checkpoint."""
     config = read_run_config(run.config)
     if config.optim.is_own and parts.optimizer is None:
         raise UserError(
-            f"the optimiser of run '{run.path}' ({config.optim.name.removeprefix(OWN)}) is your own: hand it "
+            f"the optimiser of run '{run.path}' ({config.optim.name.removeprefix(OWN)}) is your own: pass it "
             "in, convsmith.resume(run, optimizer=...)"
         )
     if parts.module is not None and config.model.name != (own := OWN + type(parts.module).__name__):
-        fix = "hand in the one that it was started with" if config.model.is_own else "leave model out"
+        fix = "pass in the one that it was started with" if config.model.is_own else "leave model out"
         raise UserError(f"the network of run '{run.path}' is {config.model.name}, not {own}: {fix}")
     dataset, device = _open(config, parts)
     dataset = dataset.as_recorded(records.read(run.splits, records.Splits), str(run.path))
     config = resolve(config, _facts(config, dataset, device, parts))
-    tensors, facts, remark = checkpoint.read_newest(run.checkpoints)
-    is_first_edition = facts["format_version"] == 1
-    changed = _changed(facts.get("config", {}), config)
+    tensors, metadata, remark = checkpoint.read_newest(run.checkpoints)
+    is_first_edition = metadata["format_version"] == 1
+    changed = _changed(metadata.get("config", {}), config)
     model = _model(config, dataset, parts)
     finetuning = plan(model, config.transfer, config.train.epochs)
     if parts.optimizer is not None:
         own = OWN + _own(parts.optimizer, model, finetuning)
-        if is_first_edition and not config.optim.is_own:  # which did not mark it
+        if is_first_edition and not config.optim.is_own:  # that edition did not mark it
             config = config.model_copy(update={"optim": OptimConfig(name=own)})
             files.write_text(run.config, config.to_yaml())
         if own != config.optim.name:
-            fix = "hand in the one that it was started with" if config.optim.is_own else "leave optimizer out"
+            fix = "pass in the one that it was started with" if config.optim.is_own else "leave optimizer out"
             raise UserError(f"the optimiser of run '{run.path}' is {config.optim.name}, not {own}: {fix}")
     experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
-    experiment.state.load(tensors, facts)
-    if is_first_edition and parts.optimizer is None and not _fits(experiment, tensors, facts, changed):
+    experiment.state.load(tensors, metadata)
+    if is_first_edition and parts.optimizer is None and not _fits(experiment, tensors, metadata, changed):
         raise UserError(
-            f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with an "
-            "optimiser of your own: hand it in, convsmith.resume(run, optimizer=...)"
+            f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with "
+            "your own optimiser: pass it in, convsmith.resume(run, optimizer=...)"
         )
     notes = [remark] if remark else []
-    if altered := _altered(facts.get("own_optimizer"), experiment.state.optimizer):
-        notes.append(f"the optimiser was changed since ({altered}): what follows is not what the run was begun as")
+    if altered := _altered(metadata.get("own_optimizer"), experiment.state.optimizer):
+        notes.append(f"the optimiser has changed since the start ({altered}): the rest of the run follows it")
     if changed:
-        notes.append(f"config.yaml was changed since ({changed}): what follows is not what the run was begun as")
+        notes.append(f"config.yaml has changed since the start ({changed}): the rest of the run follows it")
     if (rows := csv.cut_back(run.metrics, experiment.state.epoch)) < experiment.state.epoch:
-        notes.append(f"metrics.csv has lost rows: {rows} are left of {experiment.state.epoch} epochs")
+        notes.append(f"metrics.csv has lost rows: {rows} of {experiment.state.epoch} epochs are left")
     experiment.notes = tuple(notes)
     run.log(": ".join([f"resumed at step {experiment.state.step}", *notes]))
     return experiment
 
 
-def _fits(experiment: Experiment, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], changed: str) -> bool:
-    """Whether the state and the learning rates in a checkpoint of the first edition are those of the optimiser that the
-    config names. It named adam for every optimiser of the user's own.
+def _fits(
+    experiment: Experiment, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], changed: str
+) -> bool:
+    """Whether the state and the learning rates in a checkpoint of the first edition fit the optimiser that its config
+    names. That edition named adam for all of the users' own optimisers.
     """
     config, state = experiment.config, experiment.state
     if not state.step:
@@ -331,24 +333,24 @@ def _fits(experiment: Experiment, tensors: Mapping[str, torch.Tensor], facts: Ma
     kept = {name.rpartition(":")[2] for name in tensors if name.startswith("optimizer.")}
     if kept != {key for key, value in like.state[weight].items() if value is not None}:
         return False
-    # What the rates were can be told where nothing else has changed since, an epoch's division included.
+    # The rates can be compared only if nothing else has changed since, including the batches of an epoch.
     if changed or config.schedule.name == "plateau" or config.train.batch_size == 2:
         return True
     factor = state.schedule.factor(state.step - 1)
     expected = [group["base_lr"] * factor for group in state.optimizer.param_groups]
-    return bool(np.allclose(facts["rates"], expected, rtol=1e-6, atol=0))
+    return bool(np.allclose(metadata["rates"], expected, rtol=1e-6, atol=0))
 
 
 def _altered(before: Sequence[Mapping[str, Any]] | None, optimizer: torch.optim.Optimizer) -> str:
-    """The settings in which the user's own optimiser differs from what a checkpoint recorded of it, in words."""
-    if before is None:  # an optimiser of ours, or a checkpoint that recorded none
+    """The settings in which the user's own optimiser differs from those in a checkpoint, as text."""
+    if before is None:  # a built-in optimiser, or a checkpoint without such a record
         return ""
     changed = differences([{"groups": list(before)}, {"groups": own_settings(optimizer)}])
     return ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed)
 
 
 def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
-    """The settings in which `config` differs from an earlier one, in words; but for where it ran and is tracked."""
+    """The settings in which `config` differs from an earlier one, as text, except device, cache and tracking."""
     now = config.model_dump(mode="json")
     return ", ".join(
         f"{section}.{key} {value} -> {now[section].get(key)}"
@@ -365,10 +367,10 @@ def _open(
     progress: Callable[[int, int], None] | None = None,
     spec: InputSpec | None = None,
 ) -> tuple[Dataset, torch.device]:
-    """Data and machine, as the config asks for them."""
+    """Open the data and select the device that the config names."""
     if config.optim.is_own and parts.optimizer is None:
         raise UserError(
-            f"optim.name {config.optim.name} stands for an optimiser of your own: hand it in, "
+            f"optim.name {config.optim.name} stands for your own optimiser: pass it in, "
             "convsmith.train(..., optimizer=...)"
         )
     device = select_device(config.train.device)
@@ -376,7 +378,7 @@ def _open(
         keep_freed_memory()
     data = config.data
     if parts.source is None and Path(data.source).exists() and data.source not in SOURCES:
-        # The run must find its data again from any folder.
+        # The path must be absolute, so that the run finds its data from any folder.
         data = data.model_copy(update={"source": str(Path(data.source).resolve())})
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
     dataset = open_dataset(data, progress, parts.source, headroom, spec)
@@ -385,7 +387,7 @@ def _open(
 
 
 def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
-    """A UserError for an augmentation that would leave nothing of an image."""
+    """Raise UserError for an augmentation that would leave nothing of an image."""
     assert data.image_size is not None
     assert data.working_size is not None
     for name, pixels, side in (
@@ -397,7 +399,7 @@ def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
 
 
 def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
-    """The network with its first weights, which depend on `train.seed` alone."""
+    """The network with its initial weights, which depend only on `train.seed`."""
     seed_everything(config.train.seed)
     card = dataset.preprocessing()
     if parts.module is not None:
@@ -405,7 +407,7 @@ def _model(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
         return parts.module
     if config.model.is_own:
         raise UserError(
-            f"model.name {config.model.name} stands for a network of your own: hand it in, such as "
+            f"model.name {config.model.name} stands for your own network: pass it in, "
             "convsmith.train(..., model=...) or convsmith.resume(run, model=...)"
         )
     return build(config.model, card.channels, card.image_size, len(dataset.classes))
@@ -420,7 +422,7 @@ def _assemble(
     finetuning: Finetuning | None,
     parts: Parts,
 ) -> Experiment:
-    """Model, loss, optimiser and schedule from a resolved config, before the first step."""
+    """Build model, loss, optimiser and schedule from a resolved config, before the first step."""
     preprocessing = dataset.preprocessing()
     layers = trace(model, preprocessing.channels, preprocessing.image_size)
     model = model.to(device=device, memory_format=FORMATS[config.train.layout])  # type: ignore[call-overload]
@@ -449,7 +451,7 @@ def _assemble(
 
 
 def _first_images(dataset: Dataset, count: int, device: torch.device) -> torch.Tensor:
-    """The first train images as the net sees them, without augmentation: float [N, C, H, W]."""
+    """The first train images as network inputs, without augmentation: float [N, C, H, W]."""
     pixels = torch.from_numpy(dataset.train.gather(np.arange(min(count, len(dataset.train)))))
     return ToInput(dataset.preprocessing(), device)(pixels.to(device))
 
@@ -464,21 +466,21 @@ def _recipe(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe
 def _measure(
     config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, finetuning: Finetuning | None
 ) -> tuple[str, float]:
-    """The faster memory layout, and the seconds that an epoch of training on images will take with it at most.
+    """The faster memory layout, and an upper estimate of the seconds for an epoch on images with it.
 
-    A layout once chosen on this machine for the same net, sizes and threads is chosen again, so that a
-    command repeated gives the same numbers although times vary.
+    A layout that was once chosen on this machine for the same network, sizes and threads is chosen again, so that
+    repeating a command gives the same numbers although times vary.
     """
     layouts = [config.train.layout] if config.train.layout != "auto" else ["contiguous", "channels_last"]
     if device.type == "cpu" and (unsafe := unsafe_channels_last(model)):
-        # Not even measured: oneDNN issue 6035 gives wrong gradients there or ends the process.
+        # Do not even measure it: because of oneDNN issue 6035, gradients would be wrong or the process would crash.
         if config.train.layout == "channels_last":
             raise UserError(f"train.layout=channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto")
         layouts = ["contiguous"]
     question = [config.model.model_dump(mode="json"), repr(model), config.train.batch_size, config.train.threads]
     question += [device.type, torch.__version__, config.data.image_size, config.data.channels]
     if finetuning:
-        finetuning.apply(model, len(finetuning.phases) - 1)  # what is frozen to the end has no backward pass
+        finetuning.apply(model, len(finetuning.phases) - 1)  # parameters that stay frozen need no backward pass
         question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
     remembered = (
         cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
@@ -489,19 +491,19 @@ def _measure(
     images = _first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = _recipe(config, dataset, device)
-    # A layout is worth some time only where there is a choice, and more than one pass over the images to save it in.
+    # Measuring for long pays only if there is a choice of layouts and some epochs train on images.
     pays = len(layouts) > 1 and image_epochs(config, finetuning) > 0
-    budget = CHOICE_SECONDS if pays else GLANCE_SECONDS
+    budget = CHOICE_SECONDS if pays else ESTIMATE_SECONDS
     times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device, budget)
     layout = min(times, key=lambda name: times[name])
     if len(layouts) > 1:
-        with suppress(OSError):  # a cache that cannot be written costs the next start a measurement
+        with suppress(OSError):  # if the cache cannot be written, the next start measures again
             files.write_text(remembered, layout)
     return layout, times[layout] / len(images) * len(dataset.train)
 
 
 def opening(experiment: Experiment) -> TrainingStarted:
-    """What a person should know of a training before its next step."""
+    """The event that describes a training before its next step."""
     config, dataset, data = experiment.config, experiment.dataset, experiment.dataset.config
     assert data.image_size is not None
     assert data.working_size is not None
@@ -535,7 +537,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
     )
 
 
-def stem(config: RunConfig) -> str:
-    """What an unnamed run is called before its number: data and model."""
+def default_name(config: RunConfig) -> str:
+    """The name of an unnamed run, without its number: data and model."""
     parts = (Path(config.data.source).name or "data", config.model.name)
     return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)

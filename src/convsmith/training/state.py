@@ -1,4 +1,4 @@
-"""TrainState: everything that changes during a run, and so everything that an exact resume needs."""
+"""TrainState: everything that changes during a run, and therefore everything that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Tensors = dict[str, Tensor]
 class WeightAverage:
     """Exponential moving average of weights and float buffers (Polyak and Juditsky 1992).
 
-    The decay of update t is min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
+    The decay of update t is min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -46,10 +46,10 @@ class WeightAverage:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Which epoch is the best by `monitor`, and for how many epochs none was better by `min_delta`.
+    """The best epoch by `monitor`, and the number of epochs without an improvement by `min_delta`.
 
     `best` is the best epoch's value and `best_loss` its val_loss, which breaks ties. `reference` is the value that
-    an epoch has to exceed by `min_delta`, and `bad_epochs` counts the epochs since one did.
+    an epoch must improve on by `min_delta`, and `bad_epochs` counts the epochs since the last one that did.
     """
 
     monitor: str
@@ -59,7 +59,7 @@ class EarlyStopping:
     best_epoch: int = 0
     reference: float | None = None
     bad_epochs: int = 0
-    best_loss: float | None = None  # None also in checkpoints of the first edition, where the earlier of equals stays
+    best_loss: float | None = None  # also None in checkpoints of the first edition, which keeps the first of ties
 
     def after(self, row: Mapping[str, Any]) -> EarlyStopping:
         """The state after an epoch with this row of metrics.csv."""
@@ -73,7 +73,7 @@ class EarlyStopping:
         return result
 
     def _row(self, value: float | None) -> dict[str, float] | None:
-        """An earlier epoch to compare with. Ties count without `min_delta` alone, where the reference is the best."""
+        """An earlier epoch to compare with. Ties matter only without `min_delta`, where the reference is the best."""
         if value is None:
             return None
         return {"val_loss": -math.inf if self.best_loss is None else self.best_loss, self.monitor: value}
@@ -84,10 +84,10 @@ class EarlyStopping:
 
 
 class RunningMetrics:
-    """The running sums of an epoch, kept on the device so that no step waits for a transfer."""
+    """The running sums of an epoch, kept on the device, so that no step waits for a transfer."""
 
     def __init__(self, device: torch.device) -> None:
-        # MPS has no float64; float32 sums lose nothing that its float32 losses had.
+        # MPS has no float64, so the sums are in float32 there, like the losses.
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=wide, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -106,7 +106,7 @@ class RunningMetrics:
         return {"loss": self.loss, "correct": self.correct, "seen": self.seen, "bad_step": self.bad_step}
 
     def read(self) -> tuple[float, float, int, int]:
-        """Mean loss, accuracy, images seen, first step with a loss that is not finite (or -1): one transfer."""
+        """Mean loss, accuracy, images seen, first step with a loss that is not finite (or -1), in one transfer."""
         loss, correct, seen, bad_step = torch.stack(
             [value.to(self.loss.dtype) for value in self.tensors().values()]
         ).tolist()
@@ -115,10 +115,10 @@ class RunningMetrics:
 
 @dataclass
 class TrainState:
-    """`epoch` counts finished epochs, `position` the batches done in the present one, `step` all updates.
+    """`epoch` counts finished epochs, `position` the batches done in the current one, `step` all updates.
 
-    `phase` is the place in the phases of `finetuning` (0 where there is none): what it names trains, all else is
-    frozen.
+    `phase` is an index into the phases of `finetuning` (0 if there is none), which defines the trained parameters;
+    all others are frozen.
     """
 
     model: nn.Module
@@ -133,21 +133,21 @@ class TrainState:
     epoch: int = 0
     position: int = 0
     step: int = 0
-    seconds: float = 0.0  # of training in the present epoch
-    total_seconds: float = 0.0  # of all finished epochs, validation included
+    seconds: float = 0.0  # training time in the current epoch
+    total_seconds: float = 0.0  # time of all finished epochs, including validation
     metrics: RunningMetrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = RunningMetrics(self.device)
 
     def training_mode(self) -> None:
-        """Training mode, but for what is frozen: its batch norm's statistics must not drift, its dropout not drop."""
+        """Set training mode, except for frozen modules: their batch norm must not drift, their dropout stays off."""
         self.model.train()
         if self.finetuning:
-            self.finetuning.rest(self.model)
+            self.finetuning.frozen_to_eval(self.model)
 
     def enter_phase(self) -> Phase | None:
-        """Unfreeze what trains from the present epoch on; the phase where a new one begins."""
+        """Unfreeze the stages that are trained from the current epoch on; returns the phase if a new one starts."""
         if self.finetuning is None or (number := self.finetuning.number_at(self.epoch)) == self.phase:
             return None
         self.phase = number
@@ -159,26 +159,26 @@ class TrainState:
 
     @property
     def head_alone(self) -> bool:
-        """Whether nothing but the head trains at present, so that features are constants."""
+        """Whether only the head is trained at present, so that features are constant."""
         return self.finetuning is not None and self.finetuning.phases[self.phase].head_alone
 
     @property
     def exhausted(self) -> bool:
-        """Whether to stop early; not while stages are still to be unfrozen."""
+        """Whether to stop early; false while stages remain to be unfrozen."""
         return self.ends_with(self.stopping)
 
     def ends_with(self, stopping: EarlyStopping) -> bool:
-        """Whether the run would stop early if `stopping` were its present state."""
+        """Whether the run would stop early if `stopping` were its current state."""
         last = self.finetuning is None or self.phase == len(self.finetuning.phases) - 1
         return last and stopping.exhausted
 
     @property
     def trained_parameters(self) -> int:
-        """How many parameters train at present."""
+        """The number of parameters that are trained at present."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def logits(self, batch: Batch) -> Tensor:
-        """float [B, K], from images or from the features that the head takes."""
+        """Logits float [B, K], from images or from features."""
         network = self.model.head if batch.features else self.model
         assert isinstance(network, nn.Module)
         logits: Tensor = network(batch.images)
@@ -186,20 +186,20 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that validation, prediction and export use: the average where there is one."""
+        """The network that validation, prediction and export use: the average, if there is one."""
         return self.average.model if self.average else self.model
 
     @property
     def learning_rate(self) -> float:
-        """Of the weights' last update; before the first one, what the first will use.
+        """The learning rate of the last update; before the first update, that of the first.
 
-        Biases and norms may have another (optim.bias_lr_factor).
+        It is the rate for weights; biases and norms may have another one (optim.bias_lr_factor).
         """
         return self._largest("lr")
 
     @property
     def base_rate(self) -> float:
-        """The learning rate of the weights that the schedule multiplies."""
+        """The learning rate for weights, before the schedule multiplies it."""
         return self._largest("base_lr")
 
     def _largest(self, rate: str) -> float:
@@ -214,7 +214,7 @@ class TrainState:
         self.metrics = RunningMetrics(self.device)
 
     def tensors(self) -> Tensors:
-        """Every tensor by name: model., average., optimizer., counts., rng."""
+        """All tensors by name, with the prefixes model., average., optimizer., counts. and rng."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average:
@@ -224,8 +224,8 @@ class TrainState:
                 if value is not None:
                     if not isinstance(value, Tensor):
                         raise UserError(
-                            f"{type(self.optimizer).__name__} keeps {key} as {type(value).__name__}: only tensors can "
-                            "be saved and resumed exactly; use an optimiser that keeps tensors"
+                            f"{type(self.optimizer).__name__} stores {key} as {type(value).__name__}, but only tensors "
+                            "can be saved and resumed exactly: use an optimiser that stores tensors"
                         )
                     tensors[f"optimizer.{names[parameter]}:{key}"] = value
         tensors |= {f"counts.{name}": value for name, value in self.metrics.tensors().items()}
@@ -233,8 +233,8 @@ class TrainState:
         tensors |= {f"rng.{name}": value for name, value in _global_rng(self.device).items()}
         return tensors
 
-    def facts(self) -> dict[str, Any]:
-        """What is not a tensor, as plain JSON values."""
+    def metadata(self) -> dict[str, Any]:
+        """The parts of the state that are not tensors, as JSON values."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -247,20 +247,20 @@ class TrainState:
             "stopper": asdict(self.stopping),
         }
 
-    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Take over a checkpoint; a UserError lists both key sets where it is of another architecture."""
+    def load(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Load a checkpoint; a UserError lists the differing keys if it is of another architecture."""
         load_strictly(self.model, _below(tensors, "model."), "the checkpoint")
         if self.average:
             load_strictly(self.average.model, _below(tensors, "average."), "the checkpoint's average")
-        self._load_optimizer(_below(tensors, "optimizer."), facts["rates"])
+        self._load_optimizer(_below(tensors, "optimizer."), metadata["rates"])
         for name, value in _below(tensors, "counts.").items():
             self.metrics.tensors()[name].copy_(value)
         self.generator.set_state(tensors["rng.augment"])
         _set_global_rng(_below(tensors, "rng."), self.device)
         for name in ("epoch", "position", "step", "seconds", "total_seconds", "phase"):
-            setattr(self, name, facts[name])
-        self.schedule.load_state(facts["schedule"])
-        self.stopping = EarlyStopping(**facts["stopper"])
+            setattr(self, name, metadata[name])
+        self.schedule.load_state(metadata["schedule"])
+        self.stopping = EarlyStopping(**metadata["stopper"])
         self._freeze()
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor], rates: Sequence[float]) -> None:
@@ -270,7 +270,7 @@ class TrainState:
             owner, key = name.rsplit(":", 1)
             parameter = parameters[owner]
             if value.shape == parameter.shape:
-                # Fused optimisers walk raw memory: the state must have the parameter's own strides.
+                # Fused optimisers work on raw memory, so the state must have the parameter's strides.
                 value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
             elif self.optimizer.defaults.get("fused"):
                 value = value.to(parameter.device)
@@ -287,7 +287,7 @@ def new_state(
     device: torch.device,
     finetuning: Finetuning | None = None,
 ) -> TrainState:
-    """The state before step 1. The augmentation's generator has the run's seed."""
+    """The state before step 1. The generator for augmentation is seeded with the run's seed."""
     if finetuning:
         finetuning.apply(model, 0)
     return TrainState(
@@ -307,7 +307,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
 
 
 def _global_rng(device: torch.device) -> Tensors:
-    """torch's global generators, which dropout draws from."""
+    """The states of torch's global generators, which dropout uses."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

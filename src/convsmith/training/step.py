@@ -1,4 +1,4 @@
-"""One optimiser step, from a batch to new weights."""
+"""One optimiser step, from a batch to new weights. Knows tensors and state, no config of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from convsmith.training.state import TrainState
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a step needs and what never changes in a run."""
+    """What a step needs besides the state; it is constant during a run."""
 
     loss: Loss
     regularize: RegularizeConfig
 
 
 def step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
-    """Forward, loss, backward, penalty, clip, update: `state` goes from step t to t + 1."""
+    """Forward, loss, backward, penalties, clipping, update: takes `state` from step t to t + 1."""
     factor = state.schedule.factor(state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -1,4 +1,4 @@
-"""The `transfer` section. Knows no networks: `unfreezing` and `weights` do what it asks for."""
+"""The `transfer` section. Knows no networks; `unfreezing` and `weights` implement it."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ NO_WEIGHTS = "none"
 
 
 class UnfreezeConfig(Section):
-    """Which frozen stages train from which epoch on, from the last one before the head towards the stem."""
+    """When frozen stages are unfrozen, from the last one before the head towards the stem."""
 
     after: int = Field(ge=1, description="epochs before the first stages are unfrozen")
-    every: int = Field(1, ge=1, description="epochs from one unfreezing to the next")
-    stages: int = Field(1, ge=1, description="stages that are unfrozen at once")
-    most: int | None = Field(None, ge=1, description="stages unfrozen in all; none: every one")
+    every: int = Field(1, ge=1, description="epochs between two unfreezings")
+    stages: int = Field(1, ge=1, description="number of stages that are unfrozen at once")
+    most: int | None = Field(None, ge=1, description="total number of stages to unfreeze; none: all")
 
 
 class TransferConfig(Section):
     weights: str = Field(
-        "none", description="none, default (the library's own), a .safetensors or .pth file, or a run directory"
+        "none", description="none, default (those of the library), a .safetensors or .pth file, or a run directory"
     )
     freeze: tuple[str, ...] = Field(
         (), description=f"none, {ALL_BUT_HEAD}, or a list of stages and patterns of parameter names, '[stem, \"*bn*\"]'"
     )
     unfreeze: UnfreezeConfig | None = Field(
         None,
-        description="unfreeze stages in turn: '{after: 2}' trains the head for 2 epochs, then a stage more each epoch",
+        description="'{after: 2}' trains the head for 2 epochs, and then unfreezes one more stage each epoch",
     )
     freeze_statistics: bool = Field(
-        False, description="batch norm keeps the statistics of the weights in stages that train, too"
+        False, description="batch norm keeps the pretrained statistics, also in stages that are trained"
     )
     lr_decay: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="factor on the learning rate from each stage to the one before it, from the head on",
+        description="factor on the learning rate from each stage to the one before it, starting at the head",
     )
     backbone_lr: float = Field(
-        1.0, gt=0, le=1, description="factor on the learning rate of all stages: of everything but the head"
+        1.0, gt=0, le=1, description="factor on the learning rate of all stages, that is, of everything but the head"
     )
     cache_features: bool = Field(True, description="compute the features of a frozen backbone once, not every epoch")
     feature_views: int = Field(
-        4, ge=1, le=1000, description="with augmentation: views of each image whose features are computed once"
+        4, ge=1, le=1000, description="with augmentation: number of views of each image whose features are computed"
     )
 
     @field_validator("freeze", mode="before")
@@ -59,10 +59,12 @@ class TransferConfig(Section):
     @model_validator(mode="after")
     def _something_to_unfreeze(self) -> TransferConfig:
         if self.unfreeze is not None and not self.freeze:
-            raise ValueError(f"unfreeze has nothing to unfreeze: set transfer.freeze, such as {ALL_BUT_HEAD}")
+            raise ValueError(
+                f"unfreeze has nothing to unfreeze: set transfer.freeze as well, for example to {ALL_BUT_HEAD}"
+            )
         return self
 
     @property
     def finetunes(self) -> bool:
-        """Whether some parameters are treated unlike others."""
+        """Whether parameters are treated differently from each other."""
         return bool(self.freeze) or self.freeze_statistics or self.lr_decay < 1 or self.backbone_lr < 1

@@ -1,8 +1,8 @@
-"""Features of a frozen backbone: constants, so they are computed once and kept, in memory and in the cache folder.
+"""Features of a frozen backbone, which are constant: computed once and kept in memory and in the cache folder.
 
-With augmentation each image has `transfer.feature_views` views, drawn once; epoch e (from 0) trains on view
-e mod views. The views do not depend on `train.seed`, and the files not on how images are divided into train and val
-within a study: every fold and every seed finds them again.
+With augmentation, each image has `transfer.feature_views` views, drawn once; epoch e (from 0) trains on view
+e mod views. The views do not depend on `train.seed`, and within a study the files do not depend on the split into
+train and val, so that all folds and seeds share them. Trains nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from convsmith.data.dataset import Dataset, Subset
 from convsmith.data.preprocess import ToInput
 from convsmith.files import explain_os_errors, written_whole
 
-VERSION = 1  # raise it whenever views or features change, so that no old ones are found again
-POLL = 0.1  # seconds to wait for a file that another process is at, before another file's turn
-PASS_BATCH = 32  # images of a forward pass; part of the key, since the last bits may depend on it
+VERSION = 1  # increase this whenever views or features change, so that old ones are not used again
+POLL = 0.1  # seconds to wait for a file that another process is writing before trying another file
+PASS_BATCH = 32  # images per forward pass; part of the key, since the last bits may depend on it
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FrozenFeatures:
     """`train` float32 [V, N, F] holds V views of each train image.
 
     `val` float32 [M, F] and `clean` float32 [S, F] are those of the val images and of a sample of the train images,
-    as they are.
+    without augmentation.
     """
 
     train: Tensor
@@ -45,12 +45,12 @@ class FrozenFeatures:
     clean: Tensor
 
     def view(self, epoch: int) -> Tensor:
-        """What an epoch (from 0) trains on: float32 [N, F]."""
+        """The features on which an epoch (from 0) trains: float32 [N, F]."""
         return self.train[epoch % len(self.train)]
 
 
 class FeatureFiles:
-    """The features that one run needs, as files of one view each: float32 [images, F] in the source's order."""
+    """The features that a run needs, one file per view: float32 [images, F] in the source's order."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class FeatureFiles:
         augmented = augment != AugmentConfig()
         every = dataset.unsealed()
         is_fold = len(every) > len(dataset.train) + len(dataset.val)
-        # A fold computes all that its study needs; a run of its own no more than itself needs.
+        # A fold computes the features for its whole study; a single run computes only those that it needs itself.
         self._plain = every if is_fold or not augmented else dataset.joined(dataset.val, clean_sample)
         self._clean_sample = clean_sample
         self._viewed = every if is_fold else dataset.train
@@ -76,9 +76,9 @@ class FeatureFiles:
         self._backbone = _hash_of_backbone(model)
 
     def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
-        """Write the files that are missing; yields images done and in all. Ends early where `stop()` turns true.
+        """Write the missing files; yields the number of images done and their total. Ends early if `stop()` is true.
 
-        Processes that need the same files share the work: what another one is at comes last.
+        Processes that need the same files share the work: files that another one is writing come last.
         """
         missing = [(subset, view) for subset, view in self._needed() if _read(self._path(subset, view)) is None]
         total, done = sum(len(subset) for subset, _ in missing), 0
@@ -89,14 +89,14 @@ class FeatureFiles:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 try:
                     with FileLock(path.with_suffix(".lock"), timeout=POLL):
-                        if _read(path) is None:  # else another process has been faster
+                        if _read(path) is None:  # otherwise another process was faster
                             rows = []
                             for part in self._pass(subset, view):
                                 rows.append(part)
                                 yield done + sum(map(len, rows)), total
                                 if stop():
                                     return
-                            content = io.BytesIO()  # numpy's own writing to a file hides why it fails
+                            content = io.BytesIO()  # NumPy hides the reason if it cannot write to a file itself
                             np.save(content, np.concatenate(rows))
                             with written_whole(path) as file:
                                 file.write(content.getbuffer())
@@ -107,7 +107,7 @@ class FeatureFiles:
                         return
 
     def load(self) -> FrozenFeatures:
-        """Of a run whose files are all there."""
+        """Load the features; all files must exist."""
         return FrozenFeatures(
             torch.stack([self._rows(self._subset_of(view), view, self._dataset.train) for view in self._views]),
             self._rows(self._plain, None, self._dataset.val),
@@ -128,7 +128,7 @@ class FeatureFiles:
 
     @torch.no_grad()
     def _pass(self, subset: Subset, view: int | None) -> Iterator[np.ndarray]:
-        """Features of the images as they are, or as the view's own generator changes them: float32 [B, F] each."""
+        """Features of the images, augmented by the view's generator unless `view` is None: float32 [B, F] each."""
         self._model.eval()
         device = self._to_input.scale.device
         generator = torch.Generator(device).manual_seed(view or 0)
@@ -144,7 +144,7 @@ class FeatureFiles:
             yield self._features(images).float().cpu().numpy()
 
     def _path(self, subset: Subset, view: int | None) -> Path:
-        """Named by all that decides a feature to its last bit."""
+        """The file of a view, named by a hash of everything that affects the features' bits."""
         settings = self._to_input.preprocessing.model_dump(mode="json")
         facts = [VERSION, PASS_BATCH, self._backbone, self._dataset.hash, settings, str(self._to_input.memory_format)]
         facts += [str(self._to_input.scale.device), torch.get_num_threads(), torch.__version__]
@@ -156,7 +156,7 @@ class FeatureFiles:
 
 @torch.inference_mode()
 def logits_of_features(model: nn.Module, features: Tensor, device: torch.device) -> np.ndarray:
-    """Logits float32 [N, K] of features [N, F], by the head alone, which is put into eval mode and back."""
+    """Logits float32 [N, K] of features [N, F]; only the head is run, which is put into eval mode and back."""
     assert isinstance(model, Classifier)
     training = model.head.training
     model.head.eval()
@@ -175,7 +175,7 @@ def _hash_of_backbone(model: nn.Module) -> str:
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """float32 [images, F]; None where it is not there or was damaged."""
+    """Read float32 [images, F]; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, EOFError):
         values: np.ndarray = np.load(path, allow_pickle=False)
         return values

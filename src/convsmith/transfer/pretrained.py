@@ -1,4 +1,4 @@
-"""Weights that others trained: what images they expect, where they are, and which of our parameters they are."""
+"""Pretrained weights: the input they expect, where to get them, how they map to our parameters. Trains nothing."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from convsmith.nets.build import refuse_unknown
 
 Tensors = dict[str, Tensor]
 
-SMALLEST = 96  # pixels to which small images are enlarged for nets that were trained on photographs
+SMALLEST = 96  # side in pixels to which small images are enlarged for networks that were trained on photographs
 HEAD, NET = "head.", "net."
-WRAPPERS = ("state_dict", "model")  # under which training scripts keep the weights among other things
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts store weights beside other data
 
-# Heads of their own for training alone, which our networks are built without.
+# Auxiliary heads that are only for training; our networks are built without them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# torchvision trained these with 0.5 as mean and deviation; its `transform_input` undoes its usual ones.
+# torchvision trained these with mean and standard deviation 0.5; its `transform_input` converts from the usual ones.
 _HALVED = ("googlenet", "inception_v3")
 
 
 def expected_input(model: str) -> InputSpec | None:
-    """What the library's weights of ``torchvision/<name>`` or ``timm/<name>`` expect; None where nothing is known."""
+    """The input that the library's weights of ``torchvision/<name>`` or ``timm/<name>`` expect; None if unknown."""
     library, slash, name = model.partition("/")
     if not slash or library not in _LIBRARIES:
         return None
@@ -38,22 +38,22 @@ def expected_input(model: str) -> InputSpec | None:
 
 
 def hub_weights(model: str) -> tuple[Tensors, str]:
-    """The library's own weights of an architecture, under its names, and what they are called.
+    """The library's weights of an architecture, by the library's names, and a description of them.
 
-    UserError for networks that have none, and where they cannot be downloaded.
+    Raises UserError for networks without weights, and if they cannot be downloaded.
     """
     library, slash, name = model.partition("/")
     if not slash or library not in _LIBRARIES:
         refuse_unknown(model)
         raise UserError(
-            f"transfer.weights=default: '{model}' has no pretrained weights; choose a --model that has, such as "
-            "torchvision/resnet18 or timm/tf_efficientnet_lite0, or give --transfer.weights a file or a run"
+            f"transfer.weights=default: '{model}' has no pretrained weights; choose a --model that has some, such as "
+            "torchvision/resnet18 or timm/tf_efficientnet_lite0, or set --transfer.weights to a file or a run"
         )
     return _LIBRARIES[library].download(name)
 
 
 def read_tensors(path: Path) -> Tensors:
-    """A .safetensors file, or a .pth or .pt file through torch's loader of weights alone: no code in it is run."""
+    """Read a .safetensors file, or a .pth or .pt file by torch's weights-only loader, which runs no code from it."""
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(f"transfer.weights '{path}' is not a file of weights: give a .safetensors or .pth file")
     try:
@@ -61,50 +61,52 @@ def read_tensors(path: Path) -> Tensors:
             return load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"transfer.weights '{path}' cannot be read ({first_line(error)[:200]}): is it whole?") from None
+        raise UserError(
+            f"transfer.weights '{path}' cannot be read ({first_line(error)[:200]}): is it complete?"
+        ) from None
     except Exception as error:  # the unpickler's own errors, which differ by version
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"transfer.weights '{path}' holds more than weights ({found[1] if found else type(error).__name__}), which "
-            "is not loaded for safety: save its state_dict() as .safetensors"
+            f"transfer.weights '{path}' contains more than weights ({found[1] if found else type(error).__name__}), "
+            "which is not loaded for safety: save its state_dict() as .safetensors"
         ) from None
     for name in WRAPPERS:
         if isinstance(stored, dict) and isinstance(stored.get(name), dict):
             stored = stored[name]
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise UserError(f"transfer.weights '{path}' holds no tensors by name: save a state_dict()")
+        raise UserError(f"transfer.weights '{path}' contains no named tensors: save a state_dict()")
     return {str(name): value for name, value in stored.items()}
 
 
 def as_ours(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """`tensors` under the names of `model`, its own head in place of theirs; and in words what was changed.
+    """`tensors` by the names of `model`, with the head of `model` instead of theirs, and sentences on all changes.
 
-    Names are ours (of a run) or the library's of a Backbone. What is missing or too much stays so, for a strict
-    loader to list.
+    The names may be ours (of a run) or the library's (for a Backbone). Missing and unexpected tensors are left for
+    the strict loader to report.
     """
     own = model.state_dict()
-    said: list[str] = []
+    messages: list[str] = []
     theirs = HEAD
     if isinstance(model, Backbone) and not any(name.startswith(NET) for name in tensors):
         theirs = f"{NET}{model.head_name}."
         if left := sorted({name.split(".")[0] for name in tensors if name.startswith(_AUXILIARY)}):
-            said.append(f"{', '.join(left)}: auxiliary heads for training, left out")
+            messages.append(f"{', '.join(left)} are auxiliary heads for training, which are left out")
         tensors = {NET + name: value for name, value in tensors.items() if not name.startswith(_AUXILIARY)}
     result = {name: value for name, value in tensors.items() if not name.startswith(theirs)}
     path, stem = first_convolution(model)
     weight = result.get(f"{path}.weight")
     if weight is not None and weight.dim() == 4 and weight.shape[1] != stem.in_channels and stem.groups == 1:
         result[f"{path}.weight"] = _other_channels(weight, stem.in_channels)
-        said.append(f"{path}: its weights for {weight.shape[1]} channels are summed to {stem.in_channels}")
+        messages.append(f"{path}: its weights for {weight.shape[1]} channels are summed to {stem.in_channels}")
     for name, value in own.items():
-        # Counters of batch norm that older files lack decide nothing.
+        # Older files lack batch norm's counters, which have no effect.
         if name.startswith(HEAD) or (name.endswith("num_batches_tracked") and name not in result):
             result[name] = value
-    return result, said
+    return result, messages
 
 
 def _other_channels(weight: Tensor, channels: int) -> Tensor:
-    """[O, C, K, K] -> [O, channels, K, K] that answers to equal channels as `weight` does to equal ones."""
+    """[O, C, K, K] -> [O, channels, K, K] with the same response as `weight` if all channels are equal."""
     return weight.sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) / channels
 
 
@@ -173,7 +175,7 @@ def _timm_download(name: str) -> tuple[Tensors, str]:
     if config is None or not config.has_weights:
         raise UserError(f"transfer.weights=default: timm has no weights of '{name}'; give a file or a run instead")
     try:
-        # timm reads safetensors, or archives through torch's loader of weights alone.
+        # timm reads safetensors, or archives by torch's weights-only loader.
         net = timm.create_model(name, pretrained=True)
     except Exception as error:  # hubs and their clients raise errors of their own
         raise _no_network(f"timm/{name}", str(config.hf_hub_id or config.url), error) from None
@@ -192,6 +194,6 @@ def _interpolation(name: str) -> str:
 
 def _no_network(model: str, address: str, error: Exception) -> UserError:
     return UserError(
-        f"the weights of '{model}' cannot be downloaded from {address} ({first_line(error)[:200]}): fetch them where "
-        "there is a network and give the file, --transfer.weights FILE.safetensors (or .pth)"
+        f"the weights of '{model}' cannot be downloaded from {address} ({first_line(error)[:200]}): download them on a "
+        "computer with a network and give the file, --transfer.weights FILE.safetensors (or .pth)"
     )

@@ -1,7 +1,8 @@
-"""Finetuning: which parameters train in which epochs, and at which share of the learning rate.
+"""Finetuning: which parameters are trained in which epochs, and with which fraction of the learning rate.
 
 Frozen parameters get neither gradient nor optimiser state, and frozen modules stay in eval mode. Stages are unfrozen
 from the head towards the stem (gradual unfreezing, Howard and Ruder 2018, who also lower the rate from layer to layer).
+Loads no weights.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from convsmith.optim.optimizers import Group, parameter_groups
 from convsmith.transfer.config import ALL_BUT_HEAD, TransferConfig
 
 HEAD = "head"
-LIBRARY = "net."  # before a library's own names in a backbone: patterns may leave it out
+LIBRARY = "net."  # the prefix of a library's parameter names in a backbone; patterns may omit it
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What trains from `epoch` (counted from 0) on: parameters by name; `unfrozen` are the stages that came with it."""
+    """The names of the parameters that are trained from `epoch` (from 0) on; `unfrozen` are the newly added stages."""
 
     epoch: int
     trains: frozenset[str]
@@ -34,7 +35,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """The phases of a run, in order, each training more than the one before; and each stage's share of the rate."""
+    """The phases of a run in order, each training more than the one before, and each stage's factor on the rate."""
 
     phases: tuple[Phase, ...]
     factors: Mapping[str, float]
@@ -45,20 +46,20 @@ class Finetuning:
 
     @property
     def image_epoch(self) -> int | None:
-        """The first epoch in which more than the head trains; None where there is none."""
+        """The first epoch in which more than the head is trained; None if there is none."""
         return next((phase.epoch for phase in self.phases if not phase.head_alone), None)
 
     def apply(self, model: nn.Module, number: int) -> Phase:
-        """Let the parameters of a phase train, and no others."""
+        """Make the parameters of a phase trainable, and no others."""
         phase = self.phases[number]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in phase.trains)
         return phase
 
-    def rest(self, module: nn.Module) -> None:
-        """Put into eval mode what must not drift: modules whose parameters are all frozen, with all that is inside.
+    def frozen_to_eval(self, module: nn.Module) -> None:
+        """Put modules whose parameters are all frozen, with their children, into eval mode, so that they do not drift.
 
-        With `freeze_statistics` every batch norm as well: what it has of weights still trains.
+        With `freeze_statistics`, this includes all batch norms, whose weights are still trained.
         """
         parameters = list(module.parameters())
         frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
@@ -66,13 +67,13 @@ class Finetuning:
             module.eval()
             return
         for child in module.children():
-            self.rest(child)
+            self.frozen_to_eval(child)
 
     def groups(self, model: nn.Module) -> list[Group]:
-        """The groups of `parameter_groups`, a pair for each stage where stages have rates of their own.
+        """The groups of `parameter_groups`, or a pair of groups for each stage if stages have different rates.
 
-        They hold what trains in the last phase. An optimiser leaves a parameter without gradient alone, so one that
-        is still frozen has no state in it, and a fresh one from the epoch on in which it is unfrozen.
+        They contain the parameters that are trained in the last phase. An optimiser ignores parameters without
+        gradients, so one that is still frozen has no state, and gets a new one in the epoch in which it is unfrozen.
         """
         self.apply(model, len(self.phases) - 1)
         groups = parameter_groups(model)
@@ -90,43 +91,43 @@ class Finetuning:
 
 
 def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | None:
-    """The finetuning that `config` asks for; None where all parameters are alike and train from the start.
+    """The finetuning that `config` describes; None if all parameters are treated alike and trained from the start.
 
-    UserError for a network that cannot be taken apart, stages and patterns that match nothing, nothing left to
-    train, and stages that would be unfrozen after the last epoch.
+    Raises UserError for a network without stages, for stages and patterns that match nothing, if nothing is left to
+    train, and for stages that would be unfrozen after the last epoch.
     """
     if not config.finetunes:
         return None
     if not isinstance(model, Classifier):
         raise UserError(
-            f"transfer: a {type(model).__name__} cannot be taken apart: it needs stages, head and features "
-            "(convsmith.contracts.Classifier)"
+            f"the transfer section needs a network with stages, head and features (convsmith.contracts.Classifier), "
+            f"which {type(model).__name__} is not"
         )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     members = {stage: {names[id(p)] for p in module.parameters()} for stage, module in _stages_and_head(model)}
     if loose := set(names.values()) - set().union(*members.values()):
-        raise UserError(f"transfer: in no stage and not in the head, so neither frozen nor trained: {_listed(loose)}")
+        raise UserError(f"transfer: these parameters are neither in a stage nor in the head: {_listed(loose)}")
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = _frozen(config, members) & trainable
     if trainable == frozen:
-        raise UserError(f"transfer.freeze {_listed(config.freeze)}: nothing is left to train; leave the head free")
+        raise UserError(f"transfer.freeze {_listed(config.freeze)} leaves nothing to train: do not freeze the head")
     phases = list(_phases(config, members, trainable, frozen))
     if phases[-1].epoch >= epochs:
         last = phases[-1]
         raise UserError(
             f"transfer.unfreeze is longer than the run: {_listed(last.unfrozen)} would be unfrozen after {last.epoch} "
-            f"epochs, but train.epochs is {epochs}: train for {last.epoch + 1} at least, or unfreeze sooner or less "
+            f"epochs, but train.epochs is {epochs}: train for at least {last.epoch + 1}, or unfreeze sooner or less "
             "(after, every, stages, most)"
         )
     stages = [stage for stage in members if stage != HEAD]
     factors = {
-        stage: config.backbone_lr * config.lr_decay ** (len(stages) - place) for place, stage in enumerate(stages)
+        stage: config.backbone_lr * config.lr_decay ** (len(stages) - index) for index, stage in enumerate(stages)
     }
     return Finetuning(tuple(phases), {HEAD: 1.0, **dict(reversed(factors.items()))}, config.freeze_statistics)
 
 
 def _stages_and_head(model: Classifier) -> Iterator[tuple[str, nn.Module]]:
-    """From stem to head. What a library calls its head, layers before the last one included, is a stage to us."""
+    """The stages from stem to head. What a library calls head, with more than the last layer, is a stage here."""
     yield from ((LIBRARY + stage if stage == HEAD else stage, module) for stage, module in model.stages.items())
     yield HEAD, model.head
 

@@ -1,4 +1,4 @@
-"""Where a run's first weights come from (`transfer.weights`), and what they decide: architecture, images, length."""
+"""Locates and loads a run's initial weights (`transfer.weights`), with the architecture and input that they imply."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors under the names that they were saved with; `what` says in words whose they are."""
+    """Tensors by the names under which they were saved; `what` describes their origin."""
 
     what: str
     tensors: dict[str, Tensor]
     spec: InputSpec | None
-    path: str | None = None  # absolute, of a file or a run
-    model: ModelConfig | None = None  # the network of a run
+    path: str | None = None  # the absolute path of a file or a run
+    model: ModelConfig | None = None  # the network, if the weights are those of a run
 
 
 def locate(config: RunConfig, own_module: bool) -> Weights | None:
-    """Read the weights that `transfer.weights` names; None where it names none.
+    """Read the weights that `transfer.weights` names; None if it names none.
 
-    UserError where there are none, or where they are of another architecture than `model.name`.
+    Raises UserError if they do not exist, or are of another architecture than `model.name`.
     """
     name = config.transfer.weights
     if name == NO_WEIGHTS:
         if config.transfer.freeze_statistics and not own_module:
             raise UserError(
-                "transfer.freeze_statistics: random weights have no statistics to keep: set transfer.weights, or "
-                "--transfer.freeze_statistics false"
+                "transfer.freeze_statistics needs pretrained weights, since random ones have no statistics to keep: "
+                "set transfer.weights, or --transfer.freeze_statistics false"
             )
         return None
     if own_module:
-        raise UserError("transfer.weights: the network is a module of your own: load its weights before you hand it in")
+        raise UserError("transfer.weights cannot be used with your own module: load its weights before you pass it in")
     if name == DEFAULT:
         tensors, what = hub_weights(config.model.name)
         return Weights(what, tensors, expected_input(config.model.name))
@@ -64,7 +64,7 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
 
 
 def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
-    """Architecture and images as `locate` would have them, without reading or downloading a library's weights."""
+    """The architecture and input that `locate` would find, without reading or downloading a library's weights."""
     name = config.transfer.weights
     if name == NO_WEIGHTS:
         return config, None
@@ -75,7 +75,7 @@ def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
 
 
 def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
-    """Put the weights into all of `model` but its head; in words, what was loaded and what was adapted."""
+    """Load the weights into all of `model` but its head; returns sentences on what was loaded and adapted."""
     tensors, adapted = as_ours(model, weights.tensors)
     try:
         load_strictly(model, tensors, f"transfer.weights: {weights.what}")
@@ -86,31 +86,33 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
         trained = weights.spec.size
         raise UserError(f"{error}; they are for {trained} x {trained} images and get {seen} x {seen}") from None
     assert isinstance(model.head, nn.Linear)
-    # A library's own start for it may be far too large: timm's EfficientNets draw up to 0.7 for two classes.
+    # A library's initial head may be far too large: timm's EfficientNets draw values up to 0.7 for two classes.
     model.head.reset_parameters()
     count = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("head."))
-    said = [f"weights of {weights.what}: {count:,} parameters; the head is new, for {len(dataset.classes)} classes"]
-    said += adapted
+    messages = [f"weights of {weights.what}: {count:,} parameters; the head is new, for {len(dataset.classes)} classes"]
+    messages += adapted
     if weights.spec:
         spec = weights.spec
-        said.append(
+        messages.append(
             f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
-            f"{spec.interpolation}, mean {shown(spec.mean)}, deviation {shown(spec.std)}"
+            f"{spec.interpolation}, mean {shown(spec.mean)}, standard deviation {shown(spec.std)}"
         )
         changed = differences(dataset.config, spec)
-        said += changed or ["the images are prepared just so"]
+        messages += changed or ["the images are prepared as they expect"]
     else:
-        said.append("what images they expect is not known: the data and data.* decide (a run directory would know)")
-    return said
+        messages.append(
+            "the input that they expect is unknown (a run directory would record it), so the data and data.* decide"
+        )
+    return messages
 
 
 def adapted(model: nn.Module) -> list[str]:
-    """In words, what was changed in a library's network that starts from no weights."""
+    """Sentences on the changes in a library's network that starts from random weights."""
     return list(model.changes) if isinstance(model, Backbone) else []
 
 
 def caches_features(config: RunConfig) -> bool:
-    """Whether features of a frozen backbone are kept: a mixed image is new each time, so its features are, too."""
+    """Whether features of a frozen backbone are kept, which mixed images rule out, since they are new each time."""
     return config.transfer.cache_features and not (config.augment.mixup or config.augment.cutmix)
 
 
@@ -126,19 +128,19 @@ def _of_run(config: RunConfig, path: Path) -> Weights:
         open_run(path, f"model/{CARD}")
     card, tensors = read_model(folder)
     if card.architecture is None:
-        raise UserError(f"transfer.weights '{path}': its network is a module of your own: hand it in with its weights")
+        raise UserError(f"the network of transfer.weights '{path}' is your own module: pass it in with its weights")
     _refuse_other_model(path, card.architecture, config.model)
     what = f"run '{path}' ({card.architecture.name})"
     return Weights(what, tensors, card.preprocessing.input_spec(), str(path.resolve()), card.architecture)
 
 
-def _refuse_other_model(path: Path, theirs: ModelConfig, asked: ModelConfig) -> None:
-    """A UserError that names the keys which the user set to something else than the network of the weights has."""
-    if asked.name != theirs.name and "name" in asked.model_fields_set:
+def _refuse_other_model(path: Path, theirs: ModelConfig, requested: ModelConfig) -> None:
+    """Raise UserError that names the keys which the user set to other values than those of the weights' network."""
+    if requested.name != theirs.name and "name" in requested.model_fields_set:
         raise UserError(
-            f"transfer.weights '{path}' is a {theirs.name}, but model.name is {asked.name}: leave model.name out"
+            f"transfer.weights '{path}' is a {theirs.name}, but model.name is {requested.name}: leave model.name out"
         )
-    values = [(key, getattr(theirs, key), getattr(asked, key)) for key in sorted(asked.model_fields_set)]
+    values = [(key, getattr(theirs, key), getattr(requested, key)) for key in sorted(requested.model_fields_set)]
     if other := [f"model.{key} {of_run} but {set_to} is set" for key, of_run, set_to in values if of_run != set_to]:
         keys = ", ".join(f"model.{key}" for key, of_run, set_to in values if of_run != set_to)
         raise UserError(f"transfer.weights '{path}': its network has {', '.join(other)}: leave {keys} out")
