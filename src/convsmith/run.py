@@ -20,6 +20,7 @@ from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
 from convsmith.training.setup import Experiment, Parts
+from convsmith.training.state import kept_epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +145,7 @@ class Run:
         """The epoch whose weights the run has kept, as recorded in summary.json or the newest checkpoint."""
         if self.files.summary.exists():
             return int(self.summary["best_epoch"])
-        return int(checkpoint.read_newest(self.files.checkpoints)[1]["stopper"]["best_epoch"])
+        return kept_epoch(checkpoint.read_newest(self.files.checkpoints)[1])
 
     def confusion(self, split: str = "val") -> Figure:
         """The confusion matrix of an evaluated split as a matplotlib Figure; rows are true classes."""

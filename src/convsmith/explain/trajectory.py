@@ -20,6 +20,7 @@ from convsmith.nets.build import build
 from convsmith.runtime import Interrupts, seed_everything
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
+from convsmith.training.state import evaluated_weights
 
 QUICK = 120.0  # seconds up to which a training is repeated for its path; the picture itself takes as long
 MOST_POINTS = 12  # points of a path, besides the start and the explained model
@@ -101,8 +102,8 @@ def _kept(context: ExplainContext) -> Trajectory:
             tensors, metadata = checkpoint.read(context.run.checkpoints / file)
         except checkpoint.DamagedCheckpointError:  # or absent
             continue
-        kind = "average." if any(name.startswith("average.") for name in tensors) else "model."
-        weights = {name: tensors[f"{kind}{name}"].to(value.device) for name, value in model.items()}
+        stored = evaluated_weights(tensors)
+        weights = {name: stored[name].to(value.device) for name, value in model.items()}
         steps[metadata["step"]] = (f"epoch {metadata['epoch']}", weights)
     points, solution = {}, "the model"
     for step in sorted(steps):

@@ -302,6 +302,16 @@ def new_state(
     )
 
 
+def evaluated_weights(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The weights in a checkpoint that validation, prediction and export use: the average where there is one."""
+    return _below(tensors, "average.") or _below(tensors, "model.")
+
+
+def kept_epoch(facts: Mapping[str, Any]) -> int:
+    """The best epoch so far, from the facts of a checkpoint; 0 before the first one has ended."""
+    return int(facts["stopper"]["best_epoch"])
+
+
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
