@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_predictions_of_a_file_are_those_of_the_run(
             assert one.id == other.id
             assert one.label == other.label
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize(("form", "file"), [("onnx", "net.onnx"), ("torch", "net.pt2")])
+def test_what_export_proposes_next_works(
+    form: str, file: str, run: RunDir, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run.path), "--format", form, "--out", str(tmp_path / file)]) == 0
+    step = capsys.readouterr().out.rpartition("next: convsmith ")[2]
+    assert main([str(images[0]) if word == "IMAGE" else word for word in shlex.split(step)]) == 0
 
 
 def test_predict_takes_files_on_the_command_line(

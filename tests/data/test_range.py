@@ -173,6 +173,12 @@ def test_data_check_proposes_to_train_with_the_range_that_was_checked(
     assert f"convsmith train --data {root} --data.range '[-1000, 2000]'" in capsys.readouterr().out
 
 
+def test_a_training_that_needs_a_range_says_so(tmp_path: Path) -> None:
+    root = plant(tmp_path / "scans", scans(8, "int16", -1000, 1000))
+    with pytest.raises(UserError, match=r"a/000\.tif: .* samples from .* set data\.range to auto, or .*; 'convsmith"):
+        open_dataset(DataConfig(source=str(root), cache=str(tmp_path / "cache")))
+
+
 def test_duplicates_are_compared_at_full_depth(tmp_path: Path) -> None:
     images = scans(30)
     images[7] = images[4]

@@ -81,8 +81,10 @@ def open_images(
     if images.failures and (on_error == "stop" or not len(images.kept)):
         shown = ", ".join(f"{failure.id} ({failure.kind})" for failure in images.failures[:10])
         more = f" and {len(images.failures) - 10} more" if len(images.failures) > 10 else ""
+        reasons = (f"{failure.id}: {failure.message}; " for failure in images.failures if failure.kind == "unsupported")
         raise UserError(
             f"{len(images.failures)} of {len(source)} images of {source.name} cannot be decoded: {shown}{more}; "
+            f"{next(reasons, '')}"
             f"'convsmith data check {source.name}' lists them, data.on_error=skip leaves them out"
         )
     return images

@@ -40,5 +40,6 @@ def run(args: argparse.Namespace) -> int:
         f"checked  {made.images} validation images: the logits, up to {made.scale:.3g}, differ from PyTorch's "
         f"by at most {made.difference:.1e}"
     )
-    show(f"next: {command('predict', made.path)} IMAGE")
+    readable = made.path if args.format == "onnx" else args.directory  # predict opens no torch.export archive
+    show(f"next: {command('predict', readable)} IMAGE")
     return 0
