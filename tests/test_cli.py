@@ -300,7 +300,7 @@ def test_resume_says_what_was_changed_behind_its_back(unfinished: Path, capsys: 
     (unfinished / "metrics.csv").write_text("".join(lines[:-1]))
     out = call(capsys, "resume", "runs/unfinished")
     assert "config.yaml has changed since the start (train.seed 0 -> 5)" in out
-    assert "metrics.csv has lost rows: 2 are left of 3 epochs" in out
+    assert "metrics.csv has lost rows: 2 of 3 epochs are left" in out
 
 
 def test_a_run_that_cannot_be_locked_is_named(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,7 +426,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     error = call(capsys, *command.split(), "--epochs", "3", "--train.log_every", "1", "--train.threads", "1", code=1)
     assert "the loss is not a finite number at step" in error
     assert "learning rate 100" in error
-    assert "--lr (such as 10)" in error
+    assert "--lr (for example 10)" in error
     from convsmith.training import checkpoint
 
     tensors, _, remark = checkpoint.read_newest(inside / "runs/diverged/checkpoints")
