@@ -14,7 +14,7 @@ from rich.console import Console
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
-from convsmith.events import Counted, CrossvalStarted, EpochEnd
+from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
 from convsmith.records import METRICS
@@ -109,6 +109,33 @@ def test_what_a_study_says_first_is_wrapped_between_words_in_80_columns() -> Non
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert " ".join(out.getvalue().split()).endswith("about 10 s of training, 1 at once")
+
+
+def test_a_line_of_a_fold_is_broken_between_its_scores_alone() -> None:
+    scores = {"accuracy": 0.42, "precision": 0.6369, "recall": 0.4159, "f1": 0.369, "loss": 2.2329}
+    record = {**scores, "best_epoch": 1, "epochs": 1, "seconds": 2.6, "chosen": {"optim": {"lr": 0.01}}}
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=80, soft_wrap=True)
+    StudyDisplay(Display(console))(JobDone(index=0, name="average 1", record=record))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert lines[1] == "        loss 2.2329  best epoch 1 of 1  2.6 s  chosen  optim.lr 0.01"
+
+
+def test_columns_that_do_not_fit_get_a_table_of_their_own() -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, color_system=None, width=40))
+    display.table(
+        {"arm": ["base"], "difference": ["-30.39"], "verdict of all": ["none"], "seconds": ["1.0"]}, ["seconds"]
+    )
+    assert [line.split() for line in out.getvalue().splitlines()] == [
+        ["arm", "difference", "verdict", "of", "all"],
+        ["base", "-30.39", "none"],
+        [],
+        ["arm", "seconds"],
+        ["base", "1.0"],
+    ]
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

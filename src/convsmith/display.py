@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -135,13 +135,33 @@ class Display:
         self.wrapped(f"{label:{INDENT}}{text}")
 
     def wrapped(self, line: str, indent: int = INDENT) -> None:
-        """A line of prose; on a terminal it is wrapped between words, and what follows is indented."""
+        """A line of prose; on a terminal it is wrapped between words, and what follows is indented.
+
+        A no-break space keeps two words on one line, and is shown as a blank.
+        """
         if not self.live:
-            self.line(line)
+            self.line(line.replace("\u00a0", " "))
             return
         width = max(self.console.width, 4 * INDENT)
         whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
-        self.line("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * indent, **whole)))  # type: ignore[arg-type]
+        lines = textwrap.wrap(line, width, subsequent_indent=" " * indent, **whole)  # type: ignore[arg-type]
+        self.line("\n".join(lines).replace("\u00a0", " "))
+
+    def prose(self, text: str) -> None:
+        """Paragraphs, each wrapped on a terminal."""
+        for paragraph in text.split("\n"):
+            self.wrapped(paragraph, indent=0)
+
+    def table(self, columns: Mapping[str, Sequence[str]], below: Collection[str]) -> None:
+        """Columns by heading. In a narrow terminal those of `below` get their own table: nothing is cut."""
+        whole = _table(columns)
+        if self._natural_width(whole) <= self.console.width:
+            self.console.print(whole)
+            return
+        first = next(iter(columns))
+        self.console.print(_table({name: cells for name, cells in columns.items() if name not in below}))
+        self.line("")
+        self.console.print(_table({name: columns[name] for name in (first, *below)}))
 
     def _serving(self, event: Serving) -> None:
         if not event.local:
@@ -306,14 +326,7 @@ class Display:
             "field": [str(row.receptive_field or "") for row in rows],
         }
         self.line(title)
-        table = _table(columns)
-        if self._natural_width(table) <= self.console.width:
-            self.console.print(table)
-        else:  # in a narrow terminal nothing is cut off: the columns are split over two tables
-            below = ("kind", "size: (T - K + 2P)/S + 1")
-            self.console.print(_table({name: cells for name, cells in columns.items() if name not in below}))
-            self.line("")
-            self.console.print(_table({name: columns[name] for name in ("layer", *below)}))
+        self.table(columns, below=("kind", "size: (T - K + 2P)/S + 1"))
         whole = totals(rows)
         self.line(f"\n{whole.parameters:,} parameters, {whole.macs:,} MACs for one image")
         self.line(

@@ -149,14 +149,14 @@ def _study(event: events.StudyStarted) -> str:
 
 
 def _fold(name: str, record: Mapping[str, Any]) -> str:
-    chosen = "  ".join(
-        f"{section}.{key} {value}" for section, layer in record["chosen"].items() for key, value in layer.items()
-    )
-    return (
-        f"{name}  {'  '.join(f'{METRICS[metric].label} {shown(metric, record[metric])}' for metric in HEADLINES)}  "
-        f"best epoch {record['best_epoch']} of {record['epochs']}  {duration(record['seconds'])}"
-        f"{'  chosen ' + chosen if chosen else ''}"
-    )
+    chosen = [f"{section}.{key} {value}" for section, layer in record["chosen"].items() for key, value in layer.items()]
+    parts = [
+        *(f"{METRICS[metric].label} {shown(metric, record[metric])}" for metric in HEADLINES),
+        f"best epoch {record['best_epoch']} of {record['epochs']}",
+        duration(record["seconds"]),
+        *(["chosen", *chosen] if chosen else []),
+    ]
+    return "  ".join([name, *map(unbroken, parts)])
 
 
 def _trial(event: events.TrialDone) -> str:
@@ -171,8 +171,13 @@ def _trial(event: events.TrialDone) -> str:
 
 
 def settings(values: Mapping[str, Any]) -> str:
-    """``optim.lr 0.0032  model.activation gelu``."""
-    return "  ".join(f"{key} {word(value)}" for key, value in values.items())
+    """``optim.lr 0.0032  model.activation gelu``; no line is broken between a key and its value."""
+    return "  ".join(unbroken(f"{key} {word(value)}") for key, value in values.items())
+
+
+def unbroken(text: str) -> str:
+    """The words of `text` with no-break spaces between them, which `Display.wrapped` shows as blanks."""
+    return text.replace(" ", "\u00a0")
 
 
 def word(value: Any) -> str:

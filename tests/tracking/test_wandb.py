@@ -22,7 +22,7 @@ from convsmith.contracts import Tracker
 from convsmith.tracking import wandb as tracking
 from convsmith.tracking.config import TrackConfig
 from convsmith.tracking.null import NullTracker
-from convsmith.tracking.wandb import WandbTracker, open_tracker
+from convsmith.tracking.wandb import WandbTracker, open_tracker, watching
 
 OFFLINE = TrackConfig(wandb="offline", group="folds")
 ROWS = [
@@ -205,6 +205,11 @@ def test_nothing_is_said_and_nothing_random_is_drawn(finished):
 def test_where_is_the_command_to_watch_the_run(finished):
     run_dir, tracker, *_ = finished
     assert tracker.where == f"wandb leet '{run_dir}/wandb'"
+
+
+def test_the_command_to_watch_names_a_run_here_by_its_path_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert watching(tmp_path / "runs/my run/wandb") == "wandb leet 'runs/my run/wandb'"
 
 
 def test_a_bad_key_and_no_network_end_offline(tmp_path, warned, monkeypatch, capfd):

@@ -149,7 +149,7 @@ class WandbTracker:
             for line in pipe:
                 report = json.loads(line)
                 if "url" in report:
-                    self.where = report["url"] or f"wandb leet {shlex.quote(str(self._folder))}"
+                    self.where = report["url"] or watching(self._folder)
                 finished = report.get("finished", finished)
                 reason = report.get("failed", reason)
                 if "warning" in report:
@@ -208,3 +208,9 @@ def login_state() -> str:
         return "does not start"
     mode = done.stdout.split()[-1]
     return {"online": "logged in: runs go online", "offline": "runs stay offline, in the run directory"}.get(mode, mode)
+
+
+def watching(folder: Path) -> str:
+    """The command that shows an offline run, with the path from the working directory where it lies below it."""
+    here = Path.cwd()
+    return f"wandb leet {shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))}"

@@ -49,19 +49,15 @@ def run(args: argparse.Namespace) -> int:
 
 def show(result: AblationResult, display: Display) -> int:
     """Print how the arms compare, and return the exit code."""
-    from rich.table import Table
-    from rich.text import Text
-
     from convsmith.rundir import RunDir
 
     rows, directory = result.table(), result.directory
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
     display.line("")
-    display.console.print(table)
+    display.table(
+        {heading: [row[heading] for row in rows] for heading in rows[0]}, below=("changes", "seconds", "cost")
+    )
     display.line("")
-    display.line(result.conclusion)
+    display.prose(result.conclusion)
     for name, reason in result.failed.items():
         display.line(f"failed: {name}: {reason}")
     display.line(

@@ -57,4 +57,4 @@ def _print(comparison: Comparison, display: Display) -> None:
         display.line("\nThe configs are the same.")
     display.line("")
     for one in comparison.versus:
-        display.line(one.words)
+        display.prose(one.words)

@@ -29,22 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.table import Table
-    from rich.text import Text
-
     from convsmith.display import Display
     from convsmith.explain.explanation import HEADINGS, cells, explain
 
     with Display() as display:
         found = explain(args.directory, args.paths, args.target, args.stage, args.figure, args.device, listener=display)
     if args.figure is None:
-        table = Table(*HEADINGS, box=None, pad_edge=False)
-        for row in found.table:
-            table.add_row(*map(Text, cells(row)))
-        display.console.print(table)
+        rows = [cells(row) for row in found.table]
+        columns = {heading: [row[at] for row in rows] for at, heading in enumerate(HEADINGS)}
+        display.table(columns, below=("deletion", "insertion", "file"))
         display.line("")
     for paragraph in found.text:
-        display.line(paragraph)
+        display.prose(paragraph)
     if args.figure is None:
         display.line(f"\nwritten: {found.directory}/: {found.written[0].name}, and a PNG for each image")
     else:

@@ -84,7 +84,7 @@ def _results(result: TuningResult, display: Display) -> None:
         display.line(f"\nimportance  {shares}   (share of the variance, fANOVA)")
     else:
         display.line(f"\nimportance  not estimated: {result.unexplained}")
-    display.line(
+    display.prose(
         f"\nThe best {metric} of {len(ranked)} trials is optimistic: the trial was chosen by it, on the same images "
         "that it was measured on.\nFor an unbiased score, cross-validate best.yaml, or train it and evaluate once on "
         "the test split, which no trial has seen."
