@@ -217,7 +217,7 @@ def test_training_cannot_reach_the_test_split(tmp_path: Path) -> None:
         from convsmith.config import validate
         from convsmith.data.sources import from_arrays
         from convsmith.run import train
-        from convsmith.training.setup import Parts
+        from convsmith.training.own import Parts
 
         changed = images.copy()
         if number:

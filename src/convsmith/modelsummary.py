@@ -15,7 +15,7 @@ from convsmith.nets.build import build
 from convsmith.nets.shapes import LayerRow, totals, trace
 from convsmith.prediction.model_file import read_card
 from convsmith.rundir import open_single
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import weights
 
 

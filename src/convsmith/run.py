@@ -19,7 +19,8 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
-from convsmith.training.setup import Experiment, Parts
+from convsmith.training.own import NO_PARTS, Parts
+from convsmith.training.setup import Experiment
 from convsmith.training.state import kept_epoch
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Run:
     `parts` holds the user's own module or data, if any; `device` is auto, cpu, cuda or mps.
     """
 
-    def __init__(self, directory: Path, parts: Parts = setup.NO_PARTS, device: str = "auto") -> None:
+    def __init__(self, directory: Path, parts: Parts = NO_PARTS, device: str = "auto") -> None:
         self.files: RunDir = open_single(directory)
         self.device = device
         self._module = parts.module
@@ -188,7 +189,7 @@ class Run:
 
 def train(
     config: RunConfig,
-    parts: Parts = setup.NO_PARTS,
+    parts: Parts = NO_PARTS,
     name: str | None = None,
     runs_dir: Path = Path("runs"),
     listener: Listener = nobody,
@@ -199,7 +200,7 @@ def train(
     return _finish(setup.start(prepared, runs_dir, name, parts), parts, listener)
 
 
-def resume(run: RunDir, parts: Parts = setup.NO_PARTS, listener: Listener = nobody) -> Run:
+def resume(run: RunDir, parts: Parts = NO_PARTS, listener: Listener = nobody) -> Run:
     """Continue a stopped run to its end; a finished run is not changed. Raises the same errors as `train`."""
     if run.summary.exists():
         return Run(run.path, parts)

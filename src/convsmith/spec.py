@@ -14,8 +14,7 @@ from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, r
 from convsmith.data.config import ARRAYS
 from convsmith.data.sources import from_arrays
 from convsmith.errors import UserError, nearest
-from convsmith.training.own import OptimizerFactory
-from convsmith.training.setup import Parts
+from convsmith.training.own import OptimizerFactory, Parts
 
 Arrays = tuple[np.ndarray, Any]
 Data = str | Path | Arrays | Mapping[str, Any] | None

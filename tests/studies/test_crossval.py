@@ -25,6 +25,7 @@ from convsmith.studies.statistics import mean_interval
 from convsmith.studies.study import read_spec
 from convsmith.training import setup
 from convsmith.training.loop import epochs
+from convsmith.training.own import Parts
 from studies.small_study import CROSSVAL, FLAGS, found, wait_for, workers_of
 
 
@@ -178,7 +179,7 @@ def test_the_labels_held_out_cannot_influence_the_training(tmp_path: Path) -> No
             shown[40:] = 2 - shown[40:]  # what the fold holds out has other labels
         source = from_arrays(images, shown.tolist(), given=["train"] * 60)
         ids = list(source.ids)
-        own = setup.Parts(source=source)
+        own = Parts(source=source)
         config = validate(
             {
                 "data": {"source": "arrays", "val_fraction": 0.2, "test_fraction": 0.0},

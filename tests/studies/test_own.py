@@ -30,7 +30,7 @@ from convsmith.studies.lr_find import lr_find
 from convsmith.studies.tune_config import TuneConfig, checked
 from convsmith.studies.tuning import tune
 from convsmith.studies.worker import perform
-from convsmith.training.setup import Parts
+from convsmith.training.own import Parts
 
 SETTINGS = {
     "data": {"source": "arrays"},

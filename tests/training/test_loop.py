@@ -19,7 +19,8 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, loop, setup
 from convsmith.training.loop import epochs
-from convsmith.training.setup import Experiment, Parts
+from convsmith.training.own import Parts
+from convsmith.training.setup import Experiment
 
 CLEAN = ("clean_train_loss", "clean_train_accuracy")
 

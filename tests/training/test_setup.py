@@ -18,7 +18,7 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
-from convsmith.training.setup import Parts
+from convsmith.training.own import Parts
 
 
 def source_of(train_images: int) -> Source:

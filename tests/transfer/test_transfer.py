@@ -32,7 +32,8 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import Event, epochs
-from convsmith.training.setup import Experiment, Parts
+from convsmith.training.own import Parts
+from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles
 from convsmith.verbs.flags import read_config
 from test_resume import KILLER, same_run

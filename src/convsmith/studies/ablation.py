@@ -23,7 +23,7 @@ from convsmith.studies.config import BASE, StudyConfig, arms_of, changes, choice
 from convsmith.studies.crossval import divide
 from convsmith.studies.statistics import assumed_std, smallest_detectable
 from convsmith.training import setup
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

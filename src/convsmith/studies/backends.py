@@ -13,7 +13,7 @@ from convsmith.runtime import Interrupts
 from convsmith.studies import own, ray_cluster, runner
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.runner import Answer, Job
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 
 Backend = Callable[[Sequence[Job], int, Path, Interrupts], Iterator[Answer]]
 BACKENDS: dict[str, Backend] = {"local": runner.run_jobs, "ray": ray_cluster.run_jobs}

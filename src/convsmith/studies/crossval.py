@@ -22,7 +22,8 @@ from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.folds import Fold, make_folds
 from convsmith.studies.statistics import mean_interval
 from convsmith.training import setup
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.gather import image_epochs
+from convsmith.training.own import NO_PARTS, Parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,7 +252,7 @@ def _started(run: RunDir, prepared: setup.Prepared, divisions: Sequence[Fold], m
         sealed=dataset.test_size,
         runs=len(divisions),
         max_workers=max_workers,
-        seconds=epoch * max(setup.image_epochs(config, prepared.finetuning), 1) * len(divisions) / max_workers,
+        seconds=epoch * max(image_epochs(config, prepared.finetuning), 1) * len(divisions) / max_workers,
         images=len(dataset.pool()),
         train=len(first.train),
         val=len(first.val),

@@ -20,7 +20,7 @@ from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
 from convsmith.training import setup
 from convsmith.training.loop import epochs
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 
 RECORD = "fold.json"  # in the fold's directory: its scores; the file exists if and only if the fold is done
 LOCK_WAIT = 30.0  # seconds that a fold waits for a process that is still writing to its directory

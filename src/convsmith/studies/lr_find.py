@@ -32,7 +32,8 @@ from convsmith.studies.own import fresh
 from convsmith.studies.study import as_html
 from convsmith.training import setup
 from convsmith.training.loop import train_batches
-from convsmith.training.setup import NO_PARTS, Experiment, Parts, Prepared
+from convsmith.training.own import NO_PARTS, Parts
+from convsmith.training.setup import Experiment, Prepared
 from convsmith.training.state import RunningMetrics, TrainState
 from convsmith.training.step import Recipe, step
 

@@ -15,8 +15,7 @@ from convsmith.contracts import OWN
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note
 from convsmith.optim.optimizers import keep_base_rates, parameter_groups
-from convsmith.training.own import own_optimizer, own_settings
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts, own_optimizer, own_settings
 
 SAME = "pass in the one that it was started with"
 

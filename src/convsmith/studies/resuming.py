@@ -12,7 +12,7 @@ from convsmith.studies.ablation import AblationResult
 from convsmith.studies.crossval import CrossvalResult
 from convsmith.studies.study import at_least, read_spec
 from convsmith.studies.tuning import TuningResult
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 
 Result = CrossvalResult | AblationResult | TuningResult
 

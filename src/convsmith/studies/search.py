@@ -24,7 +24,7 @@ from convsmith.records import Optuna, read
 from convsmith.rundir import RunDir
 from convsmith.studies import study
 from convsmith.studies.tune_config import Axis, Bounds, Choices, Space, TuneConfig, space_of
-from convsmith.training.setup import Parts
+from convsmith.training.own import Parts
 
 if TYPE_CHECKING:
     import optuna

@@ -21,7 +21,7 @@ from convsmith.studies.search import Search, optuna_module, read_search, record_
 from convsmith.tracking import csv
 from convsmith.training import setup
 from convsmith.training.loop import epochs
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 
 LOCK_WAIT = 30.0  # seconds that a trial waits for a process that is still writing to its directory
 DEATHS = 2  # how many workers may die in one epoch of a trial before it counts as failed

@@ -25,7 +25,7 @@ from convsmith.studies.search import OPTUNA, Search, connected, optuna_module, r
 from convsmith.studies.trial_job import LOCK_WAIT, TrialJob
 from convsmith.studies.tune_config import TuneConfig, base_of, space_of
 from convsmith.training import setup
-from convsmith.training.setup import NO_PARTS, Parts
+from convsmith.training.own import NO_PARTS, Parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

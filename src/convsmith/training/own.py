@@ -1,18 +1,32 @@
-"""Checks of the user's own network and optimiser before a run starts. Builds none of our own."""
+"""Objects of the user's own (data, network, optimiser), and checks of them before a run starts. Builds none of ours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from convsmith.data.sources import Source
 from convsmith.errors import UserError, first_line
 from convsmith.optim.optimizers import DECAY, NO_DECAY, Group
 
 OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Objects that Python users may pass in instead of a name in the config."""
+
+    source: Source | None = None
+    module: nn.Module | None = None
+    optimizer: OptimizerFactory | None = None
+
+
+NO_PARTS = Parts()
 
 
 def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> None:

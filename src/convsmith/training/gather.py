@@ -1,0 +1,197 @@
+"""Gathers what a config is resolved from: opens the data, builds the network, measures the layout. Resolves nothing."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from convsmith import files
+from convsmith.config import RunConfig
+from convsmith.contracts import Batch, InputSpec
+from convsmith.data.config import AugmentConfig, DataConfig
+from convsmith.data.dataset import Dataset, open_dataset
+from convsmith.data.preprocess import ToInput
+from convsmith.data.sources import SOURCES, cache_folder
+from convsmith.errors import UserError
+from convsmith.nets.blocks import unsafe_channels_last
+from convsmith.nets.build import build
+from convsmith.nets.shapes import totals, trace
+from convsmith.runtime import keep_freed_memory, seed_everything, select_device, set_threads
+from convsmith.training.layout import seconds_per_step
+from convsmith.training.loss import balanced_weights, build_loss
+from convsmith.training.own import Parts, refuse_unfit
+from convsmith.training.resolve import Facts
+from convsmith.training.step import Recipe
+from convsmith.transfer import weights
+from convsmith.transfer.unfreezing import Finetuning
+
+WHITENED_IMAGES = 500
+SMALL_STEP = 100_000_000  # MACs per batch, which take a few milliseconds on one core
+CHOICE_SECONDS, ESTIMATE_SECONDS = 2.0, 0.2  # for choosing a layout by measurement; for measuring a step only
+MEASURED_PIXELS = 2**20  # pixels per measured batch at most: 20 photographs of 224 x 224 show which layout is faster
+CROP_HEADROOM = 1.15  # working size / image size for random resized crops
+
+
+def gather_facts(
+    config: RunConfig, dataset: Dataset, device: torch.device, parts: Parts, given: weights.Weights | None = None
+) -> Facts:
+    """The facts that resolve the config before the layout is measured; sets torch's threads."""
+    return Facts(
+        data=dataset.config,
+        train_images=len(dataset.train),
+        device=device.type,
+        threads=set_threads(config.train.threads),
+        model=given.model if given else None,
+        weights=given.path if given else None,
+        own_module=None if parts.module is None else type(parts.module).__name__,
+    )
+
+
+def is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
+    """Whether a step is so little work that threads would spend more time waiting for each other than working.
+
+    Beside another busy process, such a step takes 20 times as long on two threads as on one.
+    """
+    seen = dataset.preprocessing()
+    work = totals(trace(model, seen.channels, seen.image_size)).macs * batch_size
+    return work < SMALL_STEP
+
+
+def refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_size: int, dataset: Dataset) -> None:
+    """Raise UserError if batches must consist of one image, on which the network's batch norm cannot be trained."""
+    images = len(dataset.train)
+    if images > 1 and batch_size > 1:  # then `batch_positions` never yields a batch of one image
+        return
+    network = copy.deepcopy(model).train()
+    if finetuning:
+        finetuning.apply(network, len(finetuning.phases) - 1)
+        finetuning.frozen_to_eval(network)
+    example = next(network.parameters())
+    one = first_images(dataset, 1, example.device).to(example.dtype)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(one)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        fix = "set train.batch_size to 2 or more" if images > 1 else "there is only one train image: give more"
+        raise UserError(f"batch norm cannot be trained on batches of one image: {fix}") from None
+
+
+def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:
+    """The number of epochs of a run that train on images rather than on features."""
+    if finetuning is None or not weights.caches_features(config):
+        return config.train.epochs
+    first = finetuning.image_epoch
+    return 0 if first is None else config.train.epochs - first
+
+
+def open_data(
+    config: RunConfig,
+    parts: Parts,
+    progress: Callable[[int, int], None] | None = None,
+    spec: InputSpec | None = None,
+) -> tuple[Dataset, torch.device]:
+    """Open the data and select the device that the config names."""
+    if config.optim.is_own and parts.optimizer is None:
+        raise UserError(
+            f"optim.name {config.optim.name} stands for your own optimiser: pass it in, "
+            "convsmith.train(..., optimizer=...)"
+        )
+    device = select_device(config.train.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    data = config.data
+    if parts.source is None and Path(data.source).exists() and data.source not in SOURCES:
+        # The path must be absolute, so that the run finds its data from any folder.
+        data = data.model_copy(update={"source": str(Path(data.source).resolve())})
+    headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
+    dataset = open_dataset(data, progress, parts.source, headroom, spec)
+    _refuse_blank(config.augment, dataset.config)
+    return dataset, device
+
+
+def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
+    """Raise UserError for an augmentation that would leave nothing of an image."""
+    assert data.image_size is not None
+    assert data.working_size is not None
+    for name, pixels, side in (
+        ("cutout", augment.cutout, data.image_size),
+        ("shift", augment.shift_pixels(data.working_size), data.working_size),
+    ):
+        if pixels >= side:
+            raise UserError(f"augment.{name} {pixels} leaves nothing of an image of {side} x {side} pixels: lower it")
+
+
+def build_network(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
+    """The network with its initial weights, which depend only on `train.seed`."""
+    seed_everything(config.train.seed)
+    card = dataset.preprocessing()
+    if parts.module is not None:
+        refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))
+        return parts.module
+    if config.model.is_own:
+        raise UserError(
+            f"model.name {config.model.name} stands for your own network: pass it in, "
+            "convsmith.train(..., model=...) or convsmith.resume(run, model=...)"
+        )
+    return build(config.model, card.channels, card.image_size, len(dataset.classes))
+
+
+def first_images(dataset: Dataset, count: int, device: torch.device) -> torch.Tensor:
+    """The first train images as network inputs, without augmentation: float [N, C, H, W]."""
+    pixels = torch.from_numpy(dataset.train.gather(np.arange(min(count, len(dataset.train)))))
+    return ToInput(dataset.preprocessing(), device)(pixels.to(device))
+
+
+def recipe_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe:
+    weights = None
+    if config.train.class_weights == "balanced":
+        weights = balanced_weights(dataset.train.labels, len(dataset.classes)).to(device)
+    return Recipe(build_loss(config.train, config.regularize.label_smoothing, weights), config.regularize)
+
+
+def measure_layout(
+    config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, finetuning: Finetuning | None
+) -> tuple[str, float]:
+    """The faster memory layout, and an upper estimate of the seconds for an epoch on images with it.
+
+    A layout that was once chosen on this machine for the same network, sizes and threads is chosen again, so that
+    repeating a command gives the same numbers although times vary.
+    """
+    layouts = [config.train.layout] if config.train.layout != "auto" else ["contiguous", "channels_last"]
+    if device.type == "cpu" and (unsafe := unsafe_channels_last(model)):
+        # Do not even measure it: because of oneDNN issue 6035, gradients would be wrong or the process would crash.
+        if config.train.layout == "channels_last":
+            raise UserError(f"train.layout=channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto")
+        layouts = ["contiguous"]
+    question = [config.model.model_dump(mode="json"), repr(model), config.train.batch_size, config.train.threads]
+    question += [device.type, torch.__version__, config.data.image_size, config.data.channels]
+    if finetuning:
+        finetuning.apply(model, len(finetuning.phases) - 1)  # parameters that stay frozen need no backward pass
+        question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
+    remembered = (
+        cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
+    )
+    if len(layouts) > 1 and remembered.exists():
+        layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
+    count = min(config.train.batch_size, max(2, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
+    images = first_images(dataset, count, device)
+    labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
+    recipe = recipe_of(config, dataset, device)
+    # Measuring for long pays only if there is a choice of layouts and some epochs train on images.
+    pays = len(layouts) > 1 and image_epochs(config, finetuning) > 0
+    budget = CHOICE_SECONDS if pays else ESTIMATE_SECONDS
+    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device, budget)
+    layout = min(times, key=lambda name: times[name])
+    if len(layouts) > 1:
+        with suppress(OSError):  # if the cache cannot be written, the next start measures again
+            files.write_text(remembered, layout)
+    return layout, times[layout] / len(images) * len(dataset.train)
