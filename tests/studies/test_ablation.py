@@ -151,7 +151,7 @@ def test_a_budget_gives_the_worse_arms_up_and_says_so(convsmith: Any, tmp_path: 
     kept = next(arm for arm in result["arms"] if arm["name"] == "average")
     assert len(kept["per_fold"]) == 3
     assert "given up after 1 of 3 runs" in done.stdout
-    assert "looking early favours lucky arms" in done.stdout
+    assert "deciding early favours lucky arms" in done.stdout
 
 
 def test_a_resumed_study_gives_up_what_it_gave_up_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

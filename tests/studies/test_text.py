@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from convsmith import files
 from convsmith.studies import text as wording
 from convsmith.studies.statistics import Verdict
 
@@ -103,7 +104,7 @@ def test_changes_name_what_was_chosen_for_the_folds():
 def test_csv_gives_the_rows_back():
     odd = arm('a "quoted", name', 0.0, [0, 0], 1.0, "no difference shown", changes={"model.hidden": [64, 32]})
     rows = wording.table(record(odd, HELPS))
-    assert list(csv.DictReader(io.StringIO(wording.as_csv(rows)))) == rows
+    assert list(csv.DictReader(io.StringIO(files.as_csv(rows)))) == rows
 
 
 def test_latex_escapes_what_is_special_and_has_a_cell_for_each_column():

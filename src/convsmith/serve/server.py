@@ -119,4 +119,4 @@ def _neighbours(run: RunDir, predictor: Predictor, source: Source | None, listen
     except UserError as error:
         listener(Note(f"warning: no nearest training images: {error}"))
         return None
-    return Neighbours(predictor, train, counter(listener, "indexing training"))
+    return Neighbours(predictor, train, counter(listener, "indexing"))
