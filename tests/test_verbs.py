@@ -64,6 +64,10 @@ def test_runs_lists_what_there_is_with_accuracies_and_states(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(Path(__file__).parent / "first_edition", "runs")
     shutil.copytree("runs/finished", "runs/damaged")
+    shutil.copytree("runs/crossval", "runs/crossval-failed")
+    study = json.loads(Path("runs/crossval-failed/crossval.json").read_text())
+    failed = study | {"missing": {"fold 3": "the disk was full"}, "per_fold": study["per_fold"][:2]}
+    Path("runs/crossval-failed/crossval.json").write_text(json.dumps(failed))
     Path("runs/damaged/summary.json").write_text("{")
     (Path("runs") / ".new-draft").mkdir()
     found = {row["directory"].name: row for row in convsmith.runs()}
@@ -74,6 +78,7 @@ def test_runs_lists_what_there_is_with_accuracies_and_states(
         "stopped": ("run", "stopped"),
         "crossval": ("crossval", "finished"),
         "crossval-stopped": ("crossval", "stopped"),
+        "crossval-failed": ("crossval", "incomplete"),
         "ablation": ("ablate", "finished"),
         "tuning": ("tune", "finished"),
     }

@@ -325,9 +325,9 @@ def summary(
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """The runs and studies directly below `folder`, the most recently changed first.
 
-    Each has its `directory`, `kind` (run, crossval, ablate, tune, lr-find), `state` (running, finished, stopped or
-    damaged), `val_accuracy` (for a cross-validation, the mean over the held-out folds), `test_accuracy` (None where
-    there is none), its size in `bytes`, and the time when it was `changed`.
+    Each has its `directory`, `kind` (run, crossval, ablate, tune, lr-find), `state` (running, finished, incomplete,
+    stopped or damaged), `val_accuracy` (for a cross-validation, the mean over the held-out folds), `test_accuracy`
+    (None where there is none), its size in `bytes`, and the time when it was `changed`.
     """
     from convsmith.rundir import listing
 

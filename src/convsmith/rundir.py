@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from convsmith import records
 from convsmith.errors import UserError, command
-from convsmith.files import explain_os_errors, sync_folder
+from convsmith.files import explain_os_errors, read_json, sync_folder
 from convsmith.plainyaml import parse_yaml
 from convsmith.records import damaged
 
@@ -207,8 +207,11 @@ def read_study(run: RunDir) -> dict[str, Any]:
     return records.unversioned(run.study, spec)
 
 
-def state_of(run: RunDir) -> Literal["running", "finished", "stopped"]:
-    """Whether a process holds the directory, it is finished, or it is stopped and `resume` would continue it."""
+def state_of(run: RunDir) -> Literal["running", "finished", "incomplete", "stopped"]:
+    """Whether a process holds the directory, it is finished, or `resume` would continue it.
+
+    A study of which some runs have failed is incomplete: `resume` tries them again.
+    """
     if (lock := run.path / ".lock").exists():  # a check must not create a lock file
         try:
             with FileLock(lock, timeout=0):
@@ -217,7 +220,10 @@ def state_of(run: RunDir) -> Literal["running", "finished", "stopped"]:
             return "running"
         except OSError:  # nobody can hold a directory that is not writable
             pass
-    ends = (run.summary, run.crossval, run.ablation, run.best, run.lr_find)
+    for result, failed in ((run.crossval, "missing"), (run.ablation, "failed")):
+        if result.exists():
+            return "incomplete" if read_json(result).get(failed) else "finished"
+    ends = (run.summary, run.best, run.lr_find)
     return "finished" if any(end.exists() for end in ends) else "stopped"
 
 

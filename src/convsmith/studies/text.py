@@ -111,7 +111,7 @@ def table(record: Record) -> list[dict[str, str]]:
         row = {
             "arm": arm["name"],
             "changes": _changes(arm),
-            heading(f"mean {record['metric']}", shown.of_values): shown.value(arm["mean"]),
+            heading(f"mean {METRICS[record['metric']].label}", shown.of_values): shown.value(arm["mean"]),
             heading("difference", shown.of_differences): shown.difference(arm.get("difference")),
             f"{_percent(record['level'])} interval": shown.interval(arm.get("ci95")),
             "p (Holm)": _p(arm.get("p_holm")),
@@ -144,6 +144,7 @@ def as_latex(rows: Rows, caption: str) -> str:
 def methods(record: Record) -> str:
     """A paragraph for the methods section of a paper, and the works that it cites."""
     shown, arms, alpha = unit(record["metric"]), record["arms"], f"{1 - record['level']:.2g}"
+    label = METRICS[record["metric"]].label
     folds, repeats, seeds = record["folds"], record["repeats"], record["seeds"]
     text = f"We compared {_count(len(arms), 'variant')} with a base configuration by stratified {folds}-fold "
     text += "cross-validation"
@@ -160,7 +161,7 @@ def methods(record: Record) -> str:
         text += "chosen separately on the inner validation part, with the same small budget for all. "
     of_repeats = f", with n = {folds * repeats} (Bouckaert and Frank, 2004)" if repeats > 1 else ""
     text += (
-        f"Differences in {record['metric']} were tested with the two-sided corrected resampled t-test (Nadeau and "
+        f"Differences in {label} were tested with the two-sided corrected resampled t-test (Nadeau and "
         f"Bengio, 2003), which allows for the overlap of the training sets by adding the ratio of test to training "
         f"images, 1/{folds - 1} (the inner validation part counts as training), to the factor 1/n of the variance of "
         f"the mean{of_repeats}, and the p-values were adjusted for "
@@ -193,7 +194,7 @@ def conclusion(record: Record) -> str:
     else:
         spread = "" if base["std"] is None else f" (standard deviation {shown.value(base['std'])} between folds)"
         mean = f"{shown.value(base['mean'])} {shown.of_values}".rstrip()
-        lines = [f"The base reaches a mean {record['metric']} of {mean}{spread}."]
+        lines = [f"The base reaches a mean {METRICS[record['metric']].label} of {mean}{spread}."]
     for verdict, words in WORDS.items():
         found = [arm for arm in record["arms"] if arm["verdict"] == verdict]
         lines += [f"{words.format(arm['name'])}: {_finding(record, arm)}" for arm in found]

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         )
         table.add_row(Text(row["directory"].name), *map(Text, cells))
     display.console.print(table)
-    stopped = next((row for row in found if row["state"] == "stopped"), None)
+    stopped = next((row for row in found if row["state"] in ("stopped", "incomplete")), None)
     finished = [str(row["directory"]) for row in found if (row["kind"], row["state"]) == ("run", "finished")]
     if stopped is not None:
         print(f"\nnext: {command('resume', stopped['directory'])}")
