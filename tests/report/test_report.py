@@ -461,3 +461,13 @@ def test_charts_keep_gaps_escape_names_and_survive_flat_lines():
     for axes in (Axes("epoch", "y"), Axes("epoch", "y", logarithmic=True)):
         assert "nan" not in str(line_chart("t", "d", axes, [Line("one", 0, [(1, 0.3)])]))
         assert "nan" not in str(line_chart("t", "d", axes, [Line("flat", 0, [(1, 0.3), (2, 0.3), (3, 0.0)])]))
+
+
+def test_commands_on_pages_can_be_pasted_whatever_blanks_a_name_has() -> None:
+    commands = [
+        command
+        for page in Path(convsmith.__file__).parent.rglob("*.html")
+        for command in re.findall(r"<code>(convsmith [^<]*{{[^<]*)</code>", page.read_text())
+    ]
+    assert len(commands) >= 4
+    assert [command for command in commands if "quoted" not in command] == []
