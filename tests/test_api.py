@@ -137,7 +137,7 @@ def own_data() -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def test_own_arrays_network_and_optimiser(tmp_path: Path) -> None:
+def test_own_arrays_network_and_optimiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     run = convsmith.train(
         own_data(),
@@ -148,6 +148,9 @@ def test_own_arrays_network_and_optimiser(tmp_path: Path) -> None:
         epochs=15,
         **QUICK,
     )
+    told = capsys.readouterr().out
+    assert 'next, in Python: run.evaluate("test")' in told
+    assert "convsmith predict" not in told, "no command could pass the module and the arrays in"
     assert run.evaluate("test")["accuracy"] > 0.9
     again = convsmith.load(tmp_path / "own", model=Own(), data=own_data())
     assert again.evaluate("val")["accuracy"] == run.summary["val"]["accuracy"]

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from convsmith.contracts import OWN
+from convsmith.data.config import ARRAYS
 from convsmith.errors import command
 from convsmith.events import (
     Counted,
@@ -276,9 +278,13 @@ class Display:
         if end.tracked:
             lines.append(f"W&B      {end.tracked}")
         lines.append("")
-        steps = [command("evaluate", run.path, "--split", "test")] if self._training.test else []
-        steps.append(f"{command('predict', run.path)} IMAGE...")
-        lines += [f"{'' if number else 'next:':6}{step}" for number, step in enumerate(steps)]
+        if self._training.model.startswith(OWN) or self._training.source == ARRAYS:  # no command could pass them in
+            label, steps = "next, in Python: ", ['run.evaluate("test")', "run.predict(images)"]
+        else:
+            label = "next: "
+            steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
+        steps = steps if self._training.test else steps[1:]
+        lines += [f"{'' if number else label:{len(label)}}{step}" for number, step in enumerate(steps)]
         self.console.print(Panel(Text("\n".join(lines)), title=Text(summary["name"]), expand=False), soft_wrap=False)
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
