@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import fields
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
-from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone
+from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone, StepProgress, TrainingStarted
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
 from convsmith.records import METRICS
@@ -121,6 +122,21 @@ def test_a_line_of_a_fold_is_broken_between_its_scores_alone() -> None:
     assert len(lines) == 2
     assert max(map(len, lines)) <= 80
     assert lines[1] == "        loss 2.2329  best epoch 1 of 1  2.6 s  chosen  optim.lr 0.01"
+
+
+def test_a_bar_shows_no_numbers_before_there_are_any() -> None:
+    started = dict.fromkeys((field.name for field in fields(TrainingStarted)), 1) | {
+        "directory": Path("r"),
+        "notes": (),
+    }
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=True, width=80)) as display:
+        display(TrainingStarted(**started | {"source": "digits", "model": "simple-cnn"}))  # type: ignore[arg-type]
+        assert "loss 0" not in out.getvalue()
+        step = dict.fromkeys((field.name for field in fields(StepProgress)), 1) | {"loss": 0.5, "accuracy": 0.25}
+        display(StepProgress(**step | {"images": 100, "seconds": 2.0}))  # type: ignore[arg-type]
+        display._bar.refresh()  # type: ignore[union-attr]
+    assert "loss 0.5000  acc 25.0%  50 img/s" in out.getvalue()
 
 
 def test_columns_that_do_not_fit_get_a_table_of_their_own() -> None:

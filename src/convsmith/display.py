@@ -214,16 +214,12 @@ class Display:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
-                TextColumn(
-                    "loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[rate]:,.0f} img/s"
-                ),
+                TextColumn("{task.fields[numbers]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
             )
-            self._bar.add_task(
-                "", total=event.steps * event.epochs, completed=event.step, loss=0.0, accuracy=0.0, rate=0.0
-            )
+            self._bar.add_task("", total=event.steps * event.epochs, completed=event.step, numbers="")
             self._bar.start()
 
     def _step(self, event: StepProgress) -> None:
@@ -232,9 +228,7 @@ class Display:
                 self._bar.task_ids[0],
                 completed=event.step,
                 description=f"epoch {event.epoch}/{self._training.epochs}",
-                loss=event.loss,
-                accuracy=event.accuracy,
-                rate=event.images_per_second,
+                numbers=running_line(event.loss, event.accuracy, event.images_per_second),
             )
 
     def _epoch(self, event: EpochEnd) -> None:
@@ -244,9 +238,9 @@ class Display:
                 self._bar.task_ids[0],
                 completed=event.row["epoch"] * self._training.steps,
                 description=f"epoch {event.row['epoch']}/{self._training.epochs}",
-                loss=event.row["train_loss"],
-                accuracy=event.row["train_accuracy"],
-                rate=event.row["images_per_second"],
+                numbers=running_line(
+                    *(event.row[name] for name in ("train_loss", "train_accuracy", "images_per_second"))
+                ),
             )
         dim = self.live and not event.best
         self.console.print(Text(epoch_line(event, self._training.epochs), style="dim" if dim else ""))
@@ -376,6 +370,10 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(Text, cells))
     return table
+
+
+def running_line(loss: float, accuracy: float, rate: float) -> str:
+    return f"loss {loss:.4f}  acc {accuracy:.1%}  {rate:,.0f} img/s"
 
 
 def epoch_line(end: EpochEnd, epochs: int) -> str:
