@@ -253,6 +253,15 @@ def test_a_run_serves_as_its_path(run: convsmith.Run) -> None:
         convsmith.compare(str(run.directory))
 
 
+def test_what_comes_back_is_one_line_in_a_notebook(run: convsmith.Run, tmp_path: Path) -> None:
+    other = convsmith.train(
+        data="digits", model="simple-cnn", epochs=1, name="other", runs_dir=tmp_path, show=False, **QUICK
+    )
+    found = convsmith.compare([run, other], out=tmp_path / "page.html")
+    assert repr(found).startswith(f"Comparison('{tmp_path / 'page.html'}', {run.directory.name}: ")
+    assert repr(convsmith.check_data("digits")) == "Audit('digits', {'ok': 1797})"
+
+
 def test_a_batch_is_explained_image_by_image(run: convsmith.Run) -> None:
     batch = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
     assert len(run.explain(batch, show=False).table) == len(run.explain(list(batch), show=False).table) == 2

@@ -86,6 +86,9 @@ class Audit:
     near_duplicates: tuple[NearPair, ...]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Audit({self.source!r}, {self.verdicts})"
+
     @property
     def table(self) -> list[dict[str, Any]]:
         """One row for each file, in the order of `files`."""

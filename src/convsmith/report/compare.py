@@ -86,6 +86,10 @@ class Comparison:
     path: Path
     curves_of: dict[str, list[dict[str, Any]]]  # run -> the rows of its metrics.csv
 
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{row['name']}: {row['accuracy']:.2%}" for row in self.table)
+        return f"Comparison({str(self.path)!r}, {scores})"
+
     def curves(self, metric: str = "val_accuracy") -> Figure:
         """A column of metrics.csv by epoch, one line per run, as a matplotlib Figure."""
         from convsmith.figures import style
