@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole: Path, tmp_path
     data[-100] ^= 1
     last.write_bytes(data)
     assert run(tmp_path, "never", "resume", "runs/run") == 0
-    assert "checkpoint damaged" in (tmp_path / "runs/run/log.txt").read_text()
+    assert "checkpoint is damaged" in (tmp_path / "runs/run/log.txt").read_text()
     same_run(whole, tmp_path / "runs" / "run")
 
 

@@ -120,7 +120,9 @@ def test_l2_reaches_an_optimiser_of_the_users_own_as_it_does_ours(name: str, mod
 
 
 def test_groups_by_other_names_would_get_no_penalty_and_are_refused() -> None:
-    with pytest.raises(UserError, match="lost their names, decay and no_decay, by which penalties apply: hand the gr"):
+    with pytest.raises(
+        UserError, match="lost their names, decay and no_decay, which the penalties need: pass on the gr"
+    ):
         own_optimizer(
             lambda groups: torch.optim.SGD([{**g, "name": "mine"} for g in groups], 0.1), [*parameter_groups(net())]
         )

@@ -47,7 +47,7 @@ def open_exported(path: Path) -> tuple[Exported, dict[str, Any]]:
         missing = [name for name in METADATA if name not in metadata]
         if missing:
             raise UserError(
-                f"'{path}' does not contain its {' and '.join(missing)}: give a file that convsmith export wrote"
+                f"'{path}' does not contain its {', '.join(missing)}: give a file that convsmith export wrote"
             )
         return Exported(compute), {name: json.loads(metadata[name]) for name in METADATA}
     except (UserError, MemoryError):
