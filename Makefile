@@ -11,8 +11,8 @@ train: $(STAMP)
 	$(BIN)/convsmith train --preset digits
 	$(BIN)/convsmith evaluate "$$(ls -td runs/*/ | head -n 1)" --split test
 
-# Files of tests run beside each other, a process a core.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Files of tests run beside each other, a process per core, in the order that tests/conftest.py gives them.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(BIN)/python $(PYTEST)

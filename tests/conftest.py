@@ -20,6 +20,28 @@ settings.load_profile("convsmith")
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
+#: The files that take longest. They start first, so that no process is left with one of them at the end.
+LONGEST = (
+    "studies/",
+    "test_resume.py",
+    "transfer/test_transfer.py",
+    "report/",
+    "test_cli.py",
+    "test_python_studies.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first, in the order of `LONGEST`; the others keep their order."""
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(here).as_posix()
+        return next((number for number, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Neither tests nor the commands they start touch the user's cache or W&B account."""
