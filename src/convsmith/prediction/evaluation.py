@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.errors import UserError
-from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, probabilities
+from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, confusion_matrix, probabilities
 from convsmith.records import METRICS, damaged
 
 
@@ -90,6 +91,11 @@ class Predictions:
     def correct(self) -> NDArray[np.bool_]:
         correct: NDArray[np.bool_] = self.predicted == self.labels
         return correct
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [K, K]: rows are true classes, columns are predicted classes."""
+        return confusion_matrix(self.labels, self.predicted, len(self.classes))
 
     @property
     def log_probabilities(self) -> NDArray[np.float64]:

@@ -117,6 +117,21 @@ class Averages:
         return {"macro": self.macro, "micro": self.micro, "weighted": self.weighted}
 
 
+def class_precision(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The precision of each class of a confusion matrix [K, K], float64 [K]; 0 for a class that is never predicted."""
+    return _ratio(confusion.diagonal(), confusion.sum(axis=0))
+
+
+def class_recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The recall of each class of a confusion matrix [K, K], float64 [K]; 0 for a class without images."""
+    return _ratio(confusion.diagonal(), confusion.sum(axis=1))
+
+
+def class_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The F1 of each class of a confusion matrix [K, K], float64 [K]; 0 for a class that occurs nowhere."""
+    return _ratio(2 * confusion.diagonal(), confusion.sum(axis=1) + confusion.sum(axis=0))
+
+
 #: The function of each of `records.METRICS`, by its name.
 COMPUTE: dict[str, Callable[[Outcomes], float | Averages]] = {}
 Function = TypeVar("Function", bound=Callable[[Outcomes], float | Averages])
@@ -137,13 +152,13 @@ def accuracy(outcomes: Outcomes) -> float:
 @_metric
 def precision(outcomes: Outcomes) -> Averages:
     """The fraction of true positives among the images predicted as a class: TP / (TP + FP)."""
-    return _averages(outcomes, _ratio(outcomes.true_positives, outcomes.times_predicted))
+    return _averages(outcomes, class_precision(outcomes.confusion))
 
 
 @_metric
 def recall(outcomes: Outcomes) -> Averages:
     """The fraction of true positives among the images of a class: TP / (TP + FN)."""
-    return _averages(outcomes, _ratio(outcomes.true_positives, outcomes.support))
+    return _averages(outcomes, class_recall(outcomes.confusion))
 
 
 @_metric
@@ -152,7 +167,7 @@ def f1(outcomes: Outcomes) -> Averages:
 
     Macro F1 is the mean of the classes' F1 values, not the F1 of mean precision and recall.
     """
-    return _averages(outcomes, _ratio(2 * outcomes.true_positives, outcomes.support + outcomes.times_predicted))
+    return _averages(outcomes, class_f1(outcomes.confusion))
 
 
 @_metric

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from convsmith.errors import missing_extra
 from convsmith.prediction.calibration import Reliability, fit_temperature, log_softmax, reliability
 from convsmith.prediction.evaluation import Predictions
-from convsmith.prediction.metrics import wilson_interval
+from convsmith.prediction.metrics import class_f1, class_precision, class_recall, wilson_interval
 from convsmith.studies.statistics import PairedAccuracies, paired_accuracies
 
 DRAWS = 1000
@@ -44,20 +44,20 @@ def class_scores(confusion: NDArray[np.int64], classes: Sequence[str], rng: np.r
     ch. 13).
     """
     true_positives, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall, f1 = class_precision(confusion), class_recall(confusion), class_f1(confusion)
     low, high = np.quantile(_bootstrapped_f1(confusion, rng), [0.025, 0.975], axis=0)
     result = []
     for at, name in enumerate(classes):
-        both = int(support[at] + predicted[at])
         result.append(
             ClassScores(
                 name=name,
                 support=int(support[at]),
-                precision=float(true_positives[at] / max(predicted[at], 1)),
+                precision=float(precision[at]),
                 precision_interval=_share(true_positives[at], predicted[at]),
-                recall=float(true_positives[at] / max(support[at], 1)),
+                recall=float(recall[at]),
                 recall_interval=_share(true_positives[at], support[at]),
-                f1=float(2 * true_positives[at] / max(both, 1)),
-                f1_interval=(float(low[at]), float(high[at])) if both else None,
+                f1=float(f1[at]),
+                f1_interval=(float(low[at]), float(high[at])) if support[at] + predicted[at] else None,
             )
         )
     return result

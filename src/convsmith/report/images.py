@@ -18,7 +18,6 @@ from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
 from convsmith.figures.page import pixels_uri, thumbnail_uri
 from convsmith.prediction.evaluation import Predictions
-from convsmith.prediction.metrics import confusion_matrix
 from convsmith.prediction.model_file import ModelCard
 from convsmith.report.analysis import confused_order, likely_label_errors
 from convsmith.report.inputs import Inputs
@@ -77,7 +76,7 @@ def confusion(predictions: Predictions, gallery: Gallery) -> Section:
     there are too many classes for a table, a picture of the matrix and the most confused pairs take its place.
     """
     classes = predictions.classes
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    counts = predictions.confusion
     order = confused_order(counts)
     pairs = [(int(row), int(column)) for row in order for column in order if counts[row, column]]
     as_table = len(classes) <= TABLE_CLASSES

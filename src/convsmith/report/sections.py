@@ -14,7 +14,7 @@ from convsmith.errors import command
 from convsmith.figures.page import percent
 from convsmith.nets.shapes import totals, trace
 from convsmith.prediction.evaluation import Predictions
-from convsmith.prediction.metrics import accuracy_interval, confusion_matrix
+from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, MONITORS, shown, worth_showing
 from convsmith.report.advice import Setting, proposals, results
 from convsmith.report.analysis import class_scores, scaling
@@ -128,9 +128,7 @@ def _line(rows: Sequence[Mapping[str, Any]], key: str, name: str, kind: int) -> 
 
 def per_class(predictions: Predictions) -> list[Section]:
     """The scores of each class, the lowest F1 first; classes without images last."""
-    classes = predictions.classes
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
-    found = class_scores(counts, classes, np.random.default_rng(0))
+    found = class_scores(predictions.confusion, predictions.classes, np.random.default_rng(0))
     return [asdict(scores) for scores in sorted(found, key=lambda one: (not one.support, one.f1))]
 
 
@@ -263,7 +261,7 @@ def _training(findings: Sequence[str]) -> str:
 def _mistakes(predictions: Predictions) -> str:
     """The total number of mistakes, and the most frequent confusion."""
     classes = predictions.classes
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    counts = predictions.confusion.copy()
     of = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
     if not counts.any():
