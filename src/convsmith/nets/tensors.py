@@ -1,15 +1,24 @@
-"""The checksum of named tensors, and loading them strictly into a network. Reads and writes no files."""
+"""Named tensors: reading them from safetensors files, checksums, and loading into a network. Writes no files."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from convsmith.errors import UserError
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header's metadata and all tensors of a file. Raises SafetensorError or OSError if it cannot be read."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+        return file.metadata() or {}, tensors
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: str = "") -> str:

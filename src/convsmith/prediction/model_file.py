@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from convsmith.errors import UserError, first_line
 from convsmith.files import read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
-from convsmith.nets.tensors import checksum, load_strictly
+from convsmith.nets.tensors import checksum, load_strictly, read_safetensors
 from convsmith.records import damaged, problem, unversioned, versioned
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -67,16 +67,14 @@ def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """Read what `save_model` wrote; raises UserError if it is damaged."""
     card, hint = read_card(folder), "restore it, or train again"
     try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata, tensors = read_safetensors(folder / WEIGHTS)
     except OSError as error:
         raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {hint}") from None
     except SafetensorError as error:
         raise UserError(f"the model in '{folder}' is damaged ({first_line(error)}): {hint}") from None
-    if "convsmith" in header:  # the first edition wrote the checksum alone
-        header = unversioned(folder / WEIGHTS, json.loads(header["convsmith"]))
-    if header.get("sha256") not in (None, checksum(tensors)):
+    if "convsmith" in metadata:  # the first edition wrote the checksum alone
+        metadata = unversioned(folder / WEIGHTS, json.loads(metadata["convsmith"]))
+    if metadata.get("sha256") not in (None, checksum(tensors)):
         raise UserError(f"the model in '{folder}' is damaged (the checksum does not match): {hint}")
     return card, tensors
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from convsmith.errors import UserError
 from convsmith.files import sync_folder, write_bytes
-from convsmith.nets.tensors import checksum
+from convsmith.nets.tensors import checksum, read_safetensors
 from convsmith.records import FORMAT_VERSION, refuse_newer
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
@@ -54,9 +54,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata with `format_version`; raises DamagedCheckpointError if the file has changed."""
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        header, tensors = read_safetensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{path.name}: {error}") from None
     if header.get("sha256") != checksum(tensors, header.get("facts", "")):
