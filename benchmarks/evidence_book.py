@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convsmith.cli import verb_parser
-from convsmith.config import Layer
+from convsmith.config import Layer, RunConfig
 from convsmith.figures.style import save
 from convsmith.files import write_json
 from convsmith.studies import book, text
@@ -26,6 +26,9 @@ from convsmith.studies.comparison import forest
 from convsmith.studies.config import BASE, arms_of, read_study, studies
 from convsmith.verbs.flags import read_flags
 
+CLASSES = {"cifar10": 10, "ants_bees": 2}  # of the data that the shipped studies were run on
+KEPT = ("metric", "folds", "repeats", "seeds", "data", "n_images", "epochs")
+KEPT_OF_ARM = ("name", "changes", "difference", "ci95", "p_holm", "verdict")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/evidence"
 IMAGES = ROOT / "docs/images"
@@ -85,10 +88,27 @@ def results() -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in sorted(found, key=lambda name: [*ORDER, name].index(name))}
 
 
+def digest_of(record: Mapping[str, Any], base: RunConfig) -> dict[str, Any]:
+    """The part of an ablation.json, whose base was trained with the config `base`, that the digest keeps."""
+    return {
+        **{key: record[key] for key in KEPT},
+        "n_classes": CLASSES[record["data"]],
+        "base": {
+            "model": base.model.name,
+            "weights": "none" if base.transfer.weights == "none" else "pretrained",
+            "optimizer": base.optim.name,
+            "lr": base.optim.lr,
+            "batch_size": base.train.batch_size,
+            "image_size": base.data.image_size,
+        },
+        "arms": [{key: arm[key] for key in KEPT_OF_ARM} for arm in record["arms"]],
+    }
+
+
 def digest() -> dict[str, Any]:
     """The part of the results that the package contains: each arm's difference, and the setting it was measured in."""
     return {
-        name: book.digest_of(record, arms_of(read_study(name), flags_of(name))[BASE])
+        name: digest_of(record, arms_of(read_study(name), flags_of(name))[BASE])
         for name, record in results().items()
         if name != GRADIENTS
     }
