@@ -58,9 +58,6 @@ def show(result: TuningResult, display: Display) -> int:
 
 
 def _results(result: TuningResult, display: Display) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from convsmith.display import duration
     from convsmith.rundir import RunDir
     from convsmith.studies.tuning import TRIALS
@@ -74,11 +71,15 @@ def _results(result: TuningResult, display: Display) -> None:
     if not ranked:
         display.line(f"\nwritten: {path / TRIALS}, trials/")
         return
-    table = Table("trial", metric, "epochs", "time", *result.keys, box=None, pad_edge=False)
-    for trial in ranked[:SHOWN]:
-        cells = [str(trial["number"]), f"{trial['value']:.4f}", str(trial["epochs"]), duration(trial["seconds"])]
-        table.add_row(*cells, *(Text(word(trial["values"][key])) for key in result.keys))
-    display.console.print(table)
+    shown = ranked[:SHOWN]
+    columns = {
+        "trial": [str(trial["number"]) for trial in shown],
+        metric: [f"{trial['value']:.4f}" for trial in shown],
+        "epochs": [str(trial["epochs"]) for trial in shown],
+        "time": [duration(trial["seconds"]) for trial in shown],
+    }
+    columns |= {key: [word(trial["values"][key]) for trial in shown] for key in result.keys}
+    display.table(columns, below=result.keys)
     if result.importances:
         shares = "  ".join(f"{key} {share:.0%}" for key, share in result.importances.items())
         display.line(f"\nimportance  {shares}   (share of the variance, fANOVA)")
