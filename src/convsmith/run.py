@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -172,10 +171,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         """In a notebook: the last epochs and the learning curves."""
-        head = "".join(f"<th>{column}</th>" for column in COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{row[column]:.4g}</td>" for column in COLUMNS) + "</tr>" for row in self.metrics[-5:]
-        )
+        from convsmith.studies.study import as_html
+
+        table = as_html(self.directory, [{column: row[column] for column in COLUMNS} for row in self.metrics[-5:]])
         curves = self.files.figures / "curves.png"
         image = ""
         if curves.exists():
@@ -183,8 +181,7 @@ class Run:
 
             uri = png_uri(curves.read_bytes())
             image = f'<img alt="learning curves" style="max-width:640px" src="{uri}">'
-        title = html.escape(str(self.directory))
-        return f"<p><b>{title}</b></p><table><tr>{head}</tr>{body}</table>{image}"
+        return table + image
 
 
 def train(
