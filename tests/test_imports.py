@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "modelsummary": {"data", "nets", "config", "rundir", "prediction", "transfer", "training"},
     "spec": {"data", "config", "training"},
     # What shows events and results, and drives nothing.
-    "display": {"data", "nets", "prediction", "rundir"},
+    "display": {"nets", "prediction", "rundir"},
     "study_display": {"display"},
     "show": {"display", "study_display"},
 }

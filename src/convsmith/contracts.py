@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 OWN = "own:"
 
 
+def own_name(part: object) -> str:
+    """The name of the user's own network or optimiser in a resolved config."""
+    return OWN + type(part).__name__
+
+
 class Section(BaseModel):
     """Base of all config sections: frozen, typed, and without unknown keys."""
 

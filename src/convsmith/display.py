@@ -17,8 +17,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from convsmith.contracts import OWN
-from convsmith.data.config import ARRAYS
 from convsmith.errors import command
 from convsmith.events import (
     Counted,
@@ -31,7 +29,6 @@ from convsmith.events import (
     StepProgress,
     TrainingStarted,
     Unfroze,
-    Written,
 )
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import accuracy_interval
@@ -77,8 +74,6 @@ class Display:
                 self.counted(event)
             case Note():
                 self.line(event.text)
-            case Written():
-                self.line(f"written: {', '.join(map(str, event.paths))}")
             case Serving():
                 self._serving(event)
             case TrainingStarted():
@@ -272,7 +267,7 @@ class Display:
         if end.tracked:
             lines.append(f"W&B      {end.tracked}")
         lines.append("")
-        if self._training.model.startswith(OWN) or self._training.source == ARRAYS:  # no command could pass them in
+        if self._training.is_own:  # no command could pass them in
             label, steps = "next, in Python: ", ['run.evaluate("test")', "run.predict(images)"]
         else:
             label = "next: "
@@ -329,8 +324,9 @@ class Display:
         self.table(columns, below=("kind", "size: (T - K + 2P)/S + 1"))
         whole = totals(rows)
         self.line(f"\n{whole.parameters:,} parameters, {whole.macs:,} MACs for one image")
-        self.line(
-            "K kernel, S stride, P padding, T input size; field: receptive field in pixels; MACs: multiply-accumulates"
+        self.wrapped(
+            "K kernel, S stride, P padding, T input size; field: receptive field in pixels; MACs: multiply-accumulates",
+            indent=0,
         )
         lost = [row for row in rows if row.discarded]
         for row in lost:

@@ -31,10 +31,10 @@ class Note:
 class TrainingStarted:
     """A training is about to start or to be resumed: its data, its network, and the expected cost.
 
-    `train`, `val` and `test` are numbers of images, `skipped` is the number of files that cannot be decoded; `macs` are
-    the multiply-accumulate operations for one image; `memory` is in bytes; `seconds_per_epoch` is None if it was not
-    measured. `image_epochs` of the `epochs` train on images, the others on features that are computed once. `step`
-    steps have been done; an epoch has `steps` steps.
+    `train`, `val` and `test` are numbers of images, `skipped` is the number of files that cannot be decoded; `is_own`
+    says whether the data or the network came from Python; `macs` are the multiply-accumulate operations for one image;
+    `memory` is in bytes; `seconds_per_epoch` is None if it was not measured. `image_epochs` of the `epochs` train on
+    images, the others on features that are computed once. `step` steps have been done; an epoch has `steps` steps.
     """
 
     directory: Path
@@ -49,6 +49,7 @@ class TrainingStarted:
     channels: int
     resize: str
     model: str
+    is_own: bool
     parameters: int
     macs: int
     device: str
@@ -122,13 +123,6 @@ class Finished:
     summary: dict[str, Any]
     evaluation: dict[str, Any]
     tracked: str | None
-
-
-@dataclass(frozen=True)
-class Written:
-    """A command has written these files."""
-
-    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True)

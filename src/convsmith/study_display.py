@@ -23,7 +23,7 @@ class StudyDisplay:
         self.display = display or Display()
         self._shares: list[float] = []
         self._bar: Progress | None = None
-        self._what, self._began = "", 0.0
+        self._began = 0.0
 
     def __enter__(self) -> StudyDisplay:
         return self
@@ -47,7 +47,7 @@ class StudyDisplay:
     def _start_bar(self, event: events.JobsStarted) -> None:
         self._end_bar()
         self._shares = [0.0] * (event.total - event.before)
-        self._what, self._began = event.what, time.monotonic()
+        self._began = time.monotonic()
         if self.display.live and self._shares:
             from rich.progress import BarColumn, Progress, TextColumn
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from convsmith.config import RunConfig, differences
-from convsmith.contracts import OWN
+from convsmith.contracts import own_name
 from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note
 from convsmith.optim.optimizers import keep_base_rates, parameter_groups
@@ -46,7 +46,7 @@ def workers(jobs: int, backend: str, parts: Parts, listener: Listener) -> int:
 def named(config: RunConfig, parts: Parts) -> RunConfig:
     """The config with the names of the objects that were passed in, so that another network makes another study."""
     if parts.module is not None:
-        config = config.with_values(model={"name": OWN + type(parts.module).__name__})
+        config = config.with_values(model={"name": own_name(parts.module)})
     if parts.source is not None:
         config = config.with_values(data={"source": parts.source.name})
     return config
@@ -81,7 +81,7 @@ def refuse_other(config: RunConfig, spec: Mapping[str, Any], parts: Parts, direc
                 f"the {what} of study '{directory}' came from Python: pass it in again, "
                 f"convsmith.resume({str(directory)!r}, {example})"
             )
-    if parts.module is not None and (given := OWN + type(parts.module).__name__) != config.model.name:
+    if parts.module is not None and (given := own_name(parts.module)) != config.model.name:
         raise UserError(f"the network of study '{directory}' is {config.model.name}, not {given}: {SAME}")
     before = {"own_optimizer": spec.get("own_optimizer", {})}
     if changed := differences([before, optimizer_of(parts)]) if before["own_optimizer"] else []:

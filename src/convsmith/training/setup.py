@@ -15,7 +15,7 @@ from torch import nn
 
 from convsmith import files, records, rundir
 from convsmith.config import RunConfig, differences, read_run_config, unused
-from convsmith.contracts import OWN
+from convsmith.contracts import OWN, own_name
 from convsmith.data.dataset import Dataset, Subset
 from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import steps_per_epoch
@@ -211,7 +211,7 @@ def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
             f"the optimiser of run '{run.path}' ({config.optim.name.removeprefix(OWN)}) is your own: pass it "
             "in, convsmith.resume(run, optimizer=...)"
         )
-    if parts.module is not None and config.model.name != (own := OWN + type(parts.module).__name__):
+    if parts.module is not None and config.model.name != (own := own_name(parts.module)):
         fix = "pass in the one that it was started with" if config.model.is_own else "leave model out"
         raise UserError(f"the network of run '{run.path}' is {config.model.name}, not {own}: {fix}")
     dataset, device = open_data(config, parts)
@@ -350,6 +350,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         channels=data.channels,
         resize=data.resize,
         model=config.model.name,
+        is_own=data.is_own or config.model.is_own,
         parameters=sum(parameter.numel() for parameter in experiment.state.model.parameters()),
         macs=totals(experiment.layers).macs,
         device=config.train.device,
