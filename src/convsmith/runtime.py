@@ -6,15 +6,14 @@ import ctypes
 import os
 import platform
 import signal
-import subprocess
 import sys
 import threading
 from importlib import metadata
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from convsmith.errors import UserError
+from convsmith.processes import git_revision
 
 if TYPE_CHECKING:
     import torch
@@ -103,24 +102,8 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "versions": versions,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
-
-
-def _git_revision() -> str | None:
-    """The commit of the current folder, with ``-dirty`` if there are uncommitted changes."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            cwd=Path.cwd(),
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
 
 
 class Interrupts:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, Protocol
 
+from convsmith.processes import python_module
 from convsmith.runtime import Interrupts
 from convsmith.studies.worker import perform
 
@@ -146,7 +146,7 @@ class _Worker:
         with log.open("ab") as errors:
             # In a session of its own: Ctrl-C in the terminal reaches only the parent, which stops its workers.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "convsmith.studies.worker"],
+                python_module("convsmith.studies.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

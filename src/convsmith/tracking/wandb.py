@@ -16,7 +16,6 @@ import queue
 import secrets
 import shlex
 import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from convsmith.processes import python, python_module
 from convsmith.tracking.config import TrackConfig
 from convsmith.tracking.null import NullTracker
 
@@ -76,18 +76,11 @@ class WandbTracker:
         self._warn = warn
         self._folder = Path(init["dir"], "wandb")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "convsmith.tracking.wandb_process"],
+            python_module("convsmith.tracking.wandb_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ
-            | {
-                # The import path of this process, without the working folder that -m would prepend.
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "PYTHONSAFEPATH": "1",
-                "WANDB_PROGRAM": "convsmith",
-                "WANDB_SILENT": "true",
-            },
+            env=os.environ | {"WANDB_PROGRAM": "convsmith", "WANDB_SILENT": "true", "PYTHONSAFEPATH": "1"},
             start_new_session=True,  # Ctrl-C must reach only the run, which then reports how it ended
         )
         self._pending: queue.Queue[bytes | None] = queue.Queue(PENDING)
@@ -197,7 +190,7 @@ def login_state() -> str:
     code = "from convsmith.tracking.wandb_process import automatic_mode; print(automatic_mode())"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            python(code),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
