@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import urllib.error
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_torchvisions_weights_come_by_its_checked_way(monkeypatch: pytest.Monkey
     assert what == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
     assert asked["check_hash"] is True
     assert asked["weights_only"] is True
+
+
+def test_a_kept_file_of_the_right_name_and_another_content_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch itself compares only what it downloads."""
+    from torchvision.models import ResNet18_Weights
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, **options: {})
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    kept = tmp_path / "checkpoints" / f"resnet18-{digest}.pth"
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"https://example.org/{kept.name}", raising=False)
+    kept.write_bytes(content)
+    hub_weights("torchvision/resnet18")
+    kept.write_bytes(content + b"!")
+    with pytest.raises(UserError, match=rf"SHA-256 does not begin with {digest}, as its name says\): delete it"):
+        hub_weights("torchvision/resnet18")
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("no route"), RuntimeError("invalid hash value")])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors import SafetensorError
@@ -140,11 +141,31 @@ def _torchvision_download(name: str) -> tuple[Tensors, str]:
     from torchvision import models
 
     weights = models.get_model_weights(name).DEFAULT
+    _refuse_changed(Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(weights.url).name))
     try:
         tensors: Tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise _no_network(f"torchvision/{name}", weights.url, error) from None
     return tensors, f"torchvision's {weights}"
+
+
+def _refuse_changed(file: Path) -> None:
+    """Raise UserError if the file exists and its SHA-256 does not begin as its name says.
+
+    torch compares them when it downloads a file, but not when it finds one of that name.
+    """
+    said = torch.hub.HASH_REGEX.search(file.name)
+    if said is None or not file.exists():
+        return
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    if not digest.hexdigest().startswith(said[1]):
+        raise UserError(
+            f"'{file}' is damaged (its SHA-256 does not begin with {said[1]}, as its name says): delete it, and it is "
+            "downloaded again"
+        )
 
 
 def _timm_expects(name: str) -> InputSpec | None:
