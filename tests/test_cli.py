@@ -309,23 +309,24 @@ def test_a_run_that_cannot_be_locked_is_named(unfinished: Path, capsys: pytest.C
     assert "cannot write run 'runs/unfinished'" in call(capsys, "resume", "runs/unfinished", code=2)
 
 
-def test_sigterm_outside_of_a_training_clears_up_and_ends_with_143(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_a_training_clears_up_and_ends_with_its_code(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cleared = []
 
     def work(args: object) -> int:
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         finally:
             cleared.append(True)
         return 0
 
     monkeypatch.setattr("convsmith.verbs.presets.run", work)
-    before = signal.getsignal(signal.SIGTERM)
-    assert call(capsys, "presets", code=143) == "terminated\n"
+    before = signal.getsignal(number)
+    assert call(capsys, "presets", code=128 + number) == "terminated\n"
     assert cleared
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_finished_run_says_so(whole: Path, convsmith) -> None:
     assert "is finished" in done.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_tells_how_to_resume(whole: Path, tmp_path: Path, number: int, code: int) -> None:
     script = KILLER.replace("signal.SIGKILL", f"signal.Signals({number})")
     command = [sys.executable, "-c", script, "7", *FLAGS]

@@ -122,28 +122,35 @@ def dispatch(argv: Sequence[str]) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM came outside a training (which would save first): as an exception, it cleans up what is half made."""
+    """SIGTERM or SIGHUP came outside a training (which would save first): an exception cleans up what is half made."""
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """A context in which SIGTERM raises an exception; handlers can be set only in the main thread."""
+    """A context in which SIGTERM and SIGHUP raise an exception; handlers can be set only in the main thread."""
+    from convsmith.runtime import ending_signals, leave_closed_terminal
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+        leave_closed_terminal()
+        raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {one: signal.signal(one, terminate) for one in ending_signals() if one != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 130, 143)."""
+    """Run one command; the return value is the exit code (0 done, 1 failed, 2 wrong usage or input, 129, 130, 143)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
@@ -164,9 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Terminated:
+    except Terminated as terminated:
         print("terminated", file=sys.stderr)
-        return 143
+        return 128 + terminated.signal
     except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

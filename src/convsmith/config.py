@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from convsmith.contracts import Section, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
+from convsmith.files import read_text
 from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
@@ -116,7 +117,7 @@ def is_section(info: FieldInfo) -> bool:
 def read_layer(path: Path) -> Layer:
     """The sections in a YAML file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UserError(f"config file '{path}' does not exist") from None
     except UnicodeDecodeError:

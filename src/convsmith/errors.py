@@ -19,7 +19,7 @@ class RunFailed(RuntimeError):
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended work that has been saved; the text says how to resume it. Exit code 128 + `signal`."""
+    """A signal that asks to end has ended work that is saved; the text says how to resume. Exit code 128 + `signal`."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)

@@ -122,6 +122,8 @@ def export(
     if preprocessing not in get_args(PreprocessingIn):
         raise choose("preprocessing", preprocessing, get_args(PreprocessingIn))
     path = out or run.path / "export" / f"model{SUFFIXES[format]}"
+    if out is None:
+        run.refuse_links()
     if torch.__version__ < "2.9":  # earlier archives are pickles; torch's version compares as a version, not as text
         raise UserError(f"export needs PyTorch 2.9 or newer, not {torch.__version__}: pip install 'convsmith[export]'")
     if path.suffix != SUFFIXES[format]:

@@ -1,4 +1,4 @@
-"""Atomic writes with fsync, JSON files, and messages for disk errors. Knows no run directories."""
+"""Opening files safely, atomic writes with fsync, JSON, and messages for disk errors. Knows no run directories."""
 
 from __future__ import annotations
 
@@ -7,13 +7,98 @@ import errno
 import io
 import json
 import os
+import secrets
+import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from convsmith.errors import UserError, first_line
+
+if sys.platform != "win32":  # which neither renames nor removes a file that is open, and needs no locks for that
+    import fcntl
+
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class NotAFileError(OSError):
+    """A pipe, a device or a socket where a file is needed."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        super().__init__(errno.EINVAL, f"it is {kind}, not a file: write the content to a file first", str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open the regular file at `path` for reading; every reader of a file that a user names begins here.
+
+    Links are followed. A pipe, a device or a socket raises NotAFileError without being opened or waited for, since
+    opening it may have effects and reading it may never end. So does `<(command)`, which is a pipe.
+    """
+    _refuse_others(path, path.stat().st_mode)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115 (it is returned)
+    try:
+        _refuse_others(path, os.fstat(file.fileno()).st_mode)  # it may have been exchanged in between
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def require_file(path: Path) -> None:
+    """Raise what `open_file` raises, before a library opens `path` by its name."""
+    open_file(path).close()
+
+
+def _refuse_others(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise NotAFileError(path, mode)
+
+
+def read_bytes(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file, with line ends as in the file."""
+    return read_bytes(path).decode("utf-8")
+
+
+def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
+    """A file's text as the csv module wants it, with line ends as in the file."""
+    return io.TextIOWrapper(open_file(path), encoding, newline="")
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file of ours to append to; it is created if it is missing. Raises UserError for a link or no file.
+
+    Where the file has a second name (a backup made of hard links), that name keeps the content: ours becomes a copy.
+    """
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _foreign(path)
+        if status.st_nlink > 1:
+            write_bytes(path, read_bytes(path))
+    try:
+        return open(path, "ab", opener=lambda name, flags: os.open(name, flags | _AT_ONCE | _NO_LINK, 0o666))
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # it was exchanged for a link or a pipe in between
+            raise _foreign(path) from None
+        raise
+
+
+def _foreign(path: Path) -> UserError:
+    what = "a link" if path.is_symlink() else "not a file"
+    return UserError(f"'{path}' is {what}, and nothing is written through it: remove it, or restore the file")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,9 +127,11 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 def read_json(path: Path) -> Any:
     """Read any JSON value from a file; raises UserError if the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing: restore it, or run again") from None
+    except (NotAFileError, IsADirectoryError) as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({first_line(error)}): restore it, or run again") from None
 
@@ -56,20 +143,54 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` atomically: a temporary file, fsync, rename, and fsync of the folder."""
+    """A file that replaces `path` atomically: a temporary file, fsync, rename, and fsync of the folder.
+
+    Temporary files of the same `path` that a killed process left behind are removed. A link at `path` is replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear_temporary(path)
+    temporary, file = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if sys.platform == "win32":
+                file.close()
+            os.replace(temporary, path)  # while the file is locked
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, locked for as long as it is open, so that `_clear_temporary` leaves it alone."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        file = temporary.open("xb")
+        if sys.platform != "win32":
+            with suppress(OSError):  # a file system without locks, where nothing is cleared either
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # else another process has cleared it before it was locked
+            return temporary, file
+        file.close()
+
+
+def _clear_temporary(path: Path) -> None:
+    before, after = f".{path.name}.", ".tmp"
+    for left in path.parent.iterdir():
+        name = left.name
+        if not (name.startswith(before) and name.endswith(after) and "." not in name[len(before) : -len(after)]):
+            continue
+        with suppress(OSError):  # a process is writing it, or has renamed it
+            if sys.platform == "win32":
+                left.unlink()
+            else:
+                with open_file(left) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,8 +222,8 @@ _IN_THE_WAY = {
 
 
 def disk_trouble(error: OSError) -> str | None:
-    """The message for a disk that is full, read-only or not writable; None for other errors."""
-    return _DISK.get(error.errno or 0)
+    """The message for a disk that is full, read-only or not writable, or for no file; None for other errors."""
+    return error.strerror if isinstance(error, NotAFileError) else _DISK.get(error.errno or 0)
 
 
 @contextmanager

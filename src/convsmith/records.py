@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from convsmith.errors import UserError
-from convsmith.files import read_json, write_json
+from convsmith.files import read_json, read_text, write_json
 
 FORMAT_VERSION = 2
 STOPPED_EARLY = "early stopping"  # of a summary: why training ended before its last epoch
@@ -461,7 +461,7 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        values = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        values = [json.loads(line) for line in read_text(path).splitlines()]
     except ValueError as error:
         raise damaged(path, str(error)) from None
     for number, value in enumerate(values, start=1):

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from convsmith import records
 from convsmith.errors import UserError, command
-from convsmith.files import explain_os_errors, read_json, sync_folder
+from convsmith.files import explain_os_errors, open_to_append, read_json, read_text, sync_folder
 from convsmith.plainyaml import parse_yaml
 from convsmith.records import damaged
 
@@ -44,6 +44,7 @@ class RunDir:
         self.model = path / "model"
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
+        self.wandb = path / "wandb"
         self.log_file = path / "log.txt"
         self.study = path / "study.yaml"  # the specification of a study
         self.crossval = path / "crossval.json"  # the result of a cross-validation
@@ -59,8 +60,8 @@ class RunDir:
 
     def log(self, line: str) -> None:
         """Append a line with the time to log.txt."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(f"{now()} {line}\n")
+        with open_to_append(self.log_file) as file:
+            file.write(f"{now()} {line}\n".encode("utf-8", "backslashreplace"))
 
     def warn(self, line: str) -> None:
         """Note a warning in log.txt, and give it to Python's logger `convsmith`, which by itself writes to stderr."""
@@ -69,15 +70,34 @@ class RunDir:
 
     def record_test_access(self, command: str) -> None:
         """Record in test-access.jsonl when and by which command the test split is opened; call it before that."""
-        with self.test_access.open("a", encoding="utf-8") as file:
+        with open_to_append(self.test_access) as file:
             opening = records.versioned({"when": now(), "command": command})
-            file.write(json.dumps(opening, ensure_ascii=False) + "\n")
+            file.write((json.dumps(opening, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
 
+    def refuse_links(self) -> None:
+        """Raise UserError for a symbolic link inside the directory; call it before anything is written.
+
+        The directory itself may be reached by links (`runs/` on another disk). A link inside it would take what is
+        written to a place that is no part of the run. W&B makes links within its own folder.
+        """
+        if self.wandb.is_symlink():
+            raise _linked(self.wandb)
+        for folder, folders, names in os.walk(self.path):
+            for name in (*folders, *names):
+                if os.path.islink(path := os.path.join(folder, name)):
+                    raise _linked(Path(path))
+            if folder == str(self.path) and self.wandb.name in folders:
+                folders.remove(self.wandb.name)
+
     @contextmanager
     def lock(self, wait: float = 0) -> Iterator[None]:
-        """Lock the directory for this process; raises UserError if another one still holds it after `wait` seconds."""
+        """Lock the directory for this process; raises UserError if another one still holds it after `wait` seconds.
+
+        It raises what `refuse_links` does.
+        """
+        self.refuse_links()
         lock = FileLock(self.path / ".lock", timeout=wait)
         try:
             with explain_os_errors(f"run '{self.path}'"):
@@ -88,6 +108,13 @@ class RunDir:
             yield
         finally:
             lock.release()
+
+
+def _linked(path: Path) -> UserError:
+    return UserError(
+        f"'{path}' is a link to '{os.readlink(path)}', and nothing is written through a link inside a run: remove it, "
+        "or put the original there (the run's folder itself may be a link)"
+    )
 
 
 def now() -> str:
@@ -111,16 +138,53 @@ def refuse_taken(runs_dir: Path, name: str | None) -> None:
 def draft(runs_dir: Path) -> Iterator[RunDir]:
     """A hidden directory in which a new run is prepared; it is removed at the end unless `publish` has renamed it.
 
-    A run directory is therefore complete or does not exist, whenever the process is killed.
+    A run directory is therefore complete or does not exist, whenever the process is killed. Drafts that killed
+    processes left behind are removed first; those of living ones are locked by a file beside them.
     """
     with explain_os_errors(f"the run directory below '{runs_dir}'"):
         runs_dir.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=".new-", dir=runs_dir))
-        path.chmod(0o777 & ~_umask())
+        for name in {path.name.removesuffix(".lock") for path in runs_dir.iterdir() if _DRAFT.fullmatch(path.name)}:
+            _remove_abandoned(runs_dir / name)
+        path, lock = _new_draft(runs_dir)
         try:
             yield RunDir(path)
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+_DRAFT = re.compile(r"\.new-[a-z0-9_]{8}(\.lock)?")
+
+
+def _new_draft(runs_dir: Path) -> tuple[Path, FileLock]:
+    while True:
+        path = runs_dir / f".new-{secrets.token_hex(4)}"
+        lock = FileLock(_lock_of(path))
+        lock.acquire()
+        if _lock_of(path).exists():  # else another process took it for an abandoned one before it was locked
+            path.mkdir()
+            return path, lock
+        lock.release()
+
+
+def _lock_of(draft: Path) -> Path:
+    return draft.with_name(f"{draft.name}.lock")
+
+
+def _remove_abandoned(draft: Path) -> None:
+    """Remove a draft that no process has locked.
+
+    The first edition locked none: a folder without a lock is removed only if it contains nothing but files of a run.
+    """
+    lock = _lock_of(draft)
+    layout = {value.name for value in vars(RunDir(draft)).values() if isinstance(value, Path)}
+    with suppress(Timeout, OSError):
+        if lock.is_symlink() or not (lock.exists() or {entry.name for entry in draft.iterdir()} <= layout):
+            return
+        with FileLock(lock, timeout=0):
+            shutil.rmtree(draft, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def publish(run: RunDir, name: str | None, default_name: str) -> RunDir:
@@ -143,12 +207,6 @@ def publish(run: RunDir, name: str | None, default_name: str) -> RunDir:
         sync_folder(runs_dir)
         return RunDir(path)
     raise AssertionError("unreachable")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def open_run(path: str | Path, *needs: str) -> RunDir:
@@ -201,7 +259,7 @@ def kind_of(run: RunDir) -> Kind:
 
 def read_study(run: RunDir) -> dict[str, Any]:
     """What study.yaml says at present; a UserError where it names no kind of study, or is of a newer edition."""
-    spec = parse_yaml(run.study.read_text(encoding="utf-8"), f"'{run.study}'")
+    spec = parse_yaml(read_text(run.study), f"'{run.study}'")
     if not isinstance(spec, dict) or spec.get("kind") not in get_args(StudyKind):
         raise damaged(run.study, "it names no kind of study")
     return records.unversioned(run.study, spec)
@@ -212,7 +270,7 @@ def state_of(run: RunDir) -> Literal["running", "finished", "incomplete", "stopp
 
     A study of which some runs have failed is incomplete: `resume` tries them again.
     """
-    if (lock := run.path / ".lock").exists():  # a check must not create a lock file
+    if (lock := run.path / ".lock").exists() and not lock.is_symlink():  # a check must not create a lock file
         try:
             with FileLock(lock, timeout=0):
                 pass

@@ -6,9 +6,10 @@ import ctypes
 import os
 import platform
 import signal
+import stat
 import sys
 import threading
-from importlib import metadata
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ def seed_everything(seed: int) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and git revision, for environment.json."""
+    from importlib import metadata  # takes 20 ms, which `convsmith --help` need not wait for
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -106,8 +109,27 @@ def environment() -> dict[str, Any]:
     }
 
 
+def ending_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end: SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP.
+
+    A terminal or an ssh connection that is closed sends SIGHUP to what runs in it. Windows has none.
+    """
+    always = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return always
+    return [*always, signal.SIGHUP]
+
+
+def leave_closed_terminal() -> None:
+    """Discard what is printed from now on if it went to a terminal that is closed, since writing to it is an error."""
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:
+        for descriptor in (1, 2):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                os.dup2(nowhere.fileno(), descriptor)
+
+
 class Interrupts:
-    """A context in which the first SIGINT or SIGTERM is only recorded; a second one ends the process as usual.
+    """A context in which the first of `ending_signals` is only recorded; a second one ends the process as usual.
 
     Handlers can be set only in the main thread; in other threads, signals keep their usual meaning.
     """
@@ -121,7 +143,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ending_signals():
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -133,5 +155,6 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        leave_closed_terminal()
         for known, handler in self._before.items():
             signal.signal(known, handler)

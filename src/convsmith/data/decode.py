@@ -32,6 +32,7 @@ from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 from convsmith.data.config import DecodeRules, Interpolation, Limits, Resize
 from convsmith.data.quiet import quiet
 from convsmith.errors import UserError
+from convsmith.files import open_file, read_bytes
 
 Pixels = npt.NDArray[np.uint8]
 Kind = Literal["empty", "truncated", "corrupt", "not-an-image", "bomb", "unsupported", "unreadable"]
@@ -132,7 +133,7 @@ def from_image(image: Image.Image, rules: DecodeRules) -> Pixels:
 def read_header(data: bytes | Path) -> Header:
     """Read format, size and channels from the image's header. Raises DecodeError."""
     try:
-        stream: BinaryIO = data.open("rb") if isinstance(data, Path) else io.BytesIO(data)
+        stream = open_file(data) if isinstance(data, Path) else io.BytesIO(data)
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or str(error)) from error
     with stream:
@@ -192,7 +193,7 @@ def _content(data: bytes | Path) -> bytes:
         size = data.stat().st_size if isinstance(data, Path) else len(data)
         if size > MAX_BYTES:
             raise DecodeError("bomb", f"{size:,} bytes, which is more than {MAX_BYTES:,}")
-        content = data.read_bytes() if isinstance(data, Path) else data
+        content = read_bytes(data) if isinstance(data, Path) else data
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or str(error)) from error
     if not content:

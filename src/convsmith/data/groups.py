@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.errors import UserError
+from convsmith.files import open_text
 
 GroupNumbers = npt.NDArray[np.int64]
 
@@ -91,7 +92,7 @@ def _by_pattern(setting: str) -> Callable[[str], str]:
 def _by_table(path: Path) -> Callable[[str], str]:
     table: dict[str, str] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheets write a byte order mark
+        with open_text(path, "utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
             reader = csv.DictReader(file, skipinitialspace=True)
             columns = reader.fieldnames or []
             if not set(_COLUMNS) <= set(columns):
@@ -105,5 +106,6 @@ def _by_table(path: Path) -> Callable[[str], str]:
                         f"data.groups '{path}' puts '{row['id']}' into two groups, '{first}' and '{group}': keep one"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.groups '{path}' cannot be read as CSV: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.groups '{path}' cannot be read as CSV: {reason}") from None
     return lambda name: table.get(name, "")

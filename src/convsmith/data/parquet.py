@@ -23,6 +23,7 @@ from convsmith.data.source import (
     remember,
 )
 from convsmith.errors import UserError, first_line
+from convsmith.files import require_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,6 +179,7 @@ def _open_file(path: Path) -> pq.ParquetFile:
 
     try:
         # These options stream the pages of a row group, which may be larger than memory, instead of reading all of it.
+        require_file(path)
         return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"'{path}' cannot be read as Parquet: {first_line(error)}") from error

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ Given = npt.NDArray[np.str_]
 Record = bytes | Path | npt.NDArray[np.uint8]
 
 SPLITS = ("train", "val", "test")
+MOST_WAYS = 100  # in which links below a folder may lead to one and the same folder
 #: What folders and files are called -> the split that they hold.
 SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
@@ -91,16 +93,21 @@ def readable(path: str) -> str:
 def walk(root: Path) -> Tree:
     """List everything below `root`, following symbolic links but never in a loop. Hidden folders are left out.
 
-    A broken link is listed as a file, so that it is reported rather than lost.
+    A broken link is listed as a file, so that it is reported rather than lost. Raises UserError where links lead to the
+    same folder in more than MOST_WAYS ways: a few links to each other's folders would make millions of files.
     """
     files: list[File] = []
     folders: list[str] = []
+    ways: Counter[tuple[int, int]] = Counter()
 
     def visit(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
             return
+        ways[here] += 1
+        if ways[here] > MOST_WAYS:
+            raise UserError(f"links below '{root}' lead to '{folder}' in more than {MOST_WAYS} ways: remove some")
         if prefix:
             folders.append(prefix[:-1])
         with os.scandir(folder) as entries:

@@ -95,5 +95,6 @@ def open_context(
 ) -> ExplainContext:
     """Open a run; UserError where it is not a run or has no model yet. `module` is the net if it is the user's own."""
     files = open_single(run, "model/model.json", "model/model.safetensors")
+    files.refuse_links()
     set_threads(read_run_config(files.config).train.threads)
     return ExplainContext(files, load_predictor(files.path, device, module), source)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from convsmith.files import write_bytes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -34,8 +36,10 @@ def line_style(index: int, marker: bool = False) -> dict[str, Any]:
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format of the path's suffix (.png, .svg, .pdf), without a date in it."""
     dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    buffer = io.BytesIO()
     with _any_script():
-        figure.savefig(path, dpi=150, metadata=dateless.get(path.suffix))
+        figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=dateless.get(path.suffix))
+    write_bytes(path, buffer.getvalue())
 
 
 def png_of(figure: Figure) -> bytes:

@@ -12,10 +12,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from convsmith.errors import UserError
+from convsmith.files import require_file
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header's metadata and all tensors of a file. Raises SafetensorError or OSError if it cannot be read."""
+    require_file(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
         return file.metadata() or {}, tensors

@@ -81,6 +81,7 @@ def evaluate(
     This is the only place that opens the test split, and `command` is recorded before that. Raises UserError if the
     run has no such split, or if its data has changed or is not available any more.
     """
+    run.refuse_links()
     config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)["splits"]
     available = [name for name in ("val", "test") if name in splits]
     if split not in available:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.errors import UserError
+from convsmith.files import open_text
 from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, confusion_matrix, probabilities
 from convsmith.records import METRICS, damaged
 
@@ -121,7 +122,7 @@ def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Pr
     labels: dict[str, int] = {}
     times: dict[str, int] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with open_text(path) as lines:
             for number, row in enumerate(csv.DictReader(lines), start=1):
                 name = row["id"]
                 values = np.array([float(row[f"p_{label}"]) for label in classes])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convsmith.errors import UserError, first_line, missing_extra
+from convsmith.files import require_file
 
 ARCHIVE_SUFFIX = ".pt2"
 METADATA = ("classes", "preprocessing", "input")  # the keys of an exported file's metadata; the values are JSON
@@ -64,6 +65,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # no warnings, since they concern only its optimisations; errors are raised
+    require_file(path)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

@@ -30,6 +30,7 @@ def report(
     is a UserError. The test split stays sealed.
     """
     run = open_run(path)
+    run.refuse_links()
     target = run.path / NAME
     if run.study.exists():
         from convsmith.report.study import read_crossval, study_page

@@ -17,6 +17,7 @@ from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
 from convsmith.figures.page import render
+from convsmith.files import open_text
 from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.records import METRICS
@@ -160,7 +161,7 @@ def _heats(study: Crossval, gallery: Gallery, positions: Sequence[int]) -> list[
 def _held_by(file: Path) -> dict[str, tuple[int, int]]:
     """The first (repeat, fold) that held each image out, by id."""
     found: dict[str, tuple[int, int]] = {}
-    with file.open(encoding="utf-8", newline="") as lines:
+    with open_text(file) as lines:
         for row in csv.DictReader(lines):
             found.setdefault(row["id"], (int(row["repeat"]), int(row["fold"])))
     return found

@@ -201,7 +201,7 @@ def _bootstrap(plan: Plan, arm: str, indexs: Sequence[int]) -> list[float]:
 
 def _right(job: FoldJob) -> dict[str, float]:
     """For each held-out image of a run: 1 if it was classified correctly, else 0."""
-    with RunDir(Path(job.directory)).predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
+    with files.open_text(RunDir(Path(job.directory)).predictions(HELD_OUT)) as file:
         return {row["id"]: float(row["label"] == row["predicted"]) for row in csv.DictReader(file)}
 
 

@@ -234,7 +234,7 @@ def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[
     order = {name: at for at, name in enumerate(records.read(run.path / study.FOLDS, records.Folds)["pool"])}
     rows = []
     for fold, record in zip(folds, per_fold, strict=True):
-        with fold.predictions(HELD_OUT).open(encoding="utf-8", newline="") as file:
+        with files.open_text(fold.predictions(HELD_OUT)) as file:
             rows += [row | {"repeat": record["repeat"], "fold": record["fold"]} for row in csv.DictReader(file)]
     rows.sort(key=lambda row: (row["repeat"], order[str(row["id"])]))
     files.write_text(run.predictions("oof"), files.as_csv(rows))

@@ -39,4 +39,5 @@ def resume(
     """
     at_least(1, "jobs", jobs)
     run = RunDir(Path(directory))
+    run.refuse_links()
     return RESUMED_BY[read_spec(run)["kind"]](run, parts, jobs=jobs, backend=backend, listener=listener)

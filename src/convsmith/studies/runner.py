@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, Protocol
 
+from convsmith.files import open_to_append
 from convsmith.processes import python_module
 from convsmith.runtime import Interrupts
 from convsmith.studies.worker import perform
@@ -143,7 +144,7 @@ class _Worker:
     def __init__(self, messages: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path) -> None:
         self.job: tuple[int, Job] | None = None
         self.dead = False
-        with log.open("ab") as errors:
+        with open_to_append(log) as errors:
             # In a session of its own: Ctrl-C in the terminal reaches only the parent, which stops its workers.
             self._process = subprocess.Popen(
                 python_module("convsmith.studies.worker"),

@@ -56,6 +56,7 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
         rundir.refuse_taken(runs_dir, name)
         return None
     run = RunDir(runs_dir / name)
+    run.refuse_links()
     before = read_spec(run)
     if before["kind"] != spec["kind"]:
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from convsmith.errors import UserError
-from convsmith.files import write_text
+from convsmith.files import open_to_append, read_bytes, write_text
 from convsmith.records import MONITORS
 
 _FIRST = (  # the columns that other programs may rely on
@@ -49,11 +49,13 @@ class MetricsCsv:
         """Write numbers by column. A column that is missing or None becomes an empty cell; floats keep all digits."""
         unknown = row.keys() - set(self.columns)
         assert not unknown, f"no such columns: {sorted(unknown)}"
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        with open_to_append(self.path) as file:
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
+            file.write(text.getvalue().encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -90,7 +92,7 @@ def cut_back(path: Path, epochs: int) -> int:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    text = read_bytes(path).decode("utf-8", errors="replace")
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 

@@ -249,7 +249,7 @@ def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]
     The W&B id is kept in the run directory, so that a resumed run continues the same W&B run.
     """
     run = experiment.run
-    known = run.path / "wandb" / "id.txt"  # W&B's viewer would take a name such as run-* for a run
+    known = run.wandb / "id.txt"  # W&B's viewer would take a name such as run-* for a run
     before = known.read_text(encoding="utf-8", errors="replace") if known.exists() else None
     parts, group = run.path.parts, experiment.config.track.group
     name = " ".join(parts[parts.index(group) :]) if group in parts else run.name  # "study folds 3"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import InputSpec
 from convsmith.errors import UserError, first_line
+from convsmith.files import require_file
 from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
 from convsmith.nets.build import refuse_unknown
 
@@ -58,6 +59,7 @@ def read_tensors(path: Path) -> Tensors:
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(f"transfer.weights '{path}' is not a file of weights: give a .safetensors or .pth file")
     try:
+        require_file(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
