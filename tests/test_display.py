@@ -11,10 +11,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from convsmith.config import compose
-from convsmith.display import COLUMNS, Display, clock, duration, epoch_line
+from convsmith.display import COLUMNS, Console, Display, clock, duration, epoch_line
 from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone, StepProgress, TrainingStarted
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace

@@ -18,6 +18,7 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from convsmith.errors import RunFailed, Stopped, UserError, nearest
+from convsmith.terminal import say, say_lines
 from convsmith.verbs import __path__ as _PACKAGE
 
 
@@ -105,11 +106,11 @@ def dispatch(argv: Sequence[str]) -> int:
         if args.version:
             from importlib.metadata import version
 
-            print(f"convsmith {version('convsmith')}")
+            say(f"convsmith {version('convsmith')}")
         elif args.print_completion:
             import shtab
 
-            print(shtab.complete(top_parser(whole=True), shell=args.print_completion))
+            say_lines(shtab.complete(top_parser(whole=True), shell=args.print_completion))
         else:
             top_parser().print_help()
         return 0
@@ -160,19 +161,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        say(f"failed: {error}", error=True)
         return 1
     except Stopped as stopped:
-        print(f"\n{stopped}")
+        say()
+        say(str(stopped))
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return 130
     except Terminated as terminated:
-        print("terminated", file=sys.stderr)
+        say("terminated", error=True)
         return 128 + terminated.signal
     except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -183,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (trouble := disk_trouble(error)) is None:
             raise
         where = f"'{error.filename}': " if error.filename else ""
-        print(f"error: {where}{trouble}", file=sys.stderr)
+        say(f"error: {where}{trouble}", error=True)
         return 2
 
 

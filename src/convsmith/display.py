@@ -5,15 +5,15 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich import console as rich_console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -34,6 +34,7 @@ from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, shown, worth_showing
 from convsmith.rundir import RunDir
+from convsmith.terminal import lines_of, visible
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
 COLUMNS = (
@@ -45,6 +46,22 @@ MOST_CLASSES = 30
 LONGEST_LIST = 80  # columns of a list of metrics, where the terminal or file is wider
 
 
+class Console(rich_console.Console):
+    """A console on which all text is visible: rich's own styles and cursor moves pass, those of a name do not.
+
+    Strings are no markup, since they may be names.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"highlight": False, "soft_wrap": True, "markup": False, "emoji": False, **options})
+
+    def render(
+        self, renderable: rich_console.RenderableType, options: rich_console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=lines_of(segment.text))
+
+
 class Display:
     """A listener that shows events on a console (the terminal's or a notebook's, as rich finds it).
 
@@ -52,7 +69,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console()
         if not self.live:  # a file or a pipe has no edge to wrap at
             self.console.width = max(self.console.width, 160)
         self._bar: Progress | None = None
@@ -85,7 +102,7 @@ class Display:
             case FeatureExtractionProgress():
                 self._features(event)
             case Unfroze():
-                self.console.print(Text(unfroze_line(event)))
+                self.line(unfroze_line(event))
             case Interrupted():
                 self.clear()
             case Finished():
@@ -97,8 +114,9 @@ class Display:
         widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         return self.console.is_terminal or widgets  # without widgets, rich warns at each step of a bar in a notebook
 
-    def line(self, text: str) -> None:
-        self.console.print(Text(text))
+    def line(self, text: str = "") -> None:
+        """One line, even if a name in it has line breaks, which are shown escaped."""
+        self.console.print(cell(text))
 
     def counted(self, event: Counted) -> None:
         """A bar, or one line at the end where there is no terminal."""
@@ -141,8 +159,9 @@ class Display:
             return
         width = max(self.console.width, 4 * INDENT)
         whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
-        lines = textwrap.wrap(line, width, subsequent_indent=" " * indent, **whole)  # type: ignore[arg-type]
-        self.line("\n".join(lines).replace("\u00a0", " "))
+        lines = textwrap.wrap(visible(line), width, subsequent_indent=" " * indent, **whole)  # type: ignore[arg-type]
+        for wrapped in lines or [""]:
+            self.line(wrapped.replace("\u00a0", " "))
 
     def prose(self, text: str) -> None:
         """Paragraphs, each wrapped on a terminal."""
@@ -157,7 +176,7 @@ class Display:
             return
         first = next(iter(columns))
         self.console.print(_table({name: cells for name, cells in columns.items() if name not in below}))
-        self.line("")
+        self.line()
         self.console.print(_table({name: columns[name] for name in (first, *below)}))
 
     def _serving(self, event: Serving) -> None:
@@ -274,7 +293,9 @@ class Display:
             steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
         steps = steps if self._training.test else steps[1:]
         lines += [f"{'' if number else label:{len(label)}}{step}" for number, step in enumerate(steps)]
-        self.console.print(Panel(Text("\n".join(lines)), title=Text(summary["name"]), expand=False), soft_wrap=False)
+        self.console.print(
+            Panel(Text("\n".join(map(visible, lines))), title=cell(summary["name"]), expand=False), soft_wrap=False
+        )
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
         """The record of evaluation-<split>.json."""
@@ -294,14 +315,15 @@ class Display:
         worst = sorted(record["per_class"].items(), key=lambda item: item[1]["f1"])
         table = Table("class", *headings, "images", box=None, pad_edge=False)
         for name, scores in record["per_class"].items() if len(worst) <= MOST_CLASSES else worst[:MOST_CLASSES]:
-            table.add_row(Text(name), *(shown(key, scores[key]) for key in averaged), f"{scores['support']:,}")
-        self.line(
-            "" if len(worst) <= MOST_CLASSES else f"\nthe {MOST_CLASSES} classes with the lowest F1 of {len(worst)}:"
-        )
+            table.add_row(cell(name), *(shown(key, scores[key]) for key in averaged), f"{scores['support']:,}")
+        self.line()
+        if len(worst) > MOST_CLASSES:
+            self.line(f"the {MOST_CLASSES} classes with the lowest F1 of {len(worst)}:")
         self.console.print(table)
         if len(worst) <= 12:
             self._confusion(record)
-        self.line(f"\nwritten: {run.evaluation(split)}, {run.predictions(split)}")
+        self.line()
+        self.line(f"written: {run.evaluation(split)}, {run.predictions(split)}")
         if split == "test":
             self.line(f"         {run.test_access} records that the test split was opened")
         self.line(f"next: {command('predict', run.path)} IMAGE...")
@@ -323,7 +345,8 @@ class Display:
         self.line(title)
         self.table(columns, below=("kind", "size: (T - K + 2P)/S + 1"))
         whole = totals(rows)
-        self.line(f"\n{whole.parameters:,} parameters, {whole.macs:,} MACs for one image")
+        self.line()
+        self.line(f"{whole.parameters:,} parameters, {whole.macs:,} MACs for one image")
         self.wrapped(
             "K kernel, S stride, P padding, T input size; field: receptive field in pixels; MACs: multiply-accumulates",
             indent=0,
@@ -338,10 +361,10 @@ class Display:
 
     def _confusion(self, record: dict[str, Any]) -> None:
         names = record["classes"]
-        table = Table("true \\ predicted", *(escape(name[:8]) for name in names), box=None, pad_edge=False)
+        table = Table("true \\ predicted", *(visible(name[:8]) for name in names), box=None, pad_edge=False)
         for name, row in zip(names, record["confusion_matrix"]["counts"], strict=True):
-            table.add_row(Text(name), *(Text(f"{count:,}" if count else "·", justify="right") for count in row))
-        self.line("")
+            table.add_row(cell(name), *(Text(f"{count:,}" if count else "·", justify="right") for count in row))
+        self.line()
         self.console.print(table)
 
     def predicted(self, rows: Sequence[dict[str, Any]], top_k: int, out: Path | None) -> None:
@@ -351,10 +374,16 @@ class Display:
                 ((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True
             )
             listed = "  ".join(f"{name} {value:.1%}" for value, name in probabilities[:top_k])
-            table.add_row(Text(str(row["id"])), Text(row["predicted"]), Text(listed))
+            table.add_row(*map(cell, (str(row["id"]), row["predicted"], listed)))
         self.console.print(table)
         if out:
-            self.line(f"\nwritten: {out}")
+            self.line()
+            self.line(f"written: {out}")
+
+
+def cell(text: str) -> Text:
+    """Text in one line, as wide as it will be shown; for what may contain names."""
+    return Text(visible(text))
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
@@ -362,9 +391,9 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in columns:
         right = heading in ("output", "parameters", "MACs", "field")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        table.add_column(cell(heading), justify="right" if right else "left", overflow="fold")
     for cells in zip(*columns.values(), strict=True):
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 

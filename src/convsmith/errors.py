@@ -6,29 +6,41 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
+from convsmith.terminal import visible
+
 
 class UserError(ValueError):
-    """A mistake in the user's input: shown as one line, exit code 2."""
+    """A mistake in the user's input: one line, in which names are made visible, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.replace("\n", " "))
+        super().__init__(visible(message))
 
 
 class RunFailed(RuntimeError):
-    """A run could not continue (NaN loss, full disk): shown as one line, exit code 1."""
+    """A run could not continue (NaN loss, full disk): one line, in which names are made visible, exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 class Stopped(KeyboardInterrupt):
     """A signal that asks to end has ended work that is saved; the text says how to resume. Exit code 128 + `signal`."""
 
     def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(visible(message))
         self.signal = signal
 
 
 def command(*words: object) -> str:
     """A convsmith command that can be pasted into a shell, with quotes where its words need them."""
-    return shlex.join(["convsmith", *map(str, words)])
+    return " ".join(map(_quoted, ["convsmith", *map(str, words)]))
+
+
+def _quoted(word: str) -> str:
+    """The word for a shell; one with hidden characters with escapes in ``$'...'``, as bash and zsh read it."""
+    if visible(word) == word:
+        return shlex.quote(word)
+    return "$'" + visible(word.replace("\\", r"\\").replace("'", r"\'")) + "'"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

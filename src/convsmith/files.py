@@ -114,14 +114,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as CSV with a header; nothing for no rows."""
-    text, rows = io.StringIO(), iter(rows)
-    if (first := next(rows, None)) is not None:
-        writer = csv.DictWriter(text, list(first), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(chain([first], rows))
-    return text.getvalue()
+#: How a cell begins that a spreadsheet would compute, rather than show (OWASP, "CSV Injection").
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+
+
+class _Lines(list[str]):
+    """What csv.writer writes, a row an item."""
+
+    write = list.append
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]], safe: bool = False) -> str:
+    """Rows of equal keys as CSV with a header and lines that end with a newline; nothing for no rows.
+
+    Cells with line breaks are quoted. With `safe`, cells of text that a spreadsheet would take for a formula begin with
+    an apostrophe; such a file is for people, since its names are not those of the classes any more.
+    """
+    rows = iter(rows)
+    if (first := next(rows, None)) is None:
+        return ""
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator="\r\n")  # a cell with a lone \r is quoted only if rows end with one, too
+    writer.writerow(first)
+    for row in chain([first], rows):
+        assert row.keys() == first.keys(), f"{list(row)} under {list(first)}"
+        writer.writerow([_inert(row[key]) if safe else row[key] for key in first])
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+
+
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def read_json(path: Path) -> Any:

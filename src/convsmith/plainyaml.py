@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from convsmith.errors import UserError
+from convsmith.terminal import lines_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,8 +53,14 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def to_yaml(values: Any) -> str:
-    """Plain values as YAML, which `parse_yaml` reads back unchanged."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Plain values as YAML, which `parse_yaml` reads back unchanged; hidden characters are written as escapes."""
+    text = _dumped(values, allow_unicode=True)
+    return text if lines_of(text) == text else _dumped(values, allow_unicode=False)
+
+
+def _dumped(values: Any, allow_unicode: bool) -> str:
+    dumped: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode)
+    return dumped
 
 
 def parse_yaml(text: str, what: str) -> Any:

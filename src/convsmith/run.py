@@ -62,13 +62,16 @@ class Run:
         """The best model with its preprocessing."""
         return load_predictor(self.directory, self.device, module=self._module)
 
-    def predict(self, paths: Any, out: str | Path | None = None, top_k: int | None = None) -> list[Prediction]:
+    def predict(
+        self, paths: Any, out: str | Path | None = None, top_k: int | None = None, csv_safe: bool = False
+    ) -> list[Prediction]:
         """Predict one image, a list or a batch: paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W].
 
         Each prediction has `label`, `confidence` and `probabilities` by class, the most probable first; `top_k` keeps
-        that many of them. With `out`, a .csv or .json file, all probabilities are written there as well.
+        that many of them. With `out`, a .csv or .json file, all probabilities are written there as well; with
+        `csv_safe`, cells of names that a spreadsheet would compute as formulas begin with an apostrophe.
         """
-        return self.predictor.predict(paths, None if out is None else Path(out), top_k)
+        return self.predictor.predict(paths, None if out is None else Path(out), top_k, csv_safe)
 
     def evaluate(self, split: str = "val") -> dict[str, Any]:
         """Evaluate on a split, and return the record of evaluation-<split>.json.

@@ -26,6 +26,7 @@ from convsmith.errors import UserError, command
 from convsmith.files import explain_os_errors, open_to_append, read_json, read_text, sync_folder
 from convsmith.plainyaml import parse_yaml
 from convsmith.records import damaged
+from convsmith.terminal import visible
 
 
 class RunDir:
@@ -59,14 +60,14 @@ class RunDir:
         return self.path / f"predictions-{split}.csv"
 
     def log(self, line: str) -> None:
-        """Append a line with the time to log.txt."""
+        """Append a line with the time to log.txt, in which names are made visible: it is read in a terminal."""
         with open_to_append(self.log_file) as file:
-            file.write(f"{now()} {line}\n".encode("utf-8", "backslashreplace"))
+            file.write(f"{now()} {visible(line)}\n".encode())
 
     def warn(self, line: str) -> None:
         """Note a warning in log.txt, and give it to Python's logger `convsmith`, which by itself writes to stderr."""
         self.log(f"warning: {line}")
-        logging.getLogger("convsmith").warning("warning: %s", line)
+        logging.getLogger("convsmith").warning("warning: %s", visible(line))
 
     def record_test_access(self, command: str) -> None:
         """Record in test-access.jsonl when and by which command the test split is opened; call it before that."""

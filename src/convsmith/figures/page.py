@@ -1,6 +1,7 @@
 """Rendering of self-contained HTML pages: jinja2 templates, images as data URIs. Nothing here depends on a run.
 
-Every value is escaped, and nothing is fetched. The templates of other rooms extend base.html and use its macros.
+Every value is escaped, hidden characters of names included, and nothing is fetched. The templates of other rooms extend
+base.html and use its macros.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convsmith.records import shown
+from convsmith.terminal import lines_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHORT, TAIL = 28, 48  # characters
@@ -35,6 +37,7 @@ def render(template: Path, values: dict[str, Any]) -> str:
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_plainly,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -55,6 +58,11 @@ def render(template: Path, values: dict[str, Any]) -> str:
     )
     parts = {"style": Markup(style), "script": Markup(script), "policy": policy}
     return environment.get_template(template.name).render(values | parts)
+
+
+def _plainly(value: Any) -> Any:
+    """A value of a template without hidden characters; what is marked as HTML is our own."""
+    return lines_of(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def percent(share: float | None, digits: int = 1) -> str:

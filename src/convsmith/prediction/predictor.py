@@ -131,21 +131,22 @@ class Predictor:
         assert logits is not None
         return logits
 
-    def predict(self, images: Any, out: Path | None = None, top_k: int | None = None) -> list[Prediction]:
+    def predict(
+        self, images: Any, out: Path | None = None, top_k: int | None = None, csv_safe: bool = False
+    ) -> list[Prediction]:
         """Predict one image, a list of images or a batch, each in a form that `pixels` accepts.
 
         Only the `top_k` largest probabilities of each image are returned. With `out`, a .csv or .json file, all
-        probabilities are written there.
+        probabilities are written there; for `csv_safe` see `files.as_csv`.
         """
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k must be at least 1, but got {top_k}")
-        if out is not None:
-            refuse_suffix(out)
+        refuse_out(out, csv_safe)
         many = as_list(images)
         ids = [str(image) if isinstance(image, str | Path) else str(number) for number, image in enumerate(many)]
         rows = list(self.rows(ids, many))
         if out is not None:
-            write_predictions(out, rows)
+            write_predictions(out, rows, csv_safe)
         return [_prediction(row, top_k) for row in rows]
 
 
@@ -155,15 +156,17 @@ def _prediction(row: dict[str, Any], top_k: int | None) -> Prediction:
     return Prediction(row["id"], row["predicted"], row["confidence"], ranked)
 
 
-def refuse_suffix(out: Path) -> None:
-    """Raise UserError for a file that `write_predictions` cannot write."""
-    if out.suffix not in (".csv", ".json"):
+def refuse_out(out: Path | None, csv_safe: bool = False) -> None:
+    """Raise UserError for a file that `write_predictions` cannot write, or cannot write as is asked."""
+    if out is not None and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
+    if csv_safe and (out is None or out.suffix != ".csv"):
+        raise UserError("--csv-safe is about cells of a CSV file: give --out FILE.csv, too")
 
 
-def write_predictions(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of predictions to a .csv or .json file, atomically."""
-    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if out.suffix == ".json" else as_csv(rows)
+def write_predictions(out: Path, rows: list[dict[str, Any]], csv_safe: bool = False) -> None:
+    """Write rows of predictions to a .csv or .json file, atomically; for `csv_safe` see `files.as_csv`."""
+    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if out.suffix == ".json" else as_csv(rows, csv_safe)
     with explain_os_errors(f"'{out}'"):
         write_text(out, text)
 

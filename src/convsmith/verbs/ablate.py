@@ -52,16 +52,17 @@ def show(result: AblationResult, display: Display) -> int:
     from convsmith.rundir import RunDir
 
     rows, directory = result.table(), result.directory
-    display.line("")
+    display.line()
     display.table(
         {heading: [row[heading] for row in rows] for heading in rows[0]}, below=("changes", "seconds", "cost")
     )
-    display.line("")
+    display.line()
     display.prose(result.conclusion)
     for name, reason in result.failed.items():
         display.line(f"failed: {name}: {reason}")
+    display.line()
     display.line(
-        f"\nwritten: {RunDir(directory).ablation}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
+        f"written: {RunDir(directory).ablation}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
     )
     if result.failed:
         display.line(f"next: {command('resume', directory)}   (tries the failed runs again)")

@@ -23,22 +23,22 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.report.compare import compare
 
     comparison = compare([Path(directory) for directory in args.directories], Path(args.out) if args.out else None)
-    _print(comparison, Display())
-    print(f"\nwritten: {comparison.path}")
-    print("next: convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
+    display = Display()
+    _print(comparison, display)
+    display.line()
+    display.line(f"written: {comparison.path}")
+    display.line("next: convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
     return 0
 
 
 def _print(comparison: Comparison, display: Display) -> None:
-    from rich.markup import escape
     from rich.table import Column, Table
-    from rich.text import Text
 
-    from convsmith.display import duration
+    from convsmith.display import cell, duration
     from convsmith.records import METRICS, shown
 
     rows = comparison.table
-    table = Table("validation split", *(Column(escape(row["name"]), justify="right") for row in rows), box=None)
+    table = Table("validation split", *(Column(cell(row["name"]), justify="right") for row in rows), box=None)
     for name, metric in METRICS.items():
         if any(name in row for row in rows):
             table.add_row(metric.label, *(shown(name, row[name]) if name in row else "-" for row in rows))
@@ -48,13 +48,14 @@ def _print(comparison: Comparison, display: Display) -> None:
     table.add_row("time", *(duration(row["seconds"]) for row in rows))
     display.console.print(table)
     if comparison.differences:
-        keys = Table("config", *(Column(escape(row["name"]), overflow="fold") for row in rows), box=None)
+        keys = Table("config", *(Column(cell(row["name"]), overflow="fold") for row in rows), box=None)
         for key, values in comparison.differences:
-            keys.add_row(Text(key), *map(Text, values))
-        display.line("")
+            keys.add_row(cell(key), *map(cell, values))
+        display.line()
         display.console.print(keys)
     else:
-        display.line("\nThe configs are the same.")
-    display.line("")
+        display.line()
+        display.line("The configs are the same.")
+    display.line()
     for one in comparison.versus:
         display.prose(one.words)

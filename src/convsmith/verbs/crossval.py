@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsmith.errors import command
+from convsmith.terminal import say_lines
 from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_config
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     if args.print_config:
-        print(config.to_yaml(), end="")
+        say_lines(config.to_yaml())
         return 0
     from convsmith.studies.crossval import crossval
     from convsmith.study_display import StudyDisplay
@@ -69,14 +70,15 @@ def show(result: CrossvalResult, display: Display) -> int:
         table.box, table.pad_edge = None, False
         for column in table.columns[1:]:
             column.justify = "right"
-        display.line("")
+        display.line()
         display.console.print(table)
     for name, reason in result.failed.items():
         display.line(f"missing: {name} failed: {reason}")
     if not result.std:
         display.line("fewer than two folds are done, so no interval can be computed")
     written = f"{RunDir(directory).crossval}, predictions-oof.csv, figures/confusion.png, folds/"
-    display.line(f"\nwritten: {written if result.per_fold else RunDir(directory).crossval}")
+    display.line()
+    display.line(f"written: {written if result.per_fold else RunDir(directory).crossval}")
     if result.failed:
         display.line(f"next: {command('resume', directory)}   (tries the failed folds again)")
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from convsmith.terminal import say
+
 PLACE, LINE = 170, "versions, devices, threads, cache and W&B of this machine"
 
 
@@ -17,5 +19,5 @@ def run(args: argparse.Namespace) -> int:
     found = description()
     width = max(map(len, found))
     for name, value in found.items():
-        print(f"{name:{width}}  {value}")
+        say(f"{name:{width}}  {value}")
     return 0

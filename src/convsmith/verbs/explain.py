@@ -38,11 +38,12 @@ def run(args: argparse.Namespace) -> int:
         rows = [cells(row) for row in found.table]
         columns = {heading: [row[at] for row in rows] for at, heading in enumerate(HEADINGS)}
         display.table(columns, below=("deletion", "insertion", "file"))
-        display.line("")
+        display.line()
     for paragraph in found.text:
         display.prose(paragraph)
     if args.figure is None:
-        display.line(f"\nwritten: {found.directory}/: {found.written[0].name}, and a PNG for each image")
+        display.line()
+        display.line(f"written: {found.directory}/: {found.written[0].name}, and a PNG for each image")
     else:
         display.line(f"written: {', '.join(map(str, found.written))}")
     names = list(FIGURES)

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     curve = [(point.learning_rate, point.smoothed) for point in result.points]
     for line in curve_lines(curve, advice.rate, plain):
         display.line(line)
-    display.line(f"\nended    {result.ended}")
+    display.line()
+    display.line(f"ended    {result.ended}")
     display.line(f"lr       {'no suggestion' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
     display.wrapped(f"because  {advice.reason}", indent=9)
     display.line(f"config   has lr {result.lr:g}, which stays as it is")

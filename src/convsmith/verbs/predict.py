@@ -1,4 +1,4 @@
-"""convsmith predict RUN PATH... [--out FILE.csv|FILE.json] [--top-k K]."""
+"""convsmith predict RUN PATH... [--out FILE.csv|FILE.json] [--csv-safe] [--top-k K]."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="RUN", help="a run directory, or its model/ folder")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--out", metavar="FILE", help="write all predictions to a .csv or .json file")
+    parser.add_argument(
+        "--csv-safe", action="store_true", help="begin names that a spreadsheet would compute (=..., @...) with a '"
+    )
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes shown for each image [3]")
     add_device_argument(parser)
 
@@ -24,10 +27,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--top-k must be at least 1, but got {args.top_k}")
     out = Path(args.out) if args.out else None
     from convsmith.display import Display
-    from convsmith.prediction.predictor import find_images, load_predictor, refuse_suffix, write_predictions
+    from convsmith.prediction.predictor import find_images, load_predictor, refuse_out, write_predictions
 
-    if out:
-        refuse_suffix(out)
+    refuse_out(out, args.csv_safe)
     files = find_images(args.paths)
     predictor = load_predictor(args.directory, args.device)
     rows, broken = predictor.predict_files(files)
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         raise UserError(f"none of {len(files)} files could be read: {listed}")
     if out:
-        write_predictions(out, rows)
+        write_predictions(out, rows, args.csv_safe)
     display = Display()
     display.predicted(rows, args.top_k, out)
     if broken:

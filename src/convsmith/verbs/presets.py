@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.config import presets
+from convsmith.terminal import say, say_lines
 
 PLACE, LINE = 160, "list the presets, or show one"
 
@@ -16,10 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     known = presets(args.name)
     if args.name is not None:
-        print(known[args.name], end="")
+        say_lines(known[args.name])
         return 0
     width = max(map(len, known))
     for name, text in known.items():
-        print(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}")
-    print("\nnext: convsmith presets NAME   or   convsmith train --preset NAME --data DATA")
+        say(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}")
+    say()
+    say("next: convsmith presets NAME   or   convsmith train --preset NAME --data DATA")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from convsmith.errors import command
+from convsmith.terminal import say
 
 PLACE, LINE = 40, "write a page about a run: diagnosis, curves, confusion matrix, mistakes, calibration, data"
 
@@ -21,6 +22,6 @@ def run(args: argparse.Namespace) -> int:
 
     run = RunDir(Path(args.directory))
     path = report(run.path, listener=Display())
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser, it needs no network")
-    print(f"next: {command('train', run.config) if run.study.exists() else command('compare', run.path, 'OTHER_RUN')}")
+    say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser, it needs no network")
+    say(f"next: {command('train', run.config) if run.study.exists() else command('compare', run.path, 'OTHER_RUN')}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import UserError, command
+from convsmith.terminal import say
 from convsmith.verbs.flags import add_jobs_arguments
 
 PLACE, LINE = 20, "resume a run or a study that was stopped or killed, with exactly the same result"
@@ -31,14 +32,14 @@ def run(args: argparse.Namespace) -> int:
         code: int = show[kind_of(directory)](result, shown.display)  # type: ignore[operator]
         return code
     if directory.summary.exists():
-        print(f"{directory.path} is finished: there is nothing to resume.")
+        say(f"{directory.path} is finished: there is nothing to resume.")
         split = "test" if "test" in records.read(directory.splits, records.Splits)["splits"] else "val"
-        print(f"next: {command('evaluate', directory.path, '--split', split)}")
+        say(f"next: {command('evaluate', directory.path, '--split', split)}")
         if not (directory.path / "report.html").exists():  # writing it was interrupted
-            print(f"      {command('report', directory.path)}")
+            say(f"      {command('report', directory.path)}")
         return 0
     if directory.lr_find.exists():
-        print(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
+        say(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
         return 0
     if not directory.checkpoints.is_dir():
         raise UserError(f"run '{directory.path}' has no checkpoints to resume from: restore them, or train again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import command
+from convsmith.terminal import say
 
 PLACE, LINE = 155, "list the runs and studies in a folder, with their accuracies, sizes and states"
 
@@ -18,12 +19,12 @@ def run(args: argparse.Namespace) -> int:
 
     found = convsmith.runs(args.folder)
     if not found:
-        print(f"there are no runs in '{args.folder}'\nnext: {command('train')}")
+        say(f"there are no runs in '{args.folder}'")
+        say(f"next: {command('train')}")
         return 0
     from rich.table import Table
-    from rich.text import Text
 
-    from convsmith.display import Display
+    from convsmith.display import Display, cell
 
     display = Display()
     table = Table(box=None, pad_edge=False)
@@ -38,12 +39,16 @@ def run(args: argparse.Namespace) -> int:
             f"{row['bytes'] / 1e6:,.1f} MB",
             f"{row['changed']:%Y-%m-%d %H:%M}",
         )
-        table.add_row(Text(row["directory"].name), *map(Text, cells))
+        table.add_row(cell(row["directory"].name), *map(cell, cells))
     display.console.print(table)
     stopped = next((row for row in found if row["state"] in ("stopped", "incomplete")), None)
     finished = [str(row["directory"]) for row in found if (row["kind"], row["state"]) == ("run", "finished")]
     if stopped is not None:
-        print(f"\nnext: {command('resume', stopped['directory'])}")
+        step = command("resume", stopped["directory"])
     elif len(finished) > 1:
-        print(f"\nnext: {command('compare', *finished[:2])}")
+        step = command("compare", *finished[:2])
+    else:
+        return 0
+    display.line()
+    display.line(f"next: {step}")
     return 0

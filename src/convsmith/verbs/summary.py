@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.modelsummary import of_config, of_run
 
     found = of_config(config) if config else of_run(Path(args.config))
-    Display().layers(found.layers, found.title)
-    print(f"next: {command('predict', given)} IMAGE..." if is_run else f"next: {command('train', *given_words(args))}")
+    display = Display()
+    display.layers(found.layers, found.title)
+    step = f"{command('predict', given)} IMAGE..." if is_run else command("train", *given_words(args))
+    display.line(f"next: {step}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from convsmith.terminal import say_lines
 from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
 
 PLACE, LINE = 10, "train a classifier on a data set, into a new run directory"
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     if args.print_config:
-        print(config.to_yaml(), end="")
+        say_lines(config.to_yaml())
         return 0
     from convsmith.display import Display
     from convsmith.run import train

@@ -67,9 +67,11 @@ def _results(result: TuningResult, display: Display) -> None:
     best = RunDir(path).best
     states = [trial["state"] for trial in result.trials]
     counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(("complete", *states)) if state in states]
-    display.line(f"\ntrials: {', '.join(counted) or 'none'}")
+    display.line()
+    display.line(f"trials: {', '.join(counted) or 'none'}")
     if not ranked:
-        display.line(f"\nwritten: {path / TRIALS}, trials/")
+        display.line()
+        display.line(f"written: {path / TRIALS}, trials/")
         return
     shown = ranked[:SHOWN]
     columns = {
@@ -80,17 +82,20 @@ def _results(result: TuningResult, display: Display) -> None:
     }
     columns |= {key: [word(trial["values"][key]) for trial in shown] for key in result.keys}
     display.table(columns, below=result.keys)
+    display.line()
     if result.importances:
         shares = "  ".join(f"{key} {share:.0%}" for key, share in result.importances.items())
-        display.line(f"\nimportance  {shares}   (share of the variance, fANOVA)")
+        display.line(f"importance  {shares}   (share of the variance, fANOVA)")
     else:
-        display.line(f"\nimportance  not estimated: {result.unexplained}")
+        display.line(f"importance  not estimated: {result.unexplained}")
+    display.line()
     display.prose(
-        f"\nThe best {metric} of {len(ranked)} trials is optimistic: the trial was chosen by it, on the same images "
+        f"The best {metric} of {len(ranked)} trials is optimistic: the trial was chosen by it, on the same images "
         "that it was measured on.\nFor an unbiased score, cross-validate best.yaml, or train it and evaluate once on "
         "the test split, which no trial has seen."
     )
     figures = "figures/history.png" + (", figures/importance.png" if result.importances else "")
-    display.line(f"\nwritten: {best}, {TRIALS}, {figures}, trials/")
+    display.line()
+    display.line(f"written: {best}, {TRIALS}, {figures}, trials/")
     display.line(f"next: {command('crossval', best)}")
     display.line(f"      {command('train', best)}")
