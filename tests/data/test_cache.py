@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,15 @@ import pytest
 from PIL import Image
 
 from convsmith.data import cache as module
-from convsmith.data.cache import Failure, Images, native_shape, open_images, pixel_moments
+from convsmith.data import native
+from convsmith.data.cache import Failure, Images, open_images, pixel_moments
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import decode
+from convsmith.data.depth import scan
+from convsmith.data.native import native_shape
+from convsmith.data.source import Index, recall, remember
 from convsmith.data.sources import Source, from_arrays, open_source
+from convsmith.data.stored import Arrays, write_arrays
 from convsmith.errors import UserError
 
 Plant = Callable[..., Path]
@@ -56,7 +62,6 @@ def test_a_second_start_decodes_nothing(plant: Plant, cache: Path, monkeypatch: 
     source = source_of(plant(*PATHS))
     first = open_images(source, RULES, cache)
     monkeypatch.setattr(module, "decode_deep", None)
-    monkeypatch.setattr(module, "read_header", None)
     assert same(open_images(source, RULES, cache), first)
 
 
@@ -162,14 +167,128 @@ open_images(dataclasses.replace(source, read=read), DecodeRules(working_size=8),
     assert same(open_images(source, RULES, cache), images)
 
 
-def test_a_cache_that_was_cut_short_afterwards_is_built_anew(plant: Plant, cache: Path) -> None:
-    source = source_of(plant(*PATHS))
-    first = open_images(source, RULES, cache)
-    expected = first.pixels.copy()
-    pixels = next((cache / "images").glob("*/pixels"))
-    pixels.unlink()
-    pixels.write_bytes(b"short")
-    np.testing.assert_array_equal(open_images(source, RULES, cache).pixels, expected)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Source:
+    """Forty images of 64 bytes, whose checksums are of four images each."""
+    monkeypatch.setattr(module, "BLOCK", 4 * 64 + 10)
+    rng = np.random.default_rng(0)
+    return from_arrays(rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), rng.integers(0, 3, 40))
+
+
+GRAY = DecodeRules(working_size=8, channels=1)
+
+
+def flipped(at: int) -> Callable[[bytes], bytes]:
+    return lambda whole: whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((module.PIXELS, flipped(at)) for at in (0, 255, 256, 1000, 40 * 64 - 1)),
+        (module.PIXELS, lambda whole: bytes(len(whole))),
+        (module.PIXELS, lambda whole: whole[:64] + whole[128:192] + whole[64:128] + whole[192:]),  # two images swapped
+        *((name, change) for name in (module.PIXELS, module.INDEX) for change in (None, lambda whole: whole[:-1])),
+        (module.INDEX, lambda whole: b""),
+        (module.INDEX, lambda whole: bytes(len(whole))),
+        *((module.INDEX, flipped(at)) for at in (0, 30, 200, 700, 2000, -900, -10)),
+    ],
+)
+def test_a_cache_that_was_damaged_is_built_anew_with_a_note(
+    small: Source, cache: Path, name: str, change: Callable[[bytes], bytes] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_images(small, GRAY, cache)
+    expected = dataclasses.replace(first, pixels=first.pixels.copy())
+    path = next((cache / "images").glob(f"*/{name}"))
+    whole = path.read_bytes()
+    path.unlink()
+    if change:
+        path.write_bytes(change(whole))
+    assert same(open_images(small, GRAY, cache), expected)
+    (line,) = caplog.messages
+    assert line.startswith(f"warning: the cache of decoded images of {small.name} was damaged ({name}")
+    assert line.endswith(") and is built anew")
+    assert same(open_images(small, GRAY, cache), expected)
+    assert len(caplog.messages) == 1
+
+
+def test_a_cache_is_of_the_ids_and_labels_that_are_read_now(
+    small: Source, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_images(small, GRAY, cache)
+    other = dataclasses.replace(small, labels=(small.labels + 1) % 3)
+    assert open_images(other, GRAY, cache).hash != first.hash
+    assert "does not match the source" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"kept": np.arange(40)[::-1]},
+        {"kept": np.arange(40) + 1},
+        {"kept": np.arange(40.0)},
+        {"kept": np.arange(39)},
+        {"moments": np.zeros((39, 2, 1), np.int64)},
+        {"moments": np.zeros((40, 2, 3), np.int64)},
+        {"depths": np.zeros((41, 3))},
+        {"depths": np.array("3")},
+        {"checksums": np.zeros(9, np.uint32)},
+        {"facts": np.array("[" * 9999)},
+        {"facts": np.array('["a", "b"]')},
+        {"facts": np.array('{"hash": 1}')},
+        {"more": np.zeros(1)},
+    ],
+)
+def test_an_index_of_odd_content_is_not_used(
+    small: Source, cache: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_images(small, GRAY, cache)
+    path = next((cache / "images").glob(f"*/{module.INDEX}"))
+    with np.load(path) as stored:
+        write_arrays(path, dict(stored) | arrays)
+    assert same(open_images(small, GRAY, cache), first)
+    assert len(caplog.messages) == 1
+
+
+def test_a_damaged_cache_whose_source_cannot_be_read_is_one_line(plant: Plant, cache: Path) -> None:
+    root = plant(*PATHS)
+    source = source_of(root)
+    open_images(source, RULES, cache)
+    (root / "owl/5.png").unlink()
+    next((cache / "images").glob(f"*/{module.PIXELS}")).write_bytes(b"short")
+    with pytest.raises(UserError, match=r"cannot read 'owl/5\.png' of .*: No such file"):
+        open_images(source, RULES, cache)
+
+
+def test_a_disk_that_keeps_something_else_is_named(small: Source, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zlib, "crc32", lambda data, value=0, crc32=zlib.crc32: crc32(data, value) ^ len(data))
+    with pytest.raises(UserError, match=r"does not keep what is written \(pixels does not match its checksums\)"):
+        open_images(small, GRAY, cache)
+
+
+def test_pixels_are_compared_with_their_checksums_once_in_a_process(
+    small: Source, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_images(small, GRAY, cache)
+    monkeypatch.setattr(module, "thread_map", None)
+    assert same(open_images(small, GRAY, cache), first)
+
+
+def test_what_is_stored_beside_the_images_is_made_anew_if_it_is_damaged(small: Source, cache: Path) -> None:
+    shape = dataclasses.replace(small, native_size=None)
+    index = Index(small.classes, small.labels, small.given)
+    for suffix, answer in (
+        ("", lambda: recall(cache, small.fingerprint) or remember(cache, small.fingerprint, index)),
+        (".depths", lambda: scan(small, cache)),
+        (".shape", lambda: native_shape(shape, cache)),
+    ):
+        expected = repr(answer())
+        path = cache / "sources" / f"{small.fingerprint}{suffix}.npz"
+        whole = path.read_bytes()
+        for damaged in (flipped(len(whole) // 2)(whole), whole[:100], b""):
+            path.write_bytes(damaged)
+            assert repr(answer()) == expected
+        assert path.stat().st_size == len(whole)
 
 
 def test_two_at_once_build_it_once(plant: Plant, cache: Path) -> None:
@@ -219,7 +338,7 @@ def test_native_shape_is_read_once_from_the_headers(plant: Plant, cache: Path, m
     (root / "b" / "bad.png").write_text("reported when it is decoded")
     source = source_of(root)
     assert native_shape(source, cache) == ((12, 12), 3)
-    monkeypatch.setattr(module, "read_header", None)
+    monkeypatch.setattr(native, "read_header", None)
     assert native_shape(source, cache) == ((12, 12), 3)
     monkeypatch.undo()
     plant("b/2.png", size=(12, 13))

@@ -115,7 +115,7 @@ def test_killed_in_any_phase_and_resumed_is_bit_identical(whole: Path, tmp_path:
     same_run(whole, tmp_path / "runs" / "run")
 
 
-def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> None:
+def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of("--data.cache", str(tmp_path / "cache"), "--train.seed", "7")
     passes, results = [], []
     for _ in range(2):
@@ -129,11 +129,17 @@ def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path) -> 
     assert passes[0][-1].done == passes[0][-1].total > 0
     assert passes[1] == [], "the second run found them"
     assert results[0] == results[1]
-    for file in (tmp_path / "cache" / "features").glob("*.npy"):
+    first, *others = (tmp_path / "cache" / "features").glob("*.npz")
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+    for file in others:
         file.write_bytes(file.read_bytes()[:100])
     assert (
         next(event.evaluation for event in follow(begin(tmp_path, config)) if isinstance(event, Finished)) == results[0]
     )
+    assert f"warning: the features in '{first}' were damaged and are computed anew" in caplog.messages
+    assert len(caplog.messages) == 1 + len(others)
 
 
 def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(here: Path, tmp_path: Path) -> None:
@@ -144,10 +150,10 @@ def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(h
     )
     assert len(list(files.compute(lambda: True))) == 1, "it stops where it is told to"
     (lock,) = tmp_path.glob("*.lock")
-    assert not list(tmp_path.glob("*.npy"))
+    assert not list(tmp_path.glob("*.npz"))
     with FileLock(lock):  # as another process would
-        list(files.compute(lambda: len(list(tmp_path.glob("*.npy"))) == 2))
-    assert len(list(tmp_path.glob("*.npy"))) == 2, "the other view and val, in the meantime"
+        list(files.compute(lambda: len(list(tmp_path.glob("*.npz"))) == 2))
+    assert len(list(tmp_path.glob("*.npz"))) == 2, "the other view and val, in the meantime"
     assert list(files.compute(lambda: False))[-1] == (len(dataset.train), len(dataset.train)), "what was left"
     assert files.load().train.shape == (2, len(dataset.train), prepared.model.head.in_features)
 

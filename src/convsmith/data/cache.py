@@ -1,28 +1,41 @@
-"""Decoded images in a memory-mapped file, built completely or not at all, keyed by its inputs. Knows no splits."""
+"""Decoded images in a memory-mapped file, built completely or not at all, keyed by its inputs. Knows no splits.
+
+All that is read back has checksums. Those of the pixels are compared once in a process; what changes in their file
+afterwards is not noticed. Damage is reported by Python's logger `convsmith`, and the images are decoded anew.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
+import math
+import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from convsmith.data.config import DecodeRules
-from convsmith.data.decode import DecodeError, Kind, Pixels, decode_deep, from_array, read_header
+from convsmith.data.decode import DecodeError, Kind, Pixels, decode_deep, from_array
 from convsmith.data.depth import Depths, depth_of
 from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.source import Record, Source
+from convsmith.data.stored import Arrays, read_arrays, write_arrays
 from convsmith.errors import UserError
-from convsmith.files import sync_folder, write_text, written_whole
+from convsmith.files import sync_folder, written_whole
 
-CACHE_VERSION = 1  # increase this whenever decoding changes, so that old pixels are not used again
+CACHE_VERSION = 2  # increase this whenever decoding or the files' form changes, so that old ones are not used again
+PIXELS, INDEX = "pixels", "index.npz"  # the images, one after the other; all else that is known of them
+BLOCK = 2**20  # bytes of images that share a checksum, rounded down to whole images
 
 Moments = npt.NDArray[np.int64]
 
@@ -35,20 +48,14 @@ class Failure(NamedTuple):
     message: str
 
 
-class Native(NamedTuple):
-    """The images before any resizing: the (height, width) that all of them share, if any, and their channels."""
-
-    size: tuple[int, int] | None
-    channels: Literal[1, 3]
-
-
 @dataclass(frozen=True, eq=False)
 class Images:
     """The decoded images of a source.
 
     `pixels` uint8 [N, H, W, C] is memory-mapped and read-only; `kept` int64 [N] indexes the source;
     `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `depths` [N, 3] the range that
-    each image of more than 8 bits uses; `hash` is the SHA-256 of pixels, ids, labels and classes.
+    each image of more than 8 bits uses; `hash` is the SHA-256 of pixels, ids, labels and classes, each of which was
+    compared with a checksum of that time when it was read.
     """
 
     pixels: Pixels
@@ -74,10 +81,10 @@ def open_images(
     assert rules.working_size is not None, "the cache holds images of one size"
     key = f"{CACHE_VERSION} {source.fingerprint} {rules.model_dump_json()}"
     folder = cache / "images" / hashlib.sha256(key.encode()).hexdigest()
-    if not _is_complete(folder):
+    images = _found(folder, source, rules)
+    if not isinstance(images, Images):
         with _cache_errors(cache):
-            _build_once(source, rules, folder, progress)
-    images = _load(folder)
+            images = _build_once(source, rules, folder, progress)
     if images.failures and (on_error == "stop" or not len(images.kept)):
         shown = ", ".join(f"{failure.id} ({failure.kind})" for failure in images.failures[:10])
         more = f" and {len(images.failures) - 10} more" if len(images.failures) > 10 else ""
@@ -90,24 +97,6 @@ def open_images(
     return images
 
 
-def native_shape(source: Source, cache: Path) -> Native:
-    """The images' own size and channels: stated by the source, or else read from the image headers and cached."""
-    if source.native_size and source.native_channels:
-        return Native(source.native_size, source.native_channels)
-    path = cache / "sources" / f"{source.fingerprint}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        stored = json.loads(path.read_text())
-        return Native(tuple(stored["size"]) if stored["size"] else None, stored["channels"])
-    records = (source.read(row) for row in range(len(source)))
-    shapes = set(thread_map(_shape, records)) - {None}
-    sizes = {shape[:2] for shape in shapes if shape}
-    gray = bool(shapes) and all(shape[2] == 1 for shape in shapes if shape)
-    native = Native(sizes.pop() if len(sizes) == 1 else None, 1 if gray else 3)
-    with contextlib.suppress(OSError):  # a failure only makes the next start take longer
-        write_text(path, json.dumps(native._asdict()))
-    return native
-
-
 def pixel_moments(pixels: Pixels) -> Moments:
     """The exact sum and sum of squares by channel: uint8 [..., H, W, C] -> int64 [..., 2, C]."""
     height, width, channels = pixels.shape[-3:]
@@ -116,45 +105,89 @@ def pixel_moments(pixels: Pixels) -> Moments:
     return np.stack([planes.sum(axis=-1), np.einsum("...p,...p->...", planes, planes)], axis=-2)
 
 
-def _shape(record: Record) -> tuple[int, int, int] | None:
-    if isinstance(record, np.ndarray):
-        return record.shape[0], record.shape[1], 1 if record.ndim == 2 else 3
+class _Facts(NamedTuple):
+    """What is known of the images besides arrays. `records` is the SHA-256 of the part of `hash` that is not pixels."""
+
+    hash: str
+    records: str
+    failures: tuple[Failure, ...]
+
+
+class _DamagedError(Exception):
+    """What is wrong with a cache that was complete once."""
+
+
+def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | None:
+    """The images in `folder`; None if it does not exist, or what is wrong with it."""
     try:
-        header = read_header(record)
-    except DecodeError:
-        return None  # decoding will report it
-    return header.height, header.width, header.channels
+        return _load(folder, source, rules) if os.path.exists(folder) else None
+    except _DamagedError as error:
+        return str(error)
 
 
-def _load(folder: Path) -> Images:
-    meta = json.loads((folder / "meta.json").read_text())
-    shape = tuple(meta["shape"])
-    pixels: Pixels = np.empty(shape, np.uint8)  # an empty file cannot be mapped
-    if shape[0]:
-        pixels = np.asarray(np.memmap(folder / "pixels", dtype=np.uint8, mode="r", shape=shape))
-    failures = tuple(Failure(**failure) for failure in meta["failures"])
-    kept, moments, depths = (np.load(folder / f"{name}.npy") for name in ("kept", "moments", "depths"))
-    return Images(pixels, kept, moments, depths, failures, meta["hash"])
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a folder is complete. It is built atomically; a file of the wrong size was damaged afterwards."""
+def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
+    """The images in `folder`. Raises _DamagedError unless all is as it was when `source` was decoded by `rules`."""
+    assert rules.working_size is not None
+    arrays = read_arrays(
+        folder / INDEX,
+        kept=(np.int64, (None,)),
+        moments=(np.int64, (None, 2, rules.channels)),
+        depths=(np.float64, (None, 3)),
+        checksums=(np.uint32, (None,)),
+        facts=(np.str_, ()),
+    )
+    if arrays is None:
+        raise _DamagedError(f"{INDEX} is missing or does not match its checksums")
+    kept, moments, depths, checksums = (arrays[name] for name in ("kept", "moments", "depths", "checksums"))
     try:
-        shape = json.loads((folder / "meta.json").read_text())["shape"]
-        return (folder / "pixels").stat().st_size == np.prod(shape, dtype=np.int64)
-    except (OSError, ValueError, KeyError):
-        return False
+        facts = TypeAdapter(_Facts).validate_json(str(arrays["facts"]))
+        matches = facts.records == hashlib.sha256(_records(source, kept)).hexdigest()
+    except (ValueError, IndexError):
+        matches = False
+    if not matches or not len(kept) == len(moments) == len(depths):
+        raise _DamagedError(f"{INDEX} does not match the source")
+    path, shape = folder / PIXELS, (len(kept), rules.working_size, rules.working_size, rules.channels)
+    pixels = _map(path, shape)
+    status = path.stat()
+    if _checksums(path, shape, status.st_ino, status.st_mtime_ns) != tuple(checksums.tolist()):
+        raise _DamagedError(f"{PIXELS} does not match its checksums")
+    return Images(pixels, kept, moments, depths, facts.failures, facts.hash)
 
 
-def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
+def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
+    """The images of a file, memory-mapped. Raises _DamagedError if it is not of this shape."""
+    try:
+        if (size := path.stat().st_size) != math.prod(shape):
+            raise _DamagedError(f"{path.name} has {size:,} bytes instead of {math.prod(shape):,}")
+        if not size:
+            return np.empty(shape, np.uint8)  # an empty file cannot be mapped
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=shape))
+    except OSError as error:
+        raise _DamagedError(f"{path.name}: {error.strerror or error}") from None
+
+
+@lru_cache
+def _checksums(path: Path, shape: tuple[int, ...], inode: int, changed_ns: int) -> tuple[int, ...]:
+    """The CRC-32 of each block of a file of images, computed once in a process for each inode and time of change."""
+    pixels, step = _map(path, shape), _images_per_block(math.prod(shape[1:]))
+    blocks = (pixels[start : start + step] for start in range(0, len(pixels), step))
+    return tuple(thread_map(lambda block: zlib.crc32(block.data), blocks))
+
+
+def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> Images:
     """Build `folder` unless another process does so first; leave nothing behind if that fails."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(folder.name + ".partial")
     with FileLock(folder.with_name(folder.name + ".lock")):
-        if _is_complete(folder):
-            return
+        before = _found(folder, source, rules)
+        if isinstance(before, Images):
+            return before
+        if before is not None:
+            logging.getLogger("convsmith").warning(
+                "warning: the cache of decoded images of %s was damaged (%s) and is built anew", source.name, before
+            )
         shutil.rmtree(partial, ignore_errors=True)  # left behind by a process that was killed
         shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir()
@@ -165,6 +198,10 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        images = _found(folder, source, rules)
+    if not isinstance(images, Images):
+        raise UserError(f"the disk of '{folder}' does not keep what is written ({images}): set data.cache to another")
+    return images
 
 
 def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
@@ -191,9 +228,10 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     moments: list[Moments] = []
     depths: list[tuple[float, float, float]] = []
     failures: list[Failure] = []
+    checksums: list[int] = []
     digest = hashlib.sha256()
     records = (source.read(row) for row in range(len(source)))
-    with written_whole(folder / "pixels") as file:
+    with written_whole(folder / PIXELS) as file:
         for row, result in enumerate(thread_map(examine, records, progress, len(source))):
             if isinstance(result, DecodeError):
                 if result.kind == "unreadable":  # the fault lies with the machine, not the data: do not cache it
@@ -203,27 +241,37 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
                 pixels, image_moments, depth = result
                 file.write(pixels.data)
                 digest.update(pixels.data)
+                if len(kept) % _images_per_block(pixels.size) == 0:
+                    checksums.append(0)
+                checksums[-1] = zlib.crc32(pixels.data, checksums[-1])
                 kept.append(row)
                 moments.append(image_moments)
                 depths.append(depth)
 
     rows = np.array(kept, dtype=np.int64)
-    digest.update(json.dumps([source.classes, [source.ids[row] for row in kept]]).encode())
-    digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
+    others = _records(source, rows)
+    digest.update(others)
+    facts = _Facts(digest.hexdigest(), hashlib.sha256(others).hexdigest(), tuple(failures))
     empty = np.empty((0, 2, rules.channels), dtype=np.int64)
-    parts: dict[str, npt.NDArray[Any]] = {"kept": rows, "moments": np.stack(moments) if moments else empty}
-    parts["depths"] = np.array(depths, dtype=np.float64).reshape(-1, 3)
-    for name, array in parts.items():
-        with written_whole(folder / f"{name}.npy") as file:
-            np.save(file, array)
-    meta = {
-        "source": source.name,
-        "rules": rules.model_dump(),
-        "shape": [len(kept), rules.working_size, rules.working_size, rules.channels],
-        "hash": digest.hexdigest(),
-        "failures": [failure._asdict() for failure in failures],
+    arrays: Arrays = {
+        "kept": rows,
+        "moments": np.stack(moments) if moments else empty,
+        "depths": np.array(depths, dtype=np.float64).reshape(-1, 3),
+        "checksums": np.array(checksums, dtype=np.uint32),
+        "facts": np.array(json.dumps(facts)),
     }
-    write_text(folder / "meta.json", json.dumps(meta))
+    write_arrays(folder / INDEX, arrays)
+
+
+def _records(source: Source, rows: npt.NDArray[np.int64]) -> bytes:
+    """What the data's hash is made of besides pixels: the classes, and the ids and labels of these records."""
+    names = json.dumps([source.classes, [source.ids[row] for row in rows.tolist()]]).encode()
+    return names + np.ascontiguousarray(source.labels[rows], dtype="<i8").tobytes()
+
+
+def _images_per_block(size: int) -> int:
+    """The number of images of `size` bytes that share a checksum."""
+    return max(1, BLOCK // size)
 
 
 @contextlib.contextmanager

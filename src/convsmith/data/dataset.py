@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.contracts import InputSpec
-from convsmith.data.cache import Failure, Images, Moments, Native, native_shape, open_images, pixel_moments
+from convsmith.data.cache import Failure, Images, Moments, open_images, pixel_moments
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.depth import auto_range, range_note, scan, used_range
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
 from convsmith.data.named import known_shape
+from convsmith.data.native import Native, native_shape
 from convsmith.data.parallel import Progress
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import SPLITS, Labels, Source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +13,7 @@ from convsmith.data.config import DecodeRules, Limits
 from convsmith.data.decode import DecodeError, Samples, decode_deep, full_range
 from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.source import Record, Source
-from convsmith.files import written_whole
+from convsmith.data.stored import read_arrays, write_arrays
 
 Depths = npt.NDArray[np.float64]  # [N, 3]: lowest and highest sample, and the type's highest value; NaN for 8 bits
 
@@ -39,7 +38,8 @@ def depth_of(samples: Samples | None) -> tuple[float, float, float]:
 def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
     """The depths of all records, whatever their range; computed once and stored in the folder `cache`."""
     path = cache / "sources" / f"{source.fingerprint}.depths.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
+    count = len(source)
+    if stored := read_arrays(path, depths=(np.float64, (count, 3)), decodes=(np.bool_, (count,))):
         return Scan(stored["depths"], stored["decodes"])
     anything = DecodeRules(range=(0, 1))  # with a given range, no sample is refused for lying outside it
 
@@ -51,10 +51,10 @@ def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
         except DecodeError:
             return None  # decoding will report it
 
-    found = list(thread_map(examine, (source.read(row) for row in range(len(source))), progress, len(source)))
+    found = list(thread_map(examine, (source.read(row) for row in range(count)), progress, count))
     result = Scan(np.array([row or SHALLOW for row in found]), np.array([row is not None for row in found]))
-    with contextlib.suppress(OSError), written_whole(path) as file:  # a failure only makes the next start slower
-        np.savez(file, depths=result.depths, decodes=result.decodes)
+    with contextlib.suppress(OSError):  # a failure only makes the next start slower
+        write_arrays(path, result._asdict())
     return result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from convsmith.data.stored import Form, read_arrays, write_arrays
 from convsmith.errors import UserError
-from convsmith.files import written_whole
 
 Labels = npt.NDArray[np.int64]
 Given = npt.NDArray[np.str_]
@@ -148,17 +147,16 @@ def numbered_ids(given: Given) -> tuple[str, ...]:
 
 def recall(cache: Path, fingerprint: str) -> Index | None:
     """The index cached for a fingerprint, so that a second start needs neither pyarrow nor torchvision."""
-    try:
-        with np.load(_index_path(cache, fingerprint), allow_pickle=False) as stored:
-            return Index(tuple(stored["classes"].tolist()), stored["labels"], stored["given"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    forms: dict[str, Form] = {"classes": (np.str_, (None,)), "labels": (np.int64, (None,)), "given": (np.str_, (None,))}
+    stored = read_arrays(_index_path(cache, fingerprint), **forms)
+    return None if stored is None else Index(tuple(stored["classes"].tolist()), stored["labels"], stored["given"])
 
 
 def remember(cache: Path, fingerprint: str, index: Index) -> Index:
     """Store an index in the cache. If that fails, the next start takes longer; nothing else is lost."""
-    with contextlib.suppress(OSError), written_whole(_index_path(cache, fingerprint)) as file:
-        np.savez(file, classes=np.array(index.classes), labels=index.labels, given=index.given)
+    with contextlib.suppress(OSError):
+        arrays = {"classes": np.array(index.classes), "labels": index.labels, "given": index.given}
+        write_arrays(_index_path(cache, fingerprint), arrays)
     return index
 
 

@@ -7,10 +7,9 @@ train and val, so that all folds and seeds share them. Trains nothing.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,11 @@ from convsmith.data.augment import Augment
 from convsmith.data.config import AugmentConfig
 from convsmith.data.dataset import Dataset, Subset
 from convsmith.data.preprocess import ToInput
-from convsmith.files import explain_os_errors, written_whole
+from convsmith.data.stored import read_arrays, write_arrays
+from convsmith.errors import UserError
+from convsmith.files import explain_os_errors
 
-VERSION = 1  # increase this whenever views or features change, so that old ones are not used again
+VERSION = 2  # increase this whenever views or features change, so that old ones are not used again
 POLL = 0.1  # seconds to wait for a file that another process is writing before trying another file
 PASS_BATCH = 32  # images per forward pass; part of the key, since the last bits may depend on it
 
@@ -80,7 +81,7 @@ class FeatureFiles:
 
         Processes that need the same files share the work: files that another one is writing come last.
         """
-        missing = [(subset, view) for subset, view in self._needed() if _read(self._path(subset, view)) is None]
+        missing = [(subset, view) for subset, view in self._needed() if self._read(subset, view) is None]
         total, done = sum(len(subset) for subset, _ in missing), 0
         while missing:
             subset, view = missing.pop(0)
@@ -89,17 +90,18 @@ class FeatureFiles:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 try:
                     with FileLock(path.with_suffix(".lock"), timeout=POLL):
-                        if _read(path) is None:  # otherwise another process was faster
+                        if self._read(subset, view) is None:  # otherwise another process was faster
+                            if path.exists():
+                                logging.getLogger("convsmith").warning(
+                                    "warning: the features in '%s' were damaged and are computed anew", path
+                                )
                             rows = []
                             for part in self._pass(subset, view):
                                 rows.append(part)
                                 yield done + sum(map(len, rows)), total
                                 if stop():
                                     return
-                            content = io.BytesIO()  # NumPy hides the reason if it cannot write to a file itself
-                            np.save(content, np.concatenate(rows))
-                            with written_whole(path) as file:
-                                file.write(content.getbuffer())
+                            write_arrays(path, {"features": np.concatenate(rows)})
                     done += len(subset)
                 except Timeout:
                     missing.append((subset, view))
@@ -122,8 +124,9 @@ class FeatureFiles:
         return self._plain if view is None else self._viewed
 
     def _rows(self, whole: Subset, view: int | None, wanted: Subset) -> Tensor:
-        values = _read(self._path(whole, view))
-        assert values is not None, "computed before"
+        values = self._read(whole, view)
+        if values is None:
+            raise UserError(f"the features in '{self._folder}' were damaged as they were written: resume")
         return torch.from_numpy(values[np.searchsorted(whole.rows, wanted.rows)])
 
     @torch.no_grad()
@@ -143,6 +146,11 @@ class FeatureFiles:
             )
             yield self._features(images).float().cpu().numpy()
 
+    def _read(self, subset: Subset, view: int | None) -> np.ndarray | None:
+        """The stored features of a view, float32 [images, F]; None if they are missing or damaged."""
+        stored = read_arrays(self._path(subset, view), features=(np.float32, (len(subset), None)))
+        return None if stored is None else stored["features"]
+
     def _path(self, subset: Subset, view: int | None) -> Path:
         """The file of a view, named by a hash of everything that affects the features' bits."""
         settings = self._to_input.preprocessing.model_dump(mode="json")
@@ -151,7 +159,7 @@ class FeatureFiles:
         facts += [view, self._augment.config.model_dump(mode="json") if view is not None else None]
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(np.ascontiguousarray(subset.rows, dtype="<i8").data)
-        return self._folder / f"{digest.hexdigest()}.npy"
+        return self._folder / f"{digest.hexdigest()}.npz"
 
 
 @torch.inference_mode()
@@ -172,11 +180,3 @@ def _hash_of_backbone(model: nn.Module) -> str:
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _read(path: Path) -> np.ndarray | None:
-    """Read float32 [images, F]; None if the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        values: np.ndarray = np.load(path, allow_pickle=False)
-        return values
-    return None
