@@ -15,19 +15,26 @@ import pytest
 
 from convsmith import files, records
 from convsmith.config import read_config
-from convsmith.data.config import DecodeRules
+from convsmith.data.audit import check_data
+from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import DecodeError, decode, read_header
 from convsmith.data.groups import _by_table
 from convsmith.data.parquet import open_parquet
 from convsmith.data.source import File
 from convsmith.errors import UserError
+from convsmith.export import export
+from convsmith.figures.page import render
 from convsmith.nets.tensors import read_safetensors
 from convsmith.prediction.evaluation import read_predictions
 from convsmith.prediction.exported import open_exported
+from convsmith.prediction.predictor import refuse_out
+from convsmith.report.compare import compare
+from convsmith.rundir import RunDir
 from convsmith.studies.config import read_study
 from convsmith.tracking import csv
 from convsmith.transfer.pretrained import read_tensors
 
+PAGE = Path(records.__file__).with_name("figures") / "templates" / "base.html"
 RULES = DecodeRules(channels=3)
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "decode": ("a.png", lambda path: decode(path, RULES)),
@@ -132,6 +139,48 @@ def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
     files.write_text(tmp_path / "report.html", "ours")
     assert (tmp_path / "outside").read_text() == "mine"
     assert (tmp_path / "report.html").read_text() == "ours"
+
+
+OUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "csv": ("p.csv", refuse_out, "id,predicted,confidence,p_a,p_b\nx.png,a,0.9,0.9,0.1\n"),
+    "json": ("p.json", refuse_out, '[{"id": "x.png", "predicted": "a", "confidence": 0.9}]'),
+    "check": (
+        "c.json",
+        lambda out: check_data(DataConfig(source="nowhere/"), out=out),
+        '{"source": "s", "files": [], "verdicts": {}, "counts": {}}',
+    ),
+    "compare": (
+        "c.html",
+        lambda out: compare([Path("nowhere/a"), Path("nowhere/b")], out),
+        render(PAGE, {"title": "of an earlier edition"}),
+    ),
+    "onnx": ("m.onnx", lambda out: export(RunDir(Path("nowhere")), "onnx", out), "classes preprocessing input"),
+    "torch": ("m.pt2", lambda out: export(RunDir(Path("nowhere")), "torch", out), "convsmith.json"),
+}
+
+
+@pytest.mark.parametrize("kind", OUTS)
+def test_out_replaces_nothing_but_what_the_same_command_wrote(kind: str, tmp_path: Path) -> None:
+    name, write, ours = OUTS[kind]
+    path = tmp_path / name
+    photo = b"\x89PNG\r\n\x1a\nclasses"
+    for content in (photo, b"my notes\n", b"[]", b"{}", b"<!doctype html><title>mine</title>"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}' exists and is not an? .*: choose another --out"):
+            write(path)
+        assert path.read_bytes() == content
+    for content in (ours, ""):
+        path.write_text(content)
+        try:
+            write(path)  # gets past the check and stumbles over what is nowhere
+        except UserError as error:
+            assert "nowhere" in str(error)  # noqa: PT017
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="exists and is not"):
+        write(path)
+    with pytest.raises(UserError, match=r"must end in \.|is a folder"):
+        write(tmp_path / "photo.png")
 
 
 KILLED = """

@@ -18,9 +18,9 @@ from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
-from convsmith.files import explain_os_errors
+from convsmith.files import explain_os_errors, refuse_to_replace
 from convsmith.prediction.evaluate import logits_of, run_dataset
-from convsmith.prediction.exported import ARCHIVED, open_exported
+from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported
 from convsmith.prediction.model_file import ModelCard
 from convsmith.prediction.predictor import load_predictor
 from convsmith.rundir import RunDir
@@ -128,6 +128,8 @@ def export(
         raise UserError(f"export needs PyTorch 2.9 or newer, not {torch.__version__}: pip install 'convsmith[export]'")
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"--out '{path}' must end in {SUFFIXES[format]} for --format {format}")
+    marks = METADATA if format == "onnx" else (ARCHIVED,)
+    refuse_to_replace(path, lambda content: all(mark.encode() in content for mark in marks), "an exported model")
     predictor = load_predictor(run.path, "cpu", module)
     val = run_dataset(run, source).val
     positions = np.unique(np.linspace(0, len(val) - 1, IMAGES).round().astype(np.int64))

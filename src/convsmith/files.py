@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -94,6 +94,19 @@ def open_to_append(path: Path) -> BinaryIO:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # it was exchanged for a link or a pipe in between
             raise _foreign(path) from None
         raise
+
+
+def refuse_to_replace(path: Path, ours: Callable[[bytes], bool], what: str) -> None:
+    """Raise UserError where writing `--out` would lose something: a file is there whose content is not `ours`.
+
+    A missing or an empty file may be written, and so may one that `ours` takes for `what`.
+    """
+    if path.is_dir():
+        raise UserError(f"--out '{path}' is a folder: name a file in it")
+    with suppress(Exception):  # what others wrote can break `ours` in any way
+        if not path.exists() or not (content := read_bytes(path)) or ours(content):
+            return
+    raise UserError(f"'{path}' exists and is not {what}, so it is kept: choose another --out, or remove it first")
 
 
 def _foreign(path: Path) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.errors import UserError
 from convsmith.events import Listener, counter, nobody
-from convsmith.files import explain_os_errors
+from convsmith.files import explain_os_errors, refuse_to_replace
 
 NEAR_BITS = 4  # images whose 64-bit perceptual hashes differ in at most this many bits may be near duplicates
 LISTED = 20  # how many items of each kind `summary_lines` lists
@@ -124,11 +125,17 @@ def check_data(
     """
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out '{out}' must end in .json")
+    if out is not None:
+        refuse_to_replace(out, _is_audit, "a result of data check")
     audit = _audit(config, source or open_source(config), listener)
     if out is not None:
         with explain_os_errors(f"'{out}'"):
             records.write(out, records.DataCheck, audit.to_json())
     return audit
+
+
+def _is_audit(content: bytes) -> bool:
+    return records.problem(records.DataCheck, json.loads(content)) is None
 
 
 def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +24,7 @@ from convsmith.terminal import lines_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHORT, TAIL = 28, 48  # characters
+_POLICY = "default-src 'none'; img-src data:;"
 LONGEST = 112  # pixels; larger images are shrunk, since the page shows only thumbnails
 LOSSLESS = 64  # pixels; up to this size a PNG is small, and every pixel matters
 
@@ -53,11 +54,15 @@ def render(template: Path, values: dict[str, Any]) -> str:
     }
     style, script = (TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        f"base-uri 'none'; form-action 'none'"
+        f"{_POLICY} style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
     parts = {"style": Markup(style), "script": Markup(script), "policy": policy}
     return environment.get_template(template.name).render(values | parts)
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file is one that `render` wrote, in any edition: its policy is the first thing in it."""
+    return escape(_POLICY).encode() in content[:1000]
 
 
 def _plainly(value: Any) -> Any:

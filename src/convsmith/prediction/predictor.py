@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError
 from convsmith.data.preprocess import InputPixels, prepare, stacks
 from convsmith.data.source import readable
 from convsmith.errors import UserError
-from convsmith.files import as_csv, explain_os_errors, write_text
+from convsmith.files import as_csv, explain_os_errors, refuse_to_replace, write_text
 from convsmith.prediction.evaluate import BATCH, logits_of
 from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
@@ -157,11 +158,19 @@ def _prediction(row: dict[str, Any], top_k: int | None) -> Prediction:
 
 
 def refuse_out(out: Path | None, csv_safe: bool = False) -> None:
-    """Raise UserError for a file that `write_predictions` cannot write, or cannot write as is asked."""
+    """Raise UserError for a file that `write_predictions` cannot write, or not as asked, or that has other content."""
     if out is not None and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
     if csv_safe and (out is None or out.suffix != ".csv"):
         raise UserError("--csv-safe is about cells of a CSV file: give --out FILE.csv, too")
+    if out is not None:
+        refuse_to_replace(out, lambda content: _are_predictions(content, out.suffix), "a file of predictions")
+
+
+def _are_predictions(content: bytes, suffix: str) -> bool:
+    text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it again
+    keys = json.loads(text)[0] if suffix == ".json" else next(csv.reader(text.splitlines()))
+    return {"id", "predicted", "confidence"} <= set(keys)
 
 
 def write_predictions(out: Path, rows: list[dict[str, Any]], csv_safe: bool = False) -> None:

@@ -13,8 +13,8 @@ from convsmith.config import differences, word
 from convsmith.data.config import DecodeRules
 from convsmith.data.sources import ARRAYS
 from convsmith.errors import UserError, command
-from convsmith.figures.page import render
-from convsmith.files import explain_os_errors, write_text
+from convsmith.figures.page import is_page, render
+from convsmith.files import explain_os_errors, refuse_to_replace, write_text
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, recorded, worth_showing
@@ -116,8 +116,9 @@ def compare(runs: Sequence[Path], out: Path | None = None) -> Comparison:
     if twice := [path for at, path in enumerate(runs) if path.resolve() in {one.resolve() for one in runs[:at]}]:
         raise UserError(f"run '{twice[0]}' is given twice: compare different runs")
     path = out or _default_path(runs)
-    if path.is_dir():
-        raise UserError(f"--out '{path}' is a folder: name a file in it, such as {path / 'compare.html'}")
+    if path.suffix not in (".html", ".htm") and not path.is_dir():
+        raise UserError(f"--out '{path}' must end in .html")
+    refuse_to_replace(path, is_page, "a page of convsmith")
     alike = len({one.resolve().name for one in runs}) < len(runs)
     inputs = {str(one) if alike else one.resolve().name: read_inputs(one) for one in runs}
     comparison = Comparison(
