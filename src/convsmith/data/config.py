@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from convsmith.contracts import InputSpec, Section
+from convsmith.contracts import InputSpec, Section, checked
 
 Resize = Literal["stretch", "pad", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -202,6 +202,14 @@ class Preprocessing(DecodeRules):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _as_a_data_section_allows(self) -> Preprocessing:
+        settings = {name: getattr(self, name) for name in type(self).model_fields}
+        checked(DataConfig, settings, "as settings of data")
+        if len(self.mean) != self.channels:
+            raise ValueError(f"there are {self.channels} channels, but {len(self.mean)} means")
+        return self
 
     def input_spec(self) -> InputSpec:
         """What weights that were trained with this preprocessing expect: images of this size, prepared in this way."""

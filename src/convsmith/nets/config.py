@@ -14,6 +14,7 @@ Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 Norm = Literal["batch", "group", "layer", "none"]
 Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
+WIDEST = 65_536  # units of a fully connected layer
 ORDER: tuple[Part, ...] = ("conv", "norm", "activation", "pool", "dropout")
 
 #: The poolings, each with the keys of this section that it uses; `blocks.POOLS` builds them.
@@ -125,6 +126,6 @@ class ModelConfig(Section):
     @field_validator("hidden")
     @classmethod
     def _positive(cls, hidden: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if hidden and min(hidden) < 1:
-            raise ValueError("widths must be at least 1")
+        if hidden and not 1 <= min(hidden) <= max(hidden) <= WIDEST:
+            raise ValueError(f"widths must be at least 1 and at most {WIDEST:,}")
         return hidden

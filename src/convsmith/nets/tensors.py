@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from convsmith.errors import UserError
 from convsmith.files import require_file
 
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_KINDS = {**dict.fromkeys(_FLOATING, "floating"), **dict.fromkeys(_INTEGER, "integer")}
+
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header's metadata and all tensors of a file. Raises SafetensorError or OSError if it cannot be read."""
@@ -34,20 +38,47 @@ def checksum(tensors: Mapping[str, Tensor], metadata: str = "") -> str:
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load all tensors of `model`, or none: a UserError lists missing, unexpected and misshapen ones."""
+    """Load all tensors of `model`, or none: a UserError lists missing and unexpected ones, and those that do not fit.
+
+    Floating-point numbers of any usual precision fit each other, and so do integers; bool and complex ones fit alone.
+    """
     expected = model.state_dict()
-    missing = sorted(expected.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{name} ({tuple(tensors[name].shape)} for {tuple(expected[name].shape)})"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-        listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names)
+    both = sorted(expected.keys() & tensors.keys())
+    named = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} ({_shape(tensors[name])} for {_shape(expected[name])})"
+            for name in both
+            if tensors[name].shape != expected[name].shape
+        ],
+    }
+    if any(named.values()):
+        listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in named.items() if names)
         raise UserError(f"{what} is of another architecture; {listed}")
-    named = OrderedDict(tensors)
+    if other := [name for name in both if kind_of(tensors[name]) != kind_of(expected[name])]:
+        listed = ", ".join(f"{name} ({kind_of(tensors[name])} for {kind_of(expected[name])})" for name in other)
+        raise UserError(f"{what} has tensors of another type; {listed}")
+    loaded = OrderedDict(tensors)
     # The names are those of the current version, which some modules check in the metadata (torchvision's MNASNet).
-    named._metadata = expected._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(named)
+    loaded._metadata = expected._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(loaded)
+
+
+def _shape(tensor: Tensor) -> str:
+    """The shape as text; a file may contain a tensor of a million dimensions."""
+    return str(tuple(tensor.shape)) if tensor.dim() <= 8 else f"{tensor.dim():,} dimensions"
+
+
+def kind_of(tensor: Tensor) -> str:
+    """``floating``, ``integer`` or the name of the dtype: tensors of one kind can be copied to each other."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return "without plain values"
+    return _KINDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+
+
+def refuse_nonfinite(model: nn.Module, what: str) -> None:
+    """Raise UserError if parameters are infinite or not a number; buffers may be, as masks are."""
+    wrong = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+    if wrong:
+        raise UserError(f"{what} has weights that are not finite numbers: {', '.join(wrong)}")

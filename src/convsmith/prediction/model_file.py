@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import field_validator
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from convsmith.errors import UserError, first_line
 from convsmith.files import read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
-from convsmith.nets.tensors import checksum, load_strictly, read_safetensors
+from convsmith.nets.tensors import checksum, load_strictly, read_safetensors, refuse_nonfinite
 from convsmith.records import damaged, problem, unversioned, versioned
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -29,12 +32,23 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 class ModelCard(Section):
-    """model.json: all that predict, serve and export need besides the weights. Contains no times and no paths."""
+    """model.json: all that predict, serve and export need besides the weights. Contains no times and no paths.
+
+    In the file, `sha256` is the checksum of the rest. The file of weights repeats it, within its own checksum, which is
+    thus one over both. Without it (removed by a person, or never written by the first edition) nothing is compared.
+    """
 
     architecture: ModelConfig | None  # None for the user's own module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     layout: Literal["contiguous", "channels_last"]
+
+    @field_validator("classes")
+    @classmethod
+    def _two_or_more(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < max(len(classes), 2):
+            raise ValueError("must be two or more different names")
+        return classes
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -48,34 +62,61 @@ class ModelCard(Section):
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write model.safetensors and model.json, each atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    content = versioned(card.model_dump(mode="json"))
     # A single entry, since safetensors writes several in varying order, and equal runs must give equal files.
-    header = versioned({"sha256": checksum(tensors)})
+    header = versioned({"sha256": checksum(tensors, _digest(content)), "card": _digest(content)})
     write_bytes(folder / WEIGHTS, save(tensors, {"convsmith": json.dumps(header)}))
-    write_json(folder / CARD, versioned(card.model_dump(mode="json")))
+    write_json(folder / CARD, content | {"sha256": _digest(content)})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of model.json, whatever the spaces between."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_card(folder: Path) -> ModelCard:
     """Read model.json; raises UserError if it is missing or damaged."""
+    return _read_card(folder)[0]
+
+
+def _read_card(folder: Path) -> tuple[ModelCard, str | None]:
+    """model.json and its checksum; None if it has none."""
     value = read_json(folder / CARD)
-    card = unversioned(folder / CARD, value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        raise damaged(folder / CARD, "it is not an object")
+    sha256 = value.pop("sha256", None)
+    if sha256 not in (None, _digest(value)):
+        raise _altered(folder)
+    card = unversioned(folder / CARD, value)
     if (reason := problem(ModelCard, card)) is not None:
         raise damaged(folder / CARD, reason)
-    return ModelCard.model_validate(card)
+    return ModelCard.model_validate(card), sha256
+
+
+def _altered(folder: Path) -> UserError:
+    return UserError(
+        f"'{folder / CARD}' is not as it was written with the weights beside it: restore it, or train again; "
+        'if you have changed it on purpose, remove its "sha256"'
+    )
 
 
 def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """Read what `save_model` wrote; raises UserError if it is damaged."""
-    card, hint = read_card(folder), "restore it, or train again"
+    (card, sha256), hint = _read_card(folder), "restore it, or train again"
     try:
         metadata, tensors = read_safetensors(folder / WEIGHTS)
+        header = json.loads(metadata["convsmith"]) if "convsmith" in metadata else metadata  # of the first edition
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
     except OSError as error:
         raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {hint}") from None
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"the model in '{folder}' is damaged ({first_line(error)}): {hint}") from None
-    if "convsmith" in metadata:  # the first edition wrote the checksum alone
-        metadata = unversioned(folder / WEIGHTS, json.loads(metadata["convsmith"]))
-    if metadata.get("sha256") not in (None, checksum(tensors)):
+    header = unversioned(folder / WEIGHTS, header) if "convsmith" in metadata else header
+    if header.get("sha256") not in (None, checksum(tensors, str(header.get("card", "")))):
         raise UserError(f"the model in '{folder}' is damaged (the checksum does not match): {hint}")
+    if sha256 is not None and header.get("card") != sha256:
+        raise _altered(folder)
     return card, tensors
 
 
@@ -84,9 +125,13 @@ def load_model(folder: Path, device: torch.device, module: nn.Module | None = No
     card, tensors = read_model(folder)
     if card.architecture is not None:
         size = card.preprocessing.image_size
-        module = build(card.architecture, card.preprocessing.channels, size, len(card.classes))
+        try:
+            module = build(card.architecture, card.preprocessing.channels, size, len(card.classes))
+        except UserError as error:
+            raise damaged(folder / CARD, str(error)) from None
     elif module is None:
         raise UserError(f"the model in '{folder}' is your own module: pass it in, convsmith.load(run, model=...)")
-    load_strictly(module, tensors, f"the model in '{folder}'")
     assert module is not None
+    load_strictly(module, tensors, f"the model in '{folder}'")
+    refuse_nonfinite(module, f"the model in '{folder}'")
     return module.to(device=device, memory_format=card.memory_format).eval(), card  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ from convsmith.data.expected import differences, fitting, shown
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone
 from convsmith.nets.config import ModelConfig
-from convsmith.nets.tensors import load_strictly
+from convsmith.nets.tensors import load_strictly, refuse_nonfinite
 from convsmith.prediction.model_file import CARD, read_model
 from convsmith.rundir import RunDir, open_run
 from convsmith.transfer.config import NO_WEIGHTS
@@ -85,6 +85,7 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
             raise
         trained = weights.spec.size
         raise UserError(f"{error}; they are for {trained} x {trained} images and get {seen} x {seen}") from None
+    refuse_nonfinite(model, f"transfer.weights: {weights.what}")
     assert isinstance(model.head, nn.Linear)
     # A library's initial head may be far too large: timm's EfficientNets draw values up to 0.7 for two classes.
     model.head.reset_parameters()
