@@ -20,7 +20,7 @@ LEAVES: dict[str, set[str]] = {
     "contracts": {"errors"},
     "processes": set(),
     "runtime": {"errors", "processes"},
-    "plainyaml": {"errors", "terminal"},
+    "plainyaml": {"errors", "files", "terminal"},
     "files": {"errors"},
     "records": {"errors", "files"},
 }

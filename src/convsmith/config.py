@@ -19,11 +19,10 @@ from pydantic.fields import FieldInfo
 from convsmith.contracts import Section, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
-from convsmith.files import read_text
 from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
-from convsmith.plainyaml import to_yaml
+from convsmith.plainyaml import read_yaml, to_yaml
 from convsmith.records import unversioned, versioned
 from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
@@ -117,18 +116,15 @@ def is_section(info: FieldInfo) -> bool:
 def read_layer(path: Path) -> Layer:
     """The sections in a YAML file."""
     try:
-        text = read_text(path)
+        values = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"config file '{path}' does not exist") from None
-    except UnicodeDecodeError:
-        raise UserError(f"config file '{path}' is not a YAML file (it is not UTF-8)") from None
     except IsADirectoryError:
         own = path / "config.yaml"
         hint = f"the config of that run is {own}" if own.exists() else f"to train on its images, use --data {path}"
         raise UserError(f"config file '{path}' is a folder: {hint}") from None
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None
-    values = parse_yaml(text, f"'{path}'")
     return _as_layer(unversioned(path, values) if isinstance(values, dict) else values, f"'{path}'")
 
 

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import secrets
 import stat
@@ -14,12 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 from convsmith.errors import UserError, first_line
 
 if sys.platform != "win32":  # which neither renames nor removes a file that is open, and needs no locks for that
     import fcntl
+
+DEEPEST = 50  # levels of a file that is read
+BITS = 64  # of an integer in it
 
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -162,13 +166,63 @@ def _inert(cell: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read any JSON value from a file; raises UserError if the file is missing or is not JSON."""
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing: restore it, or run again") from None
     except (NotAFileError, IsADirectoryError) as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({first_line(error)}): restore it, or run again") from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text as RFC 8259 and I-JSON (RFC 7493) define it; raises ValueError for any other text.
+
+    Python's own reader also takes NaN, numbers of any size, half characters and the last of equal keys, and gives up
+    with a RecursionError where values are nested. Integers must have at most 64 bits, so that every reader has them.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_no_number, parse_int=_integer, parse_float=_finite, object_pairs_hook=_unique
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
+    containers = [value]
+    for _ in range(DEEPEST):
+        inner = [
+            part.values() if isinstance(part, dict) else part for part in containers if isinstance(part, dict | list)
+        ]
+        containers = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+    if containers:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # raises an error for a half of a surrogate pair
+    return value
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > BITS or not -(2 ** (BITS - 1)) <= int(digits) < 2 ** (BITS - 1):
+        raise ValueError(f"{digits[:BITS]} is an integer of more than {BITS} bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits[:BITS]} is too large")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(
+            f"'{next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))}' is given twice"
+        )
+    return value
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -6,7 +6,6 @@ edition of the schemas that a file follows; files of the first edition do not ha
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from convsmith.errors import UserError
-from convsmith.files import read_json, read_text, write_json
+from convsmith.files import parse_json, read_json, read_text, write_json
 
 FORMAT_VERSION = 2
 STOPPED_EARLY = "early stopping"  # of a summary: why training ended before its last epoch
@@ -461,7 +460,7 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        values = [json.loads(line) for line in read_text(path).splitlines()]
+        values = [parse_json(line) for line in read_text(path).removesuffix("\n").split("\n") if line]
     except ValueError as error:
         raise damaged(path, str(error)) from None
     for number, value in enumerate(values, start=1):

@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 
 from convsmith import records
 from convsmith.errors import UserError, command
-from convsmith.files import explain_os_errors, open_to_append, read_json, read_text, sync_folder
-from convsmith.plainyaml import parse_yaml
+from convsmith.files import explain_os_errors, open_to_append, read_json, sync_folder
+from convsmith.plainyaml import read_yaml
 from convsmith.records import damaged
 from convsmith.terminal import visible
 
@@ -260,7 +260,7 @@ def kind_of(run: RunDir) -> Kind:
 
 def read_study(run: RunDir) -> dict[str, Any]:
     """What study.yaml says at present; a UserError where it names no kind of study, or is of a newer edition."""
-    spec = parse_yaml(read_text(run.study), f"'{run.study}'")
+    spec = read_yaml(run.study)
     if not isinstance(spec, dict) or spec.get("kind") not in get_args(StudyKind):
         raise damaged(run.study, "it names no kind of study")
     return records.unversioned(run.study, spec)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from convsmith.config import Layer, RunConfig, fields, merge, over_preset, parse_yaml, validate, word
+from convsmith.config import Layer, RunConfig, fields, merge, over_preset, validate, word
 from convsmith.contracts import Section, checked
 from convsmith.errors import UserError, choose, command, nearest
-from convsmith.files import read_text
+from convsmith.plainyaml import read_yaml
 from convsmith.records import MetricName, unversioned
 
 BASE = "base"
@@ -73,12 +73,11 @@ def read_values(study: StudySource, kind: type[Section], example: str) -> dict[s
     elif not path.exists():
         raise choose("study", name, known)
     try:
-        text = read_text(path)
-    except (IsADirectoryError, UnicodeDecodeError):
+        values = read_yaml(path)
+    except IsADirectoryError:
         raise UserError(f"study file '{path}' is not a YAML file") from None
     except OSError as error:
         raise UserError(f"study file '{path}' cannot be read: {error.strerror}") from None
-    values = parse_yaml(text, f"'{path}'")
     if not isinstance(values, dict):
         raise UserError(f"study '{name}' must hold keys such as {example}: {', '.join(kind.model_fields)}")
     return unversioned(path, values)
