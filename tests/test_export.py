@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from convsmith.cli import main
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import RunFailed, UserError
 from convsmith.export import FromPixels, export
+from convsmith.prediction.exported import METADATA, seal
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
 from server import trained
@@ -165,11 +167,11 @@ def test_a_file_that_disagrees_is_refused_and_removed(
 
     monkeypatch.setitem(exporting._WRITERS, "torch", lambda network, *rest: write(Off(network).eval(), *rest))
     out = tmp_path / "model.pt2"
-    out.write_text("an earlier one")
+    out.write_text("an earlier one, with its convsmith.json")
     with pytest.raises(RunFailed, match="disagrees with PyTorch by"):
         export(run, "torch", out)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
-    assert out.read_text() == "an earlier one"
+    assert out.read_text().startswith("an earlier one")
 
 
 def test_without_the_validation_images_nothing_is_exported(run: RunDir, tmp_path: Path) -> None:
@@ -209,6 +211,154 @@ def test_files_that_are_damaged_are_refused(files: dict[str, Path], tmp_path: Pa
         (path := tmp_path / "model.onnx").write_bytes(content)
         with pytest.raises(UserError, match="model"):
             opened(path)
+
+
+@pytest.fixture
+def no_session(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What onnxruntime was given to open: nothing of what is refused."""
+    given: list[Any] = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, **more: given.append(1) or session(*args, **more)
+    )
+    return given
+
+
+def test_each_flipped_byte_of_an_onnx_file_is_noticed(
+    files: dict[str, Path], tmp_path: Path, no_session: list[Any]
+) -> None:
+    whole = files["onnx metadata"].read_bytes()
+    step = len(whole) // 100
+    path = tmp_path / "model.onnx"
+    for at in {*range(0, len(whole), step), *range(len(whole) - 80, len(whole), 3), len(whole) - 1}:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(UserError, match=r"model\.onnx"):
+            opened(path)
+    path.write_bytes(whole + b"\x0a\x00")
+    with pytest.raises(UserError, match="has changed since its export"):
+        opened(path)
+    assert not no_session
+
+
+def rewritten(old: Path, new: Path, change: Callable[[Any], Any]) -> Path:
+    """A copy with a change and a checksum that matches it."""
+    model = onnx.load(old)
+    assert model.metadata_props.pop().key == "sha256"
+    change(model)
+    new.write_bytes(model.SerializeToString())
+    seal(new)
+    return new
+
+
+def reads_a_file(model: Any) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+
+
+def calls_a_library(model: Any) -> None:
+    model.opset_import.add(domain="com.example", version=1)
+    model.graph.node[0].domain = "com.example"
+
+
+def has_a_function(model: Any) -> None:
+    model.functions.add(name="f", domain="com.example")
+
+
+def loops(model: Any) -> None:
+    model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g.name = "inner"
+
+
+def lies_about_a_size(model: Any) -> None:
+    model.graph.initializer[0].dims[0] = 2**40
+
+
+def has_a_negative_size(model: Any) -> None:
+    model.graph.initializer[0].dims[0] = -1
+
+
+def has_a_second_output(model: Any) -> None:
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+
+
+def has_another_input(model: Any) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+
+
+def has_one_class_less(model: Any) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 9
+
+
+def has_sparse_tensors(model: Any) -> None:
+    model.graph.sparse_initializer.add()
+
+
+def has_an_unknown_operator(model: Any) -> None:
+    model.graph.node[0].op_type = "NoSuchThing"
+
+
+def has_a_lying_attribute(model: Any) -> None:
+    model.graph.node[0].attribute.add(name="t", type=onnx.AttributeProto.TENSOR).t.dims.append(2**62)
+
+
+def says(name: str, value: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        next(entry for entry in model.metadata_props if entry.key == name).value = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        reads_a_file,
+        calls_a_library,
+        has_a_function,
+        loops,
+        lies_about_a_size,
+        has_a_negative_size,
+        has_a_second_output,
+        has_another_input,
+        has_one_class_less,
+        has_sparse_tensors,
+        has_an_unknown_operator,
+        has_a_lying_attribute,
+        *(says(name, value) for name in METADATA for value in ("", "3", "[]", "null", "{}", "[" * 100_000, "[1, 2]")),
+        says("preprocessing", '{"image_size": -3}'),
+        says("classes", '["only one"]'),
+        says("format_version", "99"),
+        says("format_version", '"x"'),
+    ],
+)
+def test_what_export_never_writes_does_not_reach_onnxruntime(
+    change: Callable[[Any], None], files: dict[str, Path], tmp_path: Path, no_session: list[Any]
+) -> None:
+    with pytest.raises(UserError, match=r"model\.onnx") as caught:
+        opened(rewritten(files["onnx metadata"], tmp_path / "model.onnx", change))
+    assert len(str(caught.value)) < 400
+    assert not no_session
+
+
+def test_an_onnx_file_without_a_checksum_is_opened_as_before(
+    run: RunDir, files: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    model = onnx.load(files["onnx graph"])
+    for key in ("sha256", "format_version"):
+        model.metadata_props.remove(next(entry for entry in model.metadata_props if entry.key == key))
+    onnx.save(model, path := tmp_path / "earlier.onnx")
+    assert opened(path).predict(images[0]) == opened(files["onnx graph"]).predict(images[0])
+
+
+def test_an_archive_holds_the_checksum_of_its_files(files: dict[str, Path]) -> None:
+    with zipfile.ZipFile(files["torch graph"]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/extra/sha256"))
+        assert archive.read(name).decode() == exporting.digest_of_archive(archive)
+
+
+def test_an_exported_file_names_no_folder_of_this_machine(files: dict[str, Path]) -> None:
+    for path in files.values():
+        assert str(Path(exporting.__file__).parent).encode() not in path.read_bytes()
 
 
 def test_an_onnx_file_of_other_origin_is_refused(files: dict[str, Path], tmp_path: Path) -> None:

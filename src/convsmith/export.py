@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,10 @@ from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
 from convsmith.files import explain_os_errors, refuse_to_replace
 from convsmith.prediction.evaluate import logits_of, run_dataset
-from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported
+from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
 from convsmith.prediction.model_file import ModelCard
 from convsmith.prediction.predictor import load_predictor
+from convsmith.records import versioned
 from convsmith.rundir import RunDir
 
 Format = Literal["onnx", "torch"]
@@ -99,7 +102,7 @@ def metadata(card: ModelCard, preprocessing: PreprocessingIn) -> dict[str, str]:
             how += f", resized to {settings.image_size} with antialiasing ({settings.interpolation})"
         says = {"kind": "normalised", "input": floats, "how": f"{how}; then (pixels / 255 - mean) / std by channel"}
     values = {"classes": card.classes, "preprocessing": settings.model_dump(mode="json"), "input": says}
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in versioned(values).items()}
 
 
 def export(
@@ -198,9 +201,12 @@ def _program(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
     """The network as a graph for batches of any size."""
     try:
         shapes = ({0: torch.export.Dim("batch")},)
-        return torch.export.export(network, (sample,), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(network, (sample,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # PyTorch reports what a graph cannot hold in many ways
         raise _cannot(error) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
 
 
 def _cannot(error: Exception) -> RunFailed:
@@ -228,12 +234,26 @@ def _write_onnx(network: nn.Module, sample: Tensor, says: dict[str, str], path: 
     assert made is not None
     made.model.metadata_props.update(says)
     made.save(path, external_data=False)
+    seal(path)
 
 
 def _write_torch(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> None:
     program = _program(network, sample)
     program.example_inputs = None  # they would be pickled into the file
     torch.export.save(program, path, extra_files={ARCHIVED: json.dumps(says, ensure_ascii=False)})
+    with zipfile.ZipFile(path, "a") as archive:
+        root, _, _ = archive.namelist()[0].partition("/")
+        archive.writestr(zipfile.ZipInfo(f"{root}/extra/sha256"), digest_of_archive(archive))
+
+
+def digest_of_archive(archive: zipfile.ZipFile) -> str:
+    """SHA-256 of the names (below the first folder) and the contents of all files but ``extra/sha256``, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(archive.namelist()):
+        inner = name.partition("/")[2]
+        if inner != "extra/sha256":
+            digest.update(hashlib.sha256(inner.encode()).digest() + hashlib.sha256(archive.read(name)).digest())
+    return digest.hexdigest()
 
 
 _WRITERS: dict[Format, Callable[[nn.Module, Tensor, dict[str, str], Path], Any]] = {

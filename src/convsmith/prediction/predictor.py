@@ -215,7 +215,5 @@ def _exported_predictor(path: Path, device: str) -> Predictor:
         raise UserError(
             f"'{path}' computes on the CPU only: leave out --device {device}, or predict with the run itself"
         )
-    module, metadata = open_exported(path)
-    settings = {"classes": metadata["classes"], "preprocessing": metadata["preprocessing"]}
-    card = ModelCard.model_validate({"architecture": None, "layout": "contiguous", **settings})
-    return Predictor(module, card, torch.device("cpu"), takes_pixels=metadata["input"]["kind"] == "pixels")
+    module, card, taken = open_exported(path)
+    return Predictor(module, card, torch.device("cpu"), takes_pixels=taken.kind == "pixels")
