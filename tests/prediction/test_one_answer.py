@@ -189,10 +189,12 @@ def served(run: RunDir) -> Iterator[int]:
     uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'convsmith[serve]'")
     from convsmith.serve.answers import Answers as Answering
     from convsmith.serve.app import make_app
+    from convsmith.serve.decoder import Decoder
     from convsmith.serve.server import listen
 
-    app = make_app(Answering(load_predictor(run.path, "cpu"), None), run.name, frozenset({"127.0.0.1"}))
-    with listen("127.0.0.1", 0) as listener:
+    predictor = load_predictor(run.path, "cpu")
+    with Decoder(predictor.card.preprocessing) as decoder, listen("127.0.0.1", 0) as listener:
+        app = make_app(Answering(predictor, None), decoder, run.name, frozenset({"127.0.0.1"}))
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

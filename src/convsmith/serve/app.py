@@ -1,10 +1,9 @@
-"""The routes of the server: a page for people, JSON for programs, a queue with one worker. `answers` computes."""
+"""The routes of the server: a page for people, JSON for programs. `queue` says whose turn it is, `answers` computes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
 
@@ -15,15 +14,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from convsmith.data.preprocess import InputPixels
 from convsmith.errors import RunFailed
-from convsmith.serve.answers import MAX_PIXELS, Answers
+from convsmith.serve.answers import Answers
+from convsmith.serve.connections import UPLOAD_SECONDS
+from convsmith.serve.decoder import Decoder
+from convsmith.serve.decoder_process import MAX_PIXELS
+from convsmith.serve.form import MAX_BYTES, Refused
 from convsmith.serve.guard import Guard
-from convsmith.serve.upload import MAX_BYTES, Refused, drain, image_of, receive
+from convsmith.serve.queue import QUEUE, RequestQueue
+from convsmith.serve.upload import receive
 
-QUEUE = 8  # uploads in memory that wait for the one being processed
-UPLOAD_SECONDS = 30.0
-ANSWER_SECONDS = 60.0  # including the wait in the queue
-RETRY_SECONDS = 2
+ANSWER_SECONDS = 60.0  # including the wait in the line
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -32,52 +34,41 @@ PAGE = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
-Work = Callable[[bytes], dict[str, Any]]
+Work = Callable[[InputPixels], dict[str, Any]]
 
 
-class RequestQueue:
-    """One worker thread, and at most QUEUE uploads that wait for it; further ones are refused before they are read."""
+async def _answered(request: Request, queue: RequestQueue, decoder: Decoder, work: Work) -> dict[str, Any]:
+    """The result of `work` for the image of a request, which enters the line when it has arrived completely.
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "answers")
-        self._inside = 0
-
-    async def answer(self, request: Request, work: Work) -> dict[str, Any]:
-        """The result of `work` for the image of a request. Raises Refused if the queue is full, on a timeout, or
-        without an image."""
-        if self._inside > QUEUE:
-            await _timely(drain(request))
-            raise Refused(503, f"the server is busy: try again in {RETRY_SECONDS} seconds", RETRY_SECONDS)
-        self._inside += 1
-        try:
-            body = await _timely(receive(request))
-            kind = request.headers.get("content-type", "")
-            job = self._thread.submit(lambda: work(image_of(body, kind)))
-        except BaseException:
-            self._leave()
-            raise
-        # Work that takes too long cannot be stopped: it keeps its slot until it is done.
-        loop = asyncio.get_running_loop()
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), ANSWER_SECONDS)
-        except (TimeoutError, asyncio.TimeoutError):
-            raise Refused(
-                504, f"there was no answer within {ANSWER_SECONDS:.0f} seconds: try a smaller image"
-            ) from None
-
-    def _leave(self) -> None:
-        self._inside -= 1
-
-
-async def _timely(reading: Any) -> Any:
+    Raises Refused on a timeout, without an image or where the line is full, and ClientDisconnect.
+    """
     try:
-        return await asyncio.wait_for(reading, UPLOAD_SECONDS)
+        body = await asyncio.wait_for(receive(request), UPLOAD_SECONDS)
     except (TimeoutError, asyncio.TimeoutError):
         raise Refused(408, f"the upload took longer than {UPLOAD_SECONDS:.0f} seconds: send a smaller image") from None
+    kind = request.headers.get("content-type", "")
+    client = request.client.host if request.client else ""
+    answer = queue.enter(client, len(body), lambda: work(decoder.pixels(body, kind)))
+    gone = asyncio.ensure_future(_disconnect(request))
+    waiting: set[asyncio.Future[Any]] = {answer, gone}
+    try:
+        await asyncio.wait(waiting, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if gone.done():
+            raise ClientDisconnect
+    finally:
+        for one in waiting:
+            one.cancel()
+    raise Refused(504, f"there was no answer within {ANSWER_SECONDS:.0f} seconds: try a smaller image")
 
 
-def make_app(answers: Answers, name: str, names: frozenset[str]) -> Starlette:
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def make_app(answers: Answers, decoder: Decoder, name: str, names: frozenset[str]) -> Starlette:
     """The application for the run called `name`; it accepts requests to the hosts `names` and to IP addresses."""
     queue = RequestQueue()
     limits = {"bytes": MAX_BYTES, "pixels": MAX_PIXELS, "waiting": QUEUE}
@@ -87,10 +78,10 @@ def make_app(answers: Answers, name: str, names: frozenset[str]) -> Starlette:
         return JSONResponse(health)
 
     async def predict(request: Request) -> Response:
-        return JSONResponse(await queue.answer(request, answers.predict))
+        return JSONResponse(await _answered(request, queue, decoder, answers.predict))
 
     async def explain(request: Request) -> Response:
-        return JSONResponse(await queue.answer(request, answers.explain))
+        return JSONResponse(await _answered(request, queue, decoder, answers.explain))
 
     routes = [Route(path, _page(file, kind)) for path, (file, kind) in PAGE.items()]
     routes += [

@@ -1,16 +1,18 @@
-"""A listening server for a run: its socket, the time limit for headers, uvicorn. The routes are in `app`."""
+"""A listening server for a run: its socket, its processes, uvicorn. The routes are in `app`."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
-import h11
 import numpy as np
 import uvicorn
 from torch import nn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convsmith.config import read_run_config
 from convsmith.data.preprocess import InputPixels
@@ -20,29 +22,16 @@ from convsmith.events import Listener, Note, Serving, counter, nobody
 from convsmith.prediction.evaluate import run_dataset
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
-from convsmith.runtime import set_threads
+from convsmith.runtime import ending_signals, set_threads
 from convsmith.serve.answers import Answers
-from convsmith.serve.app import UPLOAD_SECONDS, make_app
+from convsmith.serve.app import make_app
+from convsmith.serve.connections import Connections
+from convsmith.serve.decoder import Decoder
 from convsmith.serve.guard import is_loopback, own_names
 from convsmith.serve.neighbours import Neighbours
 
-MAX_CONNECTIONS = 200
-
-
-class HeaderTimeout(H11Protocol):
-    """Closes connections whose request headers do not arrive in time: held open, they would keep others out."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(UPLOAD_SECONDS, self._hang_up)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def _hang_up(self) -> None:
-        if self.conn.their_state is h11.IDLE:
-            self.transport.close()
+BACKLOG = 512  # connections that are accepted at once, beside the open ones: most systems allow 1,024 open files
+GRACE = 1  # seconds for answers that are on their way when the server is ended
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,7 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(MAX_CONNECTIONS)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -89,28 +78,54 @@ def serve(
     with listen(host, port) as listening:
         set_threads(read_run_config(run.config).train.threads)
         predictor = load_predictor(run.path, device, module)
-        answers = Answers(predictor, _neighbours(run, predictor, source, listener))
         rules = predictor.card.preprocessing
-        blank = np.zeros((1, rules.working_size, rules.working_size, rules.channels), np.uint8)
-        # The first answer is slow, since it imports and allocates much: this is it.
-        if missing := answers.explain_pixels(InputPixels(blank)).get("heat_map_missing"):
-            listener(Note(f"warning: no heat maps: {missing}"))
-        port = listening.getsockname()[1]
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        listener(Serving(f"http://{shown}:{port}/", port, is_loopback(host)))
-        config = uvicorn.Config(
-            make_app(answers, run.name, own_names(host)),
-            http=HeaderTimeout,
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=3,
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        with Decoder(rules) as decoder:
+            answers = Answers(predictor, _neighbours(run, predictor, source, listener))
+            blank = np.zeros((1, rules.working_size, rules.working_size, rules.channels), np.uint8)
+            # The first answer is slow, since it imports and allocates much: this is it.
+            if missing := answers.explain(InputPixels(blank)).get("heat_map_missing"):
+                listener(Note(f"warning: no heat maps: {missing}"))
+            port = listening.getsockname()[1]
+            shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+            listener(Serving(f"http://{shown}:{port}/", port, is_loopback(host)))
+            config = uvicorn.Config(
+                make_app(answers, decoder, run.name, own_names(host)),
+                http=Connections(),  # type: ignore[arg-type]  # it makes the protocols that uvicorn takes a class for
+                ws="none",
+                lifespan="off",
+                log_level="error",  # a line for each malformed request would fill a disk
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=GRACE,
+            )
+            server = uvicorn.Server(config)
+            with _ended_by_hangup(server):
+                server.run(sockets=[listening])
+
+
+@contextmanager
+def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
+    """SIGHUP ends the server in good order, as uvicorn has SIGINT and SIGTERM do, and is raised again afterwards."""
+    hangup = set(ending_signals()) - {signal.SIGINT, signal.SIGTERM}
+    if threading.current_thread() is not threading.main_thread() or not hangup:
+        yield
+        return
+    number = hangup.pop()
+    before, received = signal.getsignal(number), []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        server.should_exit = True
+
+    signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+    if received:
+        signal.raise_signal(number)
 
 
 def _neighbours(run: RunDir, predictor: Predictor, source: Source | None, listener: Listener) -> Neighbours | None:

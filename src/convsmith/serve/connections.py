@@ -1,0 +1,116 @@
+"""The open connections of the server: who is closed where there are too many. Requests are handled in `app`.
+
+A client that does not end what it began costs a connection and the bytes that it sent. Refusing newcomers would let a
+few such clients keep all others out, so newcomers are let in, and the slowest unfinished one makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from convsmith.serve.form import MAX_BYTES, MAX_FORM
+
+MAX_CONNECTIONS = 200
+MAX_UNFINISHED = 16 * MAX_BYTES  # bytes of all bodies that have not arrived completely
+UPLOAD_SECONDS = 30.0
+CREDIT = 2**16  # bytes that each connection counts as having sent in its first second, before it could send any
+
+
+class Connections:
+    """The open connections; with more than `most`, or more than `most_bytes` of unfinished uploads, some are closed.
+
+    The client (IP address) that has most of them loses one, and of its connections it is the slowest.
+    """
+
+    def __init__(self, most: int = MAX_CONNECTIONS, most_bytes: int = MAX_UNFINISHED) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._open: set[Connection] = set()
+        self._bytes = 0  # of the requests of all open connections
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Connection:
+        """A new connection, for uvicorn."""
+        return Connection(self, *arguments, **settings)
+
+    def add(self, connection: Connection) -> None:
+        self._open.add(connection)
+        if len(self._open) > self._most:  # the new one is unfinished, so that there is one to close
+            self._close_one({other: 1 for other in self._open if other.unfinished})
+
+    def remove(self, connection: Connection) -> None:
+        if connection in self._open:
+            self._open.remove(connection)
+            self._bytes -= connection.size
+
+    def count(self, more: int) -> None:
+        """Note bytes that have arrived, and close uploads until those of the unfinished ones are below the bound."""
+        self._bytes += more
+        if self._bytes > self._most_bytes:
+            sizes = {other: other.size for other in self._open if other.unfinished}
+            while sum(sizes.values()) > self._most_bytes:
+                del sizes[self._close_one(sizes)]
+
+    def _close_one(self, costs: dict[Connection, int]) -> Connection:
+        """Close the slowest of the `costs`' connections that belong to the client with the highest sum of costs."""
+        by_client: Counter[str] = Counter()
+        for connection, cost in costs.items():
+            by_client[connection.host] += cost
+        victim = min(costs, key=lambda other: (-by_client[other.host], other.rate))
+        self.remove(victim)
+        victim.transport.abort()
+        return victim
+
+
+class Connection(H11Protocol):
+    """A connection that knows how fast it sends. If the head of a request takes too long, it is closed."""
+
+    def __init__(self, connections: Connections, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._all = connections
+        self.size = 0  # bytes of the request so far, as far as they are kept
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.host = self.client[0] if self.client else ""
+        self._since = self.loop.time()
+        self._deadline = self.loop.call_later(UPLOAD_SECONDS, self._hang_up)
+        self._all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before, self.size = self.size, min(self.size + len(data), MAX_FORM)
+        super().data_received(data)
+        self._all.count(self.size - before)
+
+    def shutdown(self) -> None:
+        """The server ends: it waits for answers, but not for those who have not even asked."""
+        if self.unfinished:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the client has not sent its whole request, or has been answered and has not gone."""
+        sending = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        return sending or self.cycle is None or self.cycle.response_complete
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return (self.size + CREDIT) / (self.loop.time() - self._since + 1)
+
+    def _hang_up(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()

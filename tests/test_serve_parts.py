@@ -1,0 +1,177 @@
+"""The parts of the server alone: the line, the connections and the process that decodes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from convsmith.data.config import DecodeRules
+from convsmith.processes import python_module
+
+for package in ("starlette", "uvicorn", "python_multipart"):
+    pytest.importorskip(package, reason=f"needs {package}: pip install 'convsmith[serve]'")
+
+from convsmith.serve import decoder as decoding  # noqa: E402
+from convsmith.serve import queue as line  # noqa: E402
+from convsmith.serve.connections import CREDIT, Connections  # noqa: E402
+from convsmith.serve.decoder import Decoder  # noqa: E402
+from convsmith.serve.form import Refused  # noqa: E402
+
+RULES = DecodeRules(working_size=4, channels=1)
+
+
+@dataclass(eq=False)
+class Sender:
+    """A connection of the client `host`."""
+
+    host: str
+    size: int = 0
+    seconds: float = 1.0
+    unfinished: bool = True
+    transport: Any = None
+    closed: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        self.transport = self
+
+    def abort(self) -> None:
+        self.closed = True
+
+    @property
+    def rate(self) -> float:
+        return (self.size + CREDIT) / (self.seconds + 1)
+
+
+def closed(connections: Connections, senders: list[Sender]) -> list[int]:
+    """Which of the senders are closed when they connect and send one after the other."""
+    for sender in senders:
+        size, sender.size = sender.size, 0
+        connections.add(sender)  # type: ignore[arg-type]
+        sender.size = size
+        connections.count(size)
+    return [number for number, sender in enumerate(senders) if sender.closed]
+
+
+def test_the_slowest_unfinished_connection_makes_room() -> None:
+    slow, honest, newcomer = Sender("a", 10, 20.0), Sender("b", 10**6, 20.0), Sender("c", 0, 0.0)
+    assert closed(Connections(most=2), [honest, slow, newcomer]) == [1]
+    answered = Sender("a", 10, 60.0, unfinished=False)
+    assert closed(Connections(most=2), [answered, Sender("b", 0, 9.0), Sender("c", 0, 0.0)]) == [1]
+
+
+def test_a_client_with_many_connections_loses_its_own() -> None:
+    slow = Sender("slow", 10, 25.0)
+    many = [Sender("many", 10**6, 1.0 + number) for number in range(3)]
+    assert closed(Connections(most=3), [slow, *many]) == [3]
+
+
+def test_the_bytes_of_unfinished_uploads_are_bounded() -> None:
+    senders = [Sender(host, 40, seconds) for host, seconds in (("a", 1.0), ("b", 2.0), ("b", 3.0))]
+    connections = Connections(most_bytes=100)
+    assert closed(connections, senders) == [2]
+    assert len(connections) == 2
+    complete = [Sender("a", 90, unfinished=False), Sender("a", 90, unfinished=False), Sender("b", 90)]
+    assert closed(Connections(most_bytes=100), complete) == []
+
+
+async def entered(queue: line.RequestQueue, clients: str, done: list[str], size: int = 1) -> list[Any]:
+    """One answer, or error, for each letter of `clients`, who enter while the worker is busy with another one."""
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def first() -> dict[str, Any]:
+        loop.call_soon_threadsafe(started.set)
+        time.sleep(0.02)
+        return {}
+
+    queue.enter("first", 1, first)
+    await started.wait()
+    answers = [
+        queue.enter(client, size, lambda name=client + str(number): done.append(name) or {"name": name})  # type: ignore[misc, func-returns-value]
+        for number, client in enumerate(clients)
+    ]
+    return await asyncio.gather(*answers, return_exceptions=True)
+
+
+def test_clients_take_turns() -> None:
+    done: list[str] = []
+    asyncio.run(entered(line.RequestQueue(), "aaaabca", done))
+    assert done == ["a0", "b4", "c5", "a1", "a2", "a3", "a6"]
+
+
+@pytest.mark.parametrize("bound", ["QUEUE", "QUEUE_BYTES"])
+def test_a_full_line_loses_the_last_place_of_who_has_many(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, bound, 3)
+    done: list[str] = []
+    answers = asyncio.run(entered(line.RequestQueue(), "aaabb", done))
+    assert done == ["a0", "b3", "a1"]
+    refused = [answer for answer in answers if isinstance(answer, Refused)]
+    assert [(one.status, one.retry_after) for one in refused] == [(503, 2), (503, 2)]
+
+
+def test_who_goes_away_leaves_the_line_and_an_error_is_an_answer() -> None:
+    async def ask() -> list[str]:
+        queue, done = line.RequestQueue(), list[str]()
+        busy = queue.enter("x", 1, lambda: time.sleep(0.02) or {})  # type: ignore[func-returns-value]
+        queue.enter("a", 1, lambda: {"": done.append("a")}).cancel()  # type: ignore[func-returns-value]
+        failing = queue.enter("b", 1, lambda: {"": 1 / 0})
+        await busy
+        with pytest.raises(ZeroDivisionError):
+            await failing
+        assert await queue.enter("c", 1, lambda: {"still": "there"}) == {"still": "there"}
+        return done
+
+    assert asyncio.run(ask()) == []
+
+
+def png(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, 7).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    with Decoder(RULES) as decoder:
+        yield decoder
+
+
+def test_what_the_process_decodes_is_what_decode_returns(decoder: Decoder) -> None:
+    assert decoder.pixels(png((9, 9)), "image/png").array.tolist() == [[[[7]] * 4] * 4]
+    with pytest.raises(Refused, match="not-an-image") as refused:
+        decoder.pixels(b"text", "")
+    assert refused.value.status == 422
+
+
+def test_a_process_that_takes_too_long_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PATIENCE", 10_000)
+    with Decoder(RULES, seconds=0.01) as decoder:
+        before = decoder._process
+        with pytest.raises(Refused, match=r"it takes longer than 0\.01 seconds") as refused:
+            decoder.pixels(png((5000, 5000)), "")
+        assert refused.value.status == 422
+        assert before.returncode == -signal.SIGPROF
+        assert decoder.pixels(png((9, 9)), "").array.shape == (1, 4, 4, 1)
+        os.kill(decoder._process.pid, signal.SIGKILL)
+        with pytest.raises(Refused, match="its decoder failed"):
+            decoder.pixels(png((9, 9)), "")
+    assert decoder._process.poll() is not None
+    with pytest.raises(Refused, match="the server ends"):
+        decoder.pixels(png((9, 9)), "")
+
+
+def test_the_process_ends_with_the_server_that_was_killed() -> None:
+    command = [*python_module("convsmith.serve.decoder_process"), RULES.model_dump_json(), "5"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    _, _ = process.communicate(b"")  # which closes its stdin, as the end of the other process does
+    assert process.returncode == 0
