@@ -17,7 +17,7 @@ LEAVES: dict[str, set[str]] = {
     "terminal": set(),
     "errors": {"terminal"},
     "events": set(),
-    "contracts": {"errors"},
+    "contracts": {"errors", "files"},
     "processes": set(),
     "runtime": {"errors", "processes"},
     "plainyaml": {"errors", "files", "terminal"},

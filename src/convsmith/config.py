@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from convsmith.contracts import Section, wrong
+from convsmith.contracts import Section, problems, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
@@ -220,7 +220,7 @@ def validate(layer: Layer) -> RunConfig:
     try:
         return RunConfig.model_validate(layer)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(item) for item in error.errors())) from None
+        raise UserError(problems(error, _explain)) from None
 
 
 def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> RunConfig:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from convsmith.errors import UserError, nearest
+from convsmith.files import BITS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+
+SHOWN = 10  # problems of a config that are told at once
 
 #: In a resolved config, the prefix of the class name of the user's own network or optimiser.
 OWN = "own:"
@@ -54,6 +58,8 @@ class Section(BaseModel):
     def _normalised(cls, value: Any, info: ValidationInfo) -> Any:
         """Turn the word none into None for optional fields, and refuse true and false as numbers."""
         assert info.field_name is not None
+        if isinstance(value, str):
+            _refuse_unwritable(value)
         annotation = cls.model_fields[info.field_name].annotation
         kinds = get_args(annotation) or (annotation,)
         if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
@@ -61,6 +67,24 @@ class Section(BaseModel):
         if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in kinds:
             return None if value.lower() not in _words(kinds) else value
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _fits_files(cls, value: Any) -> Any:
+        """Refuse integers that the readers of our files do not have, wherever no bound of the field does."""
+        if isinstance(value, int) and not -(2 ** (BITS - 1)) <= value < 2 ** (BITS - 1):
+            raise ValueError(f"must be an integer of at most {BITS} bits")
+        return value
+
+
+def _refuse_unwritable(text: str) -> None:
+    """Raise ValueError for text that no file system takes as a path, and no file of ours as text."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("must consist of characters, but holds a half of one") from None
+    if b"\0" in encoded:
+        raise ValueError("must not contain a NUL character")
 
 
 Kind = TypeVar("Kind", bound=Section)
@@ -71,8 +95,14 @@ def checked(kind: type[Kind], values: Mapping[str, Any], what: str) -> Kind:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        problems = (unknown(item, kind) or wrong(item) for item in error.errors())
-        raise UserError(f"{what}: {'; '.join(problems)}") from None
+        raise UserError(f"{what}: {problems(error, lambda item: unknown(item, kind) or wrong(item))}") from None
+
+
+def problems(error: ValidationError, sentence: Callable[[Any], str]) -> str:
+    """The first problems of a file or of flags, each as the `sentence` that tells it, and how many more there are."""
+    found = error.errors()
+    listed = [sentence(item) for item in found[:SHOWN]]
+    return "; ".join([*listed, *([f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else [])])
 
 
 def unknown(error: Any, kind: type[BaseModel]) -> str | None:

@@ -8,26 +8,37 @@ from collections.abc import Iterable
 
 from convsmith.terminal import visible
 
+LONGEST = 4_000  # characters of a message
+
+
+def _one_line(message: str) -> str:
+    """A message with its names made visible; of a very long one, which holds a value out of all measure, the ends."""
+    line = visible(message)
+    left_out = len(line) - LONGEST
+    return (
+        line if left_out <= 0 else f"{line[: LONGEST // 2]} ... ({left_out:,} characters) ... {line[-LONGEST // 2 :]}"
+    )
+
 
 class UserError(ValueError):
     """A mistake in the user's input: one line, in which names are made visible, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(visible(message))
+        super().__init__(_one_line(message))
 
 
 class RunFailed(RuntimeError):
     """A run could not continue (NaN loss, full disk): one line, in which names are made visible, exit code 1."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(visible(message))
+        super().__init__(_one_line(message))
 
 
 class Stopped(KeyboardInterrupt):
     """A signal that asks to end has ended work that is saved; the text says how to resume. Exit code 128 + `signal`."""
 
     def __init__(self, signal: int, message: str) -> None:
-        super().__init__(visible(message))
+        super().__init__(_one_line(message))
         self.signal = signal
 
 

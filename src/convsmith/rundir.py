@@ -122,12 +122,21 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+FOLDER_NAME = "a plain folder name, without slashes and hidden characters, of at most 200 bytes"
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a new run or arm may have this name: it becomes a folder, a part of commands, and a line in tables."""
+    plain = name not in ("", ".", "..") and not re.search(r"[/\\]", name) and visible(name) == name
+    return plain and len(name.encode()) <= 200
+
+
 def refuse_taken(runs_dir: Path, name: str | None) -> None:
     """Raise UserError if `name` is taken or cannot be the name of a folder."""
     if name is None:
         return
-    if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
-        raise UserError(f"run name '{name}' must be a plain folder name, without slashes, of at most 200 bytes")
+    if not is_folder_name(name):
+        raise UserError(f"run name '{name}' must be {FOLDER_NAME}")
     path = runs_dir / name
     if path.exists():
         raise UserError(

@@ -51,6 +51,11 @@ def select_device(name: str) -> torch.device:
     return torch.device(here[0] if name == "auto" else name)
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(threads: int | None) -> int:
     """Set torch's CPU threads: `threads`, or else at most one per core that this process may use; returns the number.
 
@@ -58,8 +63,7 @@ def set_threads(threads: int | None) -> int:
     """
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = threads or min(torch.get_num_threads(), usable)
+    number = threads or min(torch.get_num_threads(), usable_cores())
     torch.set_num_threads(number)
     return number
 

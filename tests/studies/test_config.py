@@ -61,7 +61,7 @@ def test_choices_are_every_combination_of_the_hyperparameters(key: str) -> None:
         ({"arms": {"a": {"model.pool": "max"}}}, "arm 'a' changes nothing: the base already has model.pool=max"),
         ({"arms": {"a": {"optim.lr": 1}, "b": {"optim.lr": 1.0}}}, "arms 'a' and 'b' are the same"),
         ({"arms": {"base": {"optim.lr": 1}}}, "arm 'base': this name is reserved for the base"),
-        ({"arms": {"a/b": {"optim.lr": 1}}}, "arm 'a/b': the name must be usable as a folder name"),
+        ({"arms": {"a/b": {"optim.lr": 1}}}, "arm 'a/b': the name must be usable as a plain folder name"),
         ({"arms": {"a": {"data.limit": 100}}}, "arm 'a' changes data.limit: all arms must see the same images"),
         ({"arms": {"a": {"train.seed": 3}}}, "arm 'a' changes train.seed: all arms must have the same seeds"),
         ({"arms": {"a": {"track.wandb": "auto"}}}, "arm 'a' changes track.wandb, which does not affect the result"),

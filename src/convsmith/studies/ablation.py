@@ -19,7 +19,7 @@ from convsmith.records import Arms as ArmsFile
 from convsmith.rundir import RunDir
 from convsmith.studies import backends, own, study, text
 from convsmith.studies.comparison import ARMS, Plan, forest, mean_of, read_plan, summarise
-from convsmith.studies.config import BASE, StudyConfig, arms_of, changes, choices_of
+from convsmith.studies.config import BASE, MOST_FOLDS, StudyConfig, arms_of, changes, choices_of, count_arms
 from convsmith.studies.crossval import divide
 from convsmith.studies.statistics import assumed_std, smallest_detectable
 from convsmith.training import setup
@@ -104,11 +104,13 @@ def ablate(
     Runs that fail are listed in the result's `failed`.
     """
     if folds is not None:
-        study.at_least(2, "folds", folds)
+        study.within("folds", folds, 2, MOST_FOLDS)
         config = config.model_copy(update={"folds": folds})
-    study.at_least(1, "jobs", jobs)
+    study.refuse_jobs(jobs, backend)
     if budget is not None and not 0 < budget < float("inf"):
         raise UserError(f"--budget {budget:g}: must be minutes above 0")
+    wanted = config.folds * config.repeats * config.seeds * (1 + count_arms(config))
+    study.refuse_too_many(config.folds, config.repeats, wanted)
     arms = {arm: own.named(known, parts) for arm, known in arms_of(config, flags or {}).items()}
     changed = {arm: changes(arms[BASE], arms[arm]) for arm in arms if arm != BASE}
     for arm, keys in changed.items():

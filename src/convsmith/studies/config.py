@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import re
+import json
+import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,11 +17,16 @@ from convsmith.contracts import Section, checked
 from convsmith.errors import UserError, choose, command, nearest
 from convsmith.plainyaml import read_yaml
 from convsmith.records import MetricName, unversioned
+from convsmith.rundir import FOLDER_NAME, is_folder_name
 
 BASE = "base"
 #: the keys that decide which images are used: arms that differ in them could not be compared image by image
 DIVISION = ("source", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
 
+
+MOST_FOLDS = 1_000  # also of repeats and of seeds
+MOST_ARMS = 1_000  # also of the combinations of a choice, and of the choices of one key of a search
+MOST_RUNS = 100_000  # trainings of one study
 
 StudySource = str | Path | Mapping[str, Any]
 
@@ -46,9 +52,11 @@ class StudyConfig(Section):
     expected: dict[str, Literal["helps", "hurts"]] = Field(
         default_factory=dict, description="what common wisdom expects of an arm; the page says where the result differs"
     )
-    folds: int = Field(5, ge=2, le=1000)
-    repeats: int = Field(1, ge=1, le=1000, description="how often the division into folds is repeated")
-    seeds: int = Field(1, ge=1, le=1000, description="how often each fold is trained, each time with another seed")
+    folds: int = Field(5, ge=2, le=MOST_FOLDS)
+    repeats: int = Field(1, ge=1, le=MOST_FOLDS, description="how often the division into folds is repeated")
+    seeds: int = Field(
+        1, ge=1, le=MOST_FOLDS, description="how often each fold is trained, each time with another seed"
+    )
     metric: MetricName = "accuracy"
     margin: float | None = Field(None, gt=0, description="differences smaller than this count as none (equivalence)")
 
@@ -100,7 +108,23 @@ def validate_study(values: Mapping[str, Any], name: str) -> StudyConfig:
     study = checked(StudyConfig, values, f"study '{name}'")
     if bool(study.arms) == bool(study.grid):
         raise UserError(f"study '{name}': give either arms (name: changes) or a grid (key: values)")
+    if (number := count_arms(study)) > MOST_ARMS:
+        what = "the grid has {:,} combinations: give fewer values" if study.grid else "it has {:,} arms"
+        raise UserError(f"study '{name}': {what.format(number)}; at most {MOST_ARMS:,} are possible")
+    if study.choose and (number := _count(study.choose.hyperparameters)) > MOST_ARMS:
+        raise UserError(
+            f"study '{name}': choose has {number:,} combinations: give fewer values; at most {MOST_ARMS:,} are possible"
+        )
     return study
+
+
+def count_arms(study: StudyConfig) -> int:
+    """The number of arms besides the base, or of a grid's combinations, without building them."""
+    return len(study.arms) or _count(study.grid)
+
+
+def _count(grid: Mapping[str, tuple[Any, ...]]) -> int:
+    return math.prod(map(len, grid.values()))
 
 
 def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
@@ -110,7 +134,7 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
     """
     below = over_preset(study.preset, _sections(study.base, BASE), flags)
     base = validate(below)
-    configs = {BASE: base}
+    configs, names = {BASE: base}, {_identity(base): BASE}
     named = {name: as_layer(changes, name) for name, changes in study.arms.items()} or _combinations(study.grid)
     for name, layer in named.items():
         _refuse_name(name)
@@ -130,7 +154,7 @@ def arms_of(study: StudyConfig, flags: Layer) -> dict[str, RunConfig]:
             if study.grid:
                 continue  # the combination that is the base itself
             raise UserError(f"arm '{name}' changes nothing: the base already has {_shown(layer)}")
-        if twin := next((other for other, config in configs.items() if config == arm), None):
+        if (twin := names.setdefault(_identity(arm), name)) != name:
             raise UserError(f"arms '{twin}' and '{name}' are the same")
         configs[name] = arm
     if unknown := [name for name in study.expected if name not in configs]:
@@ -207,8 +231,13 @@ def _shown(layer: Layer) -> str:
     return ", ".join(f"{section}.{key}={word(v)}" for section, values in layer.items() for key, v in values.items())
 
 
+def _identity(config: RunConfig) -> str:
+    """A text that two configs share if they are equal."""
+    return json.dumps(config.model_dump(mode="json"), sort_keys=True)
+
+
 def _refuse_name(name: str) -> None:
     if name == BASE:
         raise UserError("arm 'base': this name is reserved for the base config; choose another")
-    if not name or name.startswith(".") or re.search(r"[/\\\0]", name) or len(name.encode()) > 200:
-        raise UserError(f"arm '{name}': the name must be usable as a folder name, without slashes")
+    if name.startswith(".") or not is_folder_name(name):
+        raise UserError(f"arm '{name}': the name must be usable as {FOLDER_NAME}")

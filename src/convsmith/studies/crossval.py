@@ -18,6 +18,7 @@ from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
 from convsmith.rundir import RunDir
 from convsmith.studies import backends, own, study
+from convsmith.studies.config import MOST_FOLDS
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.folds import Fold, make_folds
 from convsmith.studies.statistics import mean_interval
@@ -116,9 +117,10 @@ def crossval(
     for invalid input, and Stopped where a signal ended the study after everything was saved. A fold that fails is
     listed in the result's `failed`.
     """
-    study.at_least(2, "folds", folds)
-    study.at_least(1, "repeats", repeats)
-    study.at_least(1, "jobs", jobs)
+    study.within("folds", folds, 2, MOST_FOLDS)
+    study.within("repeats", repeats, 1, MOST_FOLDS)
+    study.refuse_too_many(folds, repeats, folds * repeats)
+    study.refuse_jobs(jobs, backend)
     config = own.named(config, parts)
     spec = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
     spec |= own.optimizer_of(parts)

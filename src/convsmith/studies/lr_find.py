@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.9  # weight of the past in the running mean of the losses
 SETTLING = 10  # steps until that mean forgets its first batches: 1 / (1 - SMOOTHING)
+MOST_STEPS = 100_000  # each is a point of the curve, and of lr_find.csv
 DIVERGED = 4.0  # times the lowest smoothed loss: the test ends there
 RISEN = 1.5  # times the first loss, within the first batches: even the lowest rate is too high
 NOISE = 2.5  # standard deviations of the first batches' losses that a fall must exceed
@@ -77,6 +78,8 @@ class Sweep:
             )
         if self.steps < 3 * SETTLING:
             raise UserError(f"lr-find: --steps must be at least {3 * SETTLING}, but got {self.steps}")
+        if self.steps > MOST_STEPS:
+            raise UserError(f"lr-find: --steps must be at most {MOST_STEPS:,}, but got {self.steps}")
 
     def rates(self) -> list[float]:
         return [float(rate) for rate in np.geomspace(self.low, self.high, self.steps)]

@@ -10,7 +10,7 @@ from convsmith.rundir import RunDir
 from convsmith.studies import ablation, crossval, tuning
 from convsmith.studies.ablation import AblationResult
 from convsmith.studies.crossval import CrossvalResult
-from convsmith.studies.study import at_least, read_spec
+from convsmith.studies.study import read_spec, refuse_jobs
 from convsmith.studies.tuning import TuningResult
 from convsmith.training.own import NO_PARTS, Parts
 
@@ -37,7 +37,7 @@ def resume(
     study, where its files were changed, or where parts are missing, and Stopped where a signal ended the study after
     everything was saved.
     """
-    at_least(1, "jobs", jobs)
+    refuse_jobs(jobs, backend)
     run = RunDir(Path(directory))
     run.refuse_links()
     return RESUMED_BY[read_spec(run)["kind"]](run, parts, jobs=jobs, backend=backend, listener=listener)

@@ -17,7 +17,9 @@ from convsmith.errors import UserError
 from convsmith.files import write_text
 from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
-from convsmith.runtime import environment, set_threads
+from convsmith.runtime import environment, set_threads, usable_cores
+from convsmith.studies.config import MOST_RUNS
+from convsmith.terminal import visible
 
 if TYPE_CHECKING:
     from convsmith.studies.folds import Fold
@@ -25,24 +27,53 @@ if TYPE_CHECKING:
 FOLDS = "folds.json"
 STARTED = "begun.json"  # what study.yaml and config.yaml held when the study was started
 
+MOST_DIVISIONS = 1_000
+JOBS_PER_CORE = 4
+
 Written = tuple[type[records.Record], Mapping[str, Any]]  # a JSON file: its schema and its content
 
 
-def at_least(least: int, name: str, value: int) -> None:
-    """A UserError for an option below its smallest valid value."""
+def within(name: str, value: int, least: int, most: int) -> None:
+    """A UserError for an option that is outside its bounds."""
     if value < least:
         raise UserError(f"--{name} {value}: must be at least {least}")
+    if value > most:
+        raise UserError(f"--{name} {value}: must be at most {most:,}")
+
+
+def refuse_jobs(jobs: int, backend: str) -> None:
+    """A UserError for a number of runs at a time that cannot be: here each is a process with a torch of its own."""
+    cores = usable_cores()
+    if backend == "local" and jobs > (most := JOBS_PER_CORE * cores):
+        raise UserError(
+            f"--jobs {jobs}: this machine has {cores} cores, so at most {most} processes may train at a time"
+        )
+    within("jobs", jobs, 1, MOST_RUNS)
+
+
+def refuse_too_many(folds: int, repeats: int, trainings: int) -> None:
+    """A UserError for a study that is too large, before anything of it is built.
+
+    A division holds the position of every image, and is kept in memory and in folds.json.
+    """
+    if (divisions := folds * repeats) > MOST_DIVISIONS:
+        raise UserError(
+            f"{folds:,} folds, repeated {repeats:,} times, are {divisions:,} divisions of the images: at most "
+            f"{MOST_DIVISIONS:,} are possible"
+        )
+    if trainings > MOST_RUNS:
+        raise UserError(f"this study needs {trainings:,} trainings: at most {MOST_RUNS:,} are possible")
 
 
 def as_html(title: object, rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of results for a notebook; numbers have four significant digits."""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0]) if rows else ""
+    head = "".join(f"<th>{_cell(name)}</th>" for name in rows[0]) if rows else ""
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row.values()) + "</tr>" for row in rows)
-    return f"<p><b>{html.escape(str(title))}</b></p><table><tr>{head}</tr>{body}</table>"
+    return f"<p><b>{_cell(title)}</b></p><table><tr>{head}</tr>{body}</table>"
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else html.escape("" if value is None else str(value))
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else html.escape(visible("" if value is None else str(value)))
 
 
 def threads_for(config: RunConfig, max_workers: int) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from convsmith.config import Layer, RunConfig, fields, merge, over_preset, valid
 from convsmith.contracts import Section, checked
 from convsmith.errors import UserError, command, nearest
 from convsmith.records import Monitor, metric_of
-from convsmith.studies.config import DIVISION, StudySource, name_of, read_values
+from convsmith.studies.config import DIVISION, MOST_ARMS, MOST_RUNS, StudySource, name_of, read_values
 
 #: why a key cannot be searched; the keys of DIVISION are refused as well
 NOT_SEARCHED = {
@@ -30,7 +31,7 @@ class TuneConfig(Section):
     base: dict[str, dict[str, Any] | None] = Field(default_factory=dict, description="sections, over the preset")
     space: dict[str, Any] = Field(min_length=1, description="key -> {low, high, log, step}, or a list of choices")
     metric: Monitor = Field("val_accuracy", description="what trials are ranked by; also their train.monitor")
-    trials: int = Field(20, ge=1, le=100_000)
+    trials: int = Field(20, ge=1, le=MOST_RUNS)
     pruner: Literal["median", "none"] = Field(
         "median", description="median: stop trials that are worse than the median"
     )
@@ -127,6 +128,8 @@ def with_key(base: RunConfig, key: str, value: Any) -> RunConfig:
 
 
 def _choices(key: str, given: list[Any], base: RunConfig) -> Choices:
+    if len(given) > MOST_ARMS:
+        raise UserError(f"space: {key} lists {len(given):,} choices: at most {MOST_ARMS:,} are possible")
     values = tuple(_validated(key, value, base) for value in given)
     if len({json.dumps(value) for value in values}) < len(values):
         raise UserError(f"space: {key} lists a choice twice")
@@ -147,6 +150,8 @@ def _interval(key: str, bounds: Bounds, base: RunConfig) -> Interval:
     if bounds.log and step:
         raise UserError(f"space: {key} has both log and step: leave one out")
     steps = (high - low) / (step or 1.0)
+    if not math.isfinite(steps):
+        raise UserError(f"space: {key} has low {low:g}, high {high:g} and step {step or 1:g}: the interval is too wide")
     if step and abs(steps - round(steps)) > 1e-9 * steps:
         raise UserError(f"space: {key} has a step of {step:g} that does not lead from {low:g} to {high:g}")
     whole = all(number.is_integer() for number in (low, high, step or 1.0))

@@ -21,6 +21,7 @@ from convsmith.figures.style import save
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies import backends, own, study
+from convsmith.studies.config import MOST_RUNS
 from convsmith.studies.search import OPTUNA, Search, connected, optuna_module, read_search, record_of, spec_of
 from convsmith.studies.trial_job import LOCK_WAIT, TrialJob
 from convsmith.studies.tune_config import TuneConfig, base_of, space_of
@@ -104,9 +105,9 @@ def tune(
     """
     optuna_module()
     if trials is not None:
-        study.at_least(1, "trials", trials)
+        study.within("trials", trials, 1, MOST_RUNS)
         config = config.model_copy(update={"trials": trials})
-    study.at_least(1, "jobs", jobs)
+    study.refuse_jobs(jobs, backend)
     base = own.named(base_of(config, flags or {}), parts)
     space = space_of(config, base)
     own.refuse_unused(space, parts, "space")
