@@ -22,6 +22,7 @@ LEAVES: dict[str, set[str]] = {
     "runtime": {"errors", "processes"},
     "plainyaml": {"errors", "files", "terminal"},
     "files": {"errors"},
+    "memory": {"errors"},
     "records": {"errors", "files"},
 }
 #: Who may import what, besides itself and the leaves.

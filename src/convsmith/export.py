@@ -21,6 +21,7 @@ from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
 from convsmith.files import explain_os_errors, refuse_to_replace
+from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
 from convsmith.prediction.model_file import ModelCard
@@ -105,6 +106,7 @@ def metadata(card: ModelCard, preprocessing: PreprocessingIn) -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in versioned(values).items()}
 
 
+@explain_memory_errors("in the export")
 def export(
     run: RunDir,
     format: Format,

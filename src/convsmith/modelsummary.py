@@ -11,6 +11,7 @@ from torch import nn
 from convsmith.config import RunConfig
 from convsmith.data.dataset import input_shape
 from convsmith.errors import UserError
+from convsmith.memory import explain_memory_errors
 from convsmith.nets.build import build
 from convsmith.nets.shapes import LayerRow, totals, trace
 from convsmith.prediction.model_file import read_card
@@ -47,6 +48,7 @@ class ModelSummary:
         return [asdict(row) for row in self.layers]
 
 
+@explain_memory_errors("while the network was built", "choose a smaller network or a smaller data.image_size")
 def of_config(config: RunConfig, parts: Parts = NO_PARTS) -> ModelSummary:
     """The network that this config describes; nothing is decoded, and no weights are downloaded."""
     config, spec = weights.expected(config)
@@ -55,6 +57,7 @@ def of_config(config: RunConfig, parts: Parts = NO_PARTS) -> ModelSummary:
     return _traced(model, type(model).__name__ if parts.module else config.model.name, channels, size, classes)
 
 
+@explain_memory_errors("while the network was built")
 def of_run(directory: Path, parts: Parts = NO_PARTS) -> ModelSummary:
     """The network of a run directory."""
     card = read_card(open_single(directory, "model/model.json").model)

@@ -73,7 +73,7 @@ def test_choices_are_what_the_config_makes_of_them() -> None:
         ("model.activation", ["relu", "gelo"], "'gelo' is not a choice. Did you mean 'gelu'?"),
         ("model.activation", ["relu"], "needs two choices or more"),
         ("model.activation", ["relu", "gelu", "relu"], "model.activation lists a choice twice"),
-        ("train.batch_size", ["many", "few"], "train.batch_size: input should be a valid integer"),
+        ("train.batch_size", ["many", "few"], "train.batch_size: must be auto or a whole number from 1 to 65,536"),
         ("optim.lr", 0.1, "must be an interval such as {low: 0.1, high: 0.5} or a list of choices"),
     ],
 )

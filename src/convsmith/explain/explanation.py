@@ -39,6 +39,7 @@ from convsmith.figures.layers import explanation_figure
 from convsmith.figures.page import png_uri, render
 from convsmith.figures.style import png_of
 from convsmith.files import explain_os_errors, write_bytes, write_text
+from convsmith.memory import explain_memory_errors
 from convsmith.prediction.predictor import as_list, find_images
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Explanation:
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
+@explain_memory_errors("in the explanation")
 def explain(
     run: str | Path,
     paths: Any = (),

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TypeAlias
 
+import torch
+from torch import nn
+
+from convsmith import memory
 from convsmith.errors import UserError, choose
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
 from convsmith.nets.config import LIBRARIES, MODELS, ModelConfig
@@ -36,11 +40,25 @@ def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> 
     entry = MODELS[config.name]
     _refuse_unused(config, entry.uses)
     module, constructor = entry.build.split(".")
-    model: ConvNet | SmallResNet = getattr(import_module(f"convsmith.nets.{module}"), constructor)(
-        config, channels, image_size, classes
-    )
+    construct = getattr(import_module(f"convsmith.nets.{module}"), constructor)
+    with torch.device("meta"):  # sizes without memory and without random numbers
+        _refuse_oversized(construct(config, channels, image_size, classes))
+    model: ConvNet | SmallResNet = construct(config, channels, image_size, classes)
     initialise(model, config.init, config.activation)
     return model
+
+
+def _refuse_oversized(model: nn.Module) -> None:
+    """Raise UserError for weights that exceed the free memory: some systems end the process instead of refusing."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    there = memory.available()
+    if there is not None and weights > there:
+        largest, name = max((parameter.nbytes, name) for name, parameter in model.named_parameters())
+        raise UserError(
+            f"the network's weights need {memory.as_text(weights)}, of which {name} {memory.as_text(largest)}, but "
+            f"{memory.as_text(there)} of memory are available: lower model.width, the channels of model.blocks, "
+            "model.hidden or data.image_size"
+        )
 
 
 def refuse_unknown(name: str) -> None:

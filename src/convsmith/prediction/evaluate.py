@@ -17,12 +17,13 @@ from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.files import as_csv, explain_os_errors, write_text
+from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.model_file import ModelCard, load_model
 from convsmith.rundir import RunDir
 from convsmith.runtime import select_device, set_threads
 
-BATCH = 256  # images per forward pass; small enough for 224 x 224 pixels, large enough for 32 x 32
+BATCH = 256  # images of up to 224 x 224 pixels per forward pass, and proportionally fewer of larger ones
 
 
 @torch.inference_mode()
@@ -49,8 +50,14 @@ def logits_of(
     return None if stop() else torch.cat(parts).float().cpu().numpy()
 
 
-def batches_of(subset: Subset, size: int = BATCH) -> Iterator[InputPixels]:
-    """All images of a subset, in its order, in batches of `size`."""
+def images_at_once(side: int) -> int:
+    """The number of images with this side, in pixels, that a forward pass takes."""
+    return max(1, BATCH * 224**2 // max(side, 224) ** 2)
+
+
+def batches_of(subset: Subset) -> Iterator[InputPixels]:
+    """All images of a subset, in its order."""
+    size = images_at_once(subset.shape[0])
     for start in range(0, len(subset), size):
         yield subset.inputs(np.arange(start, min(start + size, len(subset))))
 
@@ -68,6 +75,7 @@ def evaluate_split(
     return record, logits
 
 
+@explain_memory_errors("in the evaluation")
 def evaluate(
     run: RunDir,
     split: str,

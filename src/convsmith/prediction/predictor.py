@@ -21,7 +21,8 @@ from convsmith.data.preprocess import InputPixels, prepare, stacks
 from convsmith.data.source import readable
 from convsmith.errors import UserError
 from convsmith.files import as_csv, explain_os_errors, refuse_to_replace, write_text
-from convsmith.prediction.evaluate import BATCH, logits_of
+from convsmith.memory import explain_memory_errors
+from convsmith.prediction.evaluate import images_at_once, logits_of
 from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
 from convsmith.prediction.model_file import CARD, ModelCard, load_model
@@ -128,7 +129,10 @@ class Predictor:
         return list(prediction_rows(ids, self._logits(chain([first], images)), self.classes)), broken
 
     def _logits(self, images: Iterable[InputPixels]) -> NDArray[np.float32]:
-        logits = logits_of(self.model, stacks(images, BATCH), self.to_input(), self.device)
+        side = self.card.preprocessing.working_size
+        size = images_at_once(side)
+        with explain_memory_errors(f"in batches of {size} images of {side} x {side} pixels"):
+            logits = logits_of(self.model, stacks(images, size), self.to_input(), self.device)
         assert logits is not None
         return logits
 
@@ -196,6 +200,7 @@ def as_list(images: Any) -> list[Any]:
     return [images]
 
 
+@explain_memory_errors("while the model was loaded")
 def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | None = None) -> Predictor:
     """Load the model of a run directory, of its `model/` folder, or of an ONNX file that `convsmith export` wrote."""
     path = Path(run)

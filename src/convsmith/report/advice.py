@@ -251,7 +251,7 @@ def _unstable(config: RunConfig) -> Iterator[Experiment]:
         yield _cosine("a falling learning rate makes the last epochs steadier")
     if not config.train.ema:
         yield Experiment({"train.ema": 0.99}, "averaged weights do not follow every single step")
-    doubled = 2 * config.train.batch_size
+    doubled = 2 * config.train.batch
     yield Experiment({"train.batch_size": doubled}, "gradients of larger batches are less noisy")
 
 

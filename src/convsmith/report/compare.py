@@ -15,6 +15,7 @@ from convsmith.data.sources import ARRAYS
 from convsmith.errors import UserError, command
 from convsmith.figures.page import is_page, render
 from convsmith.files import explain_os_errors, refuse_to_replace, write_text
+from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, recorded, worth_showing
@@ -105,6 +106,7 @@ class Comparison:
         return figure
 
 
+@explain_memory_errors("in the comparison")
 def compare(runs: Sequence[Path], out: Path | None = None) -> Comparison:
     """Compare finished runs on their validation splits, the first being the reference, and write a page about them.
 

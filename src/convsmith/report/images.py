@@ -157,7 +157,7 @@ def samples(inputs: Inputs) -> list[Section]:
         return []
     train = dataset.train
     order = epoch_order(train.labels, config.train.seed, 0, config.data.sampling == "balanced")
-    chosen = order[: min(SAMPLES, config.train.batch_size)]
+    chosen = order[: min(SAMPLES, config.train.batch)]
     pixels = train.gather(chosen)
     to_input = ToInput(card.preprocessing, torch.device("cpu"))
     generator = torch.Generator().manual_seed(config.train.seed)

@@ -12,6 +12,7 @@ from convsmith.errors import UserError, command
 from convsmith.events import Listener, Note, nobody
 from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
+from convsmith.memory import explain_memory_errors
 from convsmith.report import images, sections
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
@@ -20,6 +21,7 @@ from convsmith.rundir import RunDir, open_run
 NAME = "report.html"
 
 
+@explain_memory_errors("in the report")
 def report(
     path: Path, source: Source | None = None, module: nn.Module | None = None, listener: Listener = nobody
 ) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convsmith.config import Layer, RunConfig, validate
-from convsmith.errors import UserError
-from convsmith.events import AblationStarted, ArmGivenUp, Listener, counter, nobody
+from convsmith.errors import RunFailed, UserError
+from convsmith.events import AblationStarted, ArmGivenUp, Listener, Note, counter, nobody
 from convsmith.files import write_text
 from convsmith.records import METRICS, Folds
 from convsmith.records import Arms as ArmsFile
@@ -23,6 +23,7 @@ from convsmith.studies.config import BASE, MOST_FOLDS, StudyConfig, arms_of, cha
 from convsmith.studies.crossval import divide
 from convsmith.studies.statistics import assumed_std, smallest_detectable
 from convsmith.training import setup
+from convsmith.training.config import AUTO
 from convsmith.training.own import NO_PARTS, Parts
 
 if TYPE_CHECKING:
@@ -148,16 +149,22 @@ def _create(
     name: str | None,
     listener: Listener,
 ) -> RunDir:
-    prepared = {}
-    for arm, config in arms.items():
+    def prepare(arm: str, config: RunConfig) -> setup.Prepared:
         try:
-            prepared[arm] = setup.prepare(
-                study.threads_for(config, max_workers),
-                own.fresh(parts),
-                counter(listener, "decoding"),
+            return setup.prepare(
+                study.threads_for(config, max_workers), own.fresh(parts), counter(listener, "decoding")
             )
-        except UserError as error:
-            raise UserError(f"arm '{arm}': {error}" if arm != BASE else str(error)) from None
+        except (UserError, RunFailed) as error:
+            raise type(error)(f"arm '{arm}': {error}" if arm != BASE else str(error)) from None
+
+    prepared = {arm: prepare(arm, config) for arm, config in arms.items()}
+    if automatic := [arm for arm, config in arms.items() if config.train.batch_size == AUTO]:
+        # The arms must differ in what they change alone: they share the size that fits all of them.
+        shared = min(prepared[arm].config.train.batch for arm in automatic)
+        for arm in automatic:
+            if prepared[arm].config.train.batch != shared:
+                prepared[arm] = prepare(arm, arms[arm].with_values(train={"batch_size": shared}))
+        listener(Note(f"train.batch_size auto: {shared}, with which each of these arms fits: {', '.join(automatic)}"))
     base = prepared[BASE]
     divisions = divide(base.dataset, base.config, spec["folds"], spec["repeats"])
     share = len(divisions[0].train) / len(base.dataset.train)

@@ -24,13 +24,14 @@ from convsmith.errors import RunFailed, Stopped, UserError
 from convsmith.events import JobProgress, JobsStarted, Listener, LrFindStarted, counter, nobody
 from convsmith.figures.curves import lr_curve
 from convsmith.figures.style import save
+from convsmith.memory import explain_memory_errors
 from convsmith.optim.config import ScheduleConfig
 from convsmith.optim.schedules import Schedule
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
 from convsmith.studies.study import as_html
-from convsmith.training import setup
+from convsmith.training import footprint, setup
 from convsmith.training.loop import train_batches
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.training.setup import Experiment, Prepared
@@ -173,12 +174,13 @@ def find(
             model=resolved.model.name,
             source=resolved.data.source,
             optimizer=resolved.optim.name,
-            batch_size=resolved.train.batch_size,
+            batch_size=resolved.train.batch,
             **asdict(sweep),
         )
     )
     listener(JobsStarted(sweep.steps, 0, "steps"))
-    with rundir.draft(runs_dir) as run, Interrupts() as interrupts:
+    explained = explain_memory_errors("in the range test", footprint.fix(resolved))
+    with explained, rundir.draft(runs_dir) as run, Interrupts() as interrupts:
         experiment = _start(prepared, run, parts)
         state, lr = experiment.state, experiment.config.optim.lr
         if lr is None:  # an optimiser of the user's own sets its rates itself

@@ -141,7 +141,7 @@ def _choices(key: str, given: list[Any], base: RunConfig) -> Choices:
 def _interval(key: str, bounds: Bounds, base: RunConfig) -> Interval:
     low, high, step = bounds.low, bounds.high, bounds.step
     kinds = _kinds(key)
-    if not kinds <= {int, float}:
+    if not kinds & {int, float}:
         raise UserError(f"space: {key} is not a number and cannot have an interval: give a list of choices")
     if low >= high:
         raise UserError(f"space: {key} has low {low:g} and high {high:g}: low must be less than high")

@@ -15,7 +15,17 @@ from filelock import FileLock, Timeout
 from convsmith import files, records
 from convsmith.config import Layer, RunConfig, validate
 from convsmith.errors import UserError
-from convsmith.events import JobDone, JobProgress, JobsStarted, Listener, TrialDone, TuningStarted, counter, nobody
+from convsmith.events import (
+    JobDone,
+    JobProgress,
+    JobsStarted,
+    Listener,
+    Note,
+    TrialDone,
+    TuningStarted,
+    counter,
+    nobody,
+)
 from convsmith.figures.curves import history_figure, importance_figure
 from convsmith.figures.style import save
 from convsmith.rundir import RunDir
@@ -26,6 +36,7 @@ from convsmith.studies.search import OPTUNA, Search, connected, optuna_module, r
 from convsmith.studies.trial_job import LOCK_WAIT, TrialJob
 from convsmith.studies.tune_config import TuneConfig, base_of, space_of
 from convsmith.training import setup
+from convsmith.training.config import AUTO
 from convsmith.training.own import NO_PARTS, Parts
 
 if TYPE_CHECKING:
@@ -126,6 +137,8 @@ def tune(
         )
         run = _create(config, base, spec, prepared, runs_dir, name)
         listener(_started(read_search(run), prepared, max_workers))
+        for note in prepared.notes:
+            listener(Note(note))
         own.note_weights(parts, listener)
     else:
         known = records.read(run.path / OPTUNA, records.Optuna)
@@ -194,9 +207,10 @@ def _create(
 ) -> RunDir:
     # Only what is common to all trials is resolved; the rest (a layout, a size) depends on each trial's values.
     data, train = prepared.config.data, prepared.config.train
-    resolved = base.with_values(
-        data={"source": data.source, "groups": data.groups}, train={"device": train.device, "threads": train.threads}
-    )
+    settings = {"device": train.device, "threads": train.threads}
+    if base.train.batch_size == AUTO:
+        settings["batch_size"] = train.batch
+    resolved = base.with_values(data={"source": data.source, "groups": data.groups}, train=settings)
     if prepared.config.optim.is_own:
         resolved = resolved.model_copy(update={"optim": prepared.config.optim})
     optuna = {

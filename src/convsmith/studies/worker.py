@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from convsmith.errors import RunFailed, UserError
+from convsmith.memory import explain_memory_errors
 from convsmith.runtime import Interrupts
 from convsmith.studies import fold_job, trial_job
 
@@ -33,7 +34,8 @@ def perform(message: dict[str, Any], interrupts: Interrupts, parts: Any = None) 
     `parts` are the objects that the user passed in, for jobs in the user's own process.
     """
     try:
-        record = yield from KINDS[message["kind"]](message, interrupts, *([parts] if parts else []))
+        with explain_memory_errors("in this run of the study"):
+            record = yield from KINDS[message["kind"]](message, interrupts, *([parts] if parts else []))
     except (RunFailed, UserError) as error:
         yield {"failed": str(error)}
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from convsmith.contracts import Section
 from convsmith.records import Monitor
+
+AUTO = "auto"
+MOST_IMAGES = 65_536  # of a batch
 
 
 class TrainConfig(Section):
@@ -15,7 +18,9 @@ class TrainConfig(Section):
     needs: ClassVar = {"min_delta": "patience"}
 
     epochs: int = Field(10, ge=1, le=100_000)
-    batch_size: int = Field(128, ge=1, le=65_536)
+    batch_size: int | Literal["auto"] = Field(
+        128, description="images per step; auto: the default, halved until a step fits into memory"
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(
@@ -37,3 +42,20 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(
         5.0, ge=0, description="minutes between checkpoints within an epoch, saved at the next log step"
     )
+
+    @property
+    def batch(self) -> int:
+        """The batch size of a resolved config."""
+        assert isinstance(self.batch_size, int), "a resolved config has a number"
+        return self.batch_size
+
+    @field_validator("batch_size", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            size = handler(value)
+        except ValidationError:
+            size = 0
+        if size != AUTO and not 1 <= size <= MOST_IMAGES:
+            raise ValueError(f"must be auto or a whole number from 1 to {MOST_IMAGES:,}")
+        return size

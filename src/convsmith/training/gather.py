@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from convsmith.data.sources import SOURCES, cache_folder
 from convsmith.errors import UserError
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
-from convsmith.nets.shapes import totals, trace
+from convsmith.nets.shapes import LayerRow, totals
 from convsmith.runtime import keep_freed_memory, seed_everything, select_device, set_threads
 from convsmith.training.layout import seconds_per_step
 from convsmith.training.loss import balanced_weights, build_loss
@@ -54,14 +54,18 @@ def gather_facts(
     )
 
 
-def is_small(model: nn.Module, dataset: Dataset, batch_size: int) -> bool:
+def is_small(layers: Sequence[LayerRow], batch_size: int) -> bool:
     """Whether a step is so little work that threads would spend more time waiting for each other than working.
 
     Beside another busy process, such a step takes 20 times as long on two threads as on one.
     """
-    seen = dataset.preprocessing()
-    work = totals(trace(model, seen.channels, seen.image_size)).macs * batch_size
-    return work < SMALL_STEP
+    return totals(layers).macs * batch_size < SMALL_STEP
+
+
+def to_last_phase(model: nn.Module, finetuning: Finetuning | None) -> None:
+    """Unfreeze all that a run will ever train, which needs the most time and memory of a step."""
+    if finetuning:
+        finetuning.apply(model, len(finetuning.phases) - 1)
 
 
 def refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_size: int, dataset: Dataset) -> None:
@@ -70,8 +74,8 @@ def refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_
     if images > 1 and batch_size > 1:  # then `batch_positions` never yields a batch of one image
         return
     network = copy.deepcopy(model).train()
+    to_last_phase(network, finetuning)
     if finetuning:
-        finetuning.apply(network, len(finetuning.phases) - 1)
         finetuning.frozen_to_eval(network)
     example = next(network.parameters())
     one = first_images(dataset, 1, example.device).to(example.dtype)
@@ -172,17 +176,17 @@ def measure_layout(
         if config.train.layout == "channels_last":
             raise UserError(f"train.layout=channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto")
         layouts = ["contiguous"]
-    question = [config.model.model_dump(mode="json"), repr(model), config.train.batch_size, config.train.threads]
+    question = [config.model.model_dump(mode="json"), repr(model), config.train.batch, config.train.threads]
     question += [device.type, torch.__version__, config.data.image_size, config.data.channels]
+    to_last_phase(model, finetuning)  # parameters that stay frozen need no backward pass
     if finetuning:
-        finetuning.apply(model, len(finetuning.phases) - 1)  # parameters that stay frozen need no backward pass
         question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
     remembered = (
         cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
     )
     if len(layouts) > 1 and remembered.exists():
         layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
-    count = min(config.train.batch_size, max(2, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
+    count = min(config.train.batch, max(2, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
     images = first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = recipe_of(config, dataset, device)

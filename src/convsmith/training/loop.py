@@ -23,6 +23,7 @@ from convsmith.data.sources import cache_folder
 from convsmith.errors import RunFailed
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
 from convsmith.files import explain_os_errors
+from convsmith.memory import explain_memory_errors
 from convsmith.optim.penalties import penalty_values
 from convsmith.prediction.evaluate import batches_of, logits_of
 from convsmith.prediction.evaluation import evaluation
@@ -31,6 +32,7 @@ from convsmith.records import metric_values
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
+from convsmith.training import footprint
 from convsmith.training.finish import confusion, finish
 from convsmith.training.setup import Experiment
 from convsmith.training.step import step
@@ -141,7 +143,7 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
 
     def batches(epoch: int, position: int) -> Iterator[Batch]:
         order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
-        for number, positions in enumerate(batch_positions(order, config.train.batch_size, position), start=position):
+        for number, positions in enumerate(batch_positions(order, config.train.batch, position), start=position):
             labels = torch.from_numpy(train.labels[positions]).to(device)
             if experiment.features:
                 yield Batch(experiment.features.view(epoch)[positions].to(device), labels, features=True)
@@ -260,8 +262,13 @@ def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]
         files.write_text(known, tracker.run_id)
     summary: dict[str, Any] = {"stopped_because": "interrupted"}
     failed = True
+    fix = (
+        f"{footprint.sizes(experiment.config)} are in force; the last checkpoint is kept: end other programs, or lower "
+        f"train.batch_size in '{run.config}', and resume"
+    )
+    disk = explain_os_errors(f"run '{run.path}' (the last checkpoint is kept)")
     try:
-        with explain_os_errors(f"run '{run.path}' (the last checkpoint is kept)"):
+        with disk, explain_memory_errors(f"in run '{run.path}'", fix):
             yield tracker, summary
         failed = False
     finally:

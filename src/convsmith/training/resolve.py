@@ -10,6 +10,7 @@ from convsmith.contracts import OWN
 from convsmith.data.config import DataConfig
 from convsmith.nets.config import ModelConfig
 from convsmith.optim.config import OPTIMIZERS, OptimConfig
+from convsmith.training.config import AUTO, TrainConfig
 from convsmith.transfer.config import NO_WEIGHTS
 
 #: (up to this many train images, batch size, epochs), the defaults for finetuning: few images get about as many steps
@@ -18,7 +19,8 @@ SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
 
 @dataclass(frozen=True)
 class Facts:
-    """What data, machine and weights determine. `layout` is measured last and is None until then.
+    """What data, machine and weights determine. `batch_size` (of train.batch_size auto) and `layout` are None until
+    they have been found; the layout is measured last.
 
     `data` is the section with all values that depend on the images, `model` the network of `transfer.weights` if they
     are those of a run, `weights` their absolute path. `own_module` and `own_optimizer` are the names of the user's
@@ -33,6 +35,7 @@ class Facts:
     weights: str | None = None
     own_module: str | None = None
     own_optimizer: str | None = None
+    batch_size: int | None = None
     layout: str | None = None
 
 
@@ -45,6 +48,10 @@ def resolve(config: RunConfig, facts: Facts) -> RunConfig:
         batch_size, epochs = next((b, e) for most, b, e in SIZES if most is None or facts.train_images <= most)
         sizes = {"batch_size": batch_size, "epochs": epochs}
         train |= {key: value for key, value in sizes.items() if key not in config.train.model_fields_set}
+    else:
+        batch_size = TrainConfig().batch
+    if config.train.batch_size == AUTO:
+        train["batch_size"] = facts.batch_size or batch_size
     optim: dict[str, Any] = {}
     if not config.optim.is_own and config.optim.lr is None:
         optim["lr"] = OPTIMIZERS[config.optim.name].lr

@@ -21,17 +21,19 @@ from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import steps_per_epoch
 from convsmith.errors import UserError
 from convsmith.events import TrainingStarted
+from convsmith.memory import explain_memory_errors
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
-from convsmith.nets.shapes import Estimate, LayerRow, estimate, totals, trace
-from convsmith.optim.config import OPTIMIZERS, OptimConfig
+from convsmith.nets.shapes import Estimate, LayerRow, totals, trace
+from convsmith.optim.config import OptimConfig
 from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
 from convsmith.prediction.model_file import FORMATS, ModelCard
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, set_threads
 from convsmith.tracking import csv
-from convsmith.training import checkpoint
+from convsmith.training import checkpoint, footprint
+from convsmith.training.config import AUTO
 from convsmith.training.gather import (
     WHITENED_IMAGES,
     build_network,
@@ -43,13 +45,14 @@ from convsmith.training.gather import (
     open_data,
     recipe_of,
     refuse_single_images,
+    to_last_phase,
 )
 from convsmith.training.own import NO_PARTS, OptimizerFactory, Parts, own_optimizer, own_settings
 from convsmith.training.resolve import resolve
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
 from convsmith.transfer import weights
-from convsmith.transfer.features import PASS_BATCH, FrozenFeatures
+from convsmith.transfer.features import FrozenFeatures
 from convsmith.transfer.unfreezing import Finetuning, plan
 
 CLEAN_IMAGES = 1_000  # the largest number of train images that are scored without augmentation
@@ -87,17 +90,12 @@ class Experiment:
 
     @property
     def steps(self) -> int:
-        return steps_per_epoch(len(self.dataset.train), self.config.train.batch_size)
+        return steps_per_epoch(len(self.dataset.train), self.config.train.batch)
 
     @property
     def needs(self) -> Estimate:
-        """The expected memory. For the user's own optimiser, two values per parameter are assumed."""
-        if not self.image_epochs:  # one pass through the frozen backbone, then the head is trained on its features
-            return estimate(self.layers, batch=PASS_BATCH, state_per_parameter=0, backward=False)
-        kept = 2 if self.config.optim.is_own else OPTIMIZERS[self.config.optim.name].state_per_parameter
-        return estimate(
-            self.layers, batch=self.config.train.batch_size, state_per_parameter=kept + bool(self.config.train.ema)
-        )
+        """The expected memory."""
+        return footprint.needs(self.config, self.layers, self.state.finetuning)
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint as the last one, and if it is the `best`, also as that."""
@@ -132,35 +130,40 @@ def prepare(
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
     replaces the splits that the config describes. A `measured` config contains its layout already.
     """
-    given = weights.locate(config, parts.module is not None)
-    dataset, device = open_data(config, parts, progress, given.spec if given else None)
-    if splits is not None:
-        dataset = dataset.with_splits(splits)
-    facts = gather_facts(config, dataset, device, parts, given)
-    resolved = resolve(config, facts)
-    model = build_network(resolved, dataset, parts)
-    if resolved.model.whiten and isinstance(model, ConvNet) and not given:
-        whiten(model.first_convolution, first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
-    notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
-    finetuning = plan(model, resolved.transfer, resolved.train.epochs)
-    if parts.optimizer is not None:
-        facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
-        notes = (*notes, *_unused_keys(config.optim))
-    notes = (*notes, *unused(resolve(config, facts)))
-    refuse_single_images(model, finetuning, resolved.train.batch_size, dataset)
-    seconds = None
-    if not measured:
-        if (
-            config.train.threads is None
-            and device.type == "cpu"
-            and is_small(model, dataset, resolved.train.batch_size)
-        ):
-            facts = replace(facts, threads=set_threads(1))
-        layout, seconds = measure_layout(resolve(config, facts), dataset, model, device, finetuning)
-        facts = replace(facts, layout=layout)
-    resolved = resolve(config, facts)
-    assert resolved.train.layout != "auto", "a measured config names its layout"
-    return Prepared(resolved, dataset, device, model, finetuning, seconds, notes)
+    with explain_memory_errors("while the data were opened", footprint.fix(config)):
+        given = weights.locate(config, parts.module is not None)
+        dataset, device = open_data(config, parts, progress, given.spec if given else None)
+        if splits is not None:
+            dataset = dataset.with_splits(splits)
+        facts = gather_facts(config, dataset, device, parts, given)
+        resolved = resolve(config, facts)
+    with explain_memory_errors("while the training was prepared", footprint.fix(resolved)):
+        model = build_network(resolved, dataset, parts)
+        if resolved.model.whiten and isinstance(model, ConvNet) and not given:
+            whiten(model.first_convolution, first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
+        notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
+        finetuning = plan(model, resolved.transfer, resolved.train.epochs)
+        if parts.optimizer is not None:
+            facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
+            notes = (*notes, *_unused_keys(config.optim))
+        notes = (*notes, *unused(resolve(config, facts)))
+        layers = trace(model, dataset.preprocessing().channels, dataset.preprocessing().image_size)
+        if config.train.batch_size == AUTO:
+            to_last_phase(model, finetuning)
+            size, why = footprint.fitting_batch(resolve(config, facts), layers, finetuning, dataset, model, device)
+            facts, notes = replace(facts, batch_size=size), (*notes, why)
+        resolved = resolve(config, facts)
+        notes += footprint.against_available(resolved, layers, finetuning, len(dataset.train), device)
+        refuse_single_images(model, finetuning, resolved.train.batch, dataset)
+        seconds = None
+        if not measured:
+            if config.train.threads is None and device.type == "cpu" and is_small(layers, resolved.train.batch):
+                facts = replace(facts, threads=set_threads(1))
+            layout, seconds = measure_layout(resolve(config, facts), dataset, model, device, finetuning)
+            facts = replace(facts, layout=layout)
+        resolved = resolve(config, facts)
+        assert resolved.train.layout != "auto", "a measured config names its layout"
+        return Prepared(resolved, dataset, device, model, finetuning, seconds, notes)
 
 
 def _groups(model: nn.Module, finetuning: Finetuning | None) -> list[Group]:
@@ -185,7 +188,8 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
     """Create a new run with its config, environment, splits and first checkpoint, before the first step."""
     config, dataset = prepared.config, prepared.dataset
     rundir.refuse_taken(runs_dir, name)
-    with rundir.draft(runs_dir) as run:
+    explained = explain_memory_errors("before the first step", footprint.fix(config))
+    with explained, rundir.draft(runs_dir) as run:
         experiment = _assemble(run, config, dataset, prepared.device, prepared.model, prepared.finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
@@ -205,6 +209,11 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
 
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
     """Restore a stopped run from its newest intact checkpoint."""
+    with explain_memory_errors(f"while run '{run.path}' was loaded"):
+        return _resumed(run, parts)
+
+
+def _resumed(run: RunDir, parts: Parts) -> Experiment:
     config = read_run_config(run.config)
     if config.optim.is_own and parts.optimizer is None:
         raise UserError(
@@ -266,7 +275,7 @@ def _fits(
     if kept != {key for key, value in like.state[weight].items() if value is not None}:
         return False
     # The rates can be compared only if nothing else has changed since, including the batches of an epoch.
-    if changed or config.schedule.name == "plateau" or config.train.batch_size == 2:
+    if changed or config.schedule.name == "plateau" or config.train.batch == 2:
         return True
     factor = state.schedule.factor(state.step - 1)
     expected = [group["base_lr"] * factor for group in state.optimizer.param_groups]
@@ -311,7 +320,7 @@ def _assemble(
         optimizer = own_optimizer(parts.optimizer, groups)
     else:
         optimizer = build_optimizer(groups, config.optim, config.regularize, device)
-    steps = steps_per_epoch(len(dataset.train), config.train.batch_size)
+    steps = steps_per_epoch(len(dataset.train), config.train.batch)
     schedule = Schedule(config.schedule, steps, config.train.epochs)
     return Experiment(
         run=run,
