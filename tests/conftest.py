@@ -47,6 +47,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Neither tests nor the commands they start touch the user's cache or W&B account."""
     os.environ["CONVSMITH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["WANDB_MODE"] = "disabled"
+    os.environ["CONVSMITH_TRACEBACK"] = "1"  # our own faults are shown as Python does
     os.environ["COLUMNS"] = "120"
 
 

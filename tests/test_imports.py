@@ -28,6 +28,7 @@ LEAVES: dict[str, set[str]] = {
 #: Who may import what, besides itself and the leaves.
 ARROWS: dict[str, set[str]] = {
     "rundir": set(),
+    "crash": {"rundir"},
     **{room: set() for room in ROOMS},
     # Of the rooms `config` may see the configs alone, which a test below holds.
     "config": {"data", "nets", "optim", "tracking", "training", "transfer"},

@@ -155,9 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if argv is None else argv
     try:
         with _terminable():
-            code = dispatch(sys.argv[1:] if argv is None else argv)
+            code = dispatch(given)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -179,14 +180,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a problem with a disk that no caller has handled
+    except Exception as error:
+        from convsmith import crash
         from convsmith.files import disk_trouble
 
-        if (trouble := disk_trouble(error)) is None:
+        if isinstance(error, OSError) and (trouble := disk_trouble(error)):  # which no caller has handled
+            where = f"'{error.filename}': " if error.filename else ""
+            say(f"error: {where}{trouble}", error=True)
+            return 2
+        if os.environ.get(crash.VARIABLE) == "1":
             raise
-        where = f"'{error.filename}': " if error.filename else ""
-        say(f"error: {where}{trouble}", error=True)
-        return 2
+        say(crash.line(error, given), error=True)
+        return 1
 
 
 def run() -> NoReturn:

@@ -23,10 +23,12 @@ from filelock import FileLock, Timeout
 
 from convsmith import records
 from convsmith.errors import UserError, command
-from convsmith.files import explain_os_errors, open_to_append, read_json, sync_folder
+from convsmith.files import explain_os_errors, open_to_append, sync_folder
 from convsmith.plainyaml import read_yaml
 from convsmith.records import damaged
 from convsmith.terminal import visible
+
+IN_RUN = "in_run"  # the attribute of an exception that names the locked directory which it came from
 
 
 class RunDir:
@@ -107,6 +109,9 @@ class RunDir:
             raise UserError(f"run '{self.path}' is in use by another process: wait for it or stop it first") from None
         try:
             yield
+        except Exception as error:
+            setattr(error, IN_RUN, self)
+            raise
         finally:
             lock.release()
 
@@ -288,9 +293,10 @@ def state_of(run: RunDir) -> Literal["running", "finished", "incomplete", "stopp
             return "running"
         except OSError:  # nobody can hold a directory that is not writable
             pass
-    for result, failed in ((run.crossval, "missing"), (run.ablation, "failed")):
-        if result.exists():
-            return "incomplete" if read_json(result).get(failed) else "finished"
+    if run.crossval.exists():
+        return "incomplete" if records.read(run.crossval, records.Crossval)["missing"] else "finished"
+    if run.ablation.exists():
+        return "incomplete" if records.read(run.ablation, records.Ablation).get("failed") else "finished"
     ends = (run.summary, run.best, run.lr_find)
     return "finished" if any(end.exists() for end in ends) else "stopped"
 
