@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from convsmith.data import decode as module
 from convsmith.data.config import DataConfig, DecodeRules
-from convsmith.data.decode import DecodeError, decode, from_array, read_header, resize_square
+from convsmith.data.decode import DecodeError, decode, from_array, read_header
 from convsmith.errors import UserError
 
 NATIVE = DecodeRules()
@@ -184,19 +184,20 @@ def test_resizing_gives_squares_and_keeps_flat_colour(height: int, width: int, s
     flat = np.full((height, width) if gray else (height, width, 3), 77, dtype=np.uint8)
     for resize in ("stretch", "pad", "crop"):
         for interpolation in ("bilinear", "bicubic"):
-            out = resize_square(flat, size, resize, interpolation, background="#4d4d4d")  # 0x4d is 77
-            assert out.shape == (size, size, *flat.shape[2:])
+            policy = {"resize": resize, "interpolation": interpolation, "background": "#4d4d4d"}  # 0x4d is 77
+            out = from_array(flat, DecodeRules(working_size=size, channels=1 if gray else 3, **policy))
+            assert out.shape == (size, size, 1 if gray else 3)
             assert (out == 77).all()
 
 
 def test_each_resize_policy_shows_what_it_says() -> None:
     wide = np.zeros((20, 40, 3), dtype=np.uint8)
     wide[:, :10], wide[:, 30:] = [255, 0, 0], [0, 0, 255]
-    stretched = resize_square(wide, 20, "stretch", "bilinear")
+    stretched = from_array(wide, DecodeRules(working_size=20))
     assert stretched[10, 1].tolist() == [255, 0, 0]
     assert stretched[10, -2].tolist() == [0, 0, 255]
-    assert (resize_square(wide, 20, "crop", "bilinear") == 0).all()
-    padded = resize_square(wide, 20, "pad", "bilinear", "lime")
+    assert (from_array(wide, DecodeRules(working_size=20, resize="crop")) == 0).all()
+    padded = from_array(wide, DecodeRules(working_size=20, resize="pad", background="lime"))
     assert (padded[:5] == [0, 255, 0]).all()
     assert (padded[15:] == [0, 255, 0]).all()
     np.testing.assert_array_equal(padded[5:15], np.asarray(Image.fromarray(wide).resize((20, 10), 2)))

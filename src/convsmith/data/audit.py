@@ -17,9 +17,11 @@ from PIL import Image
 
 from convsmith import records
 from convsmith.data.config import DataConfig, DecodeRules
-from convsmith.data.decode import SUFFIXES, DecodeError, Kind, decode_deep, from_array, read_header, scaled
-from convsmith.data.depth import SHALLOW, auto_range, depth_of, range_note, scan
+from convsmith.data.decode import array_raster, opened
+from convsmith.data.depth import auto_range, range_note, scan
+from convsmith.data.faults import SUFFIXES, DecodeError, Kind
 from convsmith.data.parallel import thread_map
+from convsmith.data.raster import SHALLOW, Depth, Pixels, Raster, joined
 from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.errors import UserError
@@ -111,7 +113,7 @@ class _Finding(NamedTuple):
     size: tuple[int, int] = (0, 0)  # width, height
     content: bytes = b""  # sha256 of the pixels, at full depth
     phash: int = 0  # perceptual hash
-    depth: tuple[float, float, float] = SHALLOW
+    depth: Depth = SHALLOW
 
 
 def check_data(
@@ -235,26 +237,40 @@ def summary_lines(audit: Audit) -> list[str]:
 def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
     try:
         if isinstance(record, np.ndarray):
-            pixels, samples, form = from_array(record, rules), None, None
-        else:
-            (pixels, samples), form = decode_deep(record, rules), read_header(record).format
+            return _found(array_raster(record, rules))
+        with opened(record, rules) as raster:
+            found = _found(raster)
     except DecodeError as error:
         return _Finding(error.kind, error.message)
+    suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
+    if suffix and suffix not in SUFFIXES[raster.format]:
+        return found._replace(verdict="wrong-extension", message=f"the format is {raster.format}")
+    return found
+
+
+def _found(raster: Raster) -> _Finding:
+    """What is compared of a decoded image, strip by strip: all of its pixels, and what it looks like."""
     import imagehash
 
-    height, width, _ = pixels.shape
-    whole: npt.NDArray[Any] = pixels
-    if samples is not None:  # images that few gray levels make equal may differ at full depth
-        whole = samples.astype("<f8")
-        if whole.min() < whole.max():
-            pixels = scaled(samples, (float(whole.min()), float(whole.max())))[:, :, None].repeat(3, axis=2)
-    content = hashlib.sha256(f"{width}x{height}x{whole.dtype}".encode() + np.ascontiguousarray(whole).data).digest()
-    phash = int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(pixels)).hash).tobytes(), "big")
-    depth = depth_of(samples)
-    suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
-    if form and suffix and suffix not in SUFFIXES[form]:
-        return _Finding("wrong-extension", f"the format is {form}", (width, height), content, phash, depth)
-    return _Finding("ok", "", (width, height), content, phash, depth)
+    depth, limits, is_deep = raster.depth, None, raster.is_deep
+    if is_deep and depth.low < depth.high:  # few gray levels may make different images equal
+        limits = (depth.low, depth.high)
+    content = hashlib.sha256(f"{raster.width}x{raster.height} {is_deep}".encode())
+
+    def gray_and_hashed() -> Iterator[Pixels]:
+        for pixels in raster.pixels(limits):
+            if not is_deep:
+                whole = pixels if pixels.ndim == 3 else pixels[:, :, None].repeat(3, axis=2)
+                content.update(np.ascontiguousarray(whole).data)
+            yield np.asarray(Image.fromarray(pixels).convert("L"))
+
+    # At once to the size at which the hash begins, since imagehash makes copies.
+    small = joined(gray_and_hashed(), raster.width, raster.height).resize((32, 32), Image.Resampling.LANCZOS)
+    if is_deep:
+        for samples in raster.samples():
+            content.update(np.ascontiguousarray(samples.astype("<f8")).data)
+    phash = int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
+    return _Finding("ok", "", (raster.width, raster.height), content.digest(), phash, depth)
 
 
 def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], rows: list[int]) -> DuplicateGroup:

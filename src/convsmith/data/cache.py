@@ -26,8 +26,9 @@ from pydantic import TypeAdapter
 
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import DecodeError, Kind, Pixels, decode_deep, from_array
-from convsmith.data.depth import Depths, depth_of
+from convsmith.data.depth import Depths
 from convsmith.data.parallel import Progress, thread_map
+from convsmith.data.raster import SHALLOW, Depth
 from convsmith.data.source import Record, Source
 from convsmith.data.stored import Arrays, read_arrays, write_arrays
 from convsmith.errors import UserError
@@ -214,19 +215,19 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
             f"in '{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
         )
 
-    def examine(record: Record) -> tuple[Pixels, Moments, tuple[float, float, float]] | DecodeError:
+    def examine(record: Record) -> tuple[Pixels, Moments, Depth] | DecodeError:
         try:
             if isinstance(record, np.ndarray):
-                pixels, samples = from_array(record, rules), None
+                pixels, depth = from_array(record, rules), SHALLOW
             else:
-                pixels, samples = decode_deep(record, rules)
+                pixels, depth = decode_deep(record, rules)
         except DecodeError as error:
             return error
-        return pixels, pixel_moments(pixels), depth_of(samples)
+        return pixels, pixel_moments(pixels), depth
 
     kept: list[int] = []
     moments: list[Moments] = []
-    depths: list[tuple[float, float, float]] = []
+    depths: list[Depth] = []
     failures: list[Failure] = []
     checksums: list[int] = []
     digest = hashlib.sha256()

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.data.config import DecodeRules, Limits
-from convsmith.data.decode import DecodeError, Samples, decode_deep, full_range
+from convsmith.data.decode import opened
+from convsmith.data.faults import DecodeError
 from convsmith.data.parallel import Progress, thread_map
+from convsmith.data.raster import SHALLOW, Depth
 from convsmith.data.source import Record, Source
 from convsmith.data.stored import read_arrays, write_arrays
 
 Depths = npt.NDArray[np.float64]  # [N, 3]: lowest and highest sample, and the type's highest value; NaN for 8 bits
 
-SHALLOW = (np.nan, np.nan, np.nan)
 LEAST = 0.1  # a note is due if less than this fraction of the range is used: 25 of 255 gray levels
 
 
@@ -28,13 +29,6 @@ class Scan(NamedTuple):
     decodes: npt.NDArray[np.bool_]
 
 
-def depth_of(samples: Samples | None) -> tuple[float, float, float]:
-    """The row of `Depths` for an image."""
-    if samples is None:
-        return SHALLOW
-    return float(samples.min()), float(samples.max()), full_range(samples)[1]
-
-
 def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
     """The depths of all records, whatever their range; computed once and stored in the folder `cache`."""
     path = cache / "sources" / f"{source.fingerprint}.depths.npz"
@@ -43,11 +37,12 @@ def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
         return Scan(stored["depths"], stored["decodes"])
     anything = DecodeRules(range=(0, 1))  # with a given range, no sample is refused for lying outside it
 
-    def examine(record: Record) -> tuple[float, float, float] | None:
+    def examine(record: Record) -> Depth | None:
         if isinstance(record, np.ndarray):
             return SHALLOW
         try:
-            return depth_of(decode_deep(record, anything)[1])
+            with opened(record, anything) as raster:
+                return raster.depth
         except DecodeError:
             return None  # decoding will report it
 
