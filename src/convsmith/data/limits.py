@@ -26,7 +26,7 @@ MAX_READS = 2**19  # parts that Pillow's parsers read one by one, in a few micro
 MAX_SCANS = 300  # of a JPEG; cameras and web sites write 1 to 15
 MAX_SCAN_PIXELS = 2**31  # scans x pixels: a scan of few bytes takes 1 ms for each megapixel
 MEMORY = 960 * 2**20  # bytes
-SMALL_FILE = 2**20  # bytes; a larger file is not read before there is memory for all that it needs
+SMALL = 2**20  # bytes; files that are larger wait until there is memory for them, and smaller needs are not counted
 HEADER = 2**22  # bytes, of which Pillow's parsers make objects of 50 times the size at most
 
 
