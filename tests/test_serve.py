@@ -133,7 +133,7 @@ def test_health_names_run_classes_and_limits(server: Server) -> None:
     assert reply.content["status"] == "ok"
     assert reply.content["run"] == "served"
     assert reply.content["classes"] == [str(digit) for digit in range(10)]
-    assert reply.content["limits"] == {"bytes": 16 * 2**20, "pixels": 25_000_000, "waiting": 32}
+    assert reply.content["limits"] == {"bytes": 16 * 2**20, "pixels": 25_000_000, "waiting": 64}
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/icon.svg", "/health", "/nowhere"])
@@ -278,7 +278,7 @@ def test_who_never_ends_the_head_of_a_request_is_hung_up_on(monkeypatch: pytest.
 def test_who_does_not_end_an_upload_keeps_nobody_else_waiting(server: Server, image: bytes) -> None:
     begun = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegun"
     with ExitStack() as open_ones:
-        for number in range(300):  # more than are kept open
+        for number in range(600):  # more than are kept open
             one = socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0))
             open_ones.enter_context(one)
             one.sendall((begun, begun[:30], b"")[number % 3])

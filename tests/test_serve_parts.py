@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from convsmith.serve import decoder as decoding  # noqa: E402
 from convsmith.serve import queue as line  # noqa: E402
 from convsmith.serve.connections import CREDIT, Connections  # noqa: E402
 from convsmith.serve.decoder import Decoder  # noqa: E402
-from convsmith.serve.form import Refused  # noqa: E402
+from convsmith.serve.form import Refused, image_of  # noqa: E402
 
 RULES = DecodeRules(working_size=4, channels=1)
 
@@ -69,10 +70,17 @@ def test_the_slowest_unfinished_connection_makes_room() -> None:
     assert closed(Connections(most=2), [answered, Sender("b", 0, 9.0), Sender("c", 0, 0.0)]) == [1]
 
 
-def test_a_client_with_many_connections_loses_its_own() -> None:
-    slow = Sender("slow", 10, 25.0)
+def test_room_is_made_for_several_at_once() -> None:
+    senders = [Sender(str(number), 0, 100.0 - number) for number in range(21)]
+    assert closed(Connections(most=20), senders) == [0, 1, 2]
+
+
+def test_a_client_with_more_than_its_part_loses_its_own() -> None:
+    slow = [Sender(str(number), 10, 25.0 + number) for number in range(6)]
     many = [Sender("many", 10**6, 1.0 + number) for number in range(3)]
-    assert closed(Connections(most=3), [slow, *many]) == [3]
+    assert closed(Connections(most=8), [*slow, *many]) == [8]
+    few = [Sender("few", 10**6, 1.0 + number) for number in range(2)]
+    assert closed(Connections(most=8), [*slow, *few, Sender("new", 0, 0.0)]) == [5]
 
 
 def test_the_bytes_of_unfinished_uploads_are_bounded() -> None:
@@ -84,36 +92,40 @@ def test_the_bytes_of_unfinished_uploads_are_bounded() -> None:
     assert closed(Connections(most_bytes=100), complete) == []
 
 
-async def entered(queue: line.RequestQueue, clients: str, done: list[str], size: int = 1) -> list[Any]:
+async def answered(queue: line.RequestQueue, clients: str, seconds: dict[str, float], done: list[str]) -> list[Any]:
     """One answer, or error, for each letter of `clients`, who enter while the worker is busy with another one."""
-    started = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    clock, loop = [0.0], asyncio.get_running_loop()
+    released = threading.Event()
+    loop.time = lambda: clock[0]  # type: ignore[method-assign]
 
-    def first() -> dict[str, Any]:
-        loop.call_soon_threadsafe(started.set)
-        time.sleep(0.02)
+    def work(name: str) -> dict[str, Any]:
+        clock[0] += seconds[name[0]]
+        done.append(name)
         return {}
 
-    queue.enter("first", 1, first)
-    await started.wait()
+    queue.enter("first", 1, lambda: {"": released.wait()})
     answers = [
-        queue.enter(client, size, lambda name=client + str(number): done.append(name) or {"name": name})  # type: ignore[misc, func-returns-value]
-        for number, client in enumerate(clients)
+        queue.enter(client, 1, lambda name=client + str(at): work(name))  # type: ignore[misc]
+        for at, client in enumerate(clients)
     ]
+    released.set()
     return await asyncio.gather(*answers, return_exceptions=True)
 
 
-def test_clients_take_turns() -> None:
+def test_clients_share_the_time_evenly() -> None:
     done: list[str] = []
-    asyncio.run(entered(line.RequestQueue(), "aaaabca", done))
-    assert done == ["a0", "b4", "c5", "a1", "a2", "a3", "a6"]
+    asyncio.run(answered(line.RequestQueue(), "aaaabcab", {"a": 1.0, "b": 1.0, "c": 1.0}, done))
+    assert done == ["a0", "b4", "c5", "a1", "b7", "a2", "a3", "a6"]
+    done.clear()
+    asyncio.run(answered(line.RequestQueue(), "aabbbbb", {"a": 3.0, "b": 1.0}, done))
+    assert done == ["a0", "b2", "b3", "b4", "a1", "b5", "b6"], "three quick ones take as long as a slow one"
 
 
 @pytest.mark.parametrize("bound", ["QUEUE", "QUEUE_BYTES"])
 def test_a_full_line_loses_the_last_place_of_who_has_many(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, bound, 3)
     done: list[str] = []
-    answers = asyncio.run(entered(line.RequestQueue(), "aaabb", done))
+    answers = asyncio.run(answered(line.RequestQueue(), "aaabb", {"a": 1.0, "b": 1.0}, done))
     assert done == ["a0", "b3", "a1"]
     refused = [answer for answer in answers if isinstance(answer, Refused)]
     assert [(one.status, one.retry_after) for one in refused] == [(503, 2), (503, 2)]
@@ -132,6 +144,14 @@ def test_who_goes_away_leaves_the_line_and_an_error_is_an_answer() -> None:
         return done
 
     assert asyncio.run(ask()) == []
+
+
+def test_a_form_of_many_parts_is_refused_before_it_is_read_to_its_end() -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
+    began = time.process_time()
+    with pytest.raises(Refused, match="more than 20 parts"):
+        image_of(part * 200_000, "multipart/form-data; boundary=x")
+    assert time.process_time() - began < 1
 
 
 def png(size: tuple[int, int]) -> bytes:

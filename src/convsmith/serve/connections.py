@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -15,8 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convsmith.serve.form import MAX_BYTES, MAX_FORM
 
-MAX_CONNECTIONS = 200
+MAX_CONNECTIONS = 500  # most systems allow a process 1,024 open files
 MAX_UNFINISHED = 16 * MAX_BYTES  # bytes of all bodies that have not arrived completely
+FAIR = 0.25  # of either; a client (IP address) with more is the first to lose some
+ROOM = 0.1  # of either that is made at once, so that not every newcomer starts a search
 UPLOAD_SECONDS = 30.0
 CREDIT = 2**16  # bytes that each connection counts as having sent in its first second, before it could send any
 
@@ -24,7 +27,7 @@ CREDIT = 2**16  # bytes that each connection counts as having sent in its first 
 class Connections:
     """The open connections; with more than `most`, or more than `most_bytes` of unfinished uploads, some are closed.
 
-    The client (IP address) that has most of them loses one, and of its connections it is the slowest.
+    The slowest are, and before them those of a client that has more than its fair part.
     """
 
     def __init__(self, most: int = MAX_CONNECTIONS, most_bytes: int = MAX_UNFINISHED) -> None:
@@ -41,8 +44,9 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         self._open.add(connection)
-        if len(self._open) > self._most:  # the new one is unfinished, so that there is one to close
-            self._close_one({other: 1 for other in self._open if other.unfinished})
+        if len(self._open) > self._most:
+            busy = sum(not other.unfinished for other in self._open)
+            self._make_room(lambda other: 1, self._most - busy, self._most)
 
     def remove(self, connection: Connection) -> None:
         if connection in self._open:
@@ -53,19 +57,22 @@ class Connections:
         """Note bytes that have arrived, and close uploads until those of the unfinished ones are below the bound."""
         self._bytes += more
         if self._bytes > self._most_bytes:
-            sizes = {other: other.size for other in self._open if other.unfinished}
-            while sum(sizes.values()) > self._most_bytes:
-                del sizes[self._close_one(sizes)]
+            self._make_room(lambda other: other.size, self._most_bytes, self._most_bytes)
 
-    def _close_one(self, costs: dict[Connection, int]) -> Connection:
-        """Close the slowest of the `costs`' connections that belong to the client with the highest sum of costs."""
+    def _make_room(self, cost: Callable[[Connection], int], left: int, most: int) -> None:
+        """Close unfinished connections until ROOM is made, if the sum of their costs is larger than `left`."""
+        costs = {other: cost(other) for other in self._open if other.unfinished}
+        if (total := sum(costs.values())) <= left:
+            return
         by_client: Counter[str] = Counter()
-        for connection, cost in costs.items():
-            by_client[connection.host] += cost
-        victim = min(costs, key=lambda other: (-by_client[other.host], other.rate))
-        self.remove(victim)
-        victim.transport.abort()
-        return victim
+        for connection, part in costs.items():
+            by_client[connection.host] += part
+        for victim in sorted(costs, key=lambda other: (by_client[other.host] <= FAIR * most, other.rate)):
+            if total <= left - int(ROOM * most):
+                return
+            total -= costs[victim]
+            self.remove(victim)
+            victim.transport.abort()
 
 
 class Connection(H11Protocol):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 MAX_BYTES = 16 * 2**20  # of an image; photographs are smaller
 MAX_FORM = MAX_BYTES + 2**16  # of the form around it
+MAX_PARTS = 20  # of a form
 MAX_NAME = 255  # bytes of a file name: no file system has longer ones
 FIELD = "image"
 
@@ -38,12 +41,19 @@ def _image_of_form(body: bytes, boundary: bytes) -> bytes:
     """The first part called `image`, or b"" if there is none. The parts stay in memory, whatever their size."""
     images: list[bytes] = []
     ends: list[bool] = []
+    numbers = count(1)
+
+    def count_part() -> None:
+        if next(numbers) > MAX_PARTS:
+            raise Refused(400, f"the form has more than {MAX_PARTS} parts: send the field '{FIELD}' alone")
 
     def on_field(field: Field) -> None:
+        count_part()
         if field.field_name == FIELD.encode():
             images.append(field.value or b"")
 
     def on_file(file: File) -> None:
+        count_part()
         if len(name := file.file_name or b"") > MAX_NAME:
             raise Refused(400, f"the file name is too long: {len(name)} bytes, at most {MAX_NAME}")
         if file.field_name == FIELD.encode():

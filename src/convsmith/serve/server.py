@@ -30,7 +30,8 @@ from convsmith.serve.decoder import Decoder
 from convsmith.serve.guard import is_loopback, own_names
 from convsmith.serve.neighbours import Neighbours
 
-BACKLOG = 512  # connections that are accepted at once, beside the open ones: most systems allow 1,024 open files
+BACKLOG = 1024  # connections that the system completes until they are accepted
+AT_ONCE = 64  # that are accepted before what the open ones have sent is read
 GRACE = 1  # seconds for answers that are on their way when the server is ended
 
 
@@ -97,12 +98,21 @@ def serve(
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                backlog=BACKLOG,
+                backlog=AT_ONCE,
                 timeout_graceful_shutdown=GRACE,
             )
-            server = uvicorn.Server(config)
+            server = _Server(config)
             with _ended_by_hangup(server):
                 server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server whose waiting connections are as many as BACKLOG says: asyncio has one number for both."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or []:
+            listening.listen(BACKLOG)
 
 
 @contextmanager
