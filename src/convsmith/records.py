@@ -96,6 +96,7 @@ else:  # types for config fields, whose choices are those of the table
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -396,6 +397,59 @@ class MetricsRow(Scored):
     val_f1: Share
     learning_rate: NotNegative
     seconds: NotNegative
+
+
+class _State(BaseModel):
+    """Base of what a resume takes over as it is: whole numbers are no floats, and true is no number."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+
+class ScheduleState(_State):
+    """What the schedule plateau remembers."""
+
+    factor: NotNegative
+    best: float | None
+    bad_epochs: Whole
+
+
+class StoppingState(_State):
+    """What early stopping remembers. The first edition did not keep `best_loss`."""
+
+    monitor: Monitor
+    patience: Whole | None
+    min_delta: NotNegative
+    best: float | None
+    best_epoch: Whole
+    reference: float | None
+    bad_epochs: Whole
+    best_loss: float | None = None
+
+
+class Checkpoint(Record):
+    """The facts of a checkpoint: what a training's state has besides tensors, and the config of that time."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+    epoch: Whole
+    position: Whole
+    step: Whole
+    seconds: NotNegative
+    total_seconds: NotNegative
+    rates: Annotated[list[NotNegative], Field(min_length=1)]
+    phase: Whole
+    schedule: ScheduleState
+    stopper: StoppingState
+    config: dict[str, dict[str, Any]] = {}
+    own_optimizer: list[dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Checkpoint:
+        if self.step < self.epoch + self.position:
+            raise ValueError(f"{self.step} steps are too few for {self.epoch} epochs and {self.position} batches")
+        if self.stopper.best_epoch > self.epoch:
+            raise ValueError(f"the best of {self.epoch} epochs is epoch {self.stopper.best_epoch}")
+        return self
 
 
 def write(path: Path, kind: type[Record], value: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def _kept(context: ExplainContext) -> Trajectory:
         except checkpoint.DamagedCheckpointError:  # or absent
             continue
         stored = evaluated_weights(tensors)
+        if any(name not in stored or stored[name].shape != value.shape for name, value in model.items()):
+            continue  # it is of another network
         weights = {name: stored[name].to(value.device) for name, value in model.items()}
         steps[metadata["step"]] = (f"epoch {metadata['epoch']}", weights)
     points, solution = {}, "the model"

@@ -38,34 +38,44 @@ def checksum(tensors: Mapping[str, Tensor], metadata: str = "") -> str:
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load all tensors of `model`, or none: a UserError lists missing and unexpected ones, and those that do not fit.
+    """Load all tensors of `model`, or none: a UserError lists those that do not fit, as `refuse_misfits` does."""
+    refuse_misfits(model, tensors, what)
+    named = OrderedDict(tensors)
+    # The names are those of the current version, which some modules check in the metadata (torchvision's MNASNet).
+    named._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(named)
+
+
+def refuse_misfits(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise UserError that lists missing and unexpected tensors, and those of another shape or type.
 
     Floating-point numbers of any usual precision fit each other, and so do integers; bool and complex ones fit alone.
     """
     expected = model.state_dict()
     both = sorted(expected.keys() & tensors.keys())
-    named = {
+    misfits = {
         "missing": sorted(expected.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - expected.keys()),
         "of another shape": [
-            f"{name} ({_shape(tensors[name])} for {_shape(expected[name])})"
+            f"{name} ({shape_of(tensors[name])} for {shape_of(expected[name])})"
             for name in both
             if tensors[name].shape != expected[name].shape
         ],
     }
-    if any(named.values()):
-        listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in named.items() if names)
+    if any(misfits.values()):
+        listed = "; ".join(f"{label}: {', '.join(names)}" for label, names in misfits.items() if names)
         raise UserError(f"{what} is of another architecture; {listed}")
     if other := [name for name in both if kind_of(tensors[name]) != kind_of(expected[name])]:
         listed = ", ".join(f"{name} ({kind_of(tensors[name])} for {kind_of(expected[name])})" for name in other)
         raise UserError(f"{what} has tensors of another type; {listed}")
-    loaded = OrderedDict(tensors)
-    # The names are those of the current version, which some modules check in the metadata (torchvision's MNASNet).
-    loaded._metadata = expected._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(loaded)
 
 
-def _shape(tensor: Tensor) -> str:
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def shape_of(tensor: Tensor) -> str:
     """The shape as text; a file may contain a tensor of a million dimensions."""
     return str(tuple(tensor.shape)) if tensor.dim() <= 8 else f"{tensor.dim():,} dimensions"
 

@@ -7,7 +7,6 @@ operators of libraries, and loops without end.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Section
 from convsmith.errors import UserError, first_line, missing_extra
-from convsmith.files import open_file
+from convsmith.files import open_file, parse_json
 from convsmith.prediction.model_file import ModelCard
 from convsmith.records import problem, refuse_newer
 
@@ -116,7 +115,7 @@ def _refuse_damaged(path: Path, content: bytes, metadata: dict[str, str]) -> Non
     """Raise UserError if the file has changed since it was sealed; files without a version never were."""
     if "format_version" not in metadata:
         return
-    refuse_newer(path, json.loads(metadata["format_version"]))
+    refuse_newer(path, parse_json(metadata["format_version"]))
     length = len(_SEAL % bytes(64))
     body, end = content[:-length], content[-length:]
     if end != _SEAL % hashlib.sha256(body).hexdigest().encode():
@@ -126,7 +125,7 @@ def _refuse_damaged(path: Path, content: bytes, metadata: dict[str, str]) -> Non
 def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[ModelCard, Input]:
     if missing := [name for name in METADATA if name not in metadata]:
         raise UserError(f"'{path}' does not contain its {', '.join(missing)}: give a file that convsmith export wrote")
-    values: dict[str, Any] = {name: json.loads(metadata[name]) for name in METADATA}
+    values: dict[str, Any] = {name: parse_json(metadata[name]) for name in METADATA}
     card = {"architecture": None, "layout": "contiguous"} | {name: values[name] for name in METADATA if name != "input"}
     for kind, value in ((ModelCard, card), (Input, values["input"])):
         if (reason := problem(kind, value)) is not None:

@@ -18,7 +18,7 @@ from convsmith.contracts import Section
 from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import UserError, first_line
-from convsmith.files import read_json, write_bytes, write_json
+from convsmith.files import parse_json, read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import checksum, load_strictly, read_safetensors, refuse_nonfinite
@@ -105,12 +105,12 @@ def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     (card, sha256), hint = _read_card(folder), "restore it, or train again"
     try:
         metadata, tensors = read_safetensors(folder / WEIGHTS)
-        header = json.loads(metadata["convsmith"]) if "convsmith" in metadata else metadata  # of the first edition
+        header = parse_json(metadata["convsmith"]) if "convsmith" in metadata else metadata  # of the first edition
         if not isinstance(header, dict):
             raise ValueError("its header is no object")
     except OSError as error:
         raise UserError(f"'{folder / WEIGHTS}' cannot be read ({error.strerror or error}): {hint}") from None
-    except (SafetensorError, ValueError, RecursionError) as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"the model in '{folder}' is damaged ({first_line(error)}): {hint}") from None
     header = unversioned(folder / WEIGHTS, header) if "convsmith" in metadata else header
     if header.get("sha256") not in (None, checksum(tensors, str(header.get("card", "")))):

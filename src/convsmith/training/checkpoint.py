@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from convsmith.errors import UserError
-from convsmith.files import sync_folder, write_bytes
+from convsmith.errors import UserError, first_line
+from convsmith.files import parse_json, sync_folder, write_bytes
 from convsmith.nets.tensors import checksum, read_safetensors
-from convsmith.records import FORMAT_VERSION, refuse_newer
+from convsmith.records import FORMAT_VERSION, Checkpoint, problem, refuse_newer
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 
@@ -34,6 +34,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
 
     A crash at any point leaves a complete `last` or a complete `previous`.
     """
+    reason = problem(Checkpoint, metadata)
+    assert reason is None, reason
     dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "facts": json.dumps(dict(metadata), allow_nan=False),
@@ -52,16 +54,19 @@ def write(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata with `format_version`; raises DamagedCheckpointError if the file has changed."""
+    """Tensors and metadata with `format_version`; raises DamagedCheckpointError if it is not as written."""
     try:
         header, tensors = read_safetensors(path)
+        edition, text = int(header.get("format_version", 1)), header.get("facts", "")
+        if header.get("sha256") != checksum(tensors, text):
+            raise ValueError("the checksum does not match")
+        facts = parse_json(text)
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path.name}: {error}") from None
-    if header.get("sha256") != checksum(tensors, header.get("facts", "")):
-        raise DamagedCheckpointError(f"{path.name}: the checksum does not match")
-    edition = int(header.get("format_version", 1))
+        raise DamagedCheckpointError(f"{path.name}: {first_line(error)}") from None
     refuse_newer(path, edition)
-    return tensors, json.loads(header["facts"]) | {"format_version": edition}
+    if (reason := problem(Checkpoint, facts)) is not None:
+        raise DamagedCheckpointError(f"{path.name}: {reason}")
+    return tensors, facts | {"format_version": edition}
 
 
 def read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:

@@ -240,12 +240,18 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
             fix = "pass in the one that it was started with" if config.optim.is_own else "leave optimizer out"
             raise UserError(f"the optimiser of run '{run.path}' is {config.optim.name}, not {own}: {fix}")
     experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
-    experiment.state.load(tensors, metadata)
     if is_first_edition and parts.optimizer is None and not _fits(experiment, tensors, metadata, changed):
         raise UserError(
             f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with "
             "your own optimiser: pass it in, convsmith.resume(run, optimizer=...)"
         )
+    steps = metadata["epoch"] * experiment.steps + metadata["position"]
+    if not is_first_edition and not changed and metadata["step"] != steps:  # which divided some epochs otherwise
+        raise UserError(
+            f"the checkpoint of run '{run.path}' says {metadata['step']} steps, but it is at step {steps} of this "
+            "data: start a new run"
+        )
+    experiment.state.load(tensors, metadata)
     notes = [remark] if remark else []
     if altered := _altered(metadata.get("own_optimizer"), experiment.state.optimizer):
         notes.append(f"the optimiser has changed since the start ({altered}): the rest of the run follows it")
@@ -265,7 +271,7 @@ def _fits(
     names. That edition named adam for all of the users' own optimisers.
     """
     config, state = experiment.config, experiment.state
-    if not state.step:
+    if not metadata["step"]:
         return True
     weight = nn.Parameter(torch.ones(1))
     like = build_optimizer([{"name": DECAY, "params": [weight]}], config.optim, config.regularize, torch.device("cpu"))
@@ -277,7 +283,7 @@ def _fits(
     # The rates can be compared only if nothing else has changed since, including the batches of an epoch.
     if changed or config.schedule.name == "plateau" or config.train.batch == 2:
         return True
-    factor = state.schedule.factor(state.step - 1)
+    factor = state.schedule.factor(metadata["step"] - 1)
     expected = [group["base_lr"] * factor for group in state.optimizer.param_groups]
     return bool(np.allclose(metadata["rates"], expected, rtol=1e-6, atol=0))
 
@@ -294,11 +300,11 @@ def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
     """The settings in which `config` differs from an earlier one, as text, except device, cache and tracking."""
     now = config.model_dump(mode="json")
     return ", ".join(
-        f"{section}.{key} {value} -> {now[section].get(key)}"
+        f"{section}.{key} {value} -> {now.get(section, {}).get(key)}"
         for section, values in before.items()
         if section != "track"
         for key, value in values.items()
-        if now[section].get(key) != value and (section, key) not in (("train", "device"), ("data", "cache"))
+        if now.get(section, {}).get(key) != value and (section, key) not in (("train", "device"), ("data", "cache"))
     )
 
 

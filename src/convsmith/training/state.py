@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.errors import UserError
-from convsmith.nets.tensors import load_strictly
+from convsmith.nets.tensors import below, load_strictly
 from convsmith.optim.optimizers import NO_DECAY
 from convsmith.optim.schedules import Schedule
 from convsmith.records import is_better
 from convsmith.training.config import TrainConfig
+from convsmith.training.fit import refuse_unfit
 from convsmith.transfer.unfreezing import Finetuning, Phase
 
 Tensors = dict[str, Tensor]
@@ -248,15 +249,16 @@ class TrainState:
         }
 
     def load(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Load a checkpoint; a UserError lists the differing keys if it is of another architecture."""
-        load_strictly(self.model, _below(tensors, "model."), "the checkpoint")
+        """Load a checkpoint of which all fits, or nothing: a UserError names what does not fit."""
+        refuse_unfit(self, tensors, metadata)
+        load_strictly(self.model, below(tensors, "model."), "the checkpoint")
         if self.average:
-            load_strictly(self.average.model, _below(tensors, "average."), "the checkpoint's average")
-        self._load_optimizer(_below(tensors, "optimizer."), metadata["rates"])
-        for name, value in _below(tensors, "counts.").items():
+            load_strictly(self.average.model, below(tensors, "average."), "the checkpoint's average")
+        self._load_optimizer(below(tensors, "optimizer."), metadata["rates"])
+        for name, value in below(tensors, "counts.").items():
             self.metrics.tensors()[name].copy_(value)
         self.generator.set_state(tensors["rng.augment"])
-        _set_global_rng(_below(tensors, "rng."), self.device)
+        _set_global_rng(below(tensors, "rng."), self.device)
         for name in ("epoch", "position", "step", "seconds", "total_seconds", "phase"):
             setattr(self, name, metadata[name])
         self.schedule.load_state(metadata["schedule"])
@@ -304,16 +306,12 @@ def new_state(
 
 def evaluated_weights(tensors: Mapping[str, Tensor]) -> Tensors:
     """The weights in a checkpoint that validation, prediction and export use: the average where there is one."""
-    return _below(tensors, "average.") or _below(tensors, "model.")
+    return below(tensors, "average.") or below(tensors, "model.")
 
 
 def kept_epoch(facts: Mapping[str, Any]) -> int:
     """The best epoch so far, from the facts of a checkpoint; 0 before the first one has ended."""
     return int(facts["stopper"]["best_epoch"])
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _global_rng(device: torch.device) -> Tensors:
