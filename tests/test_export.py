@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import zipfile
@@ -20,7 +21,7 @@ from convsmith.cli import main
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import RunFailed, UserError
 from convsmith.export import FromPixels, export
-from convsmith.prediction.exported import METADATA, seal
+from convsmith.prediction.exported import METADATA, open_exported, seal
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
 from server import trained
@@ -387,3 +388,10 @@ def test_an_archive_of_torch_export_is_never_opened(
             assert line.count("\n") == 1
             assert verb[0] != "predict" or "can run code when it is opened" in line
     assert not canary.exists()
+
+
+def test_onnxruntime_reports_nothing_to_its_makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    with pytest.raises(UserError):
+        open_exported(tmp_path / "missing.onnx")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,6 +84,8 @@ def open_exported(path: Path) -> tuple[Exported, ModelCard, Input]:
 
 
 def _open_onnx(path: Path) -> tuple[Exported, ModelCard, Input]:
+    # Official builds write an identifier into the user's cache and send events to Microsoft, unless this is set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx
         import onnxruntime

@@ -80,7 +80,9 @@ class WandbTracker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"WANDB_PROGRAM": "convsmith", "WANDB_SILENT": "true", "PYTHONSAFEPATH": "1"},
+            env={"WANDB_ERROR_REPORTING": "false"}  # its errors go to nobody, unless the user has set this to true
+            | os.environ
+            | {"WANDB_PROGRAM": "convsmith", "WANDB_SILENT": "true", "PYTHONSAFEPATH": "1"},
             start_new_session=True,  # Ctrl-C must reach only the run, which then reports how it ended
         )
         self._pending: queue.Queue[bytes | None] = queue.Queue(PENDING)
