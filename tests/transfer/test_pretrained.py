@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import urllib.error
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,34 @@ def test_of_our_own_networks_nothing_is_known() -> None:
     assert expected_input("simple-cnn") is None
     with pytest.raises(UserError, match="'simple-cnn' has no pretrained weights; choose a --model that has"):
         hub_weights("simple-cnn")
+
+
+def test_tensors_that_are_no_dense_arrays_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    for odd in (
+        torch.zeros(1).expand(64, 10**12, 3, 3),  # 4 bytes that stand for 2 PB
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, device="meta"),
+    ):
+        torch.save({"good": torch.ones(2), "odd": odd}, path)
+        with pytest.raises(UserError, match="its tensor 'odd' is sparse, quantised, without values or repeated"):
+            read_tensors(path)
+
+
+def test_methods_that_a_file_replaces_are_not_called(tmp_path: Path) -> None:
+    path, stored = tmp_path / "weights.pth", OrderedDict(weight=torch.ones(2))
+    for name in ("values", "get", "keys"):
+        setattr(stored, name, 1)
+    torch.save(stored, path)
+    assert torch.equal(read_tensors(path)["weight"], torch.ones(2))
+
+
+def test_torch_does_not_warn_before_our_error(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.ones(2), "code": os.system}, path, pickle_protocol=4)
+    with pytest.raises(UserError, match="contains more than weights"):
+        read_tensors(path)
+    assert not recwarn.list
 
 
 def test_torchvisions_weights_come_by_its_checked_way(monkeypatch: pytest.MonkeyPatch) -> None:

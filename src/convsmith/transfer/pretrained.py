@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -62,7 +64,9 @@ def read_tensors(path: Path) -> Tensors:
         require_file(path)
         if path.suffix == ".safetensors":
             return load_file(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was saved, before the error that says what matters
+            stored = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(
             f"transfer.weights '{path}' cannot be read ({first_line(error)[:200]}): is it complete?"
@@ -73,12 +77,29 @@ def read_tensors(path: Path) -> Tensors:
             f"transfer.weights '{path}' contains more than weights ({found[1] if found else type(error).__name__}), "
             "which is not loaded for safety: save its state_dict() as .safetensors"
         ) from None
+    named = _items(stored)
     for name in WRAPPERS:
-        if isinstance(stored, dict) and isinstance(stored.get(name), dict):
-            stored = stored[name]
-    if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
+        named = _items(named.get(name)) or named
+    if not named or not all(isinstance(value, Tensor) for value in named.values()):
         raise UserError(f"transfer.weights '{path}' contains no named tensors: save a state_dict()")
-    return {str(name): value for name, value in stored.items()}
+    if odd := [name for name, value in named.items() if not _is_dense(value)]:
+        raise UserError(
+            f"transfer.weights '{path}': its tensor '{odd[0]}' is sparse, quantised, without values or repeated by its "
+            "strides, but weights are dense arrays: save a state_dict() of such"
+        )
+    return {str(name): value for name, value in named.items()}
+
+
+def _items(stored: Any) -> dict[Any, Any]:
+    """The items of a dictionary, by dict's own method: a file can replace those of an OrderedDict by other values."""
+    return dict(dict.items(stored)) if isinstance(stored, dict) else {}
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Whether the storage holds every element; a few bytes can stand for any number of them otherwise."""
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def as_ours(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
