@@ -1,11 +1,13 @@
 # make train   set up .venv and train on the embedded handwritten digits
 # make test    the whole suite
-# make check   what CI runs: tests, lint, types
+# make check   what CI runs: tests, lint, types, and known holes of dependencies
+# make package wheel and sdist in dist/, built twice and tried
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+EXTRAS := timm,tune,cluster,serve,report,dev
 
-.PHONY: train test check lint types test-oldest clean
+.PHONY: train test check lint types audit licences package test-oldest clean
 
 train: $(STAMP)
 	$(BIN)/convsmith train --preset digits
@@ -17,7 +19,7 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reor
 test: $(STAMP)
 	$(BIN)/python $(PYTEST)
 
-check: test lint types
+check: test lint types audit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,17 +30,36 @@ types: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[timm,tune,cluster,export,serve,report,dev]'
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS),export]'
 	$(BIN)/pip install --quiet --no-deps captum  # the oracle of Grad-CAM; it asks for numpy below 2 without need
 	touch $(STAMP)
 
-# The suite on the versions that the project promises as lower bounds; about 3 GB to download.
-OLDEST := torch==2.4.1 torchvision==0.19.1 torchmetrics==1.4.1 wandb==0.17.9 numpy==1.26.4 matplotlib==3.9.2 scikit-learn==1.5.2 \
-	pyarrow==16.0.0
-test-oldest:
+# What builds, installs and audits has an environment of its own, so that it is not among what is tested.
+TOOLS := .venv-tools/bin
+$(TOOLS)/python:
+	$(PYTHON) -m venv .venv-tools
+	$(TOOLS)/pip install --quiet build pip-audit uv
+
+audit: $(STAMP) $(TOOLS)/python
+	$(TOOLS)/python tools/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+licences: $(STAMP)
+	$(BIN)/python tools/licences.py
+
+package: $(TOOLS)/python
+	$(TOOLS)/python tools/package.py
+
+# The suite on the lower bounds of pyproject.toml; about 6 GB to download. The extra `export` asks for a newer torch than
+# the core, so that it is tried apart. The newest result is in docs/results/oldest.json.
+OLDEST := $(TOOLS)/uv pip install --quiet --resolution lowest-direct
+test-oldest: $(TOOLS)/python
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --editable '.[timm,tune,cluster,serve,report,dev]' $(OLDEST)
+	test -x .venv-oldest-export/bin/python || $(PYTHON) -m venv .venv-oldest-export
+	$(OLDEST) --python .venv-oldest --editable '.[$(EXTRAS)]'
+	$(OLDEST) --python .venv-oldest --no-deps captum
+	$(OLDEST) --python .venv-oldest-export --editable '.[export,dev]'
 	.venv-oldest/bin/python $(PYTEST) -W ignore::DeprecationWarning
+	.venv-oldest-export/bin/python -m pytest -W ignore::DeprecationWarning tests/test_export.py tests/prediction
 
 clean:
-	rm -rf .venv .venv-oldest
+	rm -rf .venv .venv-tools .venv-oldest .venv-oldest-export dist
