@@ -164,7 +164,7 @@ class Display:
             self.line(wrapped.replace("\u00a0", " "))
 
     def prose(self, text: str) -> None:
-        """Paragraphs, each wrapped on a terminal."""
+        """Paragraphs of our own, one a line, each wrapped on a terminal; names in them must be visible."""
         for paragraph in text.split("\n"):
             self.wrapped(paragraph, indent=0)
 

@@ -66,8 +66,8 @@ def is_page(content: bytes) -> bool:
 
 
 def _plainly(value: Any) -> Any:
-    """A value of a template without hidden characters; what is marked as HTML is our own."""
-    return lines_of(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """A value of a template without hidden characters; HTML stays HTML."""
+    return type(value)(lines_of(value)) if isinstance(value, str) else value
 
 
 def percent(share: float | None, digits: int = 1) -> str:

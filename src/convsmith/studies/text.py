@@ -21,6 +21,7 @@ from itertools import product
 from typing import Any
 
 from convsmith.records import METRICS
+from convsmith.terminal import visible
 
 Record = Mapping[str, Any]
 Rows = Sequence[Mapping[str, str]]
@@ -197,7 +198,7 @@ def conclusion(record: Record) -> str:
         lines = [f"The base reaches a mean {METRICS[record['metric']].label} of {mean}{spread}."]
     for verdict, words in WORDS.items():
         found = [arm for arm in record["arms"] if arm["verdict"] == verdict]
-        lines += [f"{words.format(arm['name'])}: {_finding(record, arm)}" for arm in found]
+        lines += [f"{words.format(visible(arm['name']))}: {_finding(record, arm)}" for arm in found]
     if any(arm["verdict"] == "no difference shown" for arm in record["arms"]):
         line = "This does not mean that there is none: "
         if (detectable := record.get("detectable")) is None:
@@ -207,7 +208,9 @@ def conclusion(record: Record) -> str:
             line += f"{shown.words(shown.value(detectable))}."
         lines.append(line)
     untested = [arm for arm in record["arms"] if arm["verdict"] not in WORDS and arm["name"] not in record["dropped"]]
-    lines += [f"'{arm['name']}' could not be compared: too few of its folds have finished." for arm in untested]
+    lines += [
+        f"'{visible(arm['name'])}' could not be compared: too few of its folds have finished." for arm in untested
+    ]
     lines += [*_missing(record), *_dropped(record)]
     lines.append(
         f"These results hold for {record['n_images']:,} images of {record['data']}, this base and this training "
@@ -223,7 +226,7 @@ def _finding(record: Record, arm: Record) -> str:
     if arm["ci95"] is None:
         return text + "; it is the same on every fold, so that no test can distinguish it from chance."
     if not any(entry["difference"] for entry in arm["per_fold"]):
-        return text + f" on every fold: check whether '{arm['name']}' has any effect at all."
+        return text + f" on every fold: check whether '{visible(arm['name'])}' has any effect at all."
     low, high = arm["ci95"]
     text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
     text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
@@ -253,7 +256,7 @@ def _missing(record: Record) -> Iterator[str]:
         names = ", ".join(f"{fold}{of_repeat.format(repeat)}" for repeat, fold in lacking)
         verb, folds = "is" if arm["missing"] == 1 else "are", "fold" if len(lacking) == 1 else "folds"
         number = f"{_count(arm['missing'], 'training')} {verb}"
-        yield f"For '{arm['name']}', {number} missing or unpaired, and therefore left out ({folds} {names})."
+        yield f"For '{visible(arm['name'])}', {number} missing or unpaired, and therefore left out ({folds} {names})."
 
 
 def _dropped(record: Record) -> Iterator[str]:
@@ -314,7 +317,7 @@ def _p(p: float | None) -> str:
 
 def _names(names: Iterable[str]) -> str:
     """In quotes: an arm may be called 'no dropout'."""
-    return ", ".join(f"'{name}'" for name in names)
+    return ", ".join(f"'{visible(name)}'" for name in names)
 
 
 def _percent(share: float) -> str:

@@ -58,4 +58,4 @@ def _print(comparison: Comparison, display: Display) -> None:
         display.line("The configs are the same.")
     display.line()
     for one in comparison.versus:
-        display.prose(one.words)
+        display.wrapped(one.words, indent=0)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         display.table(columns, below=("deletion", "insertion", "file"))
         display.line()
     for paragraph in found.text:
-        display.prose(paragraph)
+        display.wrapped(paragraph, indent=0)
     if args.figure is None:
         display.line()
         display.line(f"written: {found.directory}/: {found.written[0].name}, and a PNG for each image")
