@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -300,3 +301,11 @@ def test_the_users_mistakes_are_named() -> None:
         from_array(np.zeros((4, 4)), NATIVE)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"uint8 \[4, 4, 2\]"):
         from_array(np.zeros((4, 4, 2), dtype=np.uint8), NATIVE)
+
+
+def test_libtiff_writes_nothing_past_python(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = encode(Image.fromarray(noise(40, 40)), "TIFF", compression="tiff_lzw")
+    for at in range(8, len(whole), 5):
+        with contextlib.suppress(DecodeError):
+            decode(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :], NATIVE)
+    assert capfd.readouterr().err == ""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -145,11 +145,11 @@ def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
     limits = auto_range(scan(source, cache_folder(config), progress).depths) if config.range == "auto" else config.range
     rules = DecodeRules(background=config.background, range=limits)
 
-    def examine(item: tuple[str, Record]) -> _Finding:
-        return _examine(*item, rules)
+    def examine(record: Record) -> _Finding:
+        return _examine(record, rules)
 
-    items = ((source.ids[row], source.read(row)) for row in range(len(source)))
-    findings = list(thread_map(examine, items, progress, len(source)))
+    records = (source.read(row) for row in range(len(source)))
+    findings = list(thread_map(examine, records, progress, len(source)))
     note = range_note(np.array([finding.depth for finding in findings]), limits)
 
     alike: dict[bytes, list[int]] = {}
@@ -234,7 +234,7 @@ def summary_lines(audit: Audit) -> list[str]:
     return lines
 
 
-def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
+def _examine(record: Record, rules: DecodeRules) -> _Finding:
     try:
         if isinstance(record, np.ndarray):
             return _found(array_raster(record, rules))
@@ -242,7 +242,7 @@ def _examine(name: str, record: Record, rules: DecodeRules) -> _Finding:
             found = _found(raster)
     except DecodeError as error:
         return _Finding(error.kind, error.message)
-    suffix = PurePosixPath(name).suffix.lower() if isinstance(record, Path) else ""
+    suffix = record.suffix.lower() if isinstance(record, Path) else ""
     if suffix and suffix not in SUFFIXES[raster.format]:
         return found._replace(verdict="wrong-extension", message=f"the format is {raster.format}")
     return found

@@ -207,7 +207,8 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
 
 def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
     assert rules.working_size is not None
-    needed = len(source) * rules.working_size**2 * rules.channels
+    image_bytes = rules.working_size**2 * rules.channels
+    needed = len(source) * image_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -233,7 +234,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     digest = hashlib.sha256()
     records = (source.read(row) for row in range(len(source)))
     with written_whole(folder / PIXELS) as file:
-        for row, result in enumerate(thread_map(examine, records, progress, len(source))):
+        for row, result in enumerate(thread_map(examine, records, progress, len(source), image_bytes)):
             if isinstance(result, DecodeError):
                 if result.kind == "unreadable":  # the fault lies with the machine, not the data: do not cache it
                     raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}")

@@ -113,10 +113,10 @@ def check_tags(content: bytes) -> None:
     is_big = content[2:4] in (b"\0+", b"+\0")
     word, head, size = (f"{order}u8", 8, 8) if is_big else (f"{order}u4", 4, 2)
     entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2"), ("count", word), ("value", word)])
-    numbers = claimed = 0.0
+    numbers, claimed, most = 0.0, 0.0, 2 * len(content) + 2**20
     try:
         starts = np.frombuffer(content, word, 1, head).tolist()
-        while starts and numbers <= MAX_NUMBERS and claimed <= 2 * len(content):
+        while starts and numbers <= MAX_NUMBERS and claimed <= most:
             start = starts.pop()
             number = int(np.frombuffer(content, f"{order}u{size}", 1, start)[0])
             number = min(number, (len(content) - start - size) // entry.itemsize)
@@ -125,9 +125,9 @@ def check_tags(content: bytes) -> None:
             sizes = entries["count"].astype(np.float64) * _BYTES_OF_TYPE[types]
             whole = sizes <= len(content)
             numbers += float(entries["count"][whole & ~np.isin(types, _TEXT_TYPES)].sum())
-            claimed += float(sizes[whole].sum()) + 1  # so that a circle of directories ends
+            claimed += float(sizes[whole].sum()) + 2**12  # so that a circle of directories ends
             starts += entries["value"][np.isin(entries["tag"], _DIRECTORIES)][:8].tolist()
     except (ValueError, OverflowError):
         return
-    if numbers > MAX_NUMBERS or claimed > 2 * len(content):
+    if numbers > MAX_NUMBERS or claimed > most:
         raise DecodeError("bomb", f"the tags hold {numbers:,.0f} numbers, or claim to be larger than the file")

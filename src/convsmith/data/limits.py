@@ -37,9 +37,10 @@ class Limit(NamedTuple):
     bytes: int = MAX_BYTES
 
 
-#: Lower limits for what is slow, by the name of Pillow's decoder. All but JPEG 2000 are decoded in Python.
+#: Lower limits for what is slow, by the name of Pillow's decoder. JPEG 2000 keeps Python's lock while it is decoded, so
+#: that a signal has to wait; the others are decoded in Python.
 SLOW = {
-    "jpeg2k": Limit(2**25, 24 * 2**20),
+    "jpeg2k": Limit(2**24, 12 * 2**20),
     "bmp_rle": Limit(2**24, 2**23),
     "ppm_plain": Limit(2**24, 2**24),
     "ppm": Limit(2**21, 2**24),  # a maximum other than 255 and 65535

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsmith.data.decode import IMAGE_SUFFIXES, DecodeError
+from convsmith.data.parallel import thread_map
 from convsmith.data.preprocess import InputPixels, prepare, stacks
 from convsmith.data.source import readable
 from convsmith.errors import UserError
@@ -113,12 +114,18 @@ class Predictor:
         ids: list[str] = []
         broken: list[tuple[Path, str]] = []
 
+        def read(file: Path) -> InputPixels | DecodeError:
+            try:
+                return self.pixels(file)
+            except DecodeError as error:
+                return error
+
         def prepared() -> Iterator[InputPixels]:
-            for file in files:
-                try:
-                    pixels = self.pixels(file)
-                except DecodeError as error:
-                    broken.append((file, str(error)))
+            rules = self.card.preprocessing
+            found = thread_map(read, files, result_bytes=rules.working_size**2 * rules.channels)
+            for file, pixels in zip(files, found, strict=True):
+                if isinstance(pixels, DecodeError):
+                    broken.append((file, str(pixels)))
                 else:
                     ids.append(readable(str(file)))
                     yield pixels
