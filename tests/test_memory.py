@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from convsmith import memory
-from convsmith.errors import RunFailed, UserError
+from convsmith import cli, memory
+from convsmith.errors import OutOfMemory, RunFailed, UserError
 from convsmith.memory import explain_memory_errors, ran_out
 
 
@@ -69,6 +71,27 @@ def test_other_errors_pass(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, explain_memory_errors("in the test"):
         raise error
     assert raised.value is error
+
+
+def test_a_command_that_no_caller_guards_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "dispatch", fail)
+    assert cli.main(["data", "check", "photos"]) == 1
+    assert capsys.readouterr().err == f"failed: memory ran out: {memory.FIX}\n"
+
+
+def test_the_server_asks_to_try_again() -> None:
+    pytest.importorskip("starlette", reason="needs starlette: pip install 'convsmith[serve]'")
+    from convsmith.serve.app import _failed
+
+    request = cast("Any", None)
+    answer = asyncio.run(_failed(request, OutOfMemory("memory ran out in the explanation")))
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    assert asyncio.run(_failed(request, RunFailed("the logits are not finite"))).status_code == 500
 
 
 def group(folder: Path, names: tuple[str, str], limit: str, used: int, stat: str) -> None:

@@ -183,11 +183,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from convsmith import crash
         from convsmith.files import disk_trouble
+        from convsmith.memory import FIX, ran_out
 
         if isinstance(error, OSError) and (trouble := disk_trouble(error)):  # which no caller has handled
             where = f"'{error.filename}': " if error.filename else ""
             say(f"error: {where}{trouble}", error=True)
             return 2
+        if ran_out(error):
+            say(f"failed: memory ran out: {FIX}", error=True)
+            return 1
         if os.environ.get(crash.VARIABLE) == "1":
             raise
         say(crash.line(error, given), error=True)

@@ -34,6 +34,10 @@ class RunFailed(RuntimeError):
         super().__init__(_one_line(message))
 
 
+class OutOfMemory(RunFailed):
+    """Memory could not be had, of the machine or of its accelerator: shown as one line, exit code 1."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that asks to end has ended work that is saved; the text says how to resume. Exit code 128 + `signal`."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from convsmith.errors import RunFailed, UserError
+from convsmith.errors import OutOfMemory, RunFailed, UserError
 
 FIX = "end other programs, or use fewer or smaller images or a smaller model"
 
@@ -49,7 +49,7 @@ def explain_memory_errors(what: str, fix: str = FIX) -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        raise RunFailed(f"memory ran out {what}: {fix}") from error.with_traceback(None)
+        raise OutOfMemory(f"memory ran out {what}: {fix}") from error.with_traceback(None)
 
 
 def available() -> int | None:

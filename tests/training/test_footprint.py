@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from convsmith import memory, modelsummary
 from convsmith.config import RunConfig, read_run_config, validate
 from convsmith.data.sources import ARRAYS, Source, from_arrays
-from convsmith.errors import RunFailed, UserError
+from convsmith.errors import OutOfMemory, RunFailed, UserError
 from convsmith.nets.shapes import trace
 from convsmith.run import Run
 from convsmith.rundir import RunDir
@@ -206,7 +206,7 @@ def test_other_verbs_tell_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("while the network was built", lambda: modelsummary.of_run(run.directory)),
         ("in the range test", lambda: lr_find(config_of(), PARTS, runs_dir=tmp_path)),
     ):
-        with pytest.raises(RunFailed, match=f"^memory ran out ({what}): "):
+        with pytest.raises(OutOfMemory, match=f"^memory ran out ({what}): "):
             call()
 
 

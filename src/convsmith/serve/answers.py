@@ -8,6 +8,7 @@ from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import heat_maps, overlay
 from convsmith.figures.page import pixels_uri
+from convsmith.memory import explain_memory_errors
 from convsmith.prediction.predictor import Predictor
 from convsmith.serve.neighbours import Neighbours
 
@@ -29,6 +30,7 @@ class Answers:
         found = self._predictor.predict(pixels)[0]
         return {"label": found.label, "confidence": found.confidence, "probabilities": found.probabilities}
 
+    @explain_memory_errors("in the explanation")
     def explain(self, pixels: InputPixels) -> dict[str, Any]:
         """The same, with pictures as data URLs: the image as the net sees it, its heat map, the nearest images."""
         answer = self.predict(pixels)

@@ -15,14 +15,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from convsmith.data.preprocess import InputPixels
-from convsmith.errors import RunFailed
+from convsmith.errors import OutOfMemory, RunFailed
 from convsmith.serve.answers import Answers
 from convsmith.serve.connections import UPLOAD_SECONDS
 from convsmith.serve.decoder import Decoder
 from convsmith.serve.decoder_process import MAX_PIXELS
 from convsmith.serve.form import MAX_BYTES, Refused
 from convsmith.serve.guard import Guard
-from convsmith.serve.queue import QUEUE, RequestQueue
+from convsmith.serve.queue import QUEUE, RETRY_SECONDS, RequestQueue
 from convsmith.serve.upload import receive
 
 ANSWER_SECONDS = 60.0  # including the wait in the line
@@ -114,6 +114,8 @@ async def _refused(request: Request, error: Refused) -> Response:
 
 
 async def _failed(request: Request, error: RunFailed) -> Response:
+    if isinstance(error, OutOfMemory):  # which others may use at present
+        return await _refused(request, Refused(503, str(error), RETRY_SECONDS))
     return JSONResponse({"error": str(error)}, 500)
 
 
