@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from convsmith.runtime import Interrupts
 
 STEPS = """
 import ctypes, resource, sys
@@ -31,3 +35,41 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
         done = subprocess.run([sys.executable, "-c", STEPS, name], check=True, capture_output=True, text=True)
         faults[name] = int(done.stdout)
     assert faults["kept"] < faults["given back"] / 5
+
+
+def test_a_hangup_is_recorded_unless_it_is_ignored() -> None:
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGHUP)
+    assert interrupts.received is signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+        assert not interrupts
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from convsmith.runtime import Interrupts
+with Interrupts() as interrupts:
+    print("ready", flush=True)
+    while not interrupts:
+        time.sleep(0.01)
+print("stopped and saved", flush=True)
+os._exit(128 + interrupts.received)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hangs up in this way")
+def test_a_terminal_that_is_closed_ends_in_good_order_what_prints_to_it() -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    assert os.read(ours, 100).strip() == b"ready"
+    os.close(ours)
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP

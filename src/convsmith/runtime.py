@@ -82,6 +82,12 @@ def keep_freed_memory() -> None:
     libc.mallopt(mmap_max, 0)  # allocate large blocks on the heap, too
 
 
+def return_freed_memory() -> None:
+    """Have glibc return the memory that is free now to the system, whatever its size: malloc_trim(3)."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch's global generators (initialisation, dropout) and ask for deterministic kernels."""
     import torch

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from convsmith import rundir
 from convsmith.config import RunConfig, validate
 from convsmith.data.sources import ARRAYS, Source, from_arrays
 from convsmith.events import EpochEnd, Finished
 from convsmith.files import read_json
-from convsmith.prediction.model_file import load_model
+from convsmith.prediction.model_file import load_model, read_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, loop, setup
@@ -113,3 +118,36 @@ def test_the_sample_is_the_same_in_every_run_and_never_more_than_a_thousand_imag
     assert sample.ids == dataset.train.sample(1000).ids
     by_id = dict(zip(dataset.train.ids, dataset.train.labels, strict=True))
     assert [by_id[name] for name in sample.ids] == sample.labels.tolist()
+
+
+def test_a_clock_that_jumps_back_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = begin(config_of(train={"epochs": 4}), tmp_path / "whole")
+    list(epochs(whole, Interrupts()))
+
+    class Back(datetime):
+        """A day earlier each time that it is asked."""
+
+        passed = 0
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            cls.passed += 1
+            return datetime(2026, 1, 1, tzinfo=tz) - timedelta(days=cls.passed)
+
+    monkeypatch.setattr(rundir, "datetime", Back)
+    monkeypatch.setattr(time, "time", lambda: Back.now(timezone.utc).timestamp())
+    experiment, interrupts = begin(config_of(train={"epochs": 4}), tmp_path / "back"), Interrupts()
+    for event in epochs(experiment, interrupts):
+        if isinstance(event, EpochEnd):
+            os.utime(experiment.run.log_file, (0, 0))
+            interrupts.received = signal.SIGHUP
+    assert experiment.state.epoch < 4
+    resumed = setup.resume(experiment.run, Parts(source()))
+    list(epochs(resumed, Interrupts()))
+    rows = csv.read(resumed.run.metrics)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert all(0 < row["seconds"] < 3600 for row in rows)
+    same, found = (read_model(one.run.model)[1] for one in (whole, resumed))
+    assert all(torch.equal(same[name], found[name]) for name in same)
+    assert [one.name for one in rundir.runs_in(tmp_path / "back")] == [resumed.run.name]
+    assert "interrupted by SIGHUP" in resumed.run.log_file.read_text()

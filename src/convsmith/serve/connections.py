@@ -14,6 +14,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from convsmith.runtime import return_freed_memory
 from convsmith.serve.form import MAX_BYTES, MAX_FORM
 
 MAX_CONNECTIONS = 500  # most systems allow a process 1,024 open files
@@ -34,6 +35,7 @@ class Connections:
         self._most, self._most_bytes = most, most_bytes
         self._open: set[Connection] = set()
         self._bytes = 0  # of the requests of all open connections
+        self._passed = 0  # bytes since memory was returned
 
     def __len__(self) -> int:
         return len(self._open)
@@ -52,10 +54,14 @@ class Connections:
         if connection in self._open:
             self._open.remove(connection)
             self._bytes -= connection.size
+        if not self._open and self._passed > self._most_bytes:  # a flood is over
+            self._passed = 0
+            return_freed_memory()
 
     def count(self, more: int) -> None:
         """Note bytes that have arrived, and close uploads until those of the unfinished ones are below the bound."""
         self._bytes += more
+        self._passed += more
         if self._bytes > self._most_bytes:
             self._make_room(lambda other: other.size, self._most_bytes, self._most_bytes)
 

@@ -39,7 +39,7 @@ class Decoder:
         self._closed = True
         self._end()
 
-    def pixels(self, body: bytes, content_type: str) -> InputPixels:
+    def pixels(self, body: bytes | bytearray, content_type: str) -> InputPixels:
         """The image in a request, prepared; Refused where it cannot be read, or not within `seconds`."""
         late = threading.Event()
 
@@ -67,7 +67,7 @@ class Decoder:
             raise Refused(answer["status"], answer["error"])
         return InputPixels(np.frombuffer(content, np.uint8).reshape(1, *answer["shape"]))
 
-    def _ask(self, body: bytes, content_type: str) -> tuple[dict[str, Any], bytes]:
+    def _ask(self, body: bytes | bytearray, content_type: str) -> tuple[dict[str, Any], bytes]:
         kind = content_type.encode("latin-1")
         self._requests.write(HEAD.pack(len(kind), len(body)) + kind)
         self._requests.write(body)

@@ -9,7 +9,7 @@ from convsmith.serve.form import MAX_BYTES, MAX_FORM, Refused
 MAX_DRAIN = 4 * MAX_BYTES  # read and thrown away, so that a refusal reaches who only listens after sending
 
 
-async def receive(request: Request) -> bytes:
+async def receive(request: Request) -> bytearray:
     """The body of a request; raises Refused (413) where it is larger than MAX_FORM."""
     body = bytearray()
     async for chunk in request.stream():
@@ -19,7 +19,7 @@ async def receive(request: Request) -> bytes:
             body.clear()
             await drain(request, most)
             raise Refused(413, f"the upload is larger than {MAX_BYTES // 2**20} MB: send a smaller image")
-    return bytes(body)
+    return body
 
 
 async def drain(request: Request, most: int = MAX_DRAIN) -> None:
