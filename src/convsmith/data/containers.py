@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from convsmith.data.faults import DecodeError
 from convsmith.data.limits import MAX_SCANS
@@ -23,6 +26,7 @@ _START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)  # ITU
 # In a scan's data, 0xff is followed by 0, and restart markers (d0 to d7) do not end it (ITU-T T.81, B.1.1.5).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _BYTES_OF_TYPE = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8])  # TIFF 6.0, 2; BigTIFF
+_BITS_PER_SAMPLE = 258
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: all that Pillow opens unasked
 _TEXT_TYPES = (1, 2, 6, 7)  # bytes, which Pillow does not turn into a tuple of numbers
 
@@ -37,7 +41,7 @@ def inspect(content: bytes) -> int:
     elif content.startswith(_JPEG):
         return _check_jpeg(content)
     elif content.startswith(_TIFF):
-        check_tags(content)
+        _check_tiff(content)
     elif content[:2] in (b"P1", b"P2", b"P3") and content.count(b"#") > MAX_COMMENTS:
         raise DecodeError("bomb", f"more than {MAX_COMMENTS:,} comments in a PPM")
     return 1
@@ -109,25 +113,44 @@ def check_tags(content: bytes) -> None:
 
     Broken directories are left to Pillow, which skips what is wrong with them.
     """
+    numbers = claimed = 0.0
+    for entries in _directories(content):
+        types = np.where(entries["type"] < len(_BYTES_OF_TYPE), entries["type"], 0)
+        sizes = entries["count"].astype(np.float64) * _BYTES_OF_TYPE[types]
+        whole = sizes <= len(content)
+        numbers += float(entries["count"][whole & ~np.isin(types, _TEXT_TYPES)].sum())
+        claimed += float(sizes[whole].sum())
+        if numbers > MAX_NUMBERS:
+            raise DecodeError("bomb", f"the tags hold more than {MAX_NUMBERS:,} numbers")
+        if claimed > 2 * len(content) + 2**20:
+            raise DecodeError("bomb", "the tags claim to hold more than the file")
+
+
+def _check_tiff(content: bytes) -> None:
+    check_tags(content)
+    for entries in _directories(content):
+        wide = (entries["tag"] == _BITS_PER_SAMPLE) & (entries["count"] == 1) & (entries["value"] == 64)
+        if content[:1] == b"I" and wide.any():
+            raise DecodeError("unsupported", "the samples have 64 bits: save them with 32")
+        return
+
+
+def _directories(content: bytes) -> Iterator[npt.NDArray[np.void]]:
+    """The entries of the first directory of a TIFF, and of those that Pillow opens unasked, each of them once."""
     order = ">" if content[:1] == b"M" else "<"
     is_big = content[2:4] in (b"\0+", b"+\0")
     word, head, size = (f"{order}u8", 8, 8) if is_big else (f"{order}u4", 4, 2)
     entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2"), ("count", word), ("value", word)])
-    numbers, claimed, most = 0.0, 0.0, 2 * len(content) + 2**20
-    try:
+    with contextlib.suppress(ValueError, OverflowError):  # of what lies outside of the file
         starts = np.frombuffer(content, word, 1, head).tolist()
-        while starts and numbers <= MAX_NUMBERS and claimed <= most:
-            start = starts.pop()
+        seen: set[int] = set()
+        while starts:
+            if (start := starts.pop()) in seen:
+                continue
+            seen.add(start)
             number = int(np.frombuffer(content, f"{order}u{size}", 1, start)[0])
             number = min(number, (len(content) - start - size) // entry.itemsize)
             entries = np.frombuffer(content, entry, number, start + size)
-            types = np.where(entries["type"] < len(_BYTES_OF_TYPE), entries["type"], 0)
-            sizes = entries["count"].astype(np.float64) * _BYTES_OF_TYPE[types]
-            whole = sizes <= len(content)
-            numbers += float(entries["count"][whole & ~np.isin(types, _TEXT_TYPES)].sum())
-            claimed += float(sizes[whole].sum()) + 2**12  # so that a circle of directories ends
-            starts += entries["value"][np.isin(entries["tag"], _DIRECTORIES)][:8].tolist()
-    except (ValueError, OverflowError):
-        return
-    if numbers > MAX_NUMBERS or claimed > most:
-        raise DecodeError("bomb", f"the tags hold {numbers:,.0f} numbers, or claim to be larger than the file")
+            yield entries
+            if len(seen) == 1:
+                starts += entries["value"][np.isin(entries["tag"], _DIRECTORIES)][:8].tolist()

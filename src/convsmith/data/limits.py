@@ -46,7 +46,7 @@ SLOW = {
     "ppm": Limit(2**21, 2**24),  # a maximum other than 255 and 65535
 }
 _NAMES = {"jpeg2k": "JPEG 2000", "bmp_rle": "a run-length BMP", "ppm_plain": "a PPM in ASCII", "ppm": "such a PPM"}
-_ROWS_PER_STRIP, _TILE_WIDTH = 278, 322  # TIFF 6.0, 8 and 15
+_ROWS_PER_STRIP, _STRIP_BYTES, _TILE_WIDTH, _TILE_BYTES = 278, 279, 322, 325  # TIFF 6.0, 8 and 15
 _BYTES = {"1": 1, "L": 1, "P": 1}  # of a pixel in Pillow's memory, by mode; 2 for 16 bits, else 4
 
 
@@ -64,6 +64,8 @@ def refuse_large(image: ImageFile.ImageFile, size: int, scans: int, needed: int)
     most_scans = min(MAX_SCANS, MAX_SCAN_PIXELS // pixels)
     if scans > most_scans:
         raise DecodeError("bomb", f"a JPEG of more than {most_scans} scans, the most for {pixels:,} pixels")
+    if image.format == "TIFF" and _claimed(image, size):
+        raise DecodeError("bomb", "the strips of a TIFF hold more than the image or the file")
     if needed > MEMORY:
         raise DecodeError("bomb", f"decoding takes {needed / 1e6:,.0f} MB, which is more than {MEMORY / 1e6:,.0f} MB")
 
@@ -171,6 +173,15 @@ def _coefficients(image: ImageFile.ImageFile) -> int:
     most = max(across for across, _ in factors) * max(down for _, down in factors)
     shares = sum(across * down for across, down in factors) / max(most, 1)
     return int((image.width + 32) * (image.height + 32) * shares)
+
+
+def _claimed(image: ImageFile.ImageFile, size: int) -> bool:
+    """Whether strips lie on top of each other, so that the same pixels are decoded again and again."""
+    boxes = (tile[1] or (0, 0, *image.size) for tile in image.tile)
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    lengths = image.tag_v2.get(_STRIP_BYTES, image.tag_v2.get(_TILE_BYTES, ()))  # type: ignore[attr-defined]
+    claimed = sum(lengths) if isinstance(lengths, tuple) else 0
+    return area > 5 * image.width * image.height or claimed > 2 * size + 2**20  # a strip for each of five channels
 
 
 def _tiff_needs(image: ImageFile.ImageFile, raster: int) -> float:

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from convsmith.data import containers, limits
+from convsmith.data import decode as module
+from convsmith.data.config import DecodeRules
+from convsmith.data.decode import DecodeError, decode, read_header
+from data.hostile_images import MAKES, TRICKS, encoded, exif, noisy, scans, small
+
+RULES = DecodeRules(working_size=16)
+
+
+def verdict(data: bytes) -> str:
+    try:
+        pixels = decode(data, RULES)
+    except DecodeError as error:
+        return error.kind if error.message else "silent"
+    assert pixels.shape == (16, 16, 3)
+    return "ok"
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, str]:
+    found = {}
+    for name, data in small():
+        began = time.thread_time()
+        found[name] = verdict(data)
+        assert time.thread_time() - began < 5, name
+    return found
+
+
+def test_every_image_of_the_corpus_decodes_or_has_a_verdict(verdicts: dict[str, str]) -> None:
+    assert len(verdicts) > 400
+    assert {verdicts[name] for name in MAKES} == {"ok", "unsupported"}
+    found = Counter(verdicts.values())
+    assert found["ok"] > 100
+    assert found.keys() == {"ok", "corrupt", "truncated", "bomb", "unsupported", "not-an-image", "empty"}
+
+
+BOMBS = (
+    "huge-header.png one-wide.png one-high.png many-chunks.png profiles.png texts.png exif-tags.png exif-numbers.png "
+    "scans.jpg exif-parts.jpg comments.jpg comments.gif tags.tif numbers.tif same-strips.tif empty-blocks.tif "
+    "comments.ppm maximum.pgm line-ends.bmp"
+).split()
+HARMLESS = "late-key.png late-exif.png exif-circle.png some-scans.jpg thumbnail.jpg trailer.jpg fill-bytes.jpg".split()
+
+
+def test_each_trick_has_its_verdict(verdicts: dict[str, str]) -> None:
+    assert {name: verdicts[name] for name in BOMBS} == dict.fromkeys(BOMBS, "bomb")
+    assert {name: verdicts[name] for name in HARMLESS} == dict.fromkeys(HARMLESS, "ok")
+
+
+def test_samples_of_64_bits_are_unsupported_with_the_way_out() -> None:
+    with pytest.raises(DecodeError, match="64 bits: save them with 32") as caught:
+        decode(TRICKS["double.tif"](), RULES)
+    assert caught.value.kind == "unsupported"
+
+
+@pytest.mark.parametrize("number", [1, 2, 14, 15, 16, 17, 40])
+def test_scans_are_counted(number: int) -> None:
+    ordinary = encoded(noisy("RGB", 64), "JPEG", progressive=True).count(b"\xff\xda")
+    assert containers.inspect(scans(64, number)) == ordinary - 1 + number
+
+
+def test_the_scans_of_a_large_image_count_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdict(scans(64, 200)) == "ok"
+    monkeypatch.setattr(limits, "MAX_SCAN_PIXELS", 64 * 64 * 100)
+    with pytest.raises(DecodeError, match="more than 100 scans, the most for 4,096 pixels"):
+        decode(scans(64, 200), RULES)
+
+
+def test_memory_is_refused_by_the_header_and_shared_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(noisy("RGBA", 64), "PNG")
+    monkeypatch.setattr(limits, "MEMORY", 500_000)
+    assert verdict(data) == "ok"
+    monkeypatch.setattr(limits, "MEMORY", 50_000)
+    with pytest.raises(DecodeError, match=r"takes \d+ MB, which is more than \d+ MB") as caught:
+        decode(data, RULES)
+    assert caught.value.kind == "bomb"
+
+
+def test_memory_that_runs_out_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("convsmith.data.decode.fit", nothing_left)
+    assert verdict(encoded(noisy("RGB", 16), "PNG")) == "bomb"
+
+
+@given(junk=st.binary(max_size=64), entries=st.lists(st.tuples(*[st.integers(0, 2**16 - 1)] * 4), max_size=6))
+@example(junk=b"", entries=[(0x8769, 4, 1, 8), (0x8825, 4, 1, 8)])
+@example(junk=b"", entries=[(258, 3, 1, 64)])
+def test_directories_of_any_content_are_walked_to_an_end(junk: bytes, entries: list[tuple[int, int, int, int]]) -> None:
+    for head in (exif(*entries, body=junk), b"II*\0" + junk, b"MM\0+" + junk, junk):
+        try:
+            containers.check_tags(head)
+        except DecodeError as error:
+            assert error.kind == "bomb"  # noqa: PT017
+
+
+def test_the_header_of_a_large_file_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsmith.data.decode.SMALL", 1000)
+    (tmp_path / "large.png").write_bytes(whole := encoded(noisy("RGB", 64), "PNG"))
+    assert len(whole) > 10_000
+    read: list[object] = []
+    content = module._content
+    monkeypatch.setattr(module, "_content", lambda data: read.append(data) or content(data))
+    assert read_header(tmp_path / "large.png") == ("PNG", 64, 64, 3)
+    assert read == []
+    # A header that is too long is read as a whole, within the memory that is shared.
+    monkeypatch.setattr(limits.MeteredFile, "_bytes", 20)
+    assert read_header(tmp_path / "large.png") == ("PNG", 64, 64, 3)
+    assert read == [tmp_path / "large.png"]
+    np.testing.assert_array_equal(decode(tmp_path / "large.png", RULES), decode(whole, RULES))
