@@ -7,6 +7,7 @@ edition of the schemas that a file follows; files of the first edition do not ha
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 Names = Annotated[list[str], Field(min_length=1)]
+Positions = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 def metric_of(monitor: str) -> Metric:
@@ -175,6 +177,8 @@ class Averages(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
     macro: Share
+    micro: Share
+    weighted: Share
 
 
 class ClassScores(BaseModel):
@@ -209,6 +213,17 @@ class Evaluation(Scored):
     confusion_matrix: ConfusionMatrix
     classes: Names
 
+    @model_validator(mode="after")
+    def _is_of_its_classes(self) -> Evaluation:
+        names, counts = self.classes, self.confusion_matrix.counts
+        if len(set(names)) < len(names):
+            raise ValueError("classes has a name twice")
+        if self.confusion_matrix.labels != names or self.per_class.keys() != set(names):
+            raise ValueError("per_class or confusion_matrix.labels has other names than classes")
+        if {len(counts), *map(len, counts)} != {len(names)}:
+            raise ValueError("confusion_matrix.counts does not have a row and a column for each class")
+        return self
+
 
 class CleanTraining(BaseModel):
     """Scores of the kept model on a fixed sample of `n` train images without augmentation, in eval mode."""
@@ -232,14 +247,33 @@ class Summary(Record):
     seconds: NotNegative
     images_per_second: NotNegative
     stopped_because: str
-    skipped_files: int = 0
+    skipped_files: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _has_what_all_have(self) -> Summary:
+        if missing := [name for name in HEADLINES if name not in self.val]:
+            raise ValueError(f"val has no {missing[0]}")
+        if self.best_epoch > self.epochs:
+            raise ValueError(f"best_epoch is {self.best_epoch} of {self.epochs}")
+        return self
 
 
 class SplitIds(BaseModel):
+    """The ids of a split by its name; `test` and others are there only where the data have them."""
+
     model_config = ConfigDict(extra="allow")
 
+    __pydantic_extra__: dict[str, list[str]]
     train: Names
     val: Names
+
+    @model_validator(mode="after")
+    def _no_image_twice(self) -> SplitIds:
+        ids = [name for part in (self.train, self.val, *self.__pydantic_extra__.values()) for name in part]
+        if len(set(ids)) < len(ids):
+            twice = next(name for name, times in Counter(ids).items() if times > 1)
+            raise ValueError(f"'{twice}' is in it twice")
+        return self
 
 
 class Splits(Record):
@@ -250,8 +284,9 @@ class Splits(Record):
 
 
 class Environment(Record):
-    """environment.json."""
+    """environment.json; the versions of packages by name, and facts about the machine."""
 
+    __pydantic_extra__: dict[str, str | int | float | None]
     versions: dict[str, str] = {}
 
 
@@ -304,12 +339,13 @@ class Fold(Scored):
 
 
 class Division(BaseModel):
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    model_config = ConfigDict(extra="allow")
 
     repeat: Count
     number: Count
-    train: list[int]
-    val: list[int]
+    train: Positions
+    val: Positions
+    held_out: Positions = Field(alias="held-out")
 
 
 class Folds(Record):
@@ -319,6 +355,51 @@ class Folds(Record):
     pool: Names
     test: list[str]
     divisions: Annotated[list[Division], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _positions_are_in_the_pool(self) -> Folds:
+        for number, one in enumerate(self.divisions):
+            last = max(map(max, (one.train, one.val, one.held_out)))
+            if last >= len(self.pool):
+                raise ValueError(f"divisions.{number} names image {last} of {len(self.pool)}")
+        return self
+
+
+class CrossvalSpec(Record):
+    """study.yaml of a cross-validation."""
+
+    kind: Literal["crossval"]
+    folds: Count
+    repeats: Count
+    config: dict[str, dict[str, Any]]
+
+
+class AblationSpec(Record):
+    """study.yaml of an ablation study."""
+
+    kind: Literal["ablate"]
+    question: str | None
+    expected: dict[str, str]
+    folds: Count
+    repeats: Count
+    seeds: Count
+    metric: MetricName
+    margin: NotNegative | None
+    budget: NotNegative | None
+    choices: list[dict[str, dict[str, Any]]]
+    choice_epochs: Annotated[int, Field(ge=0)]
+    base: dict[str, dict[str, Any]]
+    arms: dict[str, dict[str, Any]]
+
+
+class TuningSpec(Record):
+    """study.yaml of a tuning study; `studies.tune_config` checks its keys."""
+
+    kind: Literal["tune"]
+
+
+#: The schema of study.yaml by its `kind`.
+SPECS: dict[str, type[Record]] = {"crossval": CrossvalSpec, "ablate": AblationSpec, "tune": TuningSpec}
 
 
 class StudyStart(Record):
@@ -340,6 +421,7 @@ class Arms(Record):
     """arms.json: each arm's resolved config, the hash of its data, and the expected seconds per epoch, by name."""
 
     __pydantic_extra__: dict[str, ArmStart]
+    base: ArmStart
 
 
 class Optuna(Record):
@@ -353,6 +435,7 @@ class Optuna(Record):
 
 class FoldScore(Scored):
     fold: Count
+    repeat: Count
     n: Count
     seconds: NotNegative
 
@@ -366,7 +449,20 @@ class Crossval(Record):
     per_fold: list[FoldScore]
     mean: dict[str, float]
     std: dict[str, float]
-    ci95: dict[str, tuple[float, float]]
+    ci95: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+    @model_validator(mode="after")
+    def _metrics_are_in_every_part(self) -> Crossval:
+        known = self.mean.keys() | self.std.keys() | self.ci95.keys()
+        if unknown := known - METRICS.keys():
+            raise ValueError(f"it has no metric {min(unknown)}")
+        if self.std.keys() != self.ci95.keys() or not self.std.keys() <= self.mean.keys():
+            raise ValueError("mean, std and ci95 have different metrics")
+        for fold in self.per_fold:
+            scores = fold.model_extra or {}
+            if missing := [name for name in self.mean if not isinstance(scores.get(name), int | float)]:
+                raise ValueError(f"per_fold has no {missing[0]}")
+        return self
 
 
 class Arm(BaseModel):
@@ -384,6 +480,7 @@ class Ablation(Record):
     metric: str
     base: Arm
     arms: list[Arm]
+    failed: dict[str, str] = {}
 
 
 class MetricsRow(Scored):
@@ -486,10 +583,13 @@ def unversioned(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(path: Path, kind: type[Record], value: Any, where: str = "") -> None:
-    """Raise UserError if `value`, read from `path` (at `where`), does not fit `kind` or is of a newer edition."""
+    """Raise UserError if `value`, read from `path` (at `where`), does not fit `kind` or is of a newer edition.
+
+    Numbers in quotes do not fit, since the value is used as it was read.
+    """
     if isinstance(value, Mapping):
         refuse_newer(path, value.get("format_version", 1))
-    if (reason := problem(kind, value)) is not None:
+    if (reason := problem(kind, value, strict=True)) is not None:
         raise damaged(path, where + reason)
 
 
@@ -522,10 +622,13 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
     return values
 
 
-def problem(kind: type[BaseModel], value: Any) -> str | None:
-    """The first problem, for example ``precision.macro: Field required``; None if the value fits."""
+def problem(kind: type[BaseModel], value: Any, strict: bool = False) -> str | None:
+    """The first problem, for example ``precision.macro: Field required``; None if the value fits.
+
+    Only with `strict` are conversions problems, such as of a text to a number or of a tuple to a list.
+    """
     try:
-        kind.model_validate(value)
+        kind.model_validate(value, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

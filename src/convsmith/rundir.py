@@ -261,7 +261,7 @@ def example_of(study: RunDir) -> str:
     return f"such as {runs[0]}" if runs else "once one is finished"
 
 
-StudyKind = Literal["crossval", "ablate", "tune"]
+StudyKind = Literal["crossval", "ablate", "tune"]  # the keys of records.SPECS
 Kind = Literal["run", "lr-find", StudyKind]
 
 
@@ -277,6 +277,7 @@ def read_study(run: RunDir) -> dict[str, Any]:
     spec = read_yaml(run.study)
     if not isinstance(spec, dict) or spec.get("kind") not in get_args(StudyKind):
         raise damaged(run.study, "it names no kind of study")
+    records.check(run.study, records.SPECS[spec["kind"]], spec)
     return records.unversioned(run.study, spec)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.errors import UserError
 from convsmith.events import Listener, counter, nobody
-from convsmith.files import explain_os_errors, refuse_to_replace
+from convsmith.files import explain_os_errors, parse_json, refuse_to_replace
 
 NEAR_BITS = 4  # images whose 64-bit perceptual hashes differ in at most this many bits may be near duplicates
 LISTED = 20  # how many items of each kind `summary_lines` lists
@@ -137,7 +136,7 @@ def check_data(
 
 
 def _is_audit(content: bytes) -> bool:
-    return records.problem(records.DataCheck, json.loads(content)) is None
+    return records.problem(records.DataCheck, parse_json(content.decode())) is None
 
 
 def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from convsmith.contracts import InputSpec, Section, checked
+from convsmith.files import parse_json
 
 Resize = Literal["stretch", "pad", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -90,7 +90,7 @@ class DataConfig(Section):
     def _full_auto_or_limits(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("full", "auto"):
             with suppress(ValueError):
-                value = json.loads(value)
+                value = parse_json(value)
         limits = value if isinstance(value, list | tuple) else ()
         numbers = all(isinstance(limit, int | float) and not isinstance(limit, bool) for limit in limits)
         if value not in ("full", "auto") and not (len(limits) == 2 and numbers and limits[0] < limits[1]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from convsmith.data.source import (
     remember,
 )
 from convsmith.errors import UserError, first_line
-from convsmith.files import require_file
+from convsmith.files import parse_json, require_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -215,7 +214,7 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     try:
-        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+        names = parse_json(schema.metadata[b"huggingface"].decode())["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return tuple(str(name) for name in names)
+    return tuple(str(name) for name in names) if isinstance(names, list) else None

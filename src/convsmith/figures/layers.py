@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsmith.figures.style import BLUE, GREY, VERMILLION, label_axes, line_style, new_figure
+from convsmith.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,7 +194,7 @@ def explanation_figure(
     and of random maps by the name of the score; `areas` are the areas under them.
     """
     figure = new_figure(12.5, 3.5)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.suptitle(visible(title), fontsize=11, parse_math=False)
     first, second, third, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.35])
     _picture(first, pixels)
     _bare(first, "as the net sees it")
@@ -228,7 +229,7 @@ def _rows(count: int, title: str) -> tuple[Figure, list[list[Axes]]]:
 
 def _row_title(axes: Axes, text: str) -> None:
     """A title over the whole row, which does not widen the first column, as a title of its axes would."""
-    line = axes.text(0, 1.06, text, transform=axes.transAxes, fontsize=9, va="bottom", parse_math=False)
+    line = axes.text(0, 1.06, visible(text), transform=axes.transAxes, fontsize=9, va="bottom", parse_math=False)
     line.set_in_layout(False)
 
 
@@ -240,7 +241,7 @@ def _picture(axes: Axes, pixels: NDArray[np.uint8]) -> None:
 
 def _bare(axes: Axes, title: str) -> None:
     axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.set_title(visible(title), fontsize=9, parse_math=False)
 
 
 def _channels(values: Tensor) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convsmith.files import write_bytes
+from convsmith.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,11 @@ def line_style(index: int, marker: bool = False) -> dict[str, Any]:
     shifted = (at + turn) % len(DASHES)  # each round pairs the colours with other dashes
     style: dict[str, Any] = {"color": COLOURS[at], "linestyle": DASHES[shifted]}
     return style | {"marker": MARKERS[shifted]} if marker else style
+
+
+def literal(name: str) -> str:
+    """A name as the label of a line: matplotlib would read dollar signs as a formula, and hide what begins with _."""
+    return (" " if name.startswith("_") else "") + visible(name).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:

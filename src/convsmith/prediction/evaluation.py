@@ -112,36 +112,51 @@ class Predictions:
         return losses
 
 
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a predictions-<split>.csv, which must have these `columns`; UserError if it is missing or damaged."""
+    try:
+        with open_text(path) as lines:
+            reader = csv.DictReader(lines, strict=True)
+            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise damaged(path, f"it has no column {missing[0]}")
+            for number, row in enumerate(reader, start=1):
+                if None in row or None in row.values():
+                    raise damaged(path, f"row {number} has more or fewer cells than there are columns")
+                yield row
+    except FileNotFoundError:
+        raise UserError(f"'{path}' is missing: restore it, or run again") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from None
+
+
 def read_predictions(path: Path, classes: Sequence[str], repeats: int = 1) -> Predictions:
     """Read the predictions-<split>.csv of a model with these `classes`; raises UserError if it is damaged.
 
     An image may occur up to `repeats` times, as after a repeated cross-validation; its probabilities are averaged.
     """
     index = {name: at for at, name in enumerate(classes)}
+    columns = ("id", "label", *(f"p_{label}" for label in classes))
     sums: dict[str, NDArray[np.float64]] = {}
     labels: dict[str, int] = {}
     times: dict[str, int] = {}
-    try:
-        with open_text(path) as lines:
-            for number, row in enumerate(csv.DictReader(lines), start=1):
-                name = row["id"]
-                values = np.array([float(row[f"p_{label}"]) for label in classes])
-                if not math.isfinite(values.sum()) or values.min() < 0 or abs(values.sum() - 1) > 0.01:
-                    raise damaged(path, f"row {number}: its probabilities do not sum to 1")
-                if labels.setdefault(name, index[row["label"]]) != index[row["label"]]:
-                    raise damaged(path, f"row {number}: '{name}' has two labels")
-                sums[name] = sums.get(name, 0) + values
-                times[name] = times.get(name, 0) + 1
-                if times[name] > repeats:
-                    raise damaged(path, f"row {number}: '{name}' is in it more than once")
-    except KeyError as error:
-        raise damaged(path, f"no column or class {error}") from None
-    except (TypeError, csv.Error) as error:  # a row that is too short, or an invalid byte
-        raise damaged(path, str(error)) from None
-    except UserError:
-        raise
-    except ValueError as error:
-        raise damaged(path, str(error)) from None
+    for number, row in enumerate(read_rows(path, columns), start=1):
+        name = row["id"]
+        try:
+            values = np.array([float(row[f"p_{label}"]) for label in classes])
+        except ValueError as error:
+            raise damaged(path, f"row {number}: {error}") from None
+        if not math.isfinite(values.sum()) or values.min() < 0 or abs(values.sum() - 1) > 0.01:
+            raise damaged(path, f"row {number}: its probabilities do not sum to 1")
+        if (label := index.get(row["label"])) is None:
+            raise damaged(path, f"row {number}: there is no class '{row['label']}'")
+        if labels.setdefault(name, label) != label:
+            raise damaged(path, f"row {number}: '{name}' has two labels")
+        sums[name] = sums.get(name, 0) + values
+        times[name] = times.get(name, 0) + 1
+        if times[name] > repeats:
+            raise damaged(path, f"row {number}: '{name}' is in it more than once")
     if not sums:
         raise damaged(path, "it has no rows")
     means = np.array([total / times[name] for name, total in sums.items()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from convsmith.data.parallel import thread_map
 from convsmith.data.preprocess import InputPixels, prepare, stacks
 from convsmith.data.source import readable
 from convsmith.errors import UserError
-from convsmith.files import as_csv, explain_os_errors, refuse_to_replace, write_text
+from convsmith.files import as_csv, explain_os_errors, parse_json, refuse_to_replace, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import images_at_once, logits_of
 from convsmith.prediction.evaluation import prediction_rows
@@ -180,7 +181,7 @@ def refuse_out(out: Path | None, csv_safe: bool = False) -> None:
 
 def _are_predictions(content: bytes, suffix: str) -> bool:
     text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it again
-    keys = json.loads(text)[0] if suffix == ".json" else next(csv.reader(text.splitlines()))
+    keys = parse_json(text)[0] if suffix == ".json" else next(csv.reader(io.StringIO(text, newline="")))
     return {"id", "predicted", "confidence"} <= set(keys)
 
 

@@ -99,7 +99,11 @@ class Comparison:
         axes = figure.add_subplot()
         for at, (name, rows) in enumerate(self.curves_of.items()):
             points = [(row["epoch"], recorded(row, metric)) for row in rows]
-            axes.plot(*zip(*points, strict=True), label=name, **style.line_style(at, marker=len(points) <= MOST_DOTS))
+            axes.plot(
+                *zip(*points, strict=True),
+                label=style.literal(name),
+                **style.line_style(at, marker=len(points) <= MOST_DOTS),
+            )
         style.label_axes(axes, "", "epoch", metric.replace("_", " "))
         style.epoch_axis(axes, sorted({row["epoch"] for rows in self.curves_of.values() for row in rows}))
         axes.legend()

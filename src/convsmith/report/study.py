@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.errors import UserError, command
 from convsmith.figures.page import render
-from convsmith.files import open_text
-from convsmith.prediction.evaluation import Predictions, read_predictions
+from convsmith.prediction.evaluation import Predictions, read_predictions, read_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.records import METRICS
 from convsmith.report import images, sections
@@ -161,7 +159,8 @@ def _heats(study: Crossval, gallery: Gallery, positions: Sequence[int]) -> list[
 def _held_by(file: Path) -> dict[str, tuple[int, int]]:
     """The first (repeat, fold) that held each image out, by id."""
     found: dict[str, tuple[int, int]] = {}
-    with open_text(file) as lines:
-        for row in csv.DictReader(lines):
-            found.setdefault(row["id"], (int(row["repeat"]), int(row["fold"])))
+    for number, row in enumerate(read_rows(file, ("id", "repeat", "fold")), start=1):
+        if not (row["repeat"].isdecimal() and row["fold"].isdecimal()):
+            raise records.damaged(file, f"row {number}: it was held out by no fold")
+        found.setdefault(row["id"], (int(row["repeat"]), int(row["fold"])))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from convsmith.config import validate
 from convsmith.data.dataset import HELD_OUT
 from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
+from convsmith.prediction.evaluation import read_rows
 from convsmith.rundir import RunDir
 from convsmith.studies import study, text
 from convsmith.studies.config import BASE
@@ -201,8 +201,8 @@ def _bootstrap(plan: Plan, arm: str, indexs: Sequence[int]) -> list[float]:
 
 def _right(job: FoldJob) -> dict[str, float]:
     """For each held-out image of a run: 1 if it was classified correctly, else 0."""
-    with files.open_text(RunDir(Path(job.directory)).predictions(HELD_OUT)) as file:
-        return {row["id"]: float(row["label"] == row["predicted"]) for row in csv.DictReader(file)}
+    rows = read_rows(RunDir(Path(job.directory)).predictions(HELD_OUT), ("id", "label", "predicted"))
+    return {row["id"]: float(row["label"] == row["predicted"]) for row in rows}
 
 
 def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.events import CrossvalStarted, Listener, Note, counter, nobody
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
+from convsmith.prediction.evaluation import read_rows
 from convsmith.rundir import RunDir
 from convsmith.studies import backends, own, study
 from convsmith.studies.config import MOST_FOLDS
@@ -236,8 +236,10 @@ def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[
     order = {name: at for at, name in enumerate(records.read(run.path / study.FOLDS, records.Folds)["pool"])}
     rows = []
     for fold, record in zip(folds, per_fold, strict=True):
-        with files.open_text(fold.predictions(HELD_OUT)) as file:
-            rows += [row | {"repeat": record["repeat"], "fold": record["fold"]} for row in csv.DictReader(file)]
+        for row in read_rows(fold.predictions(HELD_OUT), ("id",)):
+            if row["id"] not in order:
+                raise records.damaged(fold.predictions(HELD_OUT), f"'{row['id']}' is not in {study.FOLDS}")
+            rows.append(row | {"repeat": record["repeat"], "fold": record["fold"]})
     rows.sort(key=lambda row: (row["repeat"], order[str(row["id"])]))
     files.write_text(run.predictions("oof"), files.as_csv(rows))
 
