@@ -107,7 +107,7 @@ def pixel_moments(pixels: Pixels) -> Moments:
 
 
 class _Facts(NamedTuple):
-    """What is known of the images besides arrays. `records` is the SHA-256 of the part of `hash` that is not pixels."""
+    """What is known of the images besides arrays. `records` is a digest of all of `hash` but the pixels."""
 
     hash: str
     records: str
@@ -142,7 +142,7 @@ def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
     kept, moments, depths, checksums = (arrays[name] for name in ("kept", "moments", "depths", "checksums"))
     try:
         facts = TypeAdapter(_Facts).validate_json(str(arrays["facts"]))
-        matches = facts.records == hashlib.sha256(_records(source, kept)).hexdigest()
+        matches = facts.records == _digest_of_records(source, kept)
     except (ValueError, IndexError):
         matches = False
     if not matches or not len(kept) == len(moments) == len(depths):
@@ -251,9 +251,9 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
                 depths.append(depth)
 
     rows = np.array(kept, dtype=np.int64)
-    others = _records(source, rows)
-    digest.update(others)
-    facts = _Facts(digest.hexdigest(), hashlib.sha256(others).hexdigest(), tuple(failures))
+    digest.update(json.dumps([source.classes, [source.ids[row] for row in kept]]).encode())
+    digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
+    facts = _Facts(digest.hexdigest(), _digest_of_records(source, rows), tuple(failures))
     empty = np.empty((0, 2, rules.channels), dtype=np.int64)
     arrays: Arrays = {
         "kept": rows,
@@ -265,10 +265,13 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     write_arrays(folder / INDEX, arrays)
 
 
-def _records(source: Source, rows: npt.NDArray[np.int64]) -> bytes:
-    """What the data's hash is made of besides pixels: the classes, and the ids and labels of these records."""
-    names = json.dumps([source.classes, [source.ids[row] for row in rows.tolist()]]).encode()
-    return names + np.ascontiguousarray(source.labels[rows], dtype="<i8").tobytes()
+def _digest_of_records(source: Source, rows: npt.NDArray[np.int64]) -> str:
+    """SHA-256 of the classes, and of the ids and labels of these records; each start computes it, so it is fast."""
+    ids = source.ids if len(rows) == len(source) else [source.ids[row] for row in rows.tolist()]
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
+    digest.update("\0".join(ids).encode("utf-8", "surrogatepass"))
+    digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
+    return digest.hexdigest()
 
 
 def _images_per_block(size: int) -> int:
