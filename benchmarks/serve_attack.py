@@ -194,6 +194,7 @@ def measure(run: Path, log: Path, scenario: str, address: str, args: argparse.Na
         while honest(port, body)[0] != "200":
             time.sleep(0.2)
         recovered = time.perf_counter() - left
+        time.sleep(1)
         after, most = megabytes(server.pid, "VmRSS"), megabytes(server.pid, "VmHWM")
         processes = family(server.pid)
         began_to_end = time.perf_counter()
@@ -230,7 +231,9 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=20)
     parser.add_argument("--warm-up", type=float, default=5.0, help="seconds of the attack before the honest ones come")
-    parser.add_argument("--only", nargs="+", metavar="SCENARIO", help="only these; nothing is written")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SCENARIO", help="only these (also: everything/each); nothing is written"
+    )
     parser.add_argument("--run", type=Path, help="serve this run instead of training one")
     parser.add_argument("--attack", nargs=3, metavar=("SCENARIO", "ADDRESS", "PORT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -246,7 +249,7 @@ def main() -> None:
             run = Path(folder, "digits")
         found = []
         for scenario, address in SCENARIOS:
-            if args.only is None or scenario in args.only:
+            if args.only is None or {scenario, f"{scenario}/{address}"} & set(args.only):
                 found.append(measure(run, Path(folder, "log.txt"), scenario, address, args))
                 print(json.dumps(found[-1]), flush=True)
     if args.only is None:

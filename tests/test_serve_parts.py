@@ -101,6 +101,8 @@ async def answered(queue: line.RequestQueue, clients: str, seconds: dict[str, fl
     def work(name: str) -> dict[str, Any]:
         clock[0] += seconds[name[0]]
         done.append(name)
+        if name[0] == "x":
+            raise Refused(422, "no image")
         return {}
 
     queue.enter("first", 1, lambda: {"": released.wait()})
@@ -119,6 +121,9 @@ def test_clients_share_the_time_evenly() -> None:
     done.clear()
     asyncio.run(answered(line.RequestQueue(), "aabbbbb", {"a": 3.0, "b": 1.0}, done))
     assert done == ["a0", "b2", "b3", "b4", "a1", "b5", "b6"], "three quick ones take as long as a slow one"
+    done.clear()
+    asyncio.run(answered(line.RequestQueue(), "xxaaaa", {"x": 0.1, "a": 1.0}, done))
+    assert done == ["x0", "a2", "a3", "a4", "a5", "x1"], "no image counts as the slowest one"
 
 
 @pytest.mark.parametrize("bound", ["QUEUE", "QUEUE_BYTES"])

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from convsmith.serve.decoder_process import SECONDS
 from convsmith.serve.form import MAX_BYTES, Refused
 
 QUEUE = 64  # uploads that wait for the one being processed
@@ -31,7 +32,8 @@ class Place:
 class RequestQueue:
     """Computes one answer at a time; the time that this takes is divided evenly between the clients in the line.
 
-    How many uploads a client has in the line, and how long each takes, therefore keeps no other client waiting. It is
+    How many uploads a client has in the line, and how long each takes, therefore keeps no other client waiting. An
+    upload without an image that can be read counts as one that took longest: who floods the line sends such. It is
     fair queueing by virtual time (Demers, Keshav and Shenker 1989, "Analysis and simulation of a fair queueing
     algorithm"). It is used in one event loop; only `compute` runs in a thread of its own.
     """
@@ -90,9 +92,9 @@ class RequestQueue:
 
     def _finish(self, place: Place, seconds: float, done: asyncio.Future[Answer]) -> None:
         self._is_busy = False
-        self._had[place.client] = self._now + seconds
-        self._had = {client: had for client, had in self._had.items() if had > self._now}
         error = done.exception()  # asked for even if nobody waits any more, or asyncio complains
+        self._had[place.client] = self._now + (SECONDS if isinstance(error, Refused) else seconds)
+        self._had = {client: had for client, had in self._had.items() if had > self._now}
         if not place.answer.done():
             if error is None:
                 place.answer.set_result(done.result())
