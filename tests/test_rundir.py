@@ -16,7 +16,7 @@ from convsmith.errors import UserError
 from convsmith.explain.context import open_context
 from convsmith.prediction.evaluate import evaluate
 from convsmith.report.run import report
-from convsmith.rundir import RunDir, draft, publish
+from convsmith.rundir import RunDir, draft, publish, state_of
 from convsmith.studies import resuming
 
 
@@ -80,9 +80,25 @@ def test_nothing_is_written_through_a_link_inside_a_run(tmp_path: Path, writer: 
     assert list(outside.iterdir()) == [] if outside.is_dir() else outside.read_text() == "mine"
 
 
+def test_another_file_under_the_name_of_the_lock_keeps_its_content(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    (tmp_path / "thesis").write_text("mine")
+    os.link(tmp_path / "thesis", run.path / ".lock")
+    with pytest.raises(UserError, match="is not the lock of a run"), run.lock():
+        pass
+    assert state_of(run) == "stopped"
+    assert (tmp_path / "thesis").read_text() == "mine"
+    (tmp_path / "thesis").write_text("")  # as in a backup by hard links
+    with run.lock():
+        assert state_of(run) == "running"
+
+
 def test_a_run_may_be_reached_by_links(tmp_path: Path) -> None:
     (tmp_path / "disk" / "run" / "wandb").mkdir(parents=True)
-    (tmp_path / "disk" / "run" / "wandb" / "latest-run").symlink_to("run-1")  # W&B's own
+    (tmp_path / "disk" / "run" / "folds" / "1" / "wandb").mkdir(parents=True)
+    for wandb in (tmp_path / "disk").rglob("wandb"):
+        (wandb / "latest-run").symlink_to("run-1")  # W&B's own
     (tmp_path / "runs").symlink_to("disk")
     (tmp_path / "linked").symlink_to(tmp_path / "runs" / "run")
     with RunDir(tmp_path / "linked").lock():

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -83,16 +84,16 @@ class RunDir:
         """Raise UserError for a symbolic link inside the directory; call it before anything is written.
 
         The directory itself may be reached by links (`runs/` on another disk). A link inside it would take what is
-        written to a place that is no part of the run. W&B makes links within its own folder.
+        written to a place that is no part of the run. W&B makes links within its own folders. A lock file that has
+        another name and content is refused, too, since locking may empty it.
         """
-        if self.wandb.is_symlink():
-            raise _linked(self.wandb)
+        if not _is_own_lock(self.path / ".lock"):
+            raise UserError(f"'{self.path / '.lock'}' is not the lock of a run, but another file: remove it")
         for folder, folders, names in os.walk(self.path):
             for name in (*folders, *names):
                 if os.path.islink(path := os.path.join(folder, name)):
                     raise _linked(Path(path))
-            if folder == str(self.path) and self.wandb.name in folders:
-                folders.remove(self.wandb.name)
+            folders[:] = [name for name in folders if name != self.wandb.name]
 
     @contextmanager
     def lock(self, wait: float = 0) -> Iterator[None]:
@@ -114,6 +115,15 @@ class RunDir:
             raise
         finally:
             lock.release()
+
+
+def _is_own_lock(path: Path) -> bool:
+    """Whether `path` is missing, or a file that nothing is lost by locking: backups by hard links keep empty ones."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return True
+    return not stat.S_ISREG(status.st_mode) or status.st_nlink == 1 or status.st_size == 0
 
 
 def _linked(path: Path) -> UserError:
@@ -286,7 +296,7 @@ def state_of(run: RunDir) -> Literal["running", "finished", "incomplete", "stopp
 
     A study of which some runs have failed is incomplete: `resume` tries them again.
     """
-    if (lock := run.path / ".lock").exists() and not lock.is_symlink():  # a check must not create a lock file
+    if (lock := run.path / ".lock").exists() and not lock.is_symlink() and _is_own_lock(lock):  # a check creates none
         try:
             with FileLock(lock, timeout=0):
                 pass

@@ -95,6 +95,17 @@ def test_links_are_followed_but_not_in_circles(plant: Plant, tmp_path: Path) -> 
     assert opened(root).ids == ("a/1.png", "b/1.png", "b/gone.png", "b/more/2.png")
 
 
+def test_links_that_multiply_are_refused(plant: Plant) -> None:
+    root = plant("a/1.png", "b/1.png")
+    for depth in range(30):  # 2^30 ways to the last one
+        folder = root / f"{depth:02d}"
+        folder.mkdir()
+        for name in ("left", "right"):
+            (folder / name).symlink_to(root / f"{depth + 1:02d}")
+    with pytest.raises(UserError, match="in more than 100 ways: remove some"):
+        walk(root)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="names that are not UTF-8 exist on POSIX alone")
 def test_names_that_are_not_utf8(plant: Plant) -> None:
     root = plant("a/1.png", "b/1.png")
