@@ -194,7 +194,7 @@ def measure(run: Path, log: Path, scenario: str, address: str, args: argparse.Na
         while honest(port, body)[0] != "200":
             time.sleep(0.2)
         recovered = time.perf_counter() - left
-        time.sleep(1)
+        time.sleep(3)
         after, most = megabytes(server.pid, "VmRSS"), megabytes(server.pid, "VmHWM")
         processes = family(server.pid)
         began_to_end = time.perf_counter()
@@ -221,8 +221,14 @@ def measure(run: Path, log: Path, scenario: str, address: str, args: argparse.Na
 
 
 def machine() -> dict[str, Any]:
+    """The processor, and how busy the machine was at the end, which others may have used at the same time."""
     models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "system": platform.system()}
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def main() -> None:

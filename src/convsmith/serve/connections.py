@@ -54,9 +54,9 @@ class Connections:
         if connection in self._open:
             self._open.remove(connection)
             self._bytes -= connection.size
-        if not self._open and self._passed > self._most_bytes:  # a flood is over
+        if not self._open and self._passed > self._most_bytes:  # a flood is over, and what it sent is about to be freed
             self._passed = 0
-            return_freed_memory()
+            connection.loop.call_later(1, return_freed_memory)
 
     def count(self, more: int) -> None:
         """Note bytes that have arrived, and close uploads until those of the unfinished ones are below the bound."""
