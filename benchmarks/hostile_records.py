@@ -87,6 +87,8 @@ READ = ("json", "yaml")  # files whose values are replaced one by one
 def readers(place: Path) -> dict[str, Callable[[Path], object]]:
     """What reads a directory of `place`, by the name of the verb; each takes the directory."""
     import convsmith
+    from convsmith.report import sections
+    from convsmith.report.inputs import read_inputs
     from convsmith.rundir import RunDir, kind_of, open_run
     from convsmith.training import setup
 
@@ -101,7 +103,12 @@ def readers(place: Path) -> dict[str, Callable[[Path], object]]:
 
     def loaded(run: Path) -> object:
         found = convsmith.load(run, device="cpu")
-        return found.metrics, found.curves(), found.confusion(), found._repr_html_(), found.summary
+        return found.summary, found.metrics, found.best_epoch, found._repr_html_()
+
+    def inputs(run: Path) -> object:
+        """What `report` and `compare` read, before they draw."""
+        found = read_inputs(run)
+        return sections.data(found), sections.diagnosis(found), sections.reproduction(found)
 
     return {
         "runs": lambda run: convsmith.runs(run.parent),
@@ -110,7 +117,7 @@ def readers(place: Path) -> dict[str, Callable[[Path], object]]:
         "predict": lambda run: convsmith.load(run, device="cpu").predict(image),
         "evaluate": lambda run: convsmith.load(run, device="cpu").evaluate("test"),
         "resume": resume,
-        "repr": lambda run: repr(RunDir(run)),
+        "inputs": inputs,
         "compare": lambda run: convsmith.compare([other, run], place / "compare.html"),
         "report": lambda run: (
             convsmith.Run(run, device="cpu").report(show=False) if not RunDir(run).study.exists() else _report(run)
@@ -125,15 +132,16 @@ def _report(run: Path) -> object:
     return report(run)
 
 
-#: What is called for each directory; the slow ones only for texts and for a part of the values.
+#: What is called for each directory.
 CALLED = {
-    "finished": ("runs", "load", "summary", "predict", "evaluate", "resume", "compare", "report", "explain"),
+    "finished": ("runs", "load", "inputs", "summary", "predict", "evaluate", "resume", "compare", "report", "explain"),
     "stopped": ("runs", "load", "summary", "resume"),
     "crossval": ("runs", "resume", "report"),
     "ablation": ("runs", "resume"),
     "tuning": ("runs", "resume"),
 }
-SLOW = ("report", "explain", "compare")
+SLOW = ("predict", "evaluate", "report", "explain", "compare")
+EVERY = 6  # of so many versions of a file, one is given to the slow ones
 
 
 def mutated(file: Path, quick: bool) -> Iterator[tuple[str, bytes]]:
@@ -165,16 +173,16 @@ GONE = object()
 
 
 def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of each value but the root; of a list, and of an object with many keys, only the first ones."""
+    """The path of each value but the root; of a list, and of objects that are alike, only those in the first one."""
     if above:
         yield above
-    inner = (
-        list(value.items())[:40]
-        if isinstance(value, dict)
-        else list(enumerate(value))[:1]
-        if isinstance(value, list)
-        else []
-    )
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        keys = {tuple(part) for part in value.values() if isinstance(part, dict)}
+        alike = len(keys) == 1 and all(isinstance(part, dict) for part in value.values())
+        inner = list(value.items())[: 1 if alike else None]
+    elif isinstance(value, list):
+        inner = list(enumerate(value))[:1]
     for key, part in inner:
         yield from paths(part, (*above, key))
 
@@ -214,9 +222,8 @@ def trials(place: Path, name: str, quick: bool, only: str = "") -> Iterator[tupl
         if seen[pattern] > 1:  # one fold of all
             continue
         for number, (mutation, content) in enumerate(mutated(kept / file, quick)):
-            whole = number < len(TEXTS) + 2
             for verb in CALLED[name]:
-                if verb in SLOW and not whole and number % 7:
+                if verb in SLOW and number % EVERY:
                     continue
                 shutil.rmtree(run, ignore_errors=True)
                 shutil.copytree(kept, run)

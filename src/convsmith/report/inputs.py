@@ -88,12 +88,13 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
             f"{evaluation['n']}: make both again with {command('evaluate', path)}"
         )
     test = run.evaluation("test")
+    rows, summary = read_course(run)
     return Inputs(
         run=run,
         config=read_run_config(run.config),
         card=card,
-        rows=read_metrics(run.metrics),
-        summary=records.read(run.summary, records.Summary),
+        rows=rows,
+        summary=summary,
         splits=records.read(run.splits, records.Splits),
         evaluation=evaluation,
         predictions=predictions,
@@ -114,6 +115,16 @@ def open_finished(path: Path) -> RunDir:
     return run
 
 
+def read_course(run: RunDir) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of metrics.csv and summary.json of a finished run; UserError where they are not of the same training."""
+    rows, summary = read_metrics(run.metrics), records.read(run.summary, records.Summary)
+    if len(rows) < summary["best_epoch"]:
+        raise records.damaged(
+            run.metrics, f"it ends before epoch {summary['best_epoch']}, the best of {run.summary.name}"
+        )
+    return rows, summary
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv, at least one; UserError where it is damaged."""
     rows = [dict(row) for row in metrics_csv.read(path)]
@@ -121,4 +132,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise records.damaged(path, "it has no complete row")
     for number, row in enumerate(rows, start=1):
         records.check(path, records.MetricsRow, row, f"row {number}, ")
+        if row["epoch"] != number:
+            raise records.damaged(path, f"row {number} is of epoch {row['epoch']}")
     return rows

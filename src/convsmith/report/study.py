@@ -23,7 +23,7 @@ from convsmith.report import images, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
 from convsmith.report.images import Gallery
-from convsmith.report.inputs import NEEDED, TEMPLATES, read_metrics
+from convsmith.report.inputs import NEEDED, TEMPLATES, read_course
 from convsmith.rundir import RunDir, example_of, open_run
 from convsmith.studies.fold_job import RECORD
 from convsmith.studies.study import FOLDS, read_spec
@@ -83,7 +83,7 @@ def read_crossval(run: RunDir) -> Crossval:
         card=card,
         result=result,
         folds=folds,
-        rows=[read_metrics(fold.metrics) for fold in folds.values()],
+        rows=[read_course(fold)[0] for fold in folds.values()],
         predictions=read_predictions(run.predictions("oof"), card.classes, result["repeats"]),
         environment=records.read(run.environment, records.Environment) if run.environment.exists() else {},
     )

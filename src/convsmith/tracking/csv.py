@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,13 +64,20 @@ class MetricsCsv:
 def read(path: Path) -> list[dict[str, Number]]:
     """Read the rows of a metrics.csv. An empty cell is None, and an incomplete last line is left out.
 
-    Raises UserError if the file is not a table of numbers.
+    Raises UserError if the file is missing, or not a table of numbers with at least the first edition's columns.
     """
     try:
         reader = csv.DictReader(_whole_lines(path), strict=True)
-        return [{name: _number(cell) for name, cell in row.items()} for row in reader]
+        rows = [{name: _number(cell) for name, cell in row.items()} for row in reader]
+    except FileNotFoundError:
+        raise UserError(f"'{path}' is missing: restore it, or train again") from None
     except (csv.Error, ValueError, TypeError):  # TypeError: a row with more or fewer cells than the header
         raise UserError(f"'{path}' is damaged (it is not a table of numbers): restore it, or train again") from None
+    if rows and (missing := [name for name in _FIRST if name not in rows[0]]):
+        raise UserError(f"'{path}' is damaged (it has no column {missing[0]}): restore it, or train again")
+    if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        raise UserError(f"'{path}' is damaged (its epochs are not 1, 2, 3, ...): restore it, or train again")
+    return rows
 
 
 def cut_back(path: Path, epochs: int) -> int:
@@ -99,7 +107,5 @@ def _whole_lines(path: Path) -> list[str]:
 def _number(cell: str) -> Number:
     if cell == "":
         return None
-    try:
-        return int(cell)
-    except ValueError:
-        return float(cell)
+    value = float(cell)
+    return int(cell) if cell.lstrip("+-").isdecimal() and math.isfinite(value) and len(cell) < 20 else value
