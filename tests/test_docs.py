@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from convsmith.config import RunConfig, fields
 from convsmith.verbs.flags import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMAND = re.compile(r"^(?: {4})?(convsmith [a-z].*)$", re.M)
 
 
@@ -87,3 +91,76 @@ def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
     }
     for name, figure in quoted.items():
         assert figure(json.loads((ROOT / f"docs/results/{name}.json").read_text())) in readme, name
+
+
+def _kills(result: dict[str, Any]) -> list[str]:
+    signals, disks = result["signals"], result["disks"]
+    return [
+        f"{sum(signals['sent'].values())} signals",
+        f"{signals['runs']} runs",
+        f"{signals['differing']} differed",
+        f"{disks['full']} full disks",
+        f"{disks['differing']} resumed otherwise",
+    ]
+
+
+def _flipped_bytes(result: dict[str, Any]) -> list[str]:
+    found = {name: sum(file[name] for file in result["files"].values()) for name in ("noticed", "harmless", "silent")}
+    total = sum(found.values()) + sum(file["traceback"] for file in result["files"].values())
+    return [f"{found['noticed'] + found['harmless']:,} of {total:,}", f"{found['silent']} gave"]
+
+
+def _hostile_images(result: dict[str, Any]) -> list[str]:
+    worst = {
+        key: max(verb[key][name][key] for name, verb in result["most"].items()) for key in ("seconds", "mebibytes")
+    }
+    return [
+        f"{result['small']['files']:,} small",
+        f"{result['large']['files']} large",
+        f"{worst['seconds']:.1f} s",
+        f"{worst['mebibytes']:,} MiB",
+    ]
+
+
+def _hostile_records(result: dict[str, Any]) -> list[str]:
+    calls = sum(number for verbs in result["calls"].values() for number in verbs.values())
+    return [f"{calls:,} calls", f"{result['unexpected']} ended otherwise"]
+
+
+def _hostile_files(result: dict[str, Any]) -> list[str]:
+    totals = result["totals"]
+    return [
+        f"{totals['commands']:,} commands",
+        f"{totals['executions']} executions",
+        f"{totals['writes']} writes",
+        f"{totals['tracebacks']} tracebacks",
+        f"{totals['slowest_seconds']:.0f} s",
+    ]
+
+
+def _serve_attack(result: dict[str, Any]) -> list[str]:
+    fewest = min(scenario["answered"] for scenario in result["scenarios"])
+    return [f"{result['honest']} honest", f"{result['hostile']:,} hostile", f"at least {fewest}"]
+
+
+#: result file -> the figures that the row of docs/reliability.md must have which links it
+RELIABILITY: dict[str, Callable[[Any], list[str]]] = {
+    "kills": _kills,
+    "flipped_bytes": _flipped_bytes,
+    "cache_checks": lambda result: [f"{result['cifar10']['share_cpu']:.1%}"],
+    "hostile_images": _hostile_images,
+    "hostile_records": _hostile_records,
+    "hostile_files": _hostile_files,
+    "serve_attack": _serve_attack,
+}
+
+
+def test_figures_of_the_reliability_page_are_those_of_the_result_files() -> None:
+    rows = (ROOT / "docs/reliability.md").read_text(encoding="utf-8").splitlines()
+    for name, figures in RELIABILITY.items():
+        if not (ROOT / f"docs/results/{name}.json").exists():
+            continue
+        row = next((row for row in rows if f"(results/{name}.json)" in row), None)
+        assert row is not None, name
+        for figure in figures(json.loads((ROOT / f"docs/results/{name}.json").read_text(encoding="utf-8"))):
+            assert figure in row, (name, figure)
