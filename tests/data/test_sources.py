@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import decode
+from convsmith.data.named import remove_damaged
 from convsmith.data.source import walk
 from convsmith.data.sources import SOURCES, Source, cache_folder, from_arrays, open_source
 from convsmith.errors import UserError
@@ -300,6 +302,15 @@ def test_without_a_network_the_error_says_what_to_do(name: str, cache: Path, mon
         UserError, match=rf"cannot download or read '{name}' in '{cache}/downloads/{name}'.*data\.source=PATH"
     ):
         opened(name)
+
+
+def test_an_unpacked_file_that_differs_from_its_archive_is_unpacked_again(tmp_path: Path) -> None:
+    for name, content in (("whole", b"1234"), ("damaged", b"1235")):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"1234"))
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(b"1234"))
+    remove_damaged(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.gz", "packed.gz", "whole", "whole.gz"]
 
 
 def test_arrays_with_labels_of_any_kind() -> None:

@@ -18,7 +18,9 @@ from convsmith.errors import UserError
 from convsmith.nets.build import Network, build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
+from convsmith.prediction.exported import Exported
 from convsmith.prediction.model_file import CARD, WEIGHTS, ModelCard, load_model, read_card, read_model, save_model
+from convsmith.prediction.predictor import Predictor
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(name="convnet", blocks=[{"channels": 2}], hidden=())
@@ -205,3 +207,11 @@ def test_the_header_holds_one_entry(folder: Path) -> None:
     """Several would be written in an order that varies."""
     with safe_open(folder / WEIGHTS, "pt") as file:
         assert list(file.metadata()) == ["convsmith"]
+
+
+def test_logits_that_are_no_numbers_become_no_probabilities() -> None:
+    """Of weights that are finite the product may not be."""
+    model = Exported(lambda images: torch.full((len(images), 3), float("nan")))
+    predictor = Predictor(model, card_of(), CPU)
+    with pytest.raises(UserError, match="logits of 2 of 2 images are not finite numbers"):
+        predictor.predict(list(torch.zeros(2, 8, 8, dtype=torch.uint8).numpy()))

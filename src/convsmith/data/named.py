@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -122,6 +124,7 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{name}.lock")):
+            remove_damaged(folder)
             for split in ("train", "test"):
                 which = {"split": split} if name == "svhn" else {"train": split == "train"}
                 loaded = factory(folder, download=True, **which)
@@ -139,3 +142,16 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
         ) from error
     assert classes is not None
     return classes, arrays
+
+
+def remove_damaged(folder: Path) -> None:
+    """Remove unpacked files that differ from the .gz beside them, from which torchvision unpacks them again.
+
+    Of MNIST and FashionMNIST it checks the archives alone, and these only when it has unpacked nothing yet.
+    """
+    for archive in folder.rglob("*.gz"):
+        unpacked = archive.with_suffix("")
+        if unpacked.is_file():
+            content = unpacked.read_bytes()
+            if archive.read_bytes()[-8:] != struct.pack("<II", zlib.crc32(content), len(content) % 2**32):
+                unpacked.unlink()

@@ -62,12 +62,22 @@ def batches_of(subset: Subset) -> Iterator[InputPixels]:
         yield subset.inputs(np.arange(start, min(start + size, len(subset))))
 
 
+def refuse_nonfinite_logits(logits: NDArray[np.float32]) -> None:
+    """Raise UserError for logits that are infinite or not a number, of which no probabilities can be made."""
+    if wrong := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise UserError(
+            f"the model's logits of {wrong:,} of {len(logits):,} images are not finite numbers: it has diverged, so "
+            "train it again, with a smaller --lr"
+        )
+
+
 def evaluate_split(
     model: nn.Module, card: ModelCard, subset: Subset, device: torch.device, run: RunDir, split: str
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Evaluate a split and write evaluation-<split>.json and predictions-<split>.csv; returns record and logits."""
     logits = logits_of(model, batches_of(subset), card.to_input(device), device)
     assert logits is not None
+    refuse_nonfinite_logits(logits)
     record = evaluation(subset.labels, logits, card.classes)
     rows = prediction_rows(subset.ids, logits, card.classes, subset.labels)
     write_text(run.predictions(split), as_csv(rows))
