@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # How long an example takes says how busy the machine is, and nothing about the property. CI judges a change, so it
 # tries the same examples each time; a developer's machine tries new ones.
-settings.register_profile("convsmith", derandomize="CI" in os.environ)
+settings.register_profile(
+    "convsmith", derandomize="CI" in os.environ, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("convsmith")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"

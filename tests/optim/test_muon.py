@@ -85,7 +85,7 @@ def test_muon_follows_the_published_rule_and_adamw_takes_biases_norms_and_the_he
 
 
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_iteration_keeps_the_singular_vectors_and_brings_the_singular_values_near_1(rows, columns, seed) -> None:
     matrix = np.random.default_rng(seed).normal(size=(rows, columns))
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
