@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import random
 import struct
 import zlib
@@ -89,6 +90,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def flat(mode: str, side: int, form: str, colour: Any, **options: Any) -> bytes:
+    if form == "PNG":
+        options = {"compress_level": 1, **options}
     return encoded(Image.new(mode, (side, side), colour), form, **options)
 
 
@@ -265,7 +268,9 @@ def large() -> dict[str, Make]:
         "raw-90.tif": lambda: flat("RGB", 9500, "TIFF", (1, 2, 3)),
         "fax-134.tif": lambda: flat("1", SIDE, "TIFF", 1, compression="group4"),
         "one-strip-90.tif": lambda: tiff(9500, 9500, zlib.compress(bytes(9500 * 9500)), compression=8),
-        "lzma-noise-67.tif": lambda: encoded(noisy("L", 8192), "TIFF", compression="lzma"),
+        "lzma-noise-16.tif": lambda: tiff(
+            4096, 4096, lzma.compress(noisy("L", 4096).tobytes(), preset=0), compression=34_925
+        ),
         "empty-blocks.tif": lambda: tiff(8, 65_000, _no_blocks(400_000), compression=8, rows=1, strips=65_000),
         "ascii-4.ppm": lambda: b"P3 1600 1600 255\n" + b"1 " * 7_680_000,
         "maximum-2.ppm": lambda: b"P6 1440 1440 100\n" + bytes(1440 * 1440 * 3),

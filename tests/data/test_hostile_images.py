@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL.PngImagePlugin import PngImageFile
 
 from convsmith.data import containers, limits
 from convsmith.data import decode as module
@@ -120,3 +125,38 @@ def test_the_header_of_a_large_file_is_read_alone(tmp_path: Path, monkeypatch: p
     assert read_header(tmp_path / "large.png") == ("PNG", 64, 64, 3)
     assert read == [tmp_path / "large.png"]
     np.testing.assert_array_equal(decode(tmp_path / "large.png", RULES), decode(whole, RULES))
+
+
+def test_the_pixels_are_freed_before_the_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Watched(limits.Memory):
+        @contextlib.contextmanager
+        def taken(self, amount: int) -> Iterator[None]:
+            yield
+            order.append("given back")
+
+    closing = PngImageFile.close
+    monkeypatch.setattr(PngImageFile, "close", lambda image: order.append("closed") or closing(image))
+    monkeypatch.setattr(module, "memory", Watched(10**9))
+    monkeypatch.setattr(module, "SMALL", 0)
+    assert verdict(encoded(noisy("RGB", 16), "PNG")) == "ok"
+    assert order == ["closed", "given back"]
+
+
+def test_threads_take_memory_in_turn_and_never_too_much() -> None:
+    memory = limits.Memory(100)
+    lock, inside, most = threading.Lock(), [0], [0]
+
+    def use(amount: int) -> None:
+        with memory.taken(amount):
+            with lock:
+                inside[0] += min(amount, 100)
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.001)
+            with lock:
+                inside[0] -= min(amount, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(use, [30, 70, 1, 100, 45, 500] * 5))
+    assert 70 < most[0] <= 100

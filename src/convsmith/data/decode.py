@@ -95,6 +95,7 @@ def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster]:
         refuse_large(image, len(content), scans, needed)
         if not is_large and needed > SMALL:
             stack.enter_context(memory.taken(needed))
+        stack.callback(image.close)  # which frees its pixels before the memory is given back
         yield Raster(image, rules)
 
 

@@ -8,7 +8,9 @@ has the verdict bomb.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -27,6 +29,7 @@ MAX_SCANS = 300  # of a JPEG; cameras and web sites write 1 to 15
 MAX_SCAN_PIXELS = 2**31  # scans x pixels: a scan of few bytes takes 1 ms for each megapixel
 MEMORY = 960 * 2**20  # bytes
 SMALL = 2**20  # bytes; files that are larger wait until there is memory for them, and smaller needs are not counted
+LARGE = 2**26  # bytes; what took more is returned to the system at once
 HEADER = 2**22  # bytes, of which Pillow's parsers make objects of 50 times the size at most
 
 
@@ -117,9 +120,17 @@ class Memory:
         try:
             yield
         finally:
+            if amount > LARGE:
+                _return_freed_memory()
             with self._changed:
                 self._free += amount
                 self._changed.notify()
+
+
+def _return_freed_memory() -> None:
+    """Let glibc return what a thread has freed, which it keeps for that thread alone (malloc_trim(3))."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 memory = Memory(MEMORY)

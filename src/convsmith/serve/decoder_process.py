@@ -20,7 +20,7 @@ from convsmith.serve.form import Refused, image_of
 
 HEAD = struct.Struct("<QQ")
 READY = b"ready\n"  # the first line of stdout
-MAX_PIXELS = 25_000_000  # decoding an image with transparency takes 60 bytes per pixel
+MAX_PIXELS = 25_000_000  # decoding takes up to 24 bytes per pixel (JPEG 2000 with transparency)
 SECONDS = 5.0  # of the processor's time that one image may take
 
 
