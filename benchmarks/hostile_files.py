@@ -49,8 +49,17 @@ CALLS = (
     "execve,execveat,open,openat,openat2,creat,unlink,unlinkat,rename,renameat,renameat2,symlink,symlinkat,link,linkat"
 )
 CALLS += ",mkdir,mkdirat,mknod,mknodat,truncate,chmod,fchmodat,socket,connect"
-#: Programs that our own commands start: git for the revision, W&B's process and service, workers of studies.
-EXPECTED = {"git", "wandb-core", "convsmith", Path(sys.executable).name, Path(sys.executable).resolve().name}
+#: Programs that our own commands start (git for the revision, W&B's process and service, workers of studies), and those
+#: by which Python's ctypes and matplotlib look for libraries and fonts.
+EXPECTED = {
+    "git",
+    "wandb-core",
+    "convsmith",
+    "ldconfig",
+    "fc-list",
+    Path(sys.executable).name,
+    Path(sys.executable).resolve().name,
+}
 BAD = ("executions", "writes", "connections", "tracebacks", "long_errors", "escapes", "crashes", "timeouts")
 
 
@@ -58,6 +67,7 @@ def kinds() -> dict[str, Callable[[Base], Iterator[Case]]]:
     from hostile import archives, documents, folders, onnx_files, pickles, tables, tensors
 
     return {
+        "working folders": folders.working_folders,
         "pickles": pickles.pickles,
         "odd tensors": pickles.odd_tensors,
         "torch.export archives": archives.archives,
@@ -68,7 +78,6 @@ def kinds() -> dict[str, Callable[[Base], Iterator[Case]]]:
         "json fields": documents.json_fields,
         "csv": documents.csv_files,
         "parquet and archives": tables.tables,
-        "working folders": folders.working_folders,
         "links and devices": folders.links,
         "downloads": folders.downloads,
         "caches": folders.caches,
@@ -207,7 +216,8 @@ def inside(base: Base, kind: str, every: int, minutes: float) -> None:
     cases = list(enumerate(kinds()[kind](base)))[::every]
     random.Random(0).shuffle(cases)  # so that what is done when the time is up is a fair sample
     print(len(cases), flush=True)
-    began, size = time.perf_counter(), 1 if cases[0][1].real else 25
+    size, minutes = (1, 4 * minutes) if cases[0][1].real else (25, minutes)
+    began = time.perf_counter()
     for first in range(0, len(cases), size):
         if time.perf_counter() - began > 60 * minutes:
             break
@@ -367,7 +377,7 @@ def summarise(base: Base, records: list[dict[str, Any]], trace: Path) -> tuple[d
         counts["refused" if code in (1, 2) else "carried_out" if code == 0 else "neither"] += 1
         if any(found.values()):
             what = {name: value for name, value in found.items() if value}
-            seen = [*programs, *writes, *connections][:3]
+            seen = [*programs, *writes, *connections][:6]
             problems.append(f"{record['name']} {what} {record['argv']} {seen} {' | '.join(lines[-3:])[:300]}")
     slowest = max(records, key=lambda record: record["seconds"])
     largest = max(records, key=lambda record: record["megabytes"])
@@ -409,7 +419,9 @@ def run() -> None:
     )
     parser.add_argument("--every", type=int, default=1, help="only each so-many-th command [1]")
     parser.add_argument("--jobs", type=int, default=2, help="kinds at the same time [2]")
-    parser.add_argument("--minutes", type=float, default=60.0, help="time for each kind, in random order [60]")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="time for each kind, in random order [60]; new processes: x4"
+    )
     parser.add_argument("--show", action="store_true", help="print each command that did not end as it should")
     parser.add_argument("--base", type=Path, help="folder of the run that files are made from [a temporary one]")
     parser.add_argument("--inside", help=argparse.SUPPRESS)

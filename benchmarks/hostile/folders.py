@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from hostile import Base, Case
@@ -86,24 +86,15 @@ def working_folders(base: Base) -> Iterator[Case]:
         ):
             (folder / name).write_text(f"import os; os.system({base.touch!r})")
 
-    made: dict[str, Callable[[Path], None]] = {"modules": modules, "a repository": repository, "settings": settings}
     offline = tuple(word.replace("off", "offline") if word == "off" else word for word in TRAIN)
-    for what, make in made.items():
-        for argv in (
-            TRAIN,
-            offline,
-            ("crossval", "--data", "digits", "--model", "simple-cnn", *SHORT, "--folds", "2", "--jobs", "2"),
-            ("tune", "x.yaml"),
-            ("doctor",),
-            ("predict", "{run}", "{image}"),
-            ("explain", "{run}", "{image}"),
-            ("data", "check", "digits"),
-        ):
-            study = (
-                b"base: {data: {source: digits, limit: 60}, model: {name: simple-cnn}, train: {epochs: 1}, "
-                b"track: {wandb: 'off'}}\ntrials: 2\nspace: {optim.lr: [0.1, 0.2]}\n"
-            )
-            yield Case(f"{what} where one works: {argv[0]}", argv, {"x.yaml": study}, make=make, real=True)
+    workers = ("crossval", "--data", "digits", "--model", "simple-cnn", *SHORT, "--folds", "2", "--jobs", "2")
+    for what, make, commands in (
+        ("modules", modules, (workers, offline, ("doctor",))),
+        ("a repository", repository, (TRAIN, ("doctor",))),
+        ("settings", settings, (offline, ("explain", "{run}", "{image}"))),
+    ):
+        for argv in commands:
+            yield Case(f"{what} where one works: {argv[0]}", argv, make=make, real=True)
 
 
 def links(base: Base) -> Iterator[Case]:
