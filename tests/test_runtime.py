@@ -40,6 +40,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
 def test_a_hangup_is_recorded_unless_it_is_ignored() -> None:
     with Interrupts() as interrupts:
         signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)  # from the kernel, after that of the shell: the first is still being obeyed
     assert interrupts.received is signal.SIGHUP
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

@@ -151,6 +151,19 @@ def test_who_goes_away_leaves_the_line_and_an_error_is_an_answer() -> None:
     assert asyncio.run(ask()) == []
 
 
+def test_a_full_line_takes_the_place_of_who_has_just_gone_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "QUEUE", 2)
+
+    async def ask() -> list[dict[str, Any]]:
+        queue = line.RequestQueue()
+        queue.enter("x", 1, dict)
+        stays = queue.enter("a", 1, lambda: {"client": "a"})
+        queue.enter("a", 1, dict).cancel()
+        return [await queue.enter("b", 1, lambda: {"client": "b"}), await stays]
+
+    assert asyncio.run(ask()) == [{"client": "b"}, {"client": "a"}]
+
+
 def test_a_form_of_many_parts_is_refused_before_it_is_read_to_its_end() -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
     began = time.process_time()

@@ -217,11 +217,11 @@ def _finite(digits: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError(
-            f"'{next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))}' is given twice"
-        )
+    value: dict[str, Any] = {}
+    for key, inner in pairs:
+        if key in value:
+            raise ValueError(f"'{key}' is given twice")
+        value[key] = inner
     return value
 
 

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -175,8 +176,7 @@ def draft(runs_dir: Path) -> Iterator[RunDir]:
             yield RunDir(path)
         finally:
             shutil.rmtree(path, ignore_errors=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+            _remove_lock(lock)
 
 
 _DRAFT = re.compile(r"\.new-[a-z0-9_]{8}(\.lock)?")
@@ -193,6 +193,18 @@ def _new_draft(runs_dir: Path) -> tuple[Path, FileLock]:
         lock.release()
 
 
+def _remove_lock(lock: FileLock) -> None:
+    """Release a lock and remove its file: while it is locked, so that nobody else locks a file that goes away.
+
+    Windows does not remove files that are open; there, what another process locks in between stays.
+    """
+    if sys.platform == "win32":
+        lock.release()
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
 def _lock_of(draft: Path) -> Path:
     return draft.with_name(f"{draft.name}.lock")
 
@@ -207,9 +219,10 @@ def _remove_abandoned(draft: Path) -> None:
     with suppress(Timeout, OSError):
         if lock.is_symlink() or not (lock.exists() or {entry.name for entry in draft.iterdir()} <= layout):
             return
-        with FileLock(lock, timeout=0):
-            shutil.rmtree(draft, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+        held = FileLock(lock, timeout=0)
+        held.acquire()
+        shutil.rmtree(draft, ignore_errors=True)
+        _remove_lock(held)
 
 
 def publish(run: RunDir, name: str | None, default_name: str) -> RunDir:

@@ -167,4 +167,6 @@ class Interrupts:
         self.received = signal.Signals(number)
         leave_closed_terminal()
         for known, handler in self._before.items():
-            signal.signal(known, handler)
+            # A terminal that closes sends SIGHUP twice: its shell to the jobs, and the kernel when the shell has ended.
+            is_hangup = sys.platform != "win32" and known == signal.SIGHUP
+            signal.signal(known, signal.SIG_IGN if is_hangup else handler)

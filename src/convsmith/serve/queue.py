@@ -56,8 +56,9 @@ class RequestQueue:
         while len(self._waiting) > QUEUE or sum(one.size for one in self._waiting) > QUEUE_BYTES:
             last = self._last()
             self._waiting.remove(last)
-            busy = Refused(503, f"the server is busy: try again in {RETRY_SECONDS} seconds", RETRY_SECONDS)
-            last.answer.set_exception(busy)
+            if not last.answer.done():  # a cancelled answer leaves the line only in the loop's next turn
+                busy = Refused(503, f"the server is busy: try again in {RETRY_SECONDS} seconds", RETRY_SECONDS)
+                last.answer.set_exception(busy)
         self._start_next()
         return place.answer
 
