@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
-from convsmith.files import explain_os_errors, refuse_to_replace
+from convsmith.files import explain_os_errors, refuse_to_replace, write_bytes
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
@@ -147,16 +147,12 @@ def export(
     network = FromPixels(model, settings).eval() if preprocessing == "graph" else model
     to_input = (lambda taken: taken) if preprocessing == "graph" else ToInput(settings, predictor.device)
     sample = to_input(pixels.tensor(predictor.device)[:2])
-    with explain_os_errors(f"'{path}'"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{os.getpid()}-{path.name}")
-        try:
-            _WRITERS[format](network, sample, says := metadata(predictor.card, preprocessing), draft)
-            found = _logits(draft, format, pixels, to_input)
-            difference, scale = _compared(path, found, expected)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with explain_os_errors(f"'{path}'"), tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, path.name)
+        _WRITERS[format](network, sample, says := metadata(predictor.card, preprocessing), draft)
+        found = _logits(draft, format, pixels, to_input)
+        difference, scale = _compared(path, found, expected)
+        write_bytes(path, draft.read_bytes())
     takes = json.loads(says["input"])
     return Export(path, f"{takes['input']}: {takes['how']}", len(pixels), difference, scale)
 
