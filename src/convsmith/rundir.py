@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import logging
 import os
 import re
 import secrets
@@ -28,7 +27,7 @@ from convsmith.errors import UserError, command
 from convsmith.files import explain_os_errors, open_to_append, sync_folder
 from convsmith.plainyaml import read_yaml
 from convsmith.records import damaged
-from convsmith.terminal import visible
+from convsmith.terminal import visible, warn
 
 IN_RUN = "in_run"  # the attribute of an exception that names the locked directory which it came from
 
@@ -71,7 +70,7 @@ class RunDir:
     def warn(self, line: str) -> None:
         """Note a warning in log.txt, and give it to Python's logger `convsmith`, which by itself writes to stderr."""
         self.log(f"warning: {line}")
-        logging.getLogger("convsmith").warning("warning: %s", visible(line))
+        warn(line)
 
     def record_test_access(self, command: str) -> None:
         """Record in test-access.jsonl when and by which command the test split is opened; call it before that."""

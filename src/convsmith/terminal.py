@@ -6,6 +6,7 @@ that move a terminal's cursor, colour it, reverse the order of letters, or canno
 
 from __future__ import annotations
 
+import logging
 import sys
 import unicodedata
 
@@ -48,6 +49,11 @@ def lines_of(text: str) -> str:
 def say(line: str = "", error: bool = False) -> None:
     """Print one line of plain text to stdout, or to stderr."""
     print(visible(line), file=sys.stderr if error else sys.stdout)
+
+
+def warn(line: str) -> None:
+    """Give one line to Python's logger `convsmith`, which by itself writes it to stderr."""
+    logging.getLogger("convsmith").warning("warning: %s", visible(line))
 
 
 def say_lines(text: str) -> None:

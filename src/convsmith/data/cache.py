@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -33,6 +32,7 @@ from convsmith.data.source import Record, Source
 from convsmith.data.stored import Arrays, read_arrays, write_arrays
 from convsmith.errors import UserError
 from convsmith.files import sync_folder, written_whole
+from convsmith.terminal import warn
 
 CACHE_VERSION = 2  # increase this whenever decoding or the files' form changes, so that old ones are not used again
 PIXELS, INDEX = "pixels", "index.npz"  # the images, one after the other; all else that is known of them
@@ -186,9 +186,7 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
         if isinstance(before, Images):
             return before
         if before is not None:
-            logging.getLogger("convsmith").warning(
-                "warning: the cache of decoded images of %s was damaged (%s) and is built anew", source.name, before
-            )
+            warn(f"the cache of decoded images of {source.name} was damaged ({before}) and is built anew")
         shutil.rmtree(partial, ignore_errors=True)  # left behind by a process that was killed
         shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir()

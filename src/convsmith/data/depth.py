@@ -37,19 +37,22 @@ def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
         return Scan(stored["depths"], stored["decodes"])
     anything = DecodeRules(range=(0, 1))  # with a given range, no sample is refused for lying outside it
 
-    def examine(record: Record) -> Depth | None:
+    def examine(record: Record) -> Depth | DecodeError:
         if isinstance(record, np.ndarray):
             return SHALLOW
         try:
             with opened(record, anything) as raster:
                 return raster.depth
-        except DecodeError:
-            return None  # decoding will report it
+        except DecodeError as error:
+            return error  # decoding will report it
 
     found = list(thread_map(examine, (source.read(row) for row in range(count)), progress, count))
-    result = Scan(np.array([row or SHALLOW for row in found]), np.array([row is not None for row in found]))
-    with contextlib.suppress(OSError):  # a failure only makes the next start slower
-        write_arrays(path, result._asdict())
+    failed = [row for row in found if isinstance(row, DecodeError)]
+    depths = np.array([SHALLOW if isinstance(row, DecodeError) else row for row in found])
+    result = Scan(depths, np.array([not isinstance(row, DecodeError) for row in found]))
+    if not any(error.kind == "unreadable" for error in failed):  # the machine may read it the next time
+        with contextlib.suppress(OSError):  # a failure only makes the next start slower
+            write_arrays(path, result._asdict())
     return result
 
 

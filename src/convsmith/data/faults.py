@@ -42,8 +42,8 @@ def decode_errors(content: bytes) -> Iterator[None]:
         yield
     except (DecodeError, UserError):
         raise
-    except MemoryError as error:
-        raise DecodeError("bomb", "decoding it takes more memory than is free") from error
+    except MemoryError as error:  # within the limits of every file, so that the fault lies with the machine
+        raise DecodeError("unreadable", "decoding it takes more memory than is free: end other programs") from error
     except Image.DecompressionBombError as error:
         raise DecodeError("bomb", str(error)) from error
     except UnidentifiedImageError as error:

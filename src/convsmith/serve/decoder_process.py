@@ -34,7 +34,7 @@ def pixels_of(body: bytes, content_type: str, rules: DecodeRules) -> Pixels:
             raise Refused(413, f"the image is too large: {size} pixels, at most {MAX_PIXELS // 10**6} million")
         return decode(image, rules)
     except DecodeError as error:
-        status = 413 if error.kind == "bomb" else 422
+        status = {"bomb": 413, "unreadable": 503}.get(error.kind, 422)
         raise Refused(status, f"the image cannot be read ({error}): send another one") from None
     except MemoryError:
         raise Refused(413, "the image needs more memory than is available: send a smaller one") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from convsmith.data.preprocess import ToInput
 from convsmith.data.stored import read_arrays, write_arrays
 from convsmith.errors import UserError
 from convsmith.files import explain_os_errors
+from convsmith.terminal import warn
 
 VERSION = 2  # increase this whenever views or features change, so that old ones are not used again
 POLL = 0.1  # seconds to wait for a file that another process is writing before trying another file
@@ -92,9 +92,7 @@ class FeatureFiles:
                     with FileLock(path.with_suffix(".lock"), timeout=POLL):
                         if self._read(subset, view) is None:  # otherwise another process was faster
                             if path.exists():
-                                logging.getLogger("convsmith").warning(
-                                    "warning: the features in '%s' were damaged and are computed anew", path
-                                )
+                                warn(f"the features in '{path}' were damaged and are computed anew")
                             rows = []
                             for part in self._pass(subset, view):
                                 rows.append(part)
