@@ -1,11 +1,10 @@
-"""Hostile files in the place of each file of finished runs and studies: every verb that reads them says one line.
+"""Hostile files in the place of each file of runs and studies: every verb that reads them says one line.
 
-    python benchmarks/hostile_records.py [--quick]
+    python benchmarks/hostile_records.py --minutes 60
 
 Each file of the runs in tests/first_edition is replaced by each of the texts of `TEXTS`, and each value in its JSON and
 YAML files, by path, by each of `VALUES`; then all functions that read the directory are called. Only `UserError` and
-`RunFailed` may come. The counts go to docs/results/hostile_records.json. `--quick` tries the texts alone, and writes
-nothing.
+`RunFailed` may come. What is tried, in random order until the time is over, goes to docs/results/hostile_records.json.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -30,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from convsmith.errors import RunFailed, UserError
+from convsmith.plainyaml import parse_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "tests" / "first_edition"
@@ -81,7 +83,7 @@ VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 2**62, 10**30, 1.5, -0.5, 1e308, "", "x", "a\x1b[31m\n", "../../x", "\0",
     [], [None], [[1]], {}, {"a": {}},
 )  # fmt: skip
-READ = ("json", "yaml")  # files whose values are replaced one by one
+SUFFIXES = (".json", ".yaml", ".csv", ".jsonl")
 
 
 def readers(place: Path) -> dict[str, Callable[[Path], object]]:
@@ -144,29 +146,24 @@ SLOW = ("predict", "evaluate", "report", "explain", "compare")
 EVERY = 6  # of so many versions of a file, one is given to the slow ones
 
 
-def mutated(file: Path, quick: bool) -> Iterator[tuple[str, bytes]]:
+def mutated(file: Path) -> Iterator[tuple[str, bytes]]:
     """The name and the bytes of each hostile version of a file."""
     yield from TEXTS.items()
     content = file.read_bytes()
     yield "cut in half", content[: len(content) // 2]
     yield "one byte", content[: len(content) // 2] + b"\xff" + content[len(content) // 2 + 1 :]
-    if quick or file.suffix[1:] not in READ:
-        return
-    if file.suffix == ".json":
-        value = json.loads(content)
-        write: Callable[[Any], str] = json.dumps
-    else:
-        from convsmith.plainyaml import parse_yaml, to_yaml
+    if file.suffix in (".json", ".yaml"):
+        yield from odd_values(file)
 
-        value, write = parse_yaml(content.decode(), str(file)), to_yaml
-    for path in paths(value):
-        for odd in VALUES:
-            with contextlib.suppress(ValueError):
-                yield (
-                    f"{'.'.join(map(str, path))} = {odd!r}",
-                    write(replaced(value, path, odd)).encode("utf-8", "replace"),
-                )
-        yield f"{'.'.join(map(str, path))} is gone", write(replaced(value, path, GONE)).encode()
+
+def odd_values(file: Path, every: int = 1) -> Iterator[tuple[str, bytes]]:
+    """Versions of a JSON or YAML file with one value replaced by an odd one, or missing; `every` skips most of them."""
+    content = file.read_text(encoding="utf-8")
+    value, write = (json.loads(content), json.dumps) if file.suffix == ".json" else (parse_yaml(content, "it"), to_yaml)
+    for number, (path, odd) in enumerate(itertools.product(paths(value), (*VALUES, GONE))):
+        if number % every == 0:
+            shown = "gone" if odd is GONE else repr(odd)
+            yield f"{'.'.join(map(str, path))} = {shown}", write(replaced(value, path, odd)).encode("utf-8", "replace")
 
 
 GONE = object()
@@ -205,30 +202,34 @@ def prepare(place: Path) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(place / "image.png")
 
 
-def trials(place: Path, name: str, quick: bool, only: str = "") -> Iterator[tuple[str, str, str, str | None]]:
-    """Yield (file, mutation, verb, the traceback of an unexpected exception or None) for a directory."""
-    kept, run = KEPT / name, place / "runs" / name
-    calls = readers(place)
-    files = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
-    files = [
-        path
-        for path in files
-        if path.suffix in (".json", ".yaml", ".csv", ".jsonl") and (not only or str(path) == only)
-    ]
-    seen: Counter[str] = Counter()
-    for file in files:
-        pattern = "/".join("*" if part.isdigit() else part for part in file.parts)
-        seen[pattern] += 1
-        if seen[pattern] > 1:  # one fold of all
-            continue
-        for number, (mutation, content) in enumerate(mutated(kept / file, quick)):
-            for verb in CALLED[name]:
-                if verb in SLOW and number % EVERY:
-                    continue
-                shutil.rmtree(run, ignore_errors=True)
-                shutil.copytree(kept, run)
-                (run / file).write_bytes(content)
-                yield str(file), mutation, verb, _unexpected(calls[verb], run)
+Trial = tuple[str, Path, str, bytes, str]  # directory, file, what is hostile about it, its content, the verb
+
+
+def trials() -> list[Trial]:
+    """Every hostile version of every file, with every verb that may read it, in random order."""
+    found: list[Trial] = []
+    for name, verbs in CALLED.items():
+        files = sorted(path.relative_to(KEPT / name) for path in (KEPT / name).rglob("*") if path.suffix in SUFFIXES)
+        patterns: dict[str, Path] = {}
+        for file in files:  # one fold stands for all
+            patterns.setdefault("/".join("*" if part.isdigit() else part for part in file.parts), file)
+        for file in patterns.values():
+            for number, (hostile, content) in enumerate(mutated(KEPT / name / file)):
+                found += [
+                    (name, file, hostile, content, verb) for verb in verbs if verb not in SLOW or not number % EVERY
+                ]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def tried(place: Path, trial: Trial, calls: dict[str, Callable[[Path], object]]) -> str | None:
+    """Call the verb on a copy of the directory; the traceback of an unexpected exception, or None."""
+    name, file, _, content, verb = trial
+    run = place / "runs" / name
+    shutil.rmtree(run.parent, ignore_errors=True)
+    shutil.copytree(KEPT / name, run)
+    (run / file).write_bytes(content)
+    return _unexpected(calls[verb], run)
 
 
 def _unexpected(call: Callable[[Path], object], run: Path) -> str | None:
@@ -249,42 +250,36 @@ def _unexpected(call: Callable[[Path], object], run: Path) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="the texts alone; writes no result")
-    parser.add_argument("--only", default="", help="one directory")
-    parser.add_argument("--file", default="", help="one file of it")
+    parser.add_argument("--minutes", type=float, default=60, help="how long to try; a part is drawn at random [60]")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     os.environ["WANDB_MODE"] = "disabled"
-    counts: dict[str, Any] = {}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in CALLED}
     faults: Counter[str] = Counter()
-    began = time.perf_counter()
-    for name in [args.only] if args.only else CALLED:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            prepare(place)
-            tried: Counter[str] = Counter()
-            for file, mutation, verb, fault in trials(place, name, args.quick, args.file):
-                tried[verb] += 1
-                if fault:
-                    last = fault.strip().splitlines()
-                    at = next((line.strip() for line in reversed(last) if "/convsmith/" in line), "")
-                    key = f"{at} {last[-1][:150]}"
-                    faults[key] += 1
-                    if faults[key] == 1:
-                        print(f"{name} {verb}: {file}: {mutation}\n    {key}", flush=True)
-            counts[name] = dict(sorted(tried.items()))
-            print(f"{name}: {sum(tried.values()):,} calls", flush=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        prepare(place)
+        calls, every = readers(place), trials()
+        for trial in every:
+            if time.monotonic() - began > 60 * args.minutes:
+                break
+            counts[trial[0]][trial[4]] += 1
+            if fault := tried(place, trial, calls):
+                lines = fault.strip().splitlines()
+                at = next((line.strip() for line in reversed(lines) if "/convsmith/" in line), "")
+                faults[f"{at} {lines[-1][:200]}"] += 1
+                print(f"{trial[0]} {trial[4]}: {trial[1]}: {trial[2]}\n    {at} {lines[-1][:200]}", flush=True)
+    done = sum(map(Counter.total, counts.values()))
     result = {
-        "command": "python benchmarks/hostile_records.py",
-        "texts": len(TEXTS) + 2,
-        "values": len(VALUES) + 1,
-        "calls": counts,
+        "command": f"python benchmarks/hostile_records.py --minutes {args.minutes:g}",
+        "possible": len(every),
+        "calls": done,
+        "by_directory_and_verb": {name: dict(sorted(verbs.items())) for name, verbs in counts.items()},
         "unexpected": sum(faults.values()),
-        "seconds": round(time.perf_counter() - began),
     }
     print(json.dumps(result, indent=2))
-    if not (args.quick or args.only or args.file):
-        OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
