@@ -92,13 +92,13 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
     assert "arms.no learning.optim.lr was 1e-06, now absent" in changed.stderr
 
 
-def test_an_arm_that_diverges_is_reported_and_the_others_are_finished(convsmith: Any, tmp_path: Path) -> None:
+def test_an_arm_that_diverges_is_reported_and_the_others_are_finished(in_process: Any, tmp_path: Path) -> None:
     arms = {
         "wild": {"optim": {"name": "sgd", "lr": 100.0}, "model": {"norm": "none", "activation": "leaky_relu"}},
         "average": {"model.pool": "average"},
     }
     path = write(tmp_path, arms=arms, folds=2)
-    done = convsmith("ablate", path, "--name", "ab", "--epochs", "1", code=1)
+    done = in_process("ablate", path, "--name", "ab", "--epochs", "1", code=1)
     result = record(tmp_path / "runs/ab")
     average, wild = sorted(result["arms"], key=lambda arm: str(arm["name"]))
     assert wild["verdict"] == "not computed"
@@ -112,10 +112,10 @@ def test_an_arm_that_diverges_is_reported_and_the_others_are_finished(convsmith:
     assert "wild" in (tmp_path / "runs/ab/conclusion.md").read_text(encoding="utf-8")
 
 
-def test_the_learning_rate_is_chosen_for_each_arm_on_inner_splits(convsmith: Any, tmp_path: Path) -> None:
+def test_the_learning_rate_is_chosen_for_each_arm_on_inner_splits(in_process: Any, tmp_path: Path) -> None:
     choose = {"knobs": {"optim.lr": [1e-7, 5e-3]}, "epochs": 4}
     path = write(tmp_path, arms={"sgd": {"optim.name": "sgd"}}, choose=choose, folds=2)
-    convsmith("ablate", path, "--name", "ab", "--epochs", "2", "--data.limit", "900")
+    in_process("ablate", path, "--name", "ab", "--epochs", "2", "--data.limit", "900")
     result = record(tmp_path / "runs/ab")
     for one in result["base"]["per_fold"] + result["arms"][0]["per_fold"]:
         assert one["chosen"] == {"optim": {"lr": 5e-3}}
@@ -128,21 +128,21 @@ def test_the_learning_rate_is_chosen_for_each_arm_on_inner_splits(convsmith: Any
     assert not {row["id"] for row in predicted} & {*splits["train"], *splits["val"]}
 
 
-def test_a_fold_whose_choices_were_done_before_it_was_stopped_goes_on(convsmith: Any, tmp_path: Path) -> None:
+def test_a_fold_whose_choices_were_done_before_it_was_stopped_goes_on(in_process: Any, tmp_path: Path) -> None:
     choose = {"knobs": {"optim.lr": [1e-3, 5e-3]}, "epochs": 1}
     path = write(tmp_path, arms={"average": {"model.pool": "average"}}, choose=choose, folds=2)
-    convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    in_process("ablate", path, "--name", "ab", "--epochs", "1")
     before = record(tmp_path / "runs/ab")
     shutil.rmtree(tmp_path / "runs/ab/arms/average/2")  # as a kill right after the choices leaves it
-    again = convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    again = in_process("ablate", path, "--name", "ab", "--epochs", "1")
     assert "3 of 4 were done before" in again.stdout
     values = [[one["value"] for one in of["arms"][0]["per_fold"]] for of in (before, record(tmp_path / "runs/ab"))]
     assert values[0] == values[1]
 
 
-def test_a_budget_gives_the_worse_arms_up_and_says_so(convsmith: Any, tmp_path: Path) -> None:
+def test_a_budget_gives_the_worse_arms_up_and_says_so(in_process: Any, tmp_path: Path) -> None:
     arms = {"no learning": {"optim.lr": 1e-6}, "average": {"model.pool": "average"}}
-    done = convsmith("ablate", write(tmp_path, arms=arms), "--name", "ab", "--budget", "0.0001", "--epochs", "2")
+    done = in_process("ablate", write(tmp_path, arms=arms), "--name", "ab", "--budget", "0.0001", "--epochs", "2")
     result = record(tmp_path / "runs/ab")
     assert result["dropped"] == {"no learning": 1}
     dropped = next(arm for arm in result["arms"] if arm["name"] == "no learning")
@@ -166,9 +166,9 @@ def test_a_resumed_study_gives_up_what_it_gave_up_before(tmp_path: Path, monkeyp
         assert ablation._given_up(plan, list(known), 1, max_workers=1) == given_up
 
 
-def test_seeds_of_a_fold_are_averaged_before_the_test(convsmith: Any, tmp_path: Path) -> None:
+def test_seeds_of_a_fold_are_averaged_before_the_test(in_process: Any, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"average": {"model.pool": "average"}}, folds=2, seeds=2)
-    convsmith("ablate", path, "--name", "ab", "--epochs", "1")
+    in_process("ablate", path, "--name", "ab", "--epochs", "1")
     result = record(tmp_path / "runs/ab")
     arm, base = result["arms"][0]["per_fold"], result["base"]["per_fold"]
     assert [one["fold"] for one in arm] == [1, 2, 1, 2]
@@ -182,8 +182,8 @@ def test_a_study_file_that_does_not_exist_gets_the_nearest(convsmith: Any) -> No
     assert "Did you mean 'pooling'" in refused.stderr
 
 
-def test_an_arm_whose_sizes_do_not_fit_is_refused_before_anything_runs(convsmith: Any, tmp_path: Path) -> None:
+def test_an_arm_whose_sizes_do_not_fit_is_refused_before_anything_runs(in_process: Any, tmp_path: Path) -> None:
     arms = {"deep": {"model": {"name": "convnet", "blocks": [{"channels": 4}] * 5}}}
-    refused = convsmith("ablate", write(tmp_path, arms=arms), "--name", "ab", code=2)
+    refused = in_process("ablate", write(tmp_path, arms=arms), "--name", "ab", code=2)
     assert refused.stderr.startswith("error: arm 'deep': ") or "arm 'deep'" in refused.stderr
     assert not (tmp_path / "runs/ab").exists()

@@ -201,8 +201,8 @@ def test_resume_takes_a_study_too(reference: Path, convsmith: Any) -> None:
     assert "3 of 3 were done before" in done.stdout
 
 
-def test_repeats_divide_anew(convsmith: Any, tmp_path: Path) -> None:
-    convsmith(
+def test_repeats_divide_anew(in_process: Any, tmp_path: Path) -> None:
+    in_process(
         "crossval",
         *FLAGS,
         "--epochs",
