@@ -100,6 +100,15 @@ def test_a_log_that_is_a_link_gets_nothing(
     assert outside.read_text() == ""
 
 
+def test_without_room_for_the_details_the_line_says_how_to_see_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(machine, "description", fault(Odd("lost")))
+    assert main(["doctor"]) == 1
+    assert "which could not be kept (No such file or directory): CONVSMITH_TRACEBACK=1 shows them" in line_of(capsys)
+
+
 def test_a_developer_sees_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(crash.VARIABLE, "1")
     monkeypatch.setattr(machine, "description", fault(Odd("seen")))

@@ -140,6 +140,8 @@ def _terminable() -> Iterator[None]:
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         leave_closed_terminal()
+        if sys.platform != "win32":  # a terminal that closes sends it twice, and must not interrupt the clean-up
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise Terminated(number)
 
     before = {one: signal.signal(one, terminate) for one in ending_signals() if one != signal.SIGINT}

@@ -25,14 +25,18 @@ def line(error: Exception, argv: Sequence[str]) -> str:
     said = name if what == name else f"{name}: {what}"
     if isinstance(error, OSError) and error.filename:  # its text names the file
         said = f"'{error.filename}' cannot be used: {error.strerror}"
+    try:
+        details = f"are in {keep(error, argv)}"
+    except OSError as trouble:
+        details = f"could not be kept ({trouble.strerror or trouble}): {VARIABLE}=1 shows them"
     return (
         f"failed: {said} (unexpected, at {_place(error)}). This is a fault of convsmith: please report it with the "
-        f"details, which are in {keep(error, argv)}"
+        f"details, which {details}"
     )
 
 
 def keep(error: Exception, argv: Sequence[str]) -> Path:
-    """Write the details where they are found, and return that file: they are lost in no case."""
+    """Write the details where they are found, and return that file. Raises OSError where there is no room for them."""
     python = sys.version.split()[0]
     told = [f"unexpected error of convsmith {version('convsmith')}, Python {python}, in: {command(*argv)}"]
     told += "".join(traceback.format_exception(error)).splitlines()

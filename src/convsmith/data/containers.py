@@ -16,7 +16,9 @@ from convsmith.data.limits import MAX_SCANS
 MAX_CHUNKS = 2**17  # of a PNG
 MAX_COMPRESSED = 256  # texts and profiles of a PNG, each of which Pillow inflates up to 1 MB
 MAX_SEGMENTS = 2**14  # of a JPEG
-MAX_EXIF = 2**18  # bytes of a JPEG's EXIF, for which the standard has a single segment of at most 2**16
+MAX_EXIF = 2**18  # bytes, of a JPEG or of a PNG's text; the standard has a single segment of at most 2**16
+    2**18
+)  # bytes of a JPEG's EXIF, or of one in a PNG's text, for which the standard has a single segment of at most 2**16
 FEW_SCANS = 16
 MAX_NUMBERS = 2**19  # in the tags of a TIFF or of EXIF, among them the places of the strips
 MAX_COMMENTS = 1000  # of a PPM in ASCII, for each of which Pillow moves what follows
@@ -27,6 +29,7 @@ _START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)  # ITU
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _BYTES_OF_TYPE = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8])  # TIFF 6.0, 2; BigTIFF
 _BITS_PER_SAMPLE = 258
+_EXIF_TEXT = b"Raw profile type exif\0"  # ImageMagick's name for a text of hexadecimal digits
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: all that Pillow opens unasked
 _TEXT_TYPES = (1, 2, 6, 7)  # bytes, which Pillow does not turn into a tuple of numbers
 
@@ -60,6 +63,10 @@ def _check_png(content: bytes) -> None:
             raise DecodeError("truncated", f"the file ends within the chunk at byte {at:,}")
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise DecodeError("corrupt", f"the checksum of chunk {kind!r} is wrong")
+        if kind == b"eXIf":  # Pillow reads one that follows the pixels, too, and one in a text
+            check_tags(content[at + 8 : end])
+        elif length > 2 * MAX_EXIF and content.startswith(_EXIF_TEXT, at + 8):
+            raise DecodeError("bomb", f"EXIF of more than {MAX_EXIF:,} bytes")
         at = end + 4
         chunks += 1
         compressed += kind in (b"iCCP", b"zTXt", b"iTXt")

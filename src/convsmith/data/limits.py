@@ -8,9 +8,7 @@ has the verdict bomb.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
-import sys
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -20,6 +18,7 @@ from PIL import ImageFile
 from convsmith.data.config import DecodeRules
 from convsmith.data.faults import DecodeError
 from convsmith.data.raster import STRIP, orientation
+from convsmith.runtime import return_freed_memory
 
 MAX_PIXELS = 2**27  # 134 megapixels, which is more than cameras take
 MAX_SIDE = 2**16  # the longest that JPEG has; resizing keeps a row of the result for each row of the image
@@ -121,16 +120,10 @@ class Memory:
             yield
         finally:
             if amount > LARGE:
-                _return_freed_memory()
+                return_freed_memory()  # which glibc keeps for the thread that freed it
             with self._changed:
                 self._free += amount
                 self._changed.notify()
-
-
-def _return_freed_memory() -> None:
-    """Let glibc return what a thread has freed, which it keeps for that thread alone (malloc_trim(3))."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 memory = Memory(MEMORY)

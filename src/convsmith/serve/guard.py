@@ -21,7 +21,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
-    "Connection": "close",  # so that server.HeaderTimeout's deadline is that of every request
+    "Connection": "close",  # so that the deadline of connections.Connection is that of every request
 }
 
 
