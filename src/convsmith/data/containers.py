@@ -17,8 +17,6 @@ MAX_CHUNKS = 2**17  # of a PNG
 MAX_COMPRESSED = 256  # texts and profiles of a PNG, each of which Pillow inflates up to 1 MB
 MAX_SEGMENTS = 2**14  # of a JPEG
 MAX_EXIF = 2**18  # bytes, of a JPEG or of a PNG's text; the standard has a single segment of at most 2**16
-    2**18
-)  # bytes of a JPEG's EXIF, or of one in a PNG's text, for which the standard has a single segment of at most 2**16
 FEW_SCANS = 16
 MAX_NUMBERS = 2**19  # in the tags of a TIFF or of EXIF, among them the places of the strips
 MAX_COMMENTS = 1000  # of a PPM in ASCII, for each of which Pillow moves what follows
