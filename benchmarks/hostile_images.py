@@ -1,6 +1,6 @@
 """What damaged, hostile and huge images cost the real `data check` and `predict`: seconds, memory and verdicts.
 
-    python benchmarks/hostile_images.py [--only NAME]
+    python benchmarks/hostile_images.py [--only PART]
 
 The small images of tests/data/hostile_images.py are checked as one data set, and each of the large ones alone, beside
 an ordinary one. Seconds are those of the processor, and memory is the process's highest (getrusage(2)); from both, what
@@ -106,13 +106,13 @@ def measure(folder: Path, name: str, content: Callable[[], bytes], base: dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", metavar="NAME", help="measure the large images with this in their names; write nothing"
+        "--only", metavar="PART", help="measure the large images with this in their names; write nothing"
     )
     args = parser.parse_args()
     os.environ["WANDB_MODE"] = "disabled"
     files = {**{name: TRICKS[name] for name in COSTLY}, **large()}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         os.environ["CONVSMITH_CACHE"] = str(folder / "cache")
         trained = convsmith("train", "--name", "run", "--epochs", "1", "--runs-dir", str(folder / "runs"))
         assert trained.code == 0
@@ -120,34 +120,34 @@ def main() -> None:
         ordinary(folder / "base" / "b")
         base = {"data check": check(folder / "base")[0]}
         base["predict"] = convsmith("predict", str(folder / "runs/run"), str(folder / "base"))
-        rows = []
+        known = json.loads(RESULT.read_text())["files"] if args.only else []
+        rows = {row["name"]: row for row in known if row["name"] in files}
         for each, content in files.items():
-            if not args.only or args.only in each:
-                rows.append(measure(folder, each, content, base))
-                print(json.dumps(rows[-1]), flush=True)
-        over = [row["name"] for row in rows for verb in base if exceeds(row[verb])]
-        if not args.only:
-            for each, content in small():
-                make(folder / "small" / "a" / each, lambda content=content: content)
-            ordinary(folder / "small" / "b")
-            cost, verdicts = check(folder / "small")
-            result = {
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, Pillow {PIL.__version__}",
-                "small": {
-                    "files": len(verdicts) - 1,
-                    "verdicts": counts(verdicts.values()),
-                    "seconds": round(cost.seconds - base["data check"].seconds, 2),
-                    "mebibytes": round(cost.mebibytes - base["data check"].mebibytes),
-                },
-                "large": {"files": len(rows), "verdicts": counts(row["verdict"] for row in rows)},
-                "most": {
-                    f"{verb}, {key}": max((row[verb][key], row["name"]) for row in rows)
-                    for verb in base
-                    for key in ("seconds", "mebibytes")
-                },
-                "files": rows,
-            }
-            RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            if args.only is None or args.only in each:
+                rows[each] = measure(folder, each, content, base)
+                print(json.dumps(rows[each]), flush=True)
+        for each, content in small():
+            make(folder / "small" / "a" / each, lambda content=content: content)
+        ordinary(folder / "small" / "b")
+        cost, verdicts = check(folder / "small")
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Pillow {PIL.__version__}",
+        "small": {
+            "files": len(verdicts) - 1,
+            "verdicts": counts(verdicts.values()),
+            "seconds": round(cost.seconds - base["data check"].seconds, 2),
+            "mebibytes": round(cost.mebibytes - base["data check"].mebibytes),
+        },
+        "large": {"files": len(rows), "verdicts": counts(row["verdict"] for row in rows.values())},
+        "most": {
+            f"{verb}, {key}": max((row[verb][key], name) for name, row in rows.items())
+            for verb in base
+            for key in ("seconds", "mebibytes")
+        },
+        "files": list(rows.values()),
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    over = [name for name, row in rows.items() for verb in base if exceeds(row[verb])]
     print(f"{len(rows)} files, more than {SECONDS:g} s or {MEBIBYTES} MiB: {', '.join(over) or 'none'}")
     sys.exit(bool(over))
 

@@ -256,8 +256,8 @@ def large() -> dict[str, Make]:
         "scans-most-90.jpg": lambda: scans(9500, 12),
         "palette-134.gif": lambda: flat("P", SIDE, "GIF", 3),
         "bits-134.bmp": lambda: flat("1", SIDE, "BMP", 1),
-        "runs-16.bmp": lambda: bmp_runs(4096, 4096, b"\x01\x07" * 4_000_000),
-        "line-ends-16.bmp": lambda: bmp_runs(4096, 4096, b"\0\0" * 4096),
+        "runs-16.bmp": lambda: bmp_runs(4096, 4096, b"\x01\x07" * 2_000_000),
+        "line-ends-16.bmp": lambda: bmp_runs(4096, 4096, b"\x01\x07\0\0" * 4096),
         "lossy-50.webp": lambda: encoded(smooth(7000), "WEBP", quality=90, method=0),
         "lossless-50.webp": lambda: flat("RGBA", 7000, "WEBP", (1, 2, 3, 4), lossless=True, quality=0, method=0),
         "lossless-62.webp": lambda: flat("RGBA", 7900, "WEBP", (1, 2, 3, 4), lossless=True, quality=0, method=0),
@@ -274,7 +274,7 @@ def large() -> dict[str, Make]:
             4096, 4096, lzma.compress(noisy("L", 4096).tobytes(), preset=0), compression=34_925
         ),
         "empty-blocks.tif": lambda: tiff(8, 65_000, _no_blocks(400_000), compression=8, rows=1, strips=65_000),
-        "ascii-4.ppm": lambda: b"P3 1600 1600 255\n" + b"1 " * 7_680_000,
+        "ascii-1.ppm": lambda: b"P3 1180 1180 255\n" + b"1 " * (1180 * 1180 * 3),
         "maximum-2.ppm": lambda: b"P6 1440 1440 100\n" + bytes(1440 * 1440 * 3),
         "maximum-2.pgm": lambda: b"P5 1440 1440 4095\n" + bytes(1440 * 1440 * 2),
     }

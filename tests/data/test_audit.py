@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,3 +141,28 @@ def test_sizes_are_listed_or_put_in_octaves(plant: Plant, sides: int, expected: 
     for width in range(20, 20 + sides):
         root = plant(f"a/{width}.png", f"b/{width}.png", size=(20, width))
     assert any(expected in line for line in summary_lines(check_data(DataConfig(source=str(root)))))
+
+
+STUCK = """
+import sys, threading
+from convsmith import cli
+from convsmith.data import audit
+
+def stuck(*_):
+    print("decoding", flush=True)
+    threading.Event().wait()
+
+audit._examine = stuck
+sys.argv = ["convsmith", "data", "check", sys.argv[1]]
+cli.run()
+"""
+
+
+def test_sigterm_ends_a_check_that_waits_for_a_decoder(plant: Plant) -> None:
+    command = [sys.executable, "-c", STUCK, str(plant("a/1.png", "b/1.png"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "decoding\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (143, "terminated")

@@ -43,8 +43,8 @@ class Limit(NamedTuple):
 #: that a signal has to wait; the others are decoded in Python.
 SLOW = {
     "jpeg2k": Limit(2**24, 12 * 2**20),
-    "bmp_rle": Limit(2**24, 2**23),
-    "ppm_plain": Limit(2**24, 2**24),
+    "bmp_rle": Limit(2**24, 2**22),
+    "ppm_plain": Limit(2**24, 2**23),
     "ppm": Limit(2**21, 2**24),  # a maximum other than 255 and 65535
 }
 _NAMES = {"jpeg2k": "JPEG 2000", "bmp_rle": "a run-length BMP", "ppm_plain": "a PPM in ASCII", "ppm": "such a PPM"}
