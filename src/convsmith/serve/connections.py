@@ -37,9 +37,6 @@ class Connections:
         self._bytes = 0  # of the requests of all open connections
         self._passed = 0  # bytes since memory was returned
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def __call__(self, *arguments: Any, **settings: Any) -> Connection:
         """A new connection, for uvicorn."""
         return Connection(self, *arguments, **settings)

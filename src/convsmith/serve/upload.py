@@ -17,12 +17,12 @@ async def receive(request: Request) -> bytearray:
         if len(body) > MAX_FORM:
             most = MAX_DRAIN - len(body)
             body.clear()
-            await drain(request, most)
+            await _drain(request, most)
             raise Refused(413, f"the upload is larger than {MAX_BYTES // 2**20} MB: send a smaller image")
     return body
 
 
-async def drain(request: Request, most: int = MAX_DRAIN) -> None:
+async def _drain(request: Request, most: int) -> None:
     """Read and discard the rest of a body; a client that sends more than `most` bytes is cut off."""
     async for chunk in request.stream():
         most -= len(chunk)
