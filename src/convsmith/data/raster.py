@@ -176,9 +176,12 @@ def format_of(image: Image.Image) -> str:
 
 def scaled(samples: Samples, limits: Limits) -> Pixels:
     """Scale samples of any type from `limits` to 0..255, rounded and clipped."""
-    share = (samples.astype(np.float64) - limits[0]) / (limits[1] - limits[0])
-    pixels: Pixels = np.rint(255 * share.clip(0, 1)).astype(np.uint8)
-    return pixels
+    share = samples.astype(np.float64)
+    share -= limits[0]
+    share /= limits[1] - limits[0]
+    np.clip(share, 0, 1, out=share)
+    share *= 255
+    return np.rint(share, out=share).astype(np.uint8)
 
 
 def composite(pixels: Pixels, alpha: Pixels, background: str) -> Pixels:
