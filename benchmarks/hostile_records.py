@@ -24,6 +24,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,24 +147,31 @@ SLOW = ("predict", "evaluate", "report", "explain", "compare")
 EVERY = 6  # of so many versions of a file, one is given to the slow ones
 
 
-def mutated(file: Path) -> Iterator[tuple[str, bytes]]:
-    """The name and the bytes of each hostile version of a file."""
-    yield from TEXTS.items()
+Version = tuple[str, Callable[[], bytes]]  # what is hostile about a version of a file, and a function that makes it
+
+
+def mutated(file: Path) -> Iterator[Version]:
+    """The hostile versions of a file."""
     content = file.read_bytes()
-    yield "cut in half", content[: len(content) // 2]
-    yield "one byte", content[: len(content) // 2] + b"\xff" + content[len(content) // 2 + 1 :]
+    middle = len(content) // 2
+    others = {"cut in half": content[:middle], "one byte": content[:middle] + b"\xff" + content[middle + 1 :]}
+    for name, text in (TEXTS | others).items():
+        yield name, partial(bytes, text)
     if file.suffix in (".json", ".yaml"):
         yield from odd_values(file)
 
 
-def odd_values(file: Path, every: int = 1) -> Iterator[tuple[str, bytes]]:
+def odd_values(file: Path, every: int = 1) -> Iterator[Version]:
     """Versions of a JSON or YAML file with one value replaced by an odd one, or missing; `every` skips most of them."""
     content = file.read_text(encoding="utf-8")
     value, write = (json.loads(content), json.dumps) if file.suffix == ".json" else (parse_yaml(content, "it"), to_yaml)
+
+    def made(path: tuple[Any, ...], odd: Any) -> bytes:
+        return write(replaced(value, path, odd)).encode("utf-8", "replace")
+
     for number, (path, odd) in enumerate(itertools.product(paths(value), (*VALUES, GONE))):
         if number % every == 0:
-            shown = "gone" if odd is GONE else repr(odd)
-            yield f"{'.'.join(map(str, path))} = {shown}", write(replaced(value, path, odd)).encode("utf-8", "replace")
+            yield f"{'.'.join(map(str, path))} = {'gone' if odd is GONE else repr(odd)}", partial(made, path, odd)
 
 
 GONE = object()
@@ -202,7 +210,7 @@ def prepare(place: Path) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(place / "image.png")
 
 
-Trial = tuple[str, Path, str, bytes, str]  # directory, file, what is hostile about it, its content, the verb
+Trial = tuple[str, Path, Version, str]  # directory, file, what is put in its place, the verb
 
 
 def trials() -> list[Trial]:
@@ -214,21 +222,20 @@ def trials() -> list[Trial]:
         for file in files:  # one fold stands for all
             patterns.setdefault("/".join("*" if part.isdigit() else part for part in file.parts), file)
         for file in patterns.values():
-            for number, (hostile, content) in enumerate(mutated(KEPT / name / file)):
-                found += [
-                    (name, file, hostile, content, verb) for verb in verbs if verb not in SLOW or not number % EVERY
-                ]
+            for number, version in enumerate(mutated(KEPT / name / file)):
+                given = [verb for verb in verbs if verb not in SLOW or not number % EVERY]
+                found += [(name, file, version, verb) for verb in given]
     random.Random(0).shuffle(found)
     return found
 
 
 def tried(place: Path, trial: Trial, calls: dict[str, Callable[[Path], object]]) -> str | None:
     """Call the verb on a copy of the directory; the traceback of an unexpected exception, or None."""
-    name, file, _, content, verb = trial
+    name, file, (_, made), verb = trial
     run = place / "runs" / name
     shutil.rmtree(run.parent, ignore_errors=True)
     shutil.copytree(KEPT / name, run)
-    (run / file).write_bytes(content)
+    (run / file).write_bytes(made())
     return _unexpected(calls[verb], run)
 
 
@@ -264,12 +271,12 @@ def main() -> None:
         for trial in every:
             if time.monotonic() - began > 60 * args.minutes:
                 break
-            counts[trial[0]][trial[4]] += 1
+            counts[trial[0]][trial[3]] += 1
             if fault := tried(place, trial, calls):
                 lines = fault.strip().splitlines()
                 at = next((line.strip() for line in reversed(lines) if "/convsmith/" in line), "")
                 faults[f"{at} {lines[-1][:200]}"] += 1
-                print(f"{trial[0]} {trial[4]}: {trial[1]}: {trial[2]}\n    {at} {lines[-1][:200]}", flush=True)
+                print(f"{trial[0]} {trial[3]}: {trial[1]}: {trial[2][0]}\n    {at} {lines[-1][:200]}", flush=True)
     done = sum(map(Counter.total, counts.values()))
     result = {
         "command": f"python benchmarks/hostile_records.py --minutes {args.minutes:g}",

@@ -83,8 +83,8 @@ def test_no_odd_value_in_a_file_is_more_than_one_line(place: str, file: str, tmp
     run = RunDir(tmp_path / place)
     shutil.copytree(KEPT / place, run.path)
     every = 23 if place == "finished" and file.endswith(".json") else 101  # primes, so that each value comes up
-    for _, content in HOSTILE.odd_values(KEPT / place / file, every):
-        (run.path / file).write_bytes(content)
+    for _, made in HOSTILE.odd_values(KEPT / place / file, every):
+        (run.path / file).write_bytes(made())
         try:
             READERS[place][file](run)
         except UserError as error:
