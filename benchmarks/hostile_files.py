@@ -33,7 +33,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +189,7 @@ def perform(base: Base, cases: list[tuple[int, Case, Path, list[str]]]) -> Itera
                 yield json.loads(line)
         if late:
             os.killpg(child, signal.SIGKILL)
+            _mark("end", cases[0][0])
         _, status, usage = os.wait4(child, 0)
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
@@ -206,12 +206,14 @@ def inside(base: Base, kind: str, every: int, minutes: float) -> None:
     import onnxruntime
     import pyarrow.parquet
     import sklearn.datasets
+    import torch
     import torchvision  # noqa: F401
 
     assert matplotlib.figure
     assert onnxruntime
     assert pyarrow.parquet
     assert sklearn.datasets
+    torch.set_num_threads(1)  # a pool of threads would not survive the forks
     _mark("parent", 0)
     cases = list(enumerate(kinds()[kind](base)))[::every]
     random.Random(0).shuffle(cases)  # so that what is done when the time is up is a fair sample
@@ -254,33 +256,32 @@ def _mark(word: str, number: int) -> None:
         os.open(f"/{word}-{number}", os.O_RDONLY)
 
 
-def armed(base: Base, kind: str, every: int) -> None:
+def armed(base: Base, kind: str, every: int, minutes: float) -> None:
     """Open the files carelessly, each in a fork of its own, and print how many of how many touch the canary."""
-    tried = hit = 0
-    for case in islice(kinds()[kind](base), 0, None, every):
-        if case.armed is None:
-            continue
+    cases = [case for case in list(kinds()[kind](base))[::every] if case.armed]
+    random.Random(0).shuffle(cases)
+    began, tried, hit = time.perf_counter(), 0, 0
+    for case in cases:
+        if time.perf_counter() - began > 60 * minutes:
+            break
         with tempfile.TemporaryDirectory(dir=base.folder) as place:
             case.write(base, Path(place))
-            files = [path for path in Path(place).iterdir() if path.is_file()]
-            if not files:
-                continue
             child = os.fork()
             if child == 0:
                 null = os.open(os.devnull, os.O_RDWR)
                 for number in (0, 1, 2):
                     os.dup2(null, number)
                 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-                signal.alarm(20)
+                signal.alarm(5)
                 os.chdir(place)
                 with suppress(BaseException):
-                    case.armed(files[0])
+                    case.armed(next(path for path in Path(place).iterdir() if path.is_file()))
                 os._exit(0)
             os.waitpid(child, 0)
             tried += 1
             hit += base.canary.exists()
             base.canary.unlink(missing_ok=True)
-    print(json.dumps({"tried": tried, "hit": hit}))
+    print(json.dumps({"of": len(cases), "tried": tried, "hit": hit}))
 
 
 _LINE = re.compile(r"^(\d+) +(\w+)\((.*)$")
@@ -415,7 +416,7 @@ def examine(original: Path, folder: Path, kind: str, args: argparse.Namespace) -
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "kinds", nargs="*", metavar="KIND", help="default: all, which is also what is written to docs/results"
+        "kinds", nargs="*", metavar="KIND", help="default: all; named ones replace theirs in the result"
     )
     parser.add_argument("--every", type=int, default=1, help="only each so-many-th command [1]")
     parser.add_argument("--jobs", type=int, default=2, help="kinds at the same time [2]")
@@ -433,24 +434,24 @@ def run() -> None:
         if args.inside:
             inside(base, args.inside, args.every, args.minutes)
         else:
-            armed(base, args.armed, args.every)
+            armed(base, args.armed, args.every, args.minutes)
         return
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         base = prepare(args.base or Path(folder, "base"))
         wanted = args.kinds or list(kinds())
         done = pool.map(lambda kind: examine(base.folder, Path(folder, kind), kind, args), wanted)
         results = dict(zip(wanted, done, strict=True))
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["kinds"] if args.kinds and RESULT.exists() else {}
+    found = before | results
     totals = {
-        name: sum(result[name] for result in results.values())
-        for name in ("commands", "of", "refused", "carried_out", *BAD)
+        name: sum(kind[name] for kind in found.values()) for name in ("commands", "of", "refused", "carried_out", *BAD)
     }
-    totals |= {name: max(result[name] for result in results.values()) for name in ("slowest_seconds", "most_megabytes")}
+    totals |= {name: max(kind[name] for kind in found.values()) for name in ("slowest_seconds", "most_megabytes")}
     print(json.dumps(totals))
-    if not args.kinds and args.every == 1:
+    if args.every == 1:
         machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
-        RESULT.write_text(
-            json.dumps({"machine": machine, "totals": totals, "kinds": results}, indent=2) + "\n", encoding="utf-8"
-        )
+        text = json.dumps({"machine": machine, "totals": totals, "kinds": found}, indent=2)
+        RESULT.write_text(text + "\n", encoding="utf-8")
     sys.exit(any(totals[name] for name in BAD))
 
 

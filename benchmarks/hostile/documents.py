@@ -101,8 +101,9 @@ def yaml_files(base: Base) -> Iterator[Case]:
     ):
         texts.append((name, raw))
     for name, data in texts:
+        armed = _loaded if b"python/" in data else None
         for verb in (("train", "x.yaml", "--print-config"), ("ablate", "x.yaml", *SHORT), ("tune", "x.yaml", *SHORT)):
-            yield Case(f"{name}, {verb[0]}", verb, {"x.yaml": data}, armed=_loaded)
+            yield Case(f"{name}, {verb[0]}", verb, {"x.yaml": data}, armed=armed if verb[0] == "train" else None)
         yield Case(f"{name}, in a run", ("resume", "{run}"), in_run={"config.yaml": data}, make=_unfinished)
         yield Case(f"{name}, in a study", ("resume", "{run}"), in_run={"study.yaml": data})
 
