@@ -111,15 +111,16 @@ def _flipped_bytes(result: dict[str, Any]) -> list[str]:
 
 
 def _hostile_images(result: dict[str, Any]) -> list[str]:
-    worst = {
-        key: max(verb[key][name][key] for name, verb in result["most"].items()) for key in ("seconds", "mebibytes")
-    }
-    return [
-        f"{result['small']['files']:,} small",
-        f"{result['large']['files']} large",
-        f"{worst['seconds']:.1f} s",
-        f"{worst['mebibytes']:,} MiB",
-    ]
+    small, large, most = result["small"]["files"], result["large"]["files"], result["most"]
+    seconds, mebibytes = (
+        max(value for name, (value, _) in most.items() if name.endswith(key)) for key in ("seconds", "mebibytes")
+    )
+    return [f"{small:,} small", f"{large} large", f"{seconds:.1f} s", f"{mebibytes:,.0f} MiB"]
+
+
+def _oldest(result: dict[str, Any]) -> list[str]:
+    core = result["core"]
+    return [f"{core['passed']:,} tests passed", f"{core['failed']} failed", f"{core['skipped']} were skipped"]
 
 
 def _hostile_records(result: dict[str, Any]) -> list[str]:
@@ -152,6 +153,7 @@ RELIABILITY: dict[str, Callable[[Any], list[str]]] = {
     "hostile_records": _hostile_records,
     "hostile_files": _hostile_files,
     "serve_attack": _serve_attack,
+    "oldest": _oldest,
 }
 
 
