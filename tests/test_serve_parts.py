@@ -66,8 +66,8 @@ def closed(connections: Connections, senders: list[Sender]) -> list[int]:
 def test_the_slowest_unfinished_connection_makes_room() -> None:
     slow, honest, newcomer = Sender("a", 10, 20.0), Sender("b", 10**6, 20.0), Sender("c", 0, 0.0)
     assert closed(Connections(most=2), [honest, slow, newcomer]) == [1]
-    answered = Sender("a", 10, 60.0, unfinished=False)
-    assert closed(Connections(most=2), [answered, Sender("b", 0, 9.0), Sender("c", 0, 0.0)]) == [1]
+    complete = [Sender("a", 10, 60.0, unfinished=False)] * 3
+    assert closed(Connections(most=2), [*complete, Sender("b", 0, 9.0), Sender("c", 0, 0.0)]) == []
 
 
 def test_room_is_made_for_several_at_once() -> None:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from convsmith.runtime import return_freed_memory
 from convsmith.serve.form import MAX_BYTES, MAX_FORM
 
-MAX_CONNECTIONS = 500  # most systems allow a process 1,024 open files
+MAX_CONNECTIONS = 500  # that wait for their client; most systems allow a process 1,024 open files
 MAX_UNFINISHED = 16 * MAX_BYTES  # bytes of all bodies that have not arrived completely
 FAIR = 0.25  # of either; a client (IP address) with more is the first to lose some
 ROOM = 0.1  # of either that is made at once, so that not every newcomer starts a search
@@ -26,7 +26,7 @@ CREDIT = 2**16  # bytes that each connection counts as having sent in its first 
 
 
 class Connections:
-    """The open connections; with more than `most`, or more than `most_bytes` of unfinished uploads, some are closed.
+    """The open connections; with more than `most` unfinished uploads, or more of their bytes, some are closed.
 
     The slowest are, and before them those of a client that has more than its fair part.
     """
@@ -44,8 +44,7 @@ class Connections:
     def add(self, connection: Connection) -> None:
         self._open.add(connection)
         if len(self._open) > self._most:
-            busy = sum(not other.unfinished for other in self._open)
-            self._make_room(lambda other: 1, self._most - busy, self._most)
+            self._make_room(lambda other: 1, self._most)
 
     def remove(self, connection: Connection) -> None:
         if connection in self._open:
@@ -60,18 +59,18 @@ class Connections:
         self._bytes += more
         self._passed += more
         if self._bytes > self._most_bytes:
-            self._make_room(lambda other: other.size, self._most_bytes, self._most_bytes)
+            self._make_room(lambda other: other.size, self._most_bytes)
 
-    def _make_room(self, cost: Callable[[Connection], int], left: int, most: int) -> None:
-        """Close unfinished connections until ROOM is made, if the sum of their costs is larger than `left`."""
+    def _make_room(self, cost: Callable[[Connection], int], most: int) -> None:
+        """Close unfinished connections until ROOM is made, if the sum of their costs is larger than `most`."""
         costs = {other: cost(other) for other in self._open if other.unfinished}
-        if (total := sum(costs.values())) <= left:
+        if (total := sum(costs.values())) <= most:
             return
         by_client: Counter[str] = Counter()
         for connection, part in costs.items():
             by_client[connection.host] += part
         for victim in sorted(costs, key=lambda other: (by_client[other.host] <= FAIR * most, other.rate)):
-            if total <= left - int(ROOM * most):
+            if total <= most - int(ROOM * most):
                 return
             total -= costs[victim]
             self.remove(victim)
