@@ -265,7 +265,9 @@ def main() -> None:
     faults: Counter[str] = Counter()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        place = Path(folder, "within", "it")  # some of the odd values are relative paths, upwards, too
+        place.mkdir(parents=True)
+        os.chdir(place)
         prepare(place)
         calls, every = readers(place), trials()
         for trial in every:

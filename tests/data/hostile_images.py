@@ -192,6 +192,7 @@ TRICKS: dict[str, Make] = {
     "exif-tags.png": lambda: png(4, 4, chunk(b"eXIf", _TAGS)),
     "exif-circle.png": lambda: png(4, 4, chunk(b"eXIf", _CIRCLE)),
     "exif-numbers.png": lambda: png(4, 4, chunk(b"eXIf", exif((274, 3, 2**20, 26), body=bytes(2**21)))),
+    "exif-chunks.png": lambda: png(4, 4, chunk(b"eXIf", exif()) * 300),
     "late-numbers.png": lambda: png(4, 4, after=chunk(b"eXIf", exif((274, 3, 2**20, 26), body=bytes(2**21)))),
     "text-numbers.png": lambda: png(4, 4, chunk(b"tEXt", b"Raw profile type exif\0\nexif\n9\n" + b"0" * 2**20)),
     "scans.jpg": lambda: scans(64, 40_000),

@@ -14,7 +14,7 @@ from convsmith.data.faults import DecodeError
 from convsmith.data.limits import MAX_SCANS
 
 MAX_CHUNKS = 2**17  # of a PNG
-MAX_COMPRESSED = 256  # texts and profiles of a PNG, each of which Pillow inflates up to 1 MB
+MAX_PROFILES = 256  # of a PNG, and compressed texts, each of which Pillow inflates up to 1 MB
 MAX_SEGMENTS = 2**14  # of a JPEG
 MAX_EXIF = 2**18  # bytes, of a JPEG or of a PNG's text; the standard has a single segment of at most 2**16
 FEW_SCANS = 16
@@ -51,7 +51,7 @@ def inspect(content: bytes) -> int:
 def _check_png(content: bytes) -> None:
     """Check lengths and checksums of a PNG's chunks (PNG specification, 5.3), of which Pillow checks only some."""
     view = memoryview(content)
-    at, chunks, compressed = 8, 0, 0
+    at, chunks, profiles = 8, 0, 0
     kind = b""
     while kind != b"IEND":
         length = int.from_bytes(view[at : at + 4], "big")
@@ -67,9 +67,9 @@ def _check_png(content: bytes) -> None:
             raise DecodeError("bomb", f"EXIF of more than {MAX_EXIF:,} bytes")
         at = end + 4
         chunks += 1
-        compressed += kind in (b"iCCP", b"zTXt", b"iTXt")
-        if chunks > MAX_CHUNKS or compressed > MAX_COMPRESSED:
-            most = f"{MAX_CHUNKS:,} chunks" if chunks > MAX_CHUNKS else f"{MAX_COMPRESSED} compressed texts"
+        profiles += kind in (b"iCCP", b"eXIf", b"zTXt", b"iTXt")
+        if chunks > MAX_CHUNKS or profiles > MAX_PROFILES:
+            most = f"{MAX_CHUNKS:,} chunks" if chunks > MAX_CHUNKS else f"{MAX_PROFILES} profiles and texts"
             raise DecodeError("bomb", f"more than {most}")
 
 
