@@ -45,10 +45,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
 )
 def test_hostile_text_is_one_line_at_once(text: str, reason: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match=reason) as raised:
         parse_yaml(text, "'study.yaml'")
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert str(raised.value).startswith("'study.yaml'")
 
 

@@ -76,10 +76,10 @@ def test_the_number_that_is_too_large_is_named_at_once(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match=line) as raised:
         HOSTILE[line]()
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert len(str(raised.value)) < LONGEST + 100
     assert not list(tmp_path.iterdir())
 
