@@ -20,7 +20,7 @@ from convsmith.nets.shapes import trace
 from convsmith.run import Run
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies import ablation
+from convsmith.studies import ablation, worker
 from convsmith.studies.config import StudyConfig
 from convsmith.studies.lr_find import lr_find
 from convsmith.tracking import csv
@@ -228,3 +228,15 @@ def test_arms_share_the_batch_size_that_fits_all_of_them(tmp_path: Path, monkeyp
     assert sizes == {"base": 8, "wide": 8, "gelu": 8, "four": 4}
     texts = [note.text for note in told if hasattr(note, "text")]
     assert "train.batch_size auto: 8, with which each of these arms fits: base, wide, gelu" in texts
+
+
+def test_a_run_of_a_study_that_runs_out_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an answer, so that the study goes on; without it the worker would die, and be started again in vain."""
+
+    def fail(*_: Any) -> Any:
+        torch.empty(10**13)
+        yield {}
+
+    monkeypatch.setitem(worker.KINDS, "fold", fail)
+    (answer,) = worker.perform({"kind": "fold"}, Interrupts())
+    assert answer["failed"].startswith("memory ran out in this run of the study: ")
