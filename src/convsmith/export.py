@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +174,9 @@ class _Reopened(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self.compute = torch.export.load(file).module()
+        with warnings.catch_warnings():  # PyTorch 2.9 warns of its own way of reading the weights
+            warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+            self.compute = torch.export.load(file).module()
         self.training = False
 
     def train(self, mode: bool = True) -> _Reopened:
