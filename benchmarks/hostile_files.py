@@ -49,13 +49,14 @@ CALLS = (
 )
 CALLS += ",mkdir,mkdirat,mknod,mknodat,truncate,chmod,fchmodat,socket,connect"
 #: Programs that our own commands start (git for the revision, W&B's process and service, workers of studies), and those
-#: by which Python's ctypes and matplotlib look for libraries and fonts.
+#: by which Python and matplotlib look for libraries, fonts and the kind of processor.
 EXPECTED = {
     "git",
     "wandb-core",
     "convsmith",
     "ldconfig",
     "fc-list",
+    "uname",
     Path(sys.executable).name,
     Path(sys.executable).resolve().name,
 }
