@@ -189,6 +189,15 @@ def test_tensors_that_are_no_dense_arrays_are_refused(tmp_path: Path) -> None:
             read_tensors(path)
 
 
+def test_a_file_of_a_million_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They took a minute and gigabytes, and a header of 60 MB has room for them."""
+    path = tmp_path / "weights.safetensors"
+    save_file({str(number): torch.zeros(0) for number in range(3)}, path)
+    monkeypatch.setattr("convsmith.nets.tensors.MOST", 2)
+    with pytest.raises(UserError, match=r"cannot be read \(3 tensors, but a network has 2 at most\)"):
+        read_tensors(path)
+
+
 def test_methods_that_a_file_replaces_are_not_called(tmp_path: Path) -> None:
     path, stored = tmp_path / "weights.pth", OrderedDict(weight=torch.ones(2))
     for name in ("values", "get", "keys"):

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from convsmith.errors import UserError
 from convsmith.files import require_file
+
+MOST = 100_000  # tensors of a file; the largest networks have a few thousand, with the state of their optimiser
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -23,7 +25,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header's metadata and all tensors of a file. Raises SafetensorError or OSError if it cannot be read."""
     require_file(path)
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+        if len(names := file.keys()) > MOST:
+            raise SafetensorError(f"{len(names):,} tensors, but a network has {MOST:,} at most")
+        tensors = {name: file.get_tensor(name) for name in names}
         return file.metadata() or {}, tensors
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convsmith.contracts import InputSpec
@@ -20,6 +19,7 @@ from convsmith.errors import UserError, first_line
 from convsmith.files import require_file
 from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
 from convsmith.nets.build import refuse_unknown
+from convsmith.nets.tensors import read_safetensors
 
 Tensors = dict[str, Tensor]
 
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> Tensors:
     try:
         require_file(path)
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_safetensors(path)[1]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how the file was saved, before the error that says what matters
             stored = torch.load(path, map_location="cpu", weights_only=True)
