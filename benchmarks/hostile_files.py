@@ -57,6 +57,7 @@ EXPECTED = {
     "ldconfig",
     "fc-list",
     "uname",
+    "python3",
     Path(sys.executable).name,
     Path(sys.executable).resolve().name,
 }
@@ -190,11 +191,11 @@ def perform(base: Base, cases: list[tuple[int, Case, Path, list[str]]]) -> Itera
                 yield json.loads(line)
         if late:
             os.killpg(child, signal.SIGKILL)
-            _mark("end", cases[0][0])
         _, status, usage = os.wait4(child, 0)
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         if cases:  # it died over this one, or was a process of its own
+            _mark("end", cases[0][0])
             code = None if late else os.waitstatus_to_exitcode(status)
             yield {"code": code, "seconds": time.perf_counter() - began, "megabytes": usage.ru_maxrss / 1000}
             cases = cases[1:]

@@ -124,8 +124,7 @@ def _oldest(result: dict[str, Any]) -> list[str]:
 
 
 def _hostile_records(result: dict[str, Any]) -> list[str]:
-    calls = sum(number for verbs in result["calls"].values() for number in verbs.values())
-    return [f"{calls:,} calls", f"{result['unexpected']} ended otherwise"]
+    return [f"{result['calls']:,} calls", f"{result['possible']:,} possible", f"{result['unexpected']} ended otherwise"]
 
 
 def _hostile_files(result: dict[str, Any]) -> list[str]:
@@ -136,12 +135,19 @@ def _hostile_files(result: dict[str, Any]) -> list[str]:
         f"{totals['writes']} writes",
         f"{totals['tracebacks']} tracebacks",
         f"{totals['slowest_seconds']:.0f} s",
+        f"{totals['of']:,} possible",
     ]
 
 
 def _serve_attack(result: dict[str, Any]) -> list[str]:
-    fewest = min(scenario["answered"] for scenario in result["scenarios"])
-    return [f"{result['honest']} honest", f"{result['hostile']:,} hostile", f"at least {fewest}"]
+    attacks = [scenario["answered"] for scenario in result["scenarios"] if scenario["hostile"] != "none"]
+    fewer = sorted(answered for answered in attacks if answered < 0.99 * result["honest"])
+    return [
+        f"{result['honest']} honest",
+        f"{result['hostile']:,} hostile",
+        f"{len(attacks) - len(fewer)} of {len(attacks)} attacks",
+        " and ".join((", ".join(map(str, fewer[:-1])), str(fewer[-1]))) if len(fewer) > 1 else "",
+    ]
 
 
 #: result file -> the figures that the row of docs/reliability.md must have which links it
