@@ -189,8 +189,9 @@ def _claimed(image: ImageFile.ImageFile, size: int) -> bool:
 
 
 def _tiff_needs(image: ImageFile.ImageFile, raster: int) -> float:
-    """libtiff decodes a strip or a tile at a time; Pillow turns the image by a copy."""
+    """libtiff decodes a strip or a tile at a time, unless it is not compressed; Pillow turns the image by a copy."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     rows = tags.get(_ROWS_PER_STRIP, image.height)
-    share = min(rows / image.height, 1.0) if isinstance(rows, int) and _TILE_WIDTH not in tags else 0.0
+    whole = _codec(image) != "raw" and isinstance(rows, int) and _TILE_WIDTH not in tags
+    share = min(rows / image.height, 1.0) if whole else 0.0
     return raster * (share + (orientation(image) != 1))
