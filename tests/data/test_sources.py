@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from convsmith.data.config import DataConfig, DecodeRules
@@ -359,3 +360,14 @@ def test_opening_changes_nothing_in_the_users_folder(plant: Plant) -> None:
     before = walk(root)
     opened(root)
     assert walk(root) == before
+
+
+def test_pickles_in_the_place_of_mnist_are_refused(tmp_path: Path) -> None:
+    """torchvision reads files of its first editions with torch's loader for weights, which has errors of its own."""
+    pytest.importorskip("torchvision")
+    folder = tmp_path / "downloads/mnist/MNIST/processed"
+    folder.mkdir(parents=True)
+    for name in ("training.pt", "test.pt"):
+        torch.save({"run": os.system}, folder / name)
+    with pytest.raises(UserError, match="cannot download or read 'mnist'"):
+        SOURCES["mnist"](tmp_path)

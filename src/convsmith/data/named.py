@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -134,7 +135,7 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
                 labels = loaded.labels if name == "svhn" else loaded.targets
                 arrays[split] = images, np.asarray(labels, dtype=np.int64)
                 classes = classes or tuple(loaded.classes)
-    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError, UnpicklingError) as error:
         here = f"; for the folder here: ./{name}" if Path(name).exists() else ""
         raise UserError(
             f"cannot download or read '{name}' in '{folder}' ({first_line(error)}): go online, delete the folder if it "
