@@ -53,6 +53,7 @@ CALLS += ",mkdir,mkdirat,mknod,mknodat,truncate,chmod,fchmodat,socket,connect"
 EXPECTED = {
     "git",
     "wandb-core",
+    "wandb-symon",
     "convsmith",
     "ldconfig",
     "fc-list",
