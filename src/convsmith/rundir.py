@@ -118,7 +118,7 @@ class RunDir:
 
 
 def _is_own_lock(path: Path) -> bool:
-    """Whether `path` is missing, or a file that nothing is lost by locking: backups by hard links keep empty ones."""
+    """Whether locking `path` loses nothing, although it may empty it: backups by hard links share empty locks."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -139,7 +139,7 @@ def test_the_pixels_are_freed_before_the_memory_is_given_back(monkeypatch: pytes
 
     closing = PngImageFile.close
     monkeypatch.setattr(PngImageFile, "close", lambda image: order.append("closed") or closing(image))
-    monkeypatch.setattr(module, "memory", Watched(10**9))
+    monkeypatch.setattr(module, "decoding_memory", Watched(10**9))
     monkeypatch.setattr(module, "SMALL", 0)
     assert verdict(encoded(noisy("RGB", 16), "PNG")) == "ok"
     assert order == ["closed", "given back"]

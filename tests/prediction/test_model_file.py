@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from convsmith.data.config import Preprocessing
-from convsmith.errors import UserError
+from convsmith.errors import RunFailed, UserError
 from convsmith.nets.build import Network, build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
@@ -213,5 +213,5 @@ def test_logits_that_are_no_numbers_become_no_probabilities() -> None:
     """Of weights that are finite the product may not be."""
     model = Exported(lambda images: torch.full((len(images), 3), float("nan")))
     predictor = Predictor(model, card_of(), CPU)
-    with pytest.raises(UserError, match="logits of 2 of 2 images are not finite numbers"):
+    with pytest.raises(RunFailed, match="logits of 2 of 2 images are not finite numbers"):
         predictor.predict(list(torch.zeros(2, 8, 8, dtype=torch.uint8).numpy()))

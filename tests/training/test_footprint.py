@@ -151,7 +151,7 @@ def test_memory_that_runs_out_in_a_step_costs_that_step_alone(tmp_path: Path, mo
     def step(*given: Any) -> None:
         steps.append(given)
         if len(steps) == 5:
-            torch.empty(10**13)
+            torch.empty(10**15)
         real(*given)
 
     monkeypatch.setattr(loop, "step", step)
@@ -234,7 +234,7 @@ def test_a_run_of_a_study_that_runs_out_fails_alone(monkeypatch: pytest.MonkeyPa
     """It is an answer, so that the study goes on; without it the worker would die, and be started again in vain."""
 
     def fail(*_: Any) -> Any:
-        torch.empty(10**13)
+        torch.empty(10**15)
         yield {}
 
     monkeypatch.setitem(worker.KINDS, "fold", fail)

@@ -37,7 +37,7 @@ from convsmith.data.limits import (
     LongHeader,
     MeteredBytes,
     MeteredFile,
-    memory,
+    decoding_memory,
     memory_needed,
     refuse_large,
 )
@@ -86,7 +86,9 @@ def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster]:
     with contextlib.ExitStack() as stack:
         is_large = isinstance(data, Path) and _size(data) > SMALL
         if is_large:
-            stack.enter_context(memory.taken(_from_header(data, lambda image, size: memory_needed(image, size, rules))))
+            stack.enter_context(
+                decoding_memory.taken(_from_header(data, lambda image, size: memory_needed(image, size, rules)))
+            )
         content = _content(data)
         stack.enter_context(_opening(content))
         scans = inspect(content)
@@ -94,7 +96,7 @@ def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster]:
         needed = memory_needed(image, len(content), rules, scans)
         refuse_large(image, len(content), scans, needed)
         if not is_large and needed > SMALL:
-            stack.enter_context(memory.taken(needed))
+            stack.enter_context(decoding_memory.taken(needed))
         stack.callback(image.close)  # which frees its pixels before the memory is given back
         yield Raster(image, rules)
 
@@ -144,7 +146,7 @@ def _from_header(data: bytes | Path, look: Callable[[ImageFile.ImageFile, int], 
             _open(stream) as image,
         ):
             return look(image, size)
-    with memory.taken(4 * size):
+    with decoding_memory.taken(4 * size):
         content = _content(data)
         with _opening(content):
             inspect(content)

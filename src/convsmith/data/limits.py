@@ -1,6 +1,6 @@
 """What decoding may take: the size of an image and of its file, and the memory that all threads share.
 
-No file within these limits takes more than 5 s on one core, in `data check` neither, and all threads together need
+No file within these limits takes more than 5 s on one core, not even in `data check`, and all threads together need
 less than 1 GiB beside what the process has already; `benchmarks/hostile_images.py` measures both. What exceeds a limit
 has the verdict bomb.
 """
@@ -126,7 +126,7 @@ class Memory:
                 self._changed.notify()
 
 
-memory = Memory(MEMORY)
+decoding_memory = Memory(MEMORY)
 
 
 class LongHeader(DecodeError):

@@ -1,4 +1,4 @@
-"""A loaded image as opaque, upright uint8 pixels, in strips of rows: no array of the whole is ever in memory."""
+"""A loaded image as opaque, upright uint8 pixels, in strips of rows, so that a large one needs no array of its own."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from convsmith.config import read_run_config
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
-from convsmith.errors import UserError
+from convsmith.errors import RunFailed, UserError
 from convsmith.files import as_csv, explain_os_errors, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import evaluation, prediction_rows
@@ -50,22 +50,22 @@ def logits_of(
     return None if stop() else torch.cat(parts).float().cpu().numpy()
 
 
-def images_at_once(side: int) -> int:
+def images_per_pass(side: int) -> int:
     """The number of images with this side, in pixels, that a forward pass takes."""
     return max(1, BATCH * 224**2 // max(side, 224) ** 2)
 
 
 def batches_of(subset: Subset) -> Iterator[InputPixels]:
     """All images of a subset, in its order."""
-    size = images_at_once(subset.shape[0])
+    size = images_per_pass(subset.shape[0])
     for start in range(0, len(subset), size):
         yield subset.inputs(np.arange(start, min(start + size, len(subset))))
 
 
 def refuse_nonfinite_logits(logits: NDArray[np.float32]) -> None:
-    """Raise UserError for logits that are infinite or not a number, of which no probabilities can be made."""
+    """Raise RunFailed for logits that are infinite or not a number, of which no probabilities can be made."""
     if wrong := int((~np.isfinite(logits)).any(axis=1).sum()):
-        raise UserError(
+        raise RunFailed(
             f"the model's logits of {wrong:,} of {len(logits):,} images are not finite numbers: it has diverged, so "
             "train it again, with a smaller --lr"
         )

@@ -24,7 +24,7 @@ from convsmith.data.source import readable
 from convsmith.errors import UserError
 from convsmith.files import as_csv, explain_os_errors, parse_json, refuse_to_replace, write_text
 from convsmith.memory import explain_memory_errors
-from convsmith.prediction.evaluate import images_at_once, logits_of, refuse_nonfinite_logits
+from convsmith.prediction.evaluate import images_per_pass, logits_of, refuse_nonfinite_logits
 from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
 from convsmith.prediction.model_file import CARD, ModelCard, load_model
@@ -138,7 +138,7 @@ class Predictor:
 
     def _logits(self, images: Iterable[InputPixels]) -> NDArray[np.float32]:
         side = self.card.preprocessing.working_size
-        size = images_at_once(side)
+        size = images_per_pass(side)
         with explain_memory_errors(f"in batches of {size} images of {side} x {side} pixels"):
             logits = logits_of(self.model, stacks(images, size), self.to_input(), self.device)
         assert logits is not None

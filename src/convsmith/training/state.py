@@ -18,7 +18,7 @@ from convsmith.optim.optimizers import NO_DECAY
 from convsmith.optim.schedules import Schedule
 from convsmith.records import is_better
 from convsmith.training.config import TrainConfig
-from convsmith.training.fit import refuse_unfit
+from convsmith.training.loadable import refuse_unfit
 from convsmith.transfer.unfreezing import Finetuning, Phase
 
 Tensors = dict[str, Tensor]
