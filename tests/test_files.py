@@ -164,7 +164,8 @@ def test_out_replaces_nothing_but_what_the_same_command_wrote(kind: str, tmp_pat
     name, write, ours = OUTS[kind]
     path = tmp_path / name
     photo = b"\x89PNG\r\n\x1a\nclasses"
-    for content in (photo, b"my notes\n", b"[]", b"{}", b"<!doctype html><title>mine</title>"):
+    evaluated, mine = b"id,label,predicted,confidence,p_a\nx,a,a,1,1\n", b"id,predicted,confidence,note\nx,a,1,odd\n"
+    for content in (photo, evaluated, mine, b"my notes\n", b"[]", b"{}", b"<!doctype html><title>mine</title>"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}' exists and is not an? .*: choose another --out"):
             write(path)

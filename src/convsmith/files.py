@@ -299,6 +299,7 @@ _DISK = {
     errno.EROFS: "the disk is read-only: choose another folder",
     errno.EACCES: "permission denied: choose another folder",
     errno.EPERM: "permission denied: choose another folder",
+    errno.ENAMETOOLONG: "that path is too long: choose a shorter one",
 }
 
 

@@ -182,8 +182,8 @@ def refuse_out(out: Path | None, csv_safe: bool = False) -> None:
 
 def _are_predictions(content: bytes, suffix: str) -> bool:
     text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it again
-    keys = parse_json(text)[0] if suffix == ".json" else next(csv.reader(io.StringIO(text, newline="")))
-    return {"id", "predicted", "confidence"} <= set(keys)
+    keys = [*(parse_json(text)[0] if suffix == ".json" else next(csv.reader(io.StringIO(text, newline=""))))]
+    return keys[:3] == ["id", "predicted", "confidence"] and all(key.startswith("p_") for key in keys[3:])
 
 
 def write_predictions(out: Path, rows: list[dict[str, Any]], csv_safe: bool = False) -> None:
