@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,16 @@ def test_a_developer_sees_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(machine, "description", fault(Odd("seen")))
     with pytest.raises(Odd):
         main(["doctor"])
+
+
+def test_sources_that_are_not_installed_have_a_last_handler_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metadata, "version", fault(metadata.PackageNotFoundError("convsmith")))
+    monkeypatch.setattr(machine, "description", fault(Odd("lost")))
+    assert main(["doctor"]) == 1
+    file = re.search(r"details, which are in (\S+)$", line_of(capsys))
+    assert file
+    assert "of convsmith not installed, Python" in Path(file.group(1)).read_text(encoding="utf-8")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "convsmith not installed\n"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convsmith import files, records
+from convsmith.errors import UserError
 from convsmith.files import DEEPEST, parse_json
 
 VALUES = st.recursive(
@@ -58,3 +61,22 @@ def test_the_deepest_value_and_the_largest_integers_are_read() -> None:
     assert parse_json("[" * DEEPEST + "]" * DEEPEST)
     assert parse_json(f"[{2**63 - 1}, {-(2**63)}]") == [2**63 - 1, -(2**63)]
     assert parse_json('"\\ud83d\\ude00"') == "\U0001f600"
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text('["12345678"]')
+    (tmp_path / "a.jsonl").write_text("{}\n" * 5)
+    monkeypatch.setattr(json, "loads", None)
+    monkeypatch.setattr(files, "LARGEST_JSON", 11)
+    monkeypatch.setattr(records, "LARGEST_JSON", 11)
+    with pytest.raises(ValueError, match="more than 11 characters"):
+        parse_json('["12345678"]')
+    with pytest.raises(UserError, match=r"a\.json' is damaged \(it has more than 11 bytes\)"):
+        files.read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"a\.jsonl' is damaged \(it has more than 11 bytes\)"):
+        records.read_lines(tmp_path / "a.jsonl", records.TestAccess)
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "LARGEST_JSON", 12)
+    assert files.read_json(tmp_path / "a.json") == ["12345678"]

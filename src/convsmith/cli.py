@@ -104,9 +104,9 @@ def dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         args = top_parser().parse_all(argv)
         if args.version:
-            from importlib.metadata import version
+            from convsmith.runtime import installed
 
-            say(f"convsmith {version('convsmith')}")
+            say(f"convsmith {installed('convsmith')}")
         elif args.print_completion:
             import shtab
 

@@ -7,11 +7,11 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 from convsmith.errors import UserError, command, first_line
 from convsmith.rundir import IN_RUN, RunDir, now
+from convsmith.runtime import installed
 from convsmith.terminal import visible
 
 PACKAGE = Path(__file__).parent
@@ -38,7 +38,7 @@ def line(error: Exception, argv: Sequence[str]) -> str:
 def keep(error: Exception, argv: Sequence[str]) -> Path:
     """Write the details where they are found, and return that file. Raises OSError where there is no room for them."""
     python = sys.version.split()[0]
-    told = [f"unexpected error of convsmith {version('convsmith')}, Python {python}, in: {command(*argv)}"]
+    told = [f"unexpected error of convsmith {installed('convsmith')}, Python {python}, in: {command(*argv)}"]
     told += "".join(traceback.format_exception(error)).splitlines()
     run: RunDir | None = getattr(error, IN_RUN, None) or _run_of(argv)
     if run is not None:

@@ -24,6 +24,7 @@ if sys.platform != "win32":  # which neither renames nor removes a file that is 
 
 DEEPEST = 50  # levels of a file that is read
 BITS = 64  # of an integer in it
+LARGEST_JSON = 2**29  # bytes; the splits.json of a million images has 100 MB
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -71,9 +72,13 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file, with line ends as in the file."""
-    return read_bytes(path).decode("utf-8")
+def read_text(path: Path, most: int | None = None) -> str:
+    """The UTF-8 text of a file, with line ends as in the file; ValueError if it has more than `most` bytes."""
+    with open_file(path) as file:
+        data = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data.decode("utf-8")
 
 
 def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
@@ -166,7 +171,7 @@ def _inert(cell: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read any JSON value from a file; raises UserError if the file is missing or is not JSON."""
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_text(path, LARGEST_JSON))
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing: restore it, or run again") from None
     except (NotAFileError, IsADirectoryError) as error:
@@ -181,6 +186,8 @@ def parse_json(text: str) -> Any:
     Python's own reader also takes NaN, numbers of any size, half characters and the last of equal keys, and gives up
     with a RecursionError where values are nested. Integers must have at most 64 bits, so that every reader has them.
     """
+    if len(text) > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON:,} characters")
     try:
         value = json.loads(
             text, parse_constant=_no_number, parse_int=_integer, parse_float=_finite, object_pairs_hook=_unique

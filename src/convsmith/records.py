@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from convsmith.errors import UserError
-from convsmith.files import parse_json, read_json, read_text, write_json
+from convsmith.files import LARGEST_JSON, parse_json, read_json, read_text, write_json
 
 FORMAT_VERSION = 2
 STOPPED_EARLY = "early stopping"  # of a summary: why training ended before its last epoch
@@ -614,7 +614,8 @@ def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        values = [parse_json(line) for line in read_text(path).removesuffix("\n").split("\n") if line]
+        text = read_text(path, LARGEST_JSON)
+        values = [parse_json(line) for line in text.removesuffix("\n").split("\n") if line]
     except ValueError as error:
         raise damaged(path, str(error)) from None
     for number, value in enumerate(values, start=1):

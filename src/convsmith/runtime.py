@@ -99,22 +99,24 @@ def seed_everything(seed: int) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and git revision, for environment.json."""
+def installed(package: str) -> str:
+    """The version of a package, or "not installed", as of convsmith itself where its sources alone are there."""
     from importlib import metadata  # takes 20 ms, which `convsmith --help` need not wait for
 
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision, for environment.json."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "versions": versions,
+        "versions": {package: installed(package) for package in PACKAGES},
         "git_revision": git_revision(),
     }
 

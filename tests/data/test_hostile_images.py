@@ -18,7 +18,7 @@ from convsmith.data import containers, limits
 from convsmith.data import decode as module
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import DecodeError, decode, read_header
-from data.hostile_images import MAKES, TRICKS, encoded, exif, noisy, scans, small
+from data.hostile_images import MAKES, TRICKS, bmp_runs, encoded, exif, noisy, scans, small
 
 RULES = DecodeRules(working_size=16)
 
@@ -62,6 +62,27 @@ HARMLESS = "late-key.png late-exif.png exif-circle.png some-scans.jpg thumbnail.
 def test_each_trick_has_its_verdict(verdicts: dict[str, str]) -> None:
     assert {name: verdicts[name] for name in BOMBS} == dict.fromkeys(BOMBS, "bomb")
     assert {name: verdicts[name] for name in HARMLESS} == dict.fromkeys(HARMLESS, "ok")
+
+
+def test_damage_is_no_bomb(verdicts: dict[str, str]) -> None:
+    damaged = {name: found for name, found in verdicts.items() if name not in TRICKS}
+    assert len(damaged) > 400
+    assert [name for name, found in damaged.items() if found == "bomb"] == []
+
+
+@pytest.mark.parametrize("codec", limits.SLOW)
+def test_a_file_of_a_slow_format_is_refused_with_the_way_out(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {
+        "jpeg2k": encoded(noisy("RGB", 16), "JPEG2000"),
+        "bmp_rle": bmp_runs(16, 16, b"\0\1"),
+        "ppm_plain": b"P2 16 16 255\n" + b"1 " * 256,
+        "ppm": b"P5 16 16 100\n" + bytes(256),
+    }[codec]
+    for least in (limits.Limit(255, 2**20), limits.Limit(256, 20)):
+        monkeypatch.setitem(limits.SLOW, codec, least)
+        with pytest.raises(DecodeError, match=r"which is more than \d+ for .*: save it as PNG or JPEG$") as caught:
+            decode(data, RULES)
+        assert caught.value.kind == "bomb"
 
 
 def test_samples_of_64_bits_are_unsupported_with_the_way_out() -> None:

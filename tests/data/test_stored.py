@@ -42,3 +42,13 @@ def test_arrays_of_another_form_are_not_read(tmp_path: Path, arrays: dict[str, n
 def test_what_is_missing_or_no_file_is_not_read(tmp_path: Path) -> None:
     assert read_arrays(tmp_path / "none.npz") is None
     assert read_arrays(tmp_path) is None
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_left(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    write_arrays(path := tmp_path / "arrays.npz", ARRAYS)
+    monkeypatch.setattr(np, "load", nothing_left)
+    with pytest.raises(MemoryError):
+        read_arrays(path, **FORMS)

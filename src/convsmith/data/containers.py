@@ -122,7 +122,7 @@ def check_tags(content: bytes) -> None:
     for entries in _directories(content):
         types = np.where(entries["type"] < len(_BYTES_OF_TYPE), entries["type"], 0)
         sizes = entries["count"].astype(np.float64) * _BYTES_OF_TYPE[types]
-        whole = sizes <= len(content)
+        whole = (sizes > 0) & (sizes <= len(content))  # the others are skipped: of no type, or longer than the file
         numbers += float(entries["count"][whole & ~np.isin(types, _TEXT_TYPES)].sum())
         claimed += float(sizes[whole].sum())
         if numbers > MAX_NUMBERS:
@@ -133,11 +133,11 @@ def check_tags(content: bytes) -> None:
 
 def _check_tiff(content: bytes) -> None:
     check_tags(content)
-    for entries in _directories(content):
-        wide = (entries["tag"] == _BITS_PER_SAMPLE) & (entries["count"] == 1) & (entries["value"] == 64)
-        if content[:1] == b"I" and wide.any():
-            raise DecodeError("unsupported", "the samples have 64 bits: save them with 32")
+    entries = next(_directories(content), None)
+    if entries is None or content[:1] != b"I":
         return
+    if ((entries["tag"] == _BITS_PER_SAMPLE) & (entries["count"] == 1) & (entries["value"] == 64)).any():
+        raise DecodeError("unsupported", "the samples have 64 bits: save them with 32")
 
 
 def _directories(content: bytes) -> Iterator[npt.NDArray[np.void]]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeVar
@@ -51,6 +52,7 @@ __all__ = ["IMAGE_SUFFIXES", "DecodeError", "Kind", "Pixels", "background_rgb", 
 
 Found = TypeVar("Found")
 
+_loading = threading.Lock()  # Pillow reads a file only when its image is used, and two threads may have the same image
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
@@ -120,8 +122,8 @@ def array_raster(pixels: Pixels, rules: DecodeRules) -> Raster:
 
 
 def from_image(image: Image.Image, rules: DecodeRules) -> Pixels:
-    """Apply the same rules to the current frame of a Pillow image. Raises DecodeError."""
-    with _opening(b""):
+    """Apply the same rules to the current frame of a Pillow image. Raises DecodeError. It is thread-safe."""
+    with _loading, _opening(b""):
         return fit(Raster(image, rules), rules)
 
 

@@ -56,7 +56,7 @@ def refuse_large(image: ImageFile.ImageFile, size: int, scans: int, needed: int)
     """Raise DecodeError where an image is too large: its file has `size` bytes, decoding it takes `needed` bytes."""
     pixels, codec = image.width * image.height, _codec(image)
     most = SLOW.get(codec, Limit())
-    of = f" for {_NAMES[codec]}" if codec in SLOW else ""
+    of = f" for {_NAMES[codec]}: save it as PNG or JPEG" if codec in SLOW else ""
     if pixels > most.pixels:
         raise DecodeError("bomb", f"{image.width} x {image.height} pixels, which is more than {most.pixels:,}{of}")
     if size > most.bytes:

@@ -22,7 +22,10 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path, **forms: Form) -> Arrays | None:
-    """The arrays that `write_arrays` wrote; None if the file is missing or damaged, or if they are not of `forms`."""
+    """The arrays that `write_arrays` wrote; None if the file is missing or damaged, or if they are not of `forms`.
+
+    Raises MemoryError where there is no room for them.
+    """
     try:
         # NumPy checks a checksum only if it reads an array to its end, which a damaged shape can prevent.
         with zipfile.ZipFile(path) as archive:
@@ -30,7 +33,9 @@ def read_arrays(path: Path, **forms: Form) -> Arrays | None:
                 return None
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-    except Exception:  # damaged files make zipfile and NumPy raise errors of many kinds, even MemoryError
+    except MemoryError:  # no fault of the file, whose arrays have the checksums that they were written with
+        raise
+    except Exception:  # damaged files make zipfile and NumPy raise errors of many kinds
         return None
     return arrays if arrays.keys() == forms.keys() and all(_is(arrays[name], forms[name]) for name in forms) else None
 

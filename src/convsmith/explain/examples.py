@@ -72,19 +72,19 @@ def examples_of_images(
     ids: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
     broken: list[tuple[str, str]] = []
-    for number, image in enumerate(images, start=1):
+    for number, (image, found) in enumerate(zip(images, context.predictor.decoded(images), strict=True), start=1):
         name = str(image) if isinstance(image, str | Path) else f"image {number}"
-        try:
-            pixels.append(context.predictor.pixels(image).array)
+        if isinstance(found, DecodeError):
+            broken.append((name, str(found)))
+        else:
+            pixels.append(found.array)
             ids.append(name)
-        except DecodeError as error:
-            broken.append((name, str(error)))
     if not ids:
         raise UserError(f"no image could be read: {'; '.join(f'{name}: {reason}' for name, reason in broken[:10])}")
     inputs = context.inputs(InputPixels(np.concatenate(pixels)))
     with torch.no_grad():
-        found = probabilities(context.model(inputs).float().cpu().numpy())
-    return _examples(context, ids, inputs, found, target, [None] * len(ids), [""] * len(ids)), broken
+        likely = probabilities(context.model(inputs).float().cpu().numpy())
+    return _examples(context, ids, inputs, likely, target, [None] * len(ids), [""] * len(ids)), broken
 
 
 def most_informative_examples(context: ExplainContext, target: int | None) -> list[Example]:

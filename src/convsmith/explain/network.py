@@ -314,10 +314,9 @@ def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDA
     It is returned as the net takes it, float [C, S, S], and as pixels uint8 [S, S, C].
     """
     if options.image is not None:
-        try:
-            pixels = context.predictor.pixels(options.image)
-        except DecodeError as error:
-            raise UserError(f"cannot read '{options.image}': {error}") from None
+        (pixels,) = context.predictor.decoded([options.image])
+        if isinstance(pixels, DecodeError):
+            raise UserError(f"cannot read '{options.image}': {pixels}")
     else:
         wrong, right = most_informative(probabilities(context.val_logits), context.val.labels, None)
         pixels = context.val.inputs([*right, *wrong][:1])

@@ -92,6 +92,18 @@ class Predictor:
             raise UserError(f"these pixels {found} were prepared for another model, which takes {list(expected)}")
         return image
 
+    def decoded(self, images: Iterable[Any]) -> Iterator[InputPixels | DecodeError]:
+        """`pixels` of each image, or why it cannot be read; in threads, so that a signal is heard while they decode."""
+        rules = self.card.preprocessing
+
+        def read(image: Any) -> InputPixels | DecodeError:
+            try:
+                return self.pixels(image)
+            except DecodeError as error:
+                return error
+
+        return thread_map(read, images, result_bytes=rules.working_size**2 * rules.channels)
+
     def to_input(self) -> Callable[[Tensor], Tensor]:
         """The function that turns prepared pixels, uint8 [B, W, W, C], into the model's input."""
         if self.takes_pixels:
@@ -102,11 +114,10 @@ class Predictor:
         """Rows as in predictions-<split>.csv, without labels; a UserError names an image that cannot be read."""
 
         def prepared() -> Iterator[InputPixels]:
-            for name, image in zip(ids, images, strict=True):
-                try:
-                    yield self.pixels(image)
-                except DecodeError as error:
-                    raise UserError(f"cannot read image '{name}': {error}") from None
+            for name, pixels in zip(ids, self.decoded(images), strict=True):
+                if isinstance(pixels, DecodeError):
+                    raise UserError(f"cannot read image '{name}': {pixels}")
+                yield pixels
 
         return prediction_rows(ids, self._logits(prepared()), self.classes) if ids else iter(())
 
@@ -115,16 +126,8 @@ class Predictor:
         ids: list[str] = []
         broken: list[tuple[Path, str]] = []
 
-        def read(file: Path) -> InputPixels | DecodeError:
-            try:
-                return self.pixels(file)
-            except DecodeError as error:
-                return error
-
         def prepared() -> Iterator[InputPixels]:
-            rules = self.card.preprocessing
-            found = thread_map(read, files, result_bytes=rules.working_size**2 * rules.channels)
-            for file, pixels in zip(files, found, strict=True):
+            for file, pixels in zip(files, self.decoded(files), strict=True):
                 if isinstance(pixels, DecodeError):
                     broken.append((file, str(pixels)))
                 else:
