@@ -166,6 +166,16 @@ def test_the_pixels_are_freed_before_the_memory_is_given_back(monkeypatch: pytes
     assert order == ["closed", "given back"]
 
 
+def test_jpeg_2000_is_decoded_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[bool] = []
+    raster = module.Raster
+    monkeypatch.setattr(module, "Raster", lambda *given: locked.append(limits._locked.locked()) or raster(*given))
+    for form in ("JPEG2000", "PNG"):
+        assert verdict(encoded(noisy("RGB", 16), form)) == "ok"
+    assert locked == [True, False]
+    assert not limits._locked.locked()
+
+
 def test_threads_take_memory_in_turn_and_never_too_much() -> None:
     memory = limits.Memory(100)
     lock, inside, most = threading.Lock(), [0], [0]

@@ -41,6 +41,7 @@ from convsmith.data.limits import (
     decoding_memory,
     memory_needed,
     refuse_large,
+    turn,
 )
 from convsmith.data.quiet import quiet
 from convsmith.data.raster import Depth, Pixels, Raster, background_rgb, format_of
@@ -100,7 +101,9 @@ def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster]:
         if not is_large and needed > SMALL:
             stack.enter_context(decoding_memory.taken(needed))
         stack.callback(image.close)  # which frees its pixels before the memory is given back
-        yield Raster(image, rules)
+        with turn(image):
+            raster = Raster(image, rules)
+        yield raster
 
 
 def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:

@@ -129,6 +129,17 @@ class Memory:
 decoding_memory = Memory(MEMORY)
 
 
+_locked = threading.Lock()
+
+
+def turn(image: ImageFile.ImageFile) -> contextlib.AbstractContextManager[object]:
+    """Decode an image within this: JPEG 2000, which keeps Python's lock, is decoded by one thread at a time.
+
+    Else the decoders would hand that lock to each other, and a signal would wait for more than one of them.
+    """
+    return _locked if _codec(image) == "jpeg2k" else contextlib.nullcontext()
+
+
 class LongHeader(DecodeError):
     """A header was not found within the first parts of a file that were read."""
 
