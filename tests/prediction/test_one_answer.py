@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 import convsmith
 from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError
+from convsmith.prediction import predictor as module
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
 
@@ -181,6 +182,37 @@ def test_explain_asks_about_the_same_probabilities(
             with torch.no_grad():  # what the heat maps are computed from
                 logits = predictor.model(example.image[None])
             assert float(logits.softmax(1)[0, target]) == pytest.approx(expected[example.id][name], abs=ROUNDED)
+
+
+def test_whoever_decodes_hears_signals(
+    run: RunDir, files: list[Path], predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal is handled in the main thread, which waits for the end of whatever it decodes itself."""
+    from convsmith.explain import network
+    from convsmith.explain.context import ExplainContext
+    from convsmith.explain.examples import examples_of_images
+
+    threads: list[str] = []
+    prepare = module.prepare
+    monkeypatch.setattr(module, "prepare", lambda *given: threads.append(current_thread().name) or prepare(*given))
+    context = ExplainContext(run, predictor)
+    for decodes in (
+        lambda: predictor.predict(files),
+        lambda: predictor.predict_files(files),
+        lambda: examples_of_images(context, files, None),
+        lambda: network._image(context, network.FigureOptions(image=files[0])),
+    ):
+        decodes()
+        assert threads
+        assert all(name.startswith("convsmith-decode") for name in threads)
+        threads.clear()
+
+
+def test_an_image_that_is_given_many_times_is_read_once_at_a_time(files: list[Path], predictor: Predictor) -> None:
+    for _ in range(5):
+        with Image.open(files[0]) as image:
+            found = predictor.predict([image] * 200)
+        assert len({one.confidence for one in found}) == 1
 
 
 @contextmanager
