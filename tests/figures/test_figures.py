@@ -91,6 +91,12 @@ def test_many_classes_show_no_counts():
     assert not matrices.confusion_figure(*confusion(21)).axes[0].texts
 
 
+def test_a_class_name_may_be_of_any_length(tmp_path):
+    figure = matrices.confusion_figure(np.eye(2, dtype=int), ["a" * 250, "b"])
+    style.save(figure, tmp_path / "figure.png")  # a warning that the axes find no room would be an error
+    assert f"{'a' * 39}…" in texts(figure)
+
+
 def test_class_names_may_be_in_any_script_and_hold_dollar_signs(tmp_path):
     names = ["日本", "$x$ {", "Ä_b^c"]
     figure = matrices.confusion_figure(np.eye(3, dtype=int), names)

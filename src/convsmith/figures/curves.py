@@ -17,8 +17,8 @@ from convsmith.figures.style import (
     line_style,
     new_figure,
     scaled,
+    short,
 )
-from convsmith.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ def forest_plot(
     band = "" if margin is None else f" (band: equivalence margin, ±{margin:g})"
     label_axes(axes, f"Difference from the base{band}", f"Difference in {metric_label}", "")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    names = [visible(name if len(name) <= 40 else f"{name[:39]}…") for name, *_ in rows]
+    names = [short(name) for name, *_ in rows]
     axes.set_yticks(range(len(rows)), names, parse_math=False)
     beside = axes.secondary_yaxis("right")
     beside.set_yticks(

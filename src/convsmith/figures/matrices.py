@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith.figures.style import label_axes, new_figure
-from convsmith.terminal import visible
+from convsmith.figures.style import label_axes, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +36,7 @@ def confusion_figure(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
     if size <= NAMED:
         font = 9 if size <= COUNTED else max(4.5, 10 - size / 18)
         # Class names are data: a dollar sign in them does not start a formula.
-        names = [visible(name) for name in classes]
+        names = [short(name) for name in classes]
         axes.set_xticks(range(size), names, rotation=45 if size <= COUNTED else 90, fontsize=font, parse_math=False)
         axes.set_yticks(range(size), names, fontsize=font, parse_math=False)
         if size <= COUNTED:

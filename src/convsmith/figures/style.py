@@ -24,6 +24,7 @@ BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vP"
+LONGEST = 40  # characters of a name beside an axis
 
 
 def line_style(index: int, marker: bool = False) -> dict[str, Any]:
@@ -37,6 +38,11 @@ def line_style(index: int, marker: bool = False) -> dict[str, Any]:
 def literal(name: str) -> str:
     """A name as the label of a line: matplotlib would read dollar signs as a formula, and hide what begins with _."""
     return (" " if name.startswith("_") else "") + visible(name).replace("$", r"\$")
+
+
+def short(name: str) -> str:
+    """A name that is data beside an axis, which leaves room for the axis."""
+    return visible(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
 
 
 def save(figure: Figure, path: Path) -> None:
