@@ -67,7 +67,7 @@ HOSTILE = {
     "--steps must be at most 100,000": lambda: Sweep(steps=10**12),
     "must be an integer of at most 64 bits": lambda: compose(None, None, {"data.limit": "1" + "0" * 30}),
     "must not contain a NUL": lambda: compose(None, None, {"data.source": "a\0b"}),
-    "a half of one": lambda: compose(None, None, {"data.source": "\ud800"}),
+    "half of a surrogate pair": lambda: compose(None, None, {"data.source": "\ud800"}),
 }
 
 

@@ -109,7 +109,7 @@ def test_another_config_under_the_same_name_is_refused_with_the_difference(refer
             "lr: 0.1",
             "config.yaml' was changed after the study had started (optim.lr was 0.002",
         ),
-        ("study.yaml", "kind: crossval", "kind: ablate", "kind was crossval, is ablate"),
+        ("study.yaml", "kind: crossval", "kind: ablate", "study.yaml' is damaged (question: Field required)"),
     ],
 )
 def test_a_study_that_is_edited_afterwards_is_refused_with_the_difference(

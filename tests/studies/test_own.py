@@ -204,6 +204,7 @@ def test_what_is_chosen_on_inner_validation_is_best_by_the_study_s_metric(
         folder = tmp_path / f"fold-choice-{number}"
         folder.mkdir()
         summary = read_json(run.path / "folds/1/summary.json")
-        write_json(folder / "summary.json", summary | {"val": {"accuracy": accuracy, "f1": f1, "loss": loss}})
+        val = summary["val"] | {"accuracy": accuracy, "f1": f1, "loss": loss}
+        write_json(folder / "summary.json", summary | {"val": val})
     *_, last = perform(job.message(), Interrupts(), parts)
     assert last["done"]["chosen"] == {"train": {"batch_size": chosen}}
