@@ -23,7 +23,7 @@ KEPT = Path(__file__).parent / "first_edition"
 
 
 def hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile_records", ROOT / "benchmarks" / "hostile_records.py")
+    spec = importlib.util.spec_from_file_location("values", ROOT / "benchmarks" / "hostile" / "values.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -13,28 +13,7 @@ import torch
 
 from hostile import Base, Case, Content, Json
 from hostile.pickles import TRAIN
-
-
-def paths_of(value: Json, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The paths to all parts of a JSON value."""
-    yield path
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from paths_of(inner, (*path, key))
-
-
-def replaced(text: str, path: tuple[str | int, ...], new: Json, key: bool = False) -> str:
-    """JSON with the part at `path` (or with its key) replaced."""
-    if not path:
-        return json.dumps(new)
-    value = json.loads(text)
-    at = value
-    for step in path[:-1]:
-        at = at[step]
-    if key:
-        at[new] = at.pop(path[-1])
-    else:
-        at[path[-1]] = new
-    return json.dumps(value)
+from hostile.values import paths_of, replaced
 
 
 def _kind(path: tuple[str | int, ...]) -> tuple[str, ...]:
@@ -47,7 +26,16 @@ def _kind(path: tuple[str | int, ...]) -> tuple[str, ...]:
 
 def _changed(base: Base, file: str, text: str, path: tuple[str | int, ...], trick: Json, key: bool = False) -> bytes:
     """The archive with one field (or key) of one of its JSON files replaced."""
-    return _rewritten(base.archive, {f"/{file}": replaced(text, path, trick, key).encode()})
+    value = json.loads(text)
+    if key:
+        *above, old = path
+        at = value
+        for step in above:
+            at = at[step]
+        at[trick] = at.pop(old)
+    else:
+        value = replaced(value, path, trick)
+    return _rewritten(base.archive, {f"/{file}": json.dumps(value).encode()})
 
 
 def _rewritten(archive: Path, change: dict[str, bytes], add: dict[str, bytes] | None = None) -> bytes:

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from hostile import Base, Case, Json
-from hostile.archives import paths_of, replaced
 from hostile.pickles import _unfinished
+from hostile.values import paths_of, replaced
 
 SHORT = "--epochs 1 --data.limit 60 --track.wandb off".split()
 
@@ -216,7 +216,8 @@ def json_fields(base: Base) -> Iterator[Case]:
             continue
         text = (base.run / file).read_text(encoding="utf-8")
         seen = set()
-        for path in paths_of(json.loads(text)):
+        content = json.loads(text)
+        for path in paths_of(content):
             kind = tuple(step if isinstance(step, str) and not step.isdigit() else "[]" for step in path)
             if not path or kind in seen:
                 continue
@@ -225,7 +226,7 @@ def json_fields(base: Base) -> Iterator[Case]:
                 if file != "model/model.json" and number % 5 != len(seen) % 5:
                     continue  # these are read by verbs that take seconds
                 verb = verbs[number % len(verbs)] if file != "model/model.json" else verbs[0]
-                data = replaced(text, path, value).encode()
+                data = json.dumps(replaced(content, path, value)).encode()
                 name = f"{file} {'.'.join(map(str, path))}: {str(value)[:20]!r}"
                 yield Case(name, _in_run(verb), in_run={file: data})
 
