@@ -127,6 +127,16 @@ def _hostile_records(result: dict[str, Any]) -> list[str]:
     return [f"{result['calls']:,} calls", f"{result['possible']:,} possible", f"{result['unexpected']} ended otherwise"]
 
 
+def _signals(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{result['signals']} signals",
+        f"{result['within_two_seconds']} ended it within 2 s",
+        f"{result['most_seconds']:.0f} s of the clock",
+        f"{result['most_processor_seconds']:.1f} s of the processor",
+        f"{result['other_exit_codes']} other exit codes",
+    ]
+
+
 def _hostile_files(result: dict[str, Any]) -> list[str]:
     totals = result["totals"]
     return [
@@ -158,6 +168,7 @@ RELIABILITY: dict[str, Callable[[Any], list[str]]] = {
     "hostile_images": _hostile_images,
     "hostile_records": _hostile_records,
     "hostile_files": _hostile_files,
+    "signals": _signals,
     "serve_attack": _serve_attack,
     "oldest": _oldest,
 }
