@@ -4,7 +4,8 @@
 
 A model of the digits is trained for an epoch and served by the real command, with at most 1,024 open files, as most
 systems have it. For each scenario the hostile clients hold their connections (one that is closed or answered comes back
-after a second) while the honest ones upload a photograph of 640 x 480 pixels each, once, without trying again.
+after a second) while the honest ones upload a photograph of 640 x 480 pixels each. Who is told when to try again
+(Retry-After) does so, and gives up where there is no answer within a minute; the times include these tries.
 
 All clients are on this machine. Where a server can tell clients apart, by their addresses, it does; so each scenario
 says whose address the hostile ones have: that of the honest ones (`same`), one of their own (`other`), or each its own
@@ -34,7 +35,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -52,6 +53,7 @@ SCENARIOS = [
 #: Clients that only hold what they have, and do not make the server work.
 HOLDING = ("idle", "half a head", "slow head", "stalled", "slow body")
 PAUSE = 1.0  # seconds until a hostile client comes back
+PATIENCE = 60.0  # seconds that an honest client waits for its answer, all tries together
 
 
 def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
@@ -122,22 +124,38 @@ async def attack(port: int, scenario: str, address: str, count: int) -> None:
     await asyncio.gather(*(hostile(port, kind, sent[kind], of.get(address, own)(at)) for at, kind in clients))
 
 
-def honest(port: int, body: bytes) -> tuple[str, float]:
-    """The status of one upload, or the error's name, and the seconds that it took."""
+class Upload(NamedTuple):
+    """What became of it: the last status, or the error's name; the seconds that it took, and how often it was sent."""
+
+    said: str
+    seconds: float
+    tries: int
+
+
+def honest(port: int, body: bytes) -> Upload:
     began = time.perf_counter()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for tries in itertools.count(1):
+        said, retry_after = send(port, body, PATIENCE - (time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        if retry_after is None or seconds + retry_after >= PATIENCE:
+            return Upload(said, seconds, tries)
+        time.sleep(retry_after)
+    raise AssertionError
+
+
+def send(port: int, body: bytes, patience: float) -> tuple[str, float | None]:
+    """The status of one try, or the error's name, and the seconds after which to try again, if the server says so."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience)
     try:
         connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
         reply = connection.getresponse()
         reply.read()
-        said = str(reply.status)
-    except OSError as error:
-        said = type(error).__name__
-    except http.client.HTTPException as error:
-        said = type(error).__name__
+        retry_after = reply.headers["Retry-After"]
+        return str(reply.status), None if retry_after is None else float(retry_after)
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__, None
     finally:
         connection.close()
-    return said, time.perf_counter() - began
 
 
 def family(process: int) -> list[int]:
@@ -145,10 +163,10 @@ def family(process: int) -> list[int]:
     return [process, *map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
 
 
-def megabytes(process: int, name: str) -> float:
-    """The memory of the server and of the process that decodes for it, in 10^6 bytes: VmRSS now, VmHWM at most."""
+def megabytes(processes: list[int], name: str) -> float:
+    """Their memory together, in 10^6 bytes: VmRSS now, VmHWM at most."""
     total = 0
-    for one in family(process):
+    for one in processes:
         with contextlib.suppress(OSError, TypeError):  # it is being replaced
             total += 1024 * int(re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{one}/status").read_text())[1])
     return round(total / 1e6, 1)
@@ -177,43 +195,45 @@ def serving(run: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int
 def measure(run: Path, log: Path, scenario: str, address: str, args: argparse.Namespace) -> dict[str, Any]:
     body = photograph()
     with serving(run, log) as (server, port), ThreadPoolExecutor(args.concurrency) as pool:
-        assert honest(port, body)[0] == "200"
-        before, attacker = megabytes(server.pid, "VmRSS"), None
+        assert honest(port, body).said == "200"
+        before, attacker = megabytes(family(server.pid), "VmRSS"), None
         if scenario != "none":
             words = ["--attack", scenario, address, str(port), "--hostile", str(args.hostile)]
             attacker = subprocess.Popen([sys.executable, __file__, *words])
             time.sleep(args.warm_up)
         began = time.perf_counter()
-        replies = list(pool.map(lambda _: honest(port, body), range(args.honest)))
+        uploads = list(pool.map(lambda _: honest(port, body), range(args.honest)))
         seconds = time.perf_counter() - began
-        during = megabytes(server.pid, "VmRSS")
+        during = megabytes(family(server.pid), "VmRSS")
         if attacker:
             attacker.kill()
             attacker.wait()
         left = time.perf_counter()
-        while honest(port, body)[0] != "200":
+        while honest(port, body).said != "200":
             time.sleep(0.2)
         recovered = time.perf_counter() - left
         time.sleep(3)
-        after, most = megabytes(server.pid, "VmRSS"), megabytes(server.pid, "VmHWM")
         processes = family(server.pid)
+        after, most = megabytes(processes, "VmRSS"), megabytes(processes, "VmHWM")
+        decoder = megabytes(processes[1:], "VmHWM")
         began_to_end = time.perf_counter()
         server.send_signal(signal.SIGTERM)
         code = server.wait(timeout=30)
         ended = time.perf_counter() - began_to_end
         time.sleep(0.2)
         orphans = [one for one in processes if Path(f"/proc/{one}").exists()]
-    said = Counter(status for status, _ in replies)
-    times = sorted(1000 * time for status, time in replies if status == "200") or [float("nan")]
+    said = Counter(upload.said for upload in uploads)
+    times = sorted(1000 * upload.seconds for upload in uploads if upload.said == "200") or [float("nan")]
     return {
         "hostile": scenario,
         "address": address,
         "answered": said["200"],
         "otherwise": {status: count for status, count in said.items() if status != "200"},
+        "tried_again": sum(upload.tries > 1 for upload in uploads),
         "p50_ms": round(times[len(times) // 2], 1),
         "p99_ms": round(times[min(len(times) - 1, int(0.99 * len(times)))], 1),
         "seconds": round(seconds, 1),
-        "memory_mb": {"before": before, "during": during, "after": after, "most": most},
+        "memory_mb": {"before": before, "during": during, "after": after, "most": most, "most_of_decoder": decoder},
         "seconds_until_an_answer_afterwards": round(recovered, 1),
         "sigterm": {"code": code, "seconds": round(ended, 2), "processes_left": len(orphans)},
         "lines_logged": len(log.read_text().splitlines()),

@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import convsmith
 from convsmith.cli import main
 from server import Server, serving
 
-MEMORY = 2.5e9  # bytes that the guide promises for digits
+MEMORY = 2e9  # bytes that the guide promises for digits
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +276,7 @@ def test_who_never_ends_the_head_of_a_request_is_hung_up_on(monkeypatch: pytest.
             thread.join()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no second address of the machine itself")
 def test_who_does_not_end_an_upload_keeps_nobody_else_waiting(server: Server, image: bytes) -> None:
     begun = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegun"
     with ExitStack() as open_ones:

@@ -7,22 +7,27 @@ import io
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
 from convsmith.data.config import DecodeRules
+from convsmith.data.faults import decode_errors
 from convsmith.processes import python_module
 
 for package in ("starlette", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason=f"needs {package}: pip install 'convsmith[serve]'")
 
 from convsmith.serve import decoder as decoding  # noqa: E402
+from convsmith.serve import decoder_process  # noqa: E402
 from convsmith.serve import queue as line  # noqa: E402
 from convsmith.serve.connections import CREDIT, Connections  # noqa: E402
 from convsmith.serve.decoder import Decoder  # noqa: E402
@@ -40,6 +45,7 @@ class Sender:
     seconds: float = 1.0
     unfinished: bool = True
     transport: Any = None
+    loop: Any = field(default_factory=Mock)
     closed: bool = field(default=False)
 
     def __post_init__(self) -> None:
@@ -87,12 +93,29 @@ def test_the_bytes_of_unfinished_uploads_are_bounded() -> None:
     senders = [Sender(host, 40, seconds) for host, seconds in (("a", 1.0), ("b", 2.0), ("b", 3.0))]
     connections = Connections(most_bytes=100)
     assert closed(connections, senders) == [2]
+    small = [Sender("a", 5, 9.0), *(Sender(str(number), 20, 2.0 + number) for number in range(5))]
+    assert closed(Connections(most_bytes=100), small) == [5], "the slowest of those that are large"
     complete = [Sender("a", 90, unfinished=False), Sender("a", 90, unfinished=False), Sender("b", 90)]
     assert closed(Connections(most_bytes=100), complete) == []
 
 
-async def answered(queue: line.RequestQueue, clients: str, seconds: dict[str, float], done: list[str]) -> list[Any]:
-    """One answer, or error, for each letter of `clients`, who enter while the worker is busy with another one."""
+def test_memory_is_returned_in_a_flood_and_after_it() -> None:
+    connections, loop = Connections(most_bytes=100), Mock()
+    for sizes, times in (([90], 0), ([90, 90], 2), ([90], 2)):
+        senders = [Sender("a", size, unfinished=False, loop=loop) for size in sizes]
+        closed(connections, senders)
+        for sender in senders:
+            connections.remove(sender)  # type: ignore[arg-type]
+        assert loop.call_later.call_count == times
+
+
+async def answered(
+    queue: line.RequestQueue, clients: str, seconds: dict[str, float], done: list[str], size: int = 2
+) -> list[Any]:
+    """One answer, or error, for each letter of `clients`, who enter while the worker is busy with another one.
+
+    Each upload has 2 bytes, but those of "b" have `size`.
+    """
     clock, loop = [0.0], asyncio.get_running_loop()
     released = threading.Event()
     loop.time = lambda: clock[0]  # type: ignore[method-assign]
@@ -102,11 +125,13 @@ async def answered(queue: line.RequestQueue, clients: str, seconds: dict[str, fl
         done.append(name)
         if name[0] == "x":
             raise Refused(422, "no image")
+        if name[0] == "y":
+            raise Refused.for_now("no memory")
         return {}
 
     queue.enter("first", 1, lambda: {"": released.wait()})
     answers = [
-        queue.enter(client, 1, lambda name=client + str(at): work(name))  # type: ignore[misc]
+        queue.enter(client, size if client == "b" else 2, lambda name=client + str(at): work(name))  # type: ignore[misc]
         for at, client in enumerate(clients)
     ]
     released.set()
@@ -123,11 +148,24 @@ def test_clients_share_the_time_evenly() -> None:
     done.clear()
     asyncio.run(answered(line.RequestQueue(), "xxaaaa", {"x": 0.1, "a": 1.0}, done))
     assert done == ["x0", "a2", "a3", "a4", "a5", "x1"], "no image counts as the slowest one"
+    done.clear()
+    asyncio.run(answered(line.RequestQueue(), "yyaa", {"y": 0.1, "a": 1.0}, done))
+    assert done == ["y0", "a2", "y1", "a3"], "what the server lacks is nobody's fault"
+
+
+def test_of_equals_the_smallest_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    asyncio.run(answered(line.RequestQueue(), "acb", {"a": 1.0, "b": 1.0, "c": 1.0}, done, size=1))
+    assert done == ["b2", "a0", "c1"]
+    done.clear()
+    monkeypatch.setattr(line, "QUEUE", 2)
+    asyncio.run(answered(line.RequestQueue(), "bac", {"a": 1.0, "b": 1.0, "c": 1.0}, done, size=3))
+    assert done == ["a1", "c2"], "a full line loses the largest"
 
 
 @pytest.mark.parametrize("bound", ["QUEUE", "QUEUE_BYTES"])
 def test_a_full_line_loses_the_last_place_of_who_has_many(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, bound, 3)
+    monkeypatch.setattr(line, bound, {"QUEUE": 3, "QUEUE_BYTES": 6}[bound])
     done: list[str] = []
     answers = asyncio.run(answered(line.RequestQueue(), "aaabb", {"a": 1.0, "b": 1.0}, done))
     assert done == ["a0", "b3", "a1"]
@@ -190,6 +228,7 @@ def test_what_the_process_decodes_is_what_decode_returns(decoder: Decoder) -> No
     assert refused.value.status == 422
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="needs a timer of the processor's time")
 def test_a_process_that_takes_too_long_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "PATIENCE", 10_000)
     with Decoder(RULES, seconds=0.01) as decoder:
@@ -205,6 +244,40 @@ def test_a_process_that_takes_too_long_is_ended_and_replaced(monkeypatch: pytest
     assert decoder._process.poll() is not None
     with pytest.raises(Refused, match="the server ends"):
         decoder.pixels(png((9, 9)), "")
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(1)", "import time; time.sleep(60)"], ids=["ends", "hangs"])
+def test_a_process_that_does_not_start_is_not_the_fault_of_the_image(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "START_SECONDS", 0.2)
+    monkeypatch.setattr(decoding, "python_module", lambda name: [sys.executable, "-ISc", program])
+    with Decoder(RULES) as decoder:
+        for _ in range(2):
+            with pytest.raises(Refused, match="cannot start its decoder at present: try again in 2 sec") as refused:
+                decoder.pixels(png((9, 9)), "")
+            assert (refused.value.status, refused.value.retry_after) == (503, 2)
+
+
+def test_who_is_late_ends_no_process_but_his_own() -> None:
+    with Decoder(RULES) as decoder:
+        with decoder._process as own, decoder._ended_after(0.05) as late:
+            decoder._process = replacement = decoder._start()
+            assert late.wait(5)
+        assert own.returncode != 0
+        assert replacement.poll() is None
+
+
+@pytest.mark.parametrize("function", ["image_of", "read_header", "decode"])
+def test_lack_of_memory_is_not_the_fault_of_the_image(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: object) -> None:
+        with decode_errors(b"") if function != "image_of" else nullcontext():
+            raise MemoryError
+
+    monkeypatch.setattr(decoder_process, function, lacks)
+    with pytest.raises(Refused, match="too little memory at present: try again in 2 seconds") as refused:
+        decoder_process.pixels_of(png((9, 9)), "image/png", RULES)
+    assert (refused.value.status, refused.value.retry_after) == (503, 2)
 
 
 def test_the_process_ends_with_the_server_that_was_killed() -> None:

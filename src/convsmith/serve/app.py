@@ -20,9 +20,9 @@ from convsmith.serve.answers import Answers
 from convsmith.serve.connections import UPLOAD_SECONDS
 from convsmith.serve.decoder import Decoder
 from convsmith.serve.decoder_process import MAX_PIXELS
-from convsmith.serve.form import MAX_BYTES, Refused
+from convsmith.serve.form import MAX_BYTES, RETRY_SECONDS, Refused
 from convsmith.serve.guard import Guard
-from convsmith.serve.queue import QUEUE, RETRY_SECONDS, RequestQueue
+from convsmith.serve.queue import QUEUE, RequestQueue
 from convsmith.serve.upload import receive
 
 ANSWER_SECONDS = 60.0  # including the wait in the line

@@ -28,7 +28,8 @@ CREDIT = 2**16  # bytes that each connection counts as having sent in its first 
 class Connections:
     """The open connections; with more than `most` unfinished uploads, or more of their bytes, some are closed.
 
-    The slowest are, and before them those of a client that has more than its fair part.
+    The slowest are, and before them those of a client that has more than its fair part. Who holds fewer bytes than
+    others do on average is closed for bytes last, since that would make little room.
     """
 
     def __init__(self, most: int = MAX_CONNECTIONS, most_bytes: int = MAX_UNFINISHED) -> None:
@@ -36,6 +37,7 @@ class Connections:
         self._open: set[Connection] = set()
         self._bytes = 0  # of the requests of all open connections
         self._passed = 0  # bytes since memory was returned
+        self._is_flood = False
 
     def __call__(self, *arguments: Any, **settings: Any) -> Connection:
         """A new connection, for uvicorn."""
@@ -50,9 +52,9 @@ class Connections:
         if connection in self._open:
             self._open.remove(connection)
             self._bytes -= connection.size
-        if not self._open and self._passed > self._most_bytes:  # a flood is over, and what it sent is about to be freed
-            self._passed = 0
-            connection.loop.call_later(1, return_freed_memory)
+        if self._passed > self._most_bytes or (self._is_flood and not self._open):
+            self._passed, self._is_flood = 0, bool(self._open)
+            connection.loop.call_later(1, return_freed_memory)  # when what was sent has been freed
 
     def count(self, more: int) -> None:
         """Note bytes that have arrived, and close uploads until those of the unfinished ones are below the bound."""
@@ -69,7 +71,12 @@ class Connections:
         by_client: Counter[str] = Counter()
         for connection, part in costs.items():
             by_client[connection.host] += part
-        for victim in sorted(costs, key=lambda other: (by_client[other.host] <= FAIR * most, other.rate)):
+        average = total / len(costs)
+
+        def order(other: Connection) -> tuple[bool, bool, float]:
+            return by_client[other.host] <= FAIR * most, costs[other] < average, other.rate
+
+        for victim in sorted(costs, key=order):
             if total <= most - int(ROOM * most):
                 return
             total -= costs[victim]

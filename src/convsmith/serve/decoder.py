@@ -7,7 +7,8 @@ import math
 import signal
 import subprocess
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ from convsmith.processes import python_module
 from convsmith.serve.decoder_process import HEAD, READY, SECONDS
 from convsmith.serve.form import Refused
 
+START_SECONDS = 60.0  # that a process may take until it is ready, on a busy machine
 PATIENCE = 4  # times the seconds of the processor that an image may take: for machines that are busy, or have no timer
 
 
@@ -41,31 +43,42 @@ class Decoder:
 
     def pixels(self, body: bytes | bytearray, content_type: str) -> InputPixels:
         """The image in a request, prepared; Refused where it cannot be read, or not within `seconds`."""
-        late = threading.Event()
+        if not self._is_ready and not self._becomes_ready():  # which is not the image's fault
+            self._replace()
+            raise Refused.for_now("the server cannot start its decoder at present")
+        with self._ended_after(PATIENCE * self._seconds) as late:
+            try:
+                answer, content = self._ask(body, content_type)
+            except (OSError, ValueError, EOFError):  # it has ended
+                ended_by = self._replace()
+                is_slow = late.is_set() or ended_by == -getattr(signal, "SIGPROF", 0)
+                why = f"it takes longer than {self._seconds:g} seconds" if is_slow else "its decoder failed"
+                raise Refused(422, f"the image cannot be read ({why}): send another one") from None
+        if "refused" in answer:
+            raise Refused(*answer["refused"])
+        return InputPixels(np.frombuffer(content, np.uint8).reshape(1, *answer["shape"]))
+
+    def _becomes_ready(self) -> bool:
+        """Wait for the process to have started; whether it has, within START_SECONDS."""
+        with self._ended_after(START_SECONDS), suppress(OSError, ValueError):
+            self._is_ready = self._answers.readline() == READY
+        return self._is_ready
+
+    @contextmanager
+    def _ended_after(self, seconds: float) -> Iterator[threading.Event]:
+        """End the present process, not one that takes its place, after `seconds`; the event says that it was."""
+        process, late = self._process, threading.Event()
 
         def end() -> None:
             late.set()
-            self._process.kill()
+            process.kill()
 
-        timer = threading.Timer(PATIENCE * self._seconds, end)
+        timer = threading.Timer(seconds, end)
+        timer.start()
         try:
-            if not self._is_ready:  # its start is not the image's fault
-                self._is_ready = self._answers.readline() == READY
-            timer.start()
-            answer, content = self._ask(body, content_type)
-        except (OSError, ValueError, EOFError):  # it has ended
-            ended_by = self._end()
-            if self._closed:
-                raise Refused(503, "the server ends: try again later") from None
-            self._process = self._start()
-            is_slow = late.is_set() or ended_by == -getattr(signal, "SIGPROF", 0)
-            why = f"it takes longer than {self._seconds:g} seconds" if is_slow else "its decoder failed"
-            raise Refused(422, f"the image cannot be read ({why}): send another one") from None
+            yield late
         finally:
             timer.cancel()
-        if "error" in answer:
-            raise Refused(answer["status"], answer["error"])
-        return InputPixels(np.frombuffer(content, np.uint8).reshape(1, *answer["shape"]))
 
     def _ask(self, body: bytes | bytearray, content_type: str) -> tuple[dict[str, Any], bytes]:
         kind = content_type.encode("latin-1")
@@ -91,10 +104,23 @@ class Decoder:
         self._requests, self._answers, self._is_ready = process.stdin, process.stdout, False
         return process
 
+    def _replace(self) -> int:
+        """End the process as `_end` does, and start another one; Refused where the server ends.
+
+        Where none can be started, the next request tries again: the pipes of the old one are closed.
+        """
+        ended_by = self._end()
+        if self._closed:
+            raise Refused(503, "the server ends: try again later") from None
+        with suppress(OSError):
+            self._process = self._start()
+        return ended_by
+
     def _end(self) -> int:
         """End the process; returns its exit code, which is -N if signal N had ended it before."""
         self._process.kill()
         with suppress(BrokenPipeError):  # it was ended before it had read all
             self._requests.close()
         self._answers.close()
+        self._is_ready = False
         return self._process.wait()

@@ -2,8 +2,9 @@
 
 Whatever strangers send is parsed here alone, where it can be ended. It reads requests from stdin: the lengths of the
 content type and of the body (HEAD), and both. For each it writes a line of JSON to stdout: ``{"shape": [H, W, C]}``,
-which the uint8 pixels follow, or ``{"status": HTTP status, "error": message}``. It ends with its stdin, and where an
-image takes more than SECONDS of the processor's time: that a machine is busy makes no image a slow one.
+which the uint8 pixels follow, or ``{"refused": [HTTP status, message, seconds until another try or null]}``. It ends
+with its stdin, and where an image takes more than SECONDS of the processor's time: that a machine is busy makes no
+image a slow one.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ def pixels_of(body: bytes, content_type: str, rules: DecodeRules) -> Pixels:
             raise Refused(413, f"the image is too large: {size} pixels, at most {MAX_PIXELS // 10**6} million")
         return decode(image, rules)
     except DecodeError as error:
-        status = {"bomb": 413, "unreadable": 503}.get(error.kind, 422)
+        if error.kind == "unreadable":
+            raise _no_memory() from None
+        status = 413 if error.kind == "bomb" else 422
         raise Refused(status, f"the image cannot be read ({error}): send another one") from None
-    except MemoryError:
-        raise Refused(413, "the image needs more memory than is available: send a smaller one") from None
+    except MemoryError:  # in the form around the image
+        raise _no_memory() from None
+
+
+def _no_memory() -> Refused:
+    return Refused.for_now("the server has too little memory at present")
 
 
 def main() -> None:
@@ -53,7 +60,7 @@ def main() -> None:
         try:
             pixels = pixels_of(body, content_type.decode("latin-1"), rules)
         except Refused as refused:
-            answer, content = {"status": refused.status, "error": str(refused)}, b""
+            answer, content = {"refused": [refused.status, str(refused), refused.retry_after]}, b""
         else:
             answer, content = {"shape": list(pixels.shape)}, pixels.tobytes()
         _end_after(0)

@@ -12,6 +12,7 @@ MAX_FORM = MAX_BYTES + 2**16  # of the form around it
 MAX_PARTS = 20  # of a form
 MAX_NAME = 255  # bytes of a file name: no file system has longer ones
 FIELD = "image"
+RETRY_SECONDS = 2
 
 
 class Refused(Exception):
@@ -21,6 +22,11 @@ class Refused(Exception):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+
+    @classmethod
+    def for_now(cls, why: str) -> Refused:
+        """A refusal that is not the request's fault."""
+        return cls(503, f"{why}: try again in {RETRY_SECONDS} seconds", RETRY_SECONDS)
 
 
 def image_of(body: bytes, content_type: str) -> bytes:

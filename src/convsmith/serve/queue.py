@@ -13,8 +13,7 @@ from convsmith.serve.decoder_process import SECONDS
 from convsmith.serve.form import MAX_BYTES, Refused
 
 QUEUE = 64  # uploads that wait for the one being processed
-QUEUE_BYTES = 8 * MAX_BYTES  # of all that wait
-RETRY_SECONDS = 2
+QUEUE_BYTES = 4 * MAX_BYTES  # of all that wait
 
 Answer = dict[str, Any]
 
@@ -32,10 +31,11 @@ class Place:
 class RequestQueue:
     """Computes one answer at a time; the time that this takes is divided evenly between the clients in the line.
 
-    How many uploads a client has in the line, and how long each takes, therefore keeps no other client waiting. An
-    upload without an image that can be read counts as one that took longest: who floods the line sends such. It is
-    fair queueing by virtual time (Demers, Keshav and Shenker 1989, "Analysis and simulation of a fair queueing
-    algorithm"). It is used in one event loop; only `compute` runs in a thread of its own.
+    How many uploads a client has in the line, and how long each takes, therefore keeps no other client waiting. Of
+    clients that have had the same time, and of the uploads of one client, the smallest is next: it is likely to cost
+    the others least. An upload without an image that can be read counts as one that took longest: who floods the line
+    sends such. It is fair queueing by virtual time (Demers, Keshav and Shenker 1989, "Analysis and simulation of a fair
+    queueing algorithm"). It is used in one event loop; only `compute` runs in a thread of its own.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,8 @@ class RequestQueue:
     def enter(self, client: str, size: int, compute: Callable[[], Answer]) -> asyncio.Future[Answer]:
         """Queue an upload for its answer: the result or exception of `compute`, or Refused where the line is full.
 
-        A full line loses the place that would be last. Cancelling the answer gives the place up.
+        A full line loses the place of whoever fills it, or else that which would be last. Cancelling the answer gives
+        the place up.
         """
         place = Place(client, size, compute, asyncio.get_running_loop().create_future())
         place.answer.add_done_callback(lambda _: self._leave(place))
@@ -57,22 +58,22 @@ class RequestQueue:
             last = self._last()
             self._waiting.remove(last)
             if not last.answer.done():  # a cancelled answer leaves the line only in the loop's next turn
-                busy = Refused(503, f"the server is busy: try again in {RETRY_SECONDS} seconds", RETRY_SECONDS)
-                last.answer.set_exception(busy)
+                last.answer.set_exception(Refused.for_now("the server is busy"))
         self._start_next()
         return place.answer
 
-    def _start_of(self, place: Place) -> float:
-        return max(self._now, self._had.get(place.client, 0.0))
+    def _turn(self, place: Place) -> tuple[float, int]:
+        """Sorts by whose turn it is: the client that has had least time, and then what is likely to take least."""
+        return max(self._now, self._had.get(place.client, 0.0)), place.size
 
     def _last(self) -> Place:
-        """The newest place of a client that has most of the line, or else of the one that has had most time."""
+        """The last place of a client that has most of the line, or else of all; the newest of equals."""
         counts = Counter(place.client for place in self._waiting)
 
-        def order(number: int) -> tuple[bool, float, int, int]:
+        def order(number: int) -> tuple[bool, tuple[float, int], int, int]:
             place = self._waiting[number]
             places = counts[place.client]
-            return places > len(self._waiting) / 2, self._start_of(place), places, number
+            return places > len(self._waiting) / 2, self._turn(place), places, number
 
         return self._waiting[max(range(len(self._waiting)), key=order)]
 
@@ -83,9 +84,9 @@ class RequestQueue:
     def _start_next(self) -> None:
         if self._is_busy or not self._waiting:
             return
-        place = min(self._waiting, key=self._start_of)
+        place = min(self._waiting, key=self._turn)
         self._waiting.remove(place)
-        self._now, self._is_busy = self._start_of(place), True
+        self._now, self._is_busy = self._turn(place)[0], True
         loop = asyncio.get_running_loop()
         began = loop.time()
         running = loop.run_in_executor(self._thread, place.compute)
@@ -94,7 +95,8 @@ class RequestQueue:
     def _finish(self, place: Place, seconds: float, done: asyncio.Future[Answer]) -> None:
         self._is_busy = False
         error = done.exception()  # asked for even if nobody waits any more, or asyncio complains
-        self._had[place.client] = self._now + (SECONDS if isinstance(error, Refused) else seconds)
+        is_at_fault = isinstance(error, Refused) and error.status < 500
+        self._had[place.client] = self._now + (SECONDS if is_at_fault else seconds)
         self._had = {client: had for client, had in self._had.items() if had > self._now}
         if not place.answer.done():
             if error is None:

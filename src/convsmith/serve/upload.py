@@ -12,9 +12,10 @@ MAX_DRAIN = 4 * MAX_BYTES  # read and thrown away, so that a refusal reaches who
 async def receive(request: Request) -> bytearray:
     """The body of a request; raises Refused (413) where it is larger than MAX_FORM."""
     body = bytearray()
+    announced = int(request.headers.get("content-length", 0))  # h11 lets only digits pass
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_FORM:
+        if max(len(body), announced) > MAX_FORM:
             most = MAX_DRAIN - len(body)
             body.clear()
             await _drain(request, most)
