@@ -150,13 +150,18 @@ def _hostile_files(result: dict[str, Any]) -> list[str]:
 
 
 def _serve_attack(result: dict[str, Any]) -> list[str]:
-    attacks = [scenario["answered"] for scenario in result["scenarios"] if scenario["hostile"] != "none"]
-    fewer = sorted(answered for answered in attacks if answered < 0.99 * result["honest"])
+    attacks = [scenario for scenario in result["scenarios"] if scenario["hostile"] != "none"]
+    answered = [scenario["answered"] for scenario in attacks]
+    fewer = [str(number) for number in sorted(answered) if number < 0.99 * result["honest"]]
+    memory = [scenario["memory_mb"] for scenario in attacks]
     return [
         f"{result['honest']} honest",
         f"{result['hostile']:,} hostile",
         f"{len(attacks) - len(fewer)} of {len(attacks)} attacks",
-        " and ".join((", ".join(map(str, fewer[:-1])), str(fewer[-1]))) if len(fewer) > 1 else "",
+        " and ".join(filter(None, (", ".join(fewer[:-1]), *fewer[-1:]))),
+        f"p99 at most {max(scenario['p99_ms'] for scenario in attacks) / 1000:.0f} s",
+        f"from {min(one['before'] for one in memory) / 1000:.1f} GB",
+        f"at most {max(one['most'] for one in memory) / 1000:.1f} GB",
     ]
 
 
