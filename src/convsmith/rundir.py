@@ -329,7 +329,7 @@ def runs_in(folder: Path) -> list[RunDir]:
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}': name one that contains runs, or train first")
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    found = [RunDir(path) for path in paths if (path / "config.yaml").exists()]
+    found = [RunDir(path) for path in paths if os.path.exists(path / "config.yaml")]  # False where it may not be read
     return sorted(found, key=lambda run: (-changed_at(run).timestamp(), run.name))
 
 

@@ -25,6 +25,7 @@ from convsmith.report.charts import Axes, Line, Mark, line_chart
 from convsmith.report.inputs import read_inputs
 from convsmith.rundir import RunDir
 
+KEPT_STUDY = Path(__file__).parents[1] / "first_edition" / "ablation" / "study.yaml"
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -192,10 +193,12 @@ def test_without_its_data_and_an_older_page_the_report_has_no_images_and_says_wh
     ],
 )
 def test_mistakes_are_one_line(inside, capsys, command, message):
-    for name, file in (("unfinished", "log.txt"), ("study", "study.yaml"), ("ranges", "lr_find.csv")):
+    for name in ("unfinished", "study", "ranges"):
         Path("runs", name).mkdir(exist_ok=True)
         shutil.copy("runs/one/config.yaml", f"runs/{name}/config.yaml")
-        Path("runs", name, file).write_text("kind: ablate\n")
+    Path("runs/unfinished/log.txt").touch()
+    Path("runs/ranges/lr_find.csv").touch()
+    shutil.copy(KEPT_STUDY, "runs/study/study.yaml")
     assert main(command.split()) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -237,14 +240,14 @@ def damaged(file, text):
             "and 'evaluation-val.json' 7: make both again with convsmith evaluate runs/cut",
         ),
         ("environment.json", (["versions"], 3), "versions: Input should be a valid dictionary"),
-        ("model/model.json", (["classes"], 3), "classes: Input should be a valid tuple"),
-        ("metrics.csv", ("val_loss", "loss"), "row 1, val_loss: Field required"),
+        ("model/model.json", (["classes"], 3), "is not as it was written with the weights beside it"),
+        ("metrics.csv", ("val_loss", "loss"), "it has no column val_loss"),
         ("metrics.csv", (r"^1,[^,]*", "1,many"), "it is not a table of numbers"),
         ("metrics.csv", (r"^1,[^,]*", "1,nan"), "row 1, train_loss: Input should be a finite number"),
         ("metrics.csv", (r"^1,[^,]*", "1,"), "row 1, train_loss: Input should be a valid number"),
         ("metrics.csv", (r"(?s)^1,.*", ""), "it has no complete row"),
-        ("predictions-val.csv", ("p_3", "p_x"), "no column or class 'p_3'"),
-        ("predictions-val.csv", (r"^([^,]+),\d,", r"\1,eleven,"), "no column or class 'eleven'"),
+        ("predictions-val.csv", ("p_3", "p_x"), "it has no column p_3"),
+        ("predictions-val.csv", (r"^([^,]+),\d,", r"\1,eleven,"), "row 1: there is no class 'eleven'"),
         ("predictions-val.csv", (r",[0-9.]+$", ",0"), "row 1: its probabilities do not sum to 1"),
         ("predictions-val.csv", (r"(^[^,]+,\d,.*\n)", r"\1\1"), "is in it more than once"),
         (

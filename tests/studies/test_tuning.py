@@ -233,6 +233,10 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, call: Call, monke
     assert "resumed at step" in (tmp_path / "runs/s/trials/0/log.txt").read_text()
 
 
+class Killed(BaseException):
+    """What no part of the program handles, as a kill."""
+
+
 @pytest.mark.parametrize("moment", ["asked", "finished"])
 def test_a_trial_killed_between_two_steps_is_the_same_trial(
     whole: Path, tmp_path: Path, call: Call, moment: str, monkeypatch: pytest.MonkeyPatch
@@ -240,11 +244,11 @@ def test_a_trial_killed_between_two_steps_is_the_same_trial(
     """Killed after Optuna knew the trial but before it had values; and after its training but before Optuna knew."""
 
     def die(*_: Any, **__: Any) -> None:
-        raise MemoryError
+        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(*((trial_job, "suggest") if moment == "asked" else (optuna.Study, "tell")), die)
-        with pytest.raises(MemoryError):
+        with pytest.raises(Killed):
             main([*COMMAND, "--trials", "1"])
     with search_in(tmp_path).opened() as known:
         assert [trial.state.name for trial in known.get_trials()] == ["RUNNING"]
@@ -261,13 +265,13 @@ def test_a_trial_that_kills_its_workers_fails_but_not_one_whose_study_is_killed(
     message = trial_job.TrialJob("trial", str(begun), 1, "one call").message()
 
     def die(*_: Any) -> None:
-        raise MemoryError
+        raise Killed
 
     monkeypatch.setattr(setup, "prepare", die)
     for name in ("one call", "one call", "another", "a third"):
-        with pytest.raises(MemoryError):
+        with pytest.raises(Killed):
             ended(message | {"call": name})
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         ended(message | {"call": "a third"})
     record = ended(message | {"call": "a third"})
     assert record is not None
