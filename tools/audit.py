@@ -22,7 +22,7 @@ SECONDS = 300
 def main(site_packages: str) -> int:
     service = next(filter(knows_of_holes, SERVICES), None)
     if service is None:
-        print("audit: SKIPPED, since no database of known holes can be reached from here")
+        print("audit: SKIPPED, since no database of known holes can be reached from here: neither PyPI's nor OSV's")
         return 0
     found = audited("--vulnerability-service", service, "--path", site_packages)
     if found is None:

@@ -122,7 +122,7 @@ def fitting_batch(
         size = halved(largest, lambda size: expected(size).memory <= CPU_SHARE * there)
         why = (
             f"about {memory.as_text(expected(size).memory)} are expected to be needed, and half of the "
-            f"{memory.as_text(there)} that are available may be"
+            f"{memory.as_text(there)} that are available may be used"
         )
     what = "the default" if size == largest else f"lowered from the default of {largest} until it fits"
     return size, f"train.batch_size auto: {size}, {what}: {why}"
