@@ -200,7 +200,7 @@ def test_data_check_lists_what_is_broken(inside: Path, capsys: pytest.CaptureFix
     shutil.copy(root / "ants/0.png", root / "bees/copy.png")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     out = call(capsys, "data", "check", root, code=0)
-    assert f"convsmith train --data {root} --data.on_error skip" in out  # without it, training would stop
+    assert out.endswith(" --data.on_error skip\n")  # without it, the training would stop
     assert "empty.png" in out
     assert "copy.png" in out
     error = call(capsys, "train", "--data", root, *QUICK, code=2)
