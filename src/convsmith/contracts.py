@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from convsmith.errors import UserError, nearest
-from convsmith.files import BITS
+from convsmith.files import BITS, fits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,7 @@ class Section(BaseModel):
     @classmethod
     def _fits_files(cls, value: Any) -> Any:
         """Refuse integers that the readers of our files do not have, wherever no bound of the field does."""
-        if isinstance(value, int) and not -(2 ** (BITS - 1)) <= value < 2 ** (BITS - 1):
+        if isinstance(value, int) and not fits(value):
             raise ValueError(f"must be an integer of at most {BITS} bits")
         return value
 

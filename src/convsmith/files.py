@@ -207,14 +207,24 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def integer(digits: str) -> int | None:
+    """The integer that is written in decimal digits; None if it has more than BITS bits."""
+    return int(digits) if len(digits) <= BITS and fits(int(digits)) else None
+
+
+def fits(value: int) -> bool:
+    """Whether an integer has at most BITS bits, so that every reader of our files has it."""
+    return -(1 << BITS - 1) <= value < 1 << BITS - 1
+
+
 def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number of JSON")
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > BITS or not -(2 ** (BITS - 1)) <= int(digits) < 2 ** (BITS - 1):
+    if (value := integer(digits)) is None:
         raise ValueError(f"{digits[:BITS]} is an integer of more than {BITS} bits")
-    return int(digits)
+    return value
 
 
 def _finite(digits: str) -> float:

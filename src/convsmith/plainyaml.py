@@ -14,7 +14,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from convsmith.errors import UserError, first_line
-from convsmith.files import BITS, DEEPEST, open_file
+from convsmith.files import BITS, DEEPEST, integer, open_file
 from convsmith.terminal import lines_of
 
 LARGEST = 200_000  # characters; a config has 2,000
@@ -86,9 +86,9 @@ class _Loader(yaml.SafeLoader):
             return word.lower() == "true"
         if kind == "float":
             return float(word.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        if len(word) > BITS or not -(2 ** (BITS - 1)) <= int(word) < 2 ** (BITS - 1):
+        if (value := integer(word)) is None:
             raise ConstructorError(None, None, f"{word} is an integer of more than {BITS} bits", node.start_mark)
-        return int(word)
+        return value
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
         text = str(self.construct_scalar(node))

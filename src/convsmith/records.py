@@ -398,8 +398,9 @@ class TuningSpec(Record):
     kind: Literal["tune"]
 
 
+StudyKind = Literal["crossval", "ablate", "tune"]
 #: The schema of study.yaml by its `kind`.
-SPECS: dict[str, type[Record]] = {"crossval": CrossvalSpec, "ablate": AblationSpec, "tune": TuningSpec}
+SPECS: dict[StudyKind, type[Record]] = {"crossval": CrossvalSpec, "ablate": AblationSpec, "tune": TuningSpec}
 
 
 class StudyStart(Record):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
 
@@ -283,21 +283,20 @@ def example_of(study: RunDir) -> str:
     return f"such as {runs[0]}" if runs else "once one is finished"
 
 
-StudyKind = Literal["crossval", "ablate", "tune"]  # the keys of records.SPECS
-Kind = Literal["run", "lr-find", StudyKind]
+Kind = Literal["run", "lr-find", records.StudyKind]
 
 
 def kind_of(run: RunDir) -> Kind:
     """The kind of a directory: a training, a study, or a range test. UserError if study.yaml names no valid kind."""
     if run.lr_find.exists():
         return "lr-find"
-    return cast(StudyKind, read_study(run)["kind"]) if run.study.exists() else "run"
+    return cast(records.StudyKind, read_study(run)["kind"]) if run.study.exists() else "run"
 
 
 def read_study(run: RunDir) -> dict[str, Any]:
     """What study.yaml says at present; a UserError where it names no kind of study, or is of a newer edition."""
     spec = read_yaml(run.study)
-    if not isinstance(spec, dict) or spec.get("kind") not in get_args(StudyKind):
+    if not isinstance(spec, dict) or spec.get("kind") not in [*records.SPECS]:
         raise damaged(run.study, "it names no kind of study")
     records.check(run.study, records.SPECS[spec["kind"]], spec)
     return records.unversioned(run.study, spec)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,11 @@ class Audit:
     def verdicts(self) -> dict[str, int]:
         """The number of records with each verdict, the most frequent first."""
         return dict(Counter(file.verdict for file in self.files).most_common())
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a record cannot be decoded, at which a training stops unless it may leave images out."""
+        return not self.verdicts.keys().isdisjoint(get_args(Kind))
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dump`."""

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
+from convsmith.figures.style import start_of
 from convsmith.records import shown
 from convsmith.terminal import lines_of
 
@@ -91,7 +92,7 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 def short(name: str) -> str:
     """A name shortened where there is little room; its title attribute has the whole name."""
-    return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
+    return start_of(name, SHORT)
 
 
 def tail(path: str) -> str:

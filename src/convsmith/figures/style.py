@@ -42,7 +42,12 @@ def literal(name: str) -> str:
 
 def short(name: str) -> str:
     """A name that is data beside an axis, which leaves room for the axis."""
-    return visible(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
+    return visible(start_of(name, LONGEST))
+
+
+def start_of(name: str, most: int) -> str:
+    """A name of at most `most` characters, with an ellipsis for what is cut off."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -113,6 +113,7 @@ class Prepared:
     dataset: Dataset
     device: torch.device
     model: nn.Module
+    layers: list[LayerRow]
     finetuning: Finetuning | None
     seconds_per_epoch: float | None  # expected time of an epoch; None if it was not measured
     notes: tuple[str, ...] = ()
@@ -147,7 +148,7 @@ def prepare(
             facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
             notes = (*notes, *_unused_keys(config.optim))
         notes = (*notes, *unused(resolve(config, facts)))
-        layers = trace(model, dataset.preprocessing().channels, dataset.preprocessing().image_size)
+        layers = _layers(model, dataset)
         if config.train.batch_size == AUTO:
             to_last_phase(model, finetuning)
             size, why = footprint.fitting_batch(resolve(config, facts), layers, finetuning, dataset, model, device)
@@ -163,7 +164,7 @@ def prepare(
             facts = replace(facts, layout=layout)
         resolved = resolve(config, facts)
         assert resolved.train.layout != "auto", "a measured config names its layout"
-        return Prepared(resolved, dataset, device, model, finetuning, seconds, notes)
+        return Prepared(resolved, dataset, device, model, layers, finetuning, seconds, notes)
 
 
 def _groups(model: nn.Module, finetuning: Finetuning | None) -> list[Group]:
@@ -190,7 +191,8 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
     rundir.refuse_taken(runs_dir, name)
     explained = explain_memory_errors("before the first step", footprint.fix(config))
     with explained, rundir.draft(runs_dir) as run:
-        experiment = _assemble(run, config, dataset, prepared.device, prepared.model, prepared.finetuning, parts)
+        model, layers, finetuning = prepared.model, prepared.layers, prepared.finetuning
+        experiment = _assemble(run, config, dataset, prepared.device, model, layers, finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
         records.write(run.environment, records.Environment, record)
@@ -239,7 +241,7 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
         if own != config.optim.name:
             fix = "pass in the one that it was started with" if config.optim.is_own else "leave optimizer out"
             raise UserError(f"the optimiser of run '{run.path}' is {config.optim.name}, not {own}: {fix}")
-    experiment = _assemble(run, config, dataset, device, model, finetuning, parts)
+    experiment = _assemble(run, config, dataset, device, model, _layers(model, dataset), finetuning, parts)
     if is_first_edition and parts.optimizer is None and not _fits(experiment, tensors, metadata, changed):
         raise UserError(
             f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with "
@@ -308,18 +310,22 @@ def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
     )
 
 
+def _layers(model: nn.Module, dataset: Dataset) -> list[LayerRow]:
+    seen = dataset.preprocessing()
+    return trace(model, seen.channels, seen.image_size)
+
+
 def _assemble(
     run: RunDir,
     config: RunConfig,
     dataset: Dataset,
     device: torch.device,
     model: nn.Module,
+    layers: list[LayerRow],
     finetuning: Finetuning | None,
     parts: Parts,
 ) -> Experiment:
     """Build model, loss, optimiser and schedule from a resolved config, before the first step."""
-    preprocessing = dataset.preprocessing()
-    layers = trace(model, preprocessing.channels, preprocessing.image_size)
     model = model.to(device=device, memory_format=FORMATS[config.train.layout])  # type: ignore[call-overload]
     groups = _groups(model, finetuning)
     if parts.optimizer:
@@ -338,7 +344,7 @@ def _assemble(
         card=ModelCard(
             architecture=None if parts.module is not None else config.model,
             classes=dataset.classes,
-            preprocessing=preprocessing,
+            preprocessing=dataset.preprocessing(),
             layout=config.train.layout,
         ),
         layers=layers,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 from convsmith.config import validate
 from convsmith.errors import command
@@ -28,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = validate({"data": {"source": args.source, "range": args.range}}).data
     from convsmith.data.audit import check_data, summary_lines
-    from convsmith.data.faults import Kind
     from convsmith.display import Display
 
     display = Display()
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         display.line(f"written: {out}")
     steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict for each file)"]
     flags = ["--data.range", args.range] if args.range != "full" else []
-    if audit.verdicts.keys() & set(get_args(Kind)):  # with which `train` stops unless it may leave images out
+    if audit.is_broken:
         flags += ["--data.on_error", "skip"]
     steps.append(command("train", "--data", args.source, *flags))
     for number, step in enumerate(steps):
