@@ -54,11 +54,15 @@ class Source:
         assert len(self.ids) == len(self.labels) == len(self.given)
         if not self.ids:
             raise UserError(f"{self.name} holds no images")
-        if len(self.classes) < 2:
-            raise UserError(f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def of_classes(self, fewest: int) -> Source:
+        """The source itself; UserError if it has fewer classes. To train takes two, and to evaluate a model one."""
+        if len(self.classes) < fewest:
+            raise UserError(f"{self.name} holds a single class, '{self.classes[0]}': a classifier needs two or more")
+        return self
 
 
 class File(NamedTuple):

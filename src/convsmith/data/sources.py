@@ -41,11 +41,15 @@ def cache_folder(config: DataConfig) -> Path:
     return platformdirs.user_cache_path("convsmith")
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, fewest_classes: int = 2) -> Source:
     """The source that `config.source` names: one of SOURCES, else a folder of images or Parquet, or a Parquet file.
 
     A folder that shares its name with one of SOURCES is reached as ``./name``. Raises UserError.
     """
+    return _open(config).of_classes(fewest_classes)
+
+
+def _open(config: DataConfig) -> Source:
     cache = cache_folder(config)
     if config.is_own:
         raise UserError(
@@ -73,6 +77,7 @@ def from_arrays(
     labels: npt.ArrayLike,
     classes: Sequence[str] | None = None,
     given: Sequence[str] | None = None,
+    fewest_classes: int = 2,
 ) -> Source:
     """A source of arrays in memory.
 
@@ -112,7 +117,7 @@ def from_arrays(
         read=lambda index: images[index],
         native_size=(images.shape[1], images.shape[2]),
         native_channels=3 if images.ndim == 4 and images.shape[3] > 1 else 1,
-    )
+    ).of_classes(fewest_classes)
 
 
 def _encode(values: npt.NDArray[Any], classes: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
