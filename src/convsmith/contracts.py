@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+#: Of an image, in pixels: the side of a square, or (height, width).
+Size = int | tuple[int, int]
+
 SHOWN = 10  # problems of a config that are told at once
 
 #: In a resolved config, the prefix of the class name of the user's own network or optimiser.
@@ -85,6 +88,21 @@ def _refuse_unwritable(text: str) -> None:
         raise ValueError("holds half of a surrogate pair, which is no character: remove it") from None
     if b"\0" in encoded:
         raise ValueError("must not contain a NUL character")
+
+
+def hw(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_of(height: int, width: int) -> Size:
+    """The size as it is written everywhere: a square as a single number, as it was before there were others."""
+    return height if height == width else (height, width)
+
+
+def size_text(size: Size) -> str:
+    """Height x width, for people: ``32 x 32``."""
+    return " x ".join(map(str, hw(size)))
 
 
 Kind = TypeVar("Kind", bound=Section)
