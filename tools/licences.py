@@ -84,7 +84,9 @@ def direct(extra: str) -> list[Requirement]:
 
 
 def extras() -> list[str]:
-    return [CORE, *(name for name in PROJECT["optional-dependencies"] if name not in LEFT_OUT)]
+    """The core and the extras that bring something."""
+    bringing = [name for name, lines in PROJECT["optional-dependencies"].items() if lines]
+    return [CORE, *(name for name in bringing if name not in LEFT_OUT)]
 
 
 def below(wanted: list[Requirement], known: set[tuple[str, str]]) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """torchvision's and timm's architectures as classifiers."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -104,7 +102,6 @@ def test_unknown_torchvision_architecture():
     ],
 )
 def test_timm_architectures(name, head, stages):
-    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
     model = timm_backbone(name, 1, 64, 5)
     assert model.head_name == head
     assert list(model.stages) == stages
@@ -112,18 +109,10 @@ def test_timm_architectures(name, head, stages):
 
 
 def test_unknown_timm_architecture():
-    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
     with pytest.raises(UserError, match=r"'resnet51' does not exist; nearest: .*resnet50"):
         timm_backbone("resnet51", 3, 32, 5)
 
 
 def test_timm_models_that_cannot_be_adapted_are_refused():
-    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
     with pytest.raises(UserError, match="'timm/dla34' cannot be used: its head is not a linear layer"):
         timm_backbone("dla34", 3, 64, 5)
-
-
-def test_without_timm_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"pip install 'convsmith\[timm\]'"):
-        timm_backbone("resnet18", 3, 32, 5)

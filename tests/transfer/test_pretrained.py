@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
+import re
 import urllib.error
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
 from convsmith.nets.tensors import load_strictly
+from convsmith.transfer import lookup
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
 
 LITE = "timm/tf_efficientnet_lite0"
@@ -156,7 +157,6 @@ def test_torchvisions_weights_say_what_they_expect() -> None:
 
 
 def test_timms_weights_say_what_they_expect() -> None:
-    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
     spec = expected_input(LITE)
     assert spec is not None
     assert (spec.size, spec.crop, spec.interpolation, spec.mean, spec.std) == (
@@ -174,7 +174,7 @@ def test_timms_weights_say_what_they_expect() -> None:
 def test_of_our_own_networks_nothing_is_known() -> None:
     assert expected_input("simple-cnn") is None
     with pytest.raises(UserError, match="'simple-cnn' has no pretrained weights; choose a --model that has"):
-        hub_weights("simple-cnn")
+        hub_weights("simple-cnn", Path("nowhere"))
 
 
 def test_tensors_that_are_no_dense_arrays_are_refused(tmp_path: Path) -> None:
@@ -214,7 +214,16 @@ def test_torch_does_not_warn_before_our_error(tmp_path: Path, recwarn: pytest.Wa
     assert not recwarn.list
 
 
-def test_torchvisions_weights_come_by_its_checked_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Servers answer, and the libraries have kept nothing."""
+    monkeypatch.setattr(lookup, "unreachable", lambda origin: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+
+def test_torchvisions_weights_come_by_its_checked_way(
+    reached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {}
 
     def download(url: str, **options: object) -> dict[str, Tensor]:
@@ -222,7 +231,7 @@ def test_torchvisions_weights_come_by_its_checked_way(monkeypatch: pytest.Monkey
         return {"weight": torch.ones(1)}
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    tensors, what = hub_weights("torchvision/resnet18")
+    tensors, what = hub_weights("torchvision/resnet18", tmp_path)
     assert tensors.keys() == {"weight"}
     assert what == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
     assert asked["check_hash"] is True
@@ -230,60 +239,56 @@ def test_torchvisions_weights_come_by_its_checked_way(monkeypatch: pytest.Monkey
 
 
 def test_a_kept_file_of_the_right_name_and_another_content_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch itself compares only what it downloads."""
     from torchvision.models import ResNet18_Weights
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, **options: {})
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     content = b"weights"
     digest = hashlib.sha256(content).hexdigest()[:8]
     kept = tmp_path / "checkpoints" / f"resnet18-{digest}.pth"
     monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"https://example.org/{kept.name}", raising=False)
     kept.write_bytes(content)
-    hub_weights("torchvision/resnet18")
+    hub_weights("torchvision/resnet18", tmp_path)
     kept.write_bytes(content + b"!")
     with pytest.raises(UserError, match=rf"SHA-256 does not begin with {digest}, as its name says\): delete it"):
-        hub_weights("torchvision/resnet18")
+        hub_weights("torchvision/resnet18", tmp_path)
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("no route"), RuntimeError("invalid hash value")])
-def test_without_a_network_a_local_file_is_asked_for(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_download_that_fails_asks_for_the_very_file(
+    reached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(*args: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(
-        UserError, match=r"'torchvision/resnet18' cannot be downloaded from https.*--transfer.weights FILE"
-    ):
-        hub_weights("torchvision/resnet18")
+    place = re.escape(str(tmp_path / "weights" / "resnet18.pth"))
+    with pytest.raises(lookup.WeightsAbsent, match=rf"fetch https\S+resnet18-\w+.pth on .* save it as '{place}', or"):
+        hub_weights("torchvision/resnet18", tmp_path)
 
 
-def test_without_a_network_timm_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+def test_a_hub_that_fails_says_the_same(reached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
 
     def fail(*args: object, **options: object) -> None:
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(UserError, match=r"\(no route\): download them .* --transfer.weights FILE"):
-        hub_weights(LITE)
+    with pytest.raises(lookup.WeightsAbsent, match=r"\(no route\): fetch https.*/model.safetensors on another"):
+        hub_weights(LITE, tmp_path)
     with pytest.raises(UserError, match="'resnet10t_nothing' does not exist"):
-        hub_weights("timm/resnet10t_nothing")
+        hub_weights("timm/resnet10t_nothing", tmp_path)
 
 
-def test_unknown_backbones_get_the_nearest_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_backbones_get_the_nearest_names() -> None:
     with pytest.raises(UserError, match="Did you mean 'resnet18'"):
-        hub_weights("torchvision/resnet19")
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"pip install 'convsmith\[timm\]'"):
-        expected_input("timm/resnet18")
+        hub_weights("torchvision/resnet19", Path("nowhere"))
 
 
 def test_the_real_weights_fill_every_layer(shared: Path) -> None:
-    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
     model = timm_backbone("tf_efficientnet_lite0", 3, 64, 2)
     tensors, said = as_ours(model, read_tensors(shared / "weights" / "tf_efficientnet_lite0.safetensors"))
     assert isinstance(model, Backbone)

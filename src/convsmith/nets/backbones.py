@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsmith.errors import UserError, choose, first_line, missing_extra
+from convsmith.errors import UserError, choose, first_line
 
 # Containers that hold stages rather than being one.
 _CONTAINERS = ("features", "layers", "blocks", "stages", "trunk_output", "classifier")
@@ -67,7 +67,7 @@ def torchvision_backbone(name: str, channels: int, image_size: int, classes: int
 
 
 def timm_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
-    """timm's network `name`, untrained, with the input channels adapted by timm. Needs the extra `timm`."""
+    """timm's network `name`, untrained, with the input channels adapted by timm."""
     refuse_unknown_timm(name)
     import timm
 
@@ -89,10 +89,8 @@ def refuse_unknown_torchvision(name: str) -> None:
 
 
 def refuse_unknown_timm(name: str) -> None:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise missing_extra("timm", "timm") from error
+    import timm
+
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"nearest: {', '.join(close)}" if close else "timm.list_models() has all names"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from convsmith.files import require_file
 from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
 from convsmith.nets.build import refuse_unknown
 from convsmith.nets.tensors import read_safetensors
+from convsmith.transfer import lookup
 
 Tensors = dict[str, Tensor]
 
@@ -41,10 +44,11 @@ def expected_input(model: str) -> InputSpec | None:
     return _LIBRARIES[library].expects(name)
 
 
-def hub_weights(model: str) -> tuple[Tensors, str]:
+def hub_weights(model: str, cache: Path) -> tuple[Tensors, str]:
     """The library's weights of an architecture, by the library's names, and a description of them.
 
-    Raises UserError for networks without weights, and if they cannot be downloaded.
+    Those in the cache folder come first, then those that the library has downloaded before, then a download. Raises
+    UserError for networks without weights, and WeightsAbsent if they cannot be had.
     """
     library, slash, name = model.partition("/")
     if not slash or library not in _LIBRARIES:
@@ -53,7 +57,37 @@ def hub_weights(model: str) -> tuple[Tensors, str]:
             f"transfer.weights=default: '{model}' has no pretrained weights; choose a --model that has some, such as "
             "torchvision/resnet18 or timm/tf_efficientnet_lite0, or set --transfer.weights to a file or a run"
         )
-    return _LIBRARIES[library].download(name)
+    _LIBRARIES[library].refuse_unknown(name)
+    if (file := lookup.placed(model, cache)).is_file():
+        return read_tensors(file), f"'{file}'"
+    origin = lookup.origin(model)
+    if origin is None:
+        raise UserError(f"transfer.weights=default: {library} has no weights of '{name}'; give a file or a run instead")
+    if origin.kept is None and (reason := lookup.unreachable(origin)):
+        raise lookup.absent(model, origin, reason, cache)
+    try:
+        with _silenced():
+            return _LIBRARIES[library].load(name, origin), origin.label
+    except UserError:
+        raise
+    except Exception as error:  # hubs and their clients raise errors of their own
+        if origin.kept is not None:
+            raise UserError(f"'{origin.kept}' cannot be read as weights of '{model}': {first_line(error)}") from None
+        raise lookup.absent(model, origin, first_line(error), cache) from None
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """A context in which the libraries' advice and warnings about a download are not logged."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -137,7 +171,8 @@ def _other_channels(weight: Tensor, channels: int) -> Tensor:
 @dataclass(frozen=True)
 class _Library:
     expects: Callable[[str], InputSpec | None]
-    download: Callable[[str], tuple[Tensors, str]]
+    refuse_unknown: Callable[[str], None]
+    load: Callable[[str, lookup.Origin], Tensors]
 
 
 def _torchvision_expects(name: str) -> InputSpec | None:
@@ -159,26 +194,23 @@ def _torchvision_expects(name: str) -> InputSpec | None:
     )
 
 
-def _torchvision_download(name: str) -> tuple[Tensors, str]:
-    refuse_unknown_torchvision(name)
+def _torchvision_load(name: str, origin: lookup.Origin) -> Tensors:
     from torchvision import models
 
+    if origin.kept is not None:
+        _refuse_changed(origin.kept)
     weights = models.get_model_weights(name).DEFAULT
-    _refuse_changed(Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(weights.url).name))
-    try:
-        tensors: Tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _no_network(f"torchvision/{name}", weights.url, error) from None
-    return tensors, f"torchvision's {weights}"
+    tensors: Tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    return tensors
 
 
 def _refuse_changed(file: Path) -> None:
-    """Raise UserError if the file exists and its SHA-256 does not begin as its name says.
+    """Raise UserError if the file's SHA-256 does not begin as its name says.
 
     torch compares them when it downloads a file, but not when it finds one of that name.
     """
     said = torch.hub.HASH_REGEX.search(file.name)
-    if said is None or not file.exists():
+    if said is None:
         return
     digest = hashlib.sha256()
     with file.open("rb") as content:
@@ -211,33 +243,20 @@ def _timm_expects(name: str) -> InputSpec | None:
     )
 
 
-def _timm_download(name: str) -> tuple[Tensors, str]:
-    refuse_unknown_timm(name)
+def _timm_load(name: str, origin: lookup.Origin) -> Tensors:
     import timm
 
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        raise UserError(f"transfer.weights=default: timm has no weights of '{name}'; give a file or a run instead")
-    try:
-        # timm reads safetensors, or archives by torch's weights-only loader.
-        net = timm.create_model(name, pretrained=True)
-    except Exception as error:  # hubs and their clients raise errors of their own
-        raise _no_network(f"timm/{name}", str(config.hf_hub_id or config.url), error) from None
-    return net.state_dict(), f"timm's {name}.{config.tag}" if config.tag else f"timm's {name}"
+    # timm renames what other trainers have written; it reads safetensors, or archives by torch's weights-only loader.
+    given = None if origin.kept is None else {"state_dict": read_tensors(origin.kept)}
+    net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given)
+    return dict(net.state_dict())
 
 
 _LIBRARIES = {
-    "torchvision": _Library(_torchvision_expects, _torchvision_download),
-    "timm": _Library(_timm_expects, _timm_download),
+    "torchvision": _Library(_torchvision_expects, refuse_unknown_torchvision, _torchvision_load),
+    "timm": _Library(_timm_expects, refuse_unknown_timm, _timm_load),
 }
 
 
 def _interpolation(name: str) -> str:
     return name if name in ("bilinear", "bicubic") else "bicubic"
-
-
-def _no_network(model: str, address: str, error: Exception) -> UserError:
-    return UserError(
-        f"the weights of '{model}' cannot be downloaded from {address} ({first_line(error)[:200]}): download them on a "
-        "computer with a network and give the file, --transfer.weights FILE.safetensors (or .pth)"
-    )

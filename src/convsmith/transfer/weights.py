@@ -11,6 +11,7 @@ from convsmith.config import RunConfig
 from convsmith.contracts import InputSpec
 from convsmith.data.dataset import Dataset
 from convsmith.data.expected import differences, fitting, shown
+from convsmith.data.sources import cache_folder
 from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone
 from convsmith.nets.config import ModelConfig
@@ -50,7 +51,7 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
     if own_module:
         raise UserError("transfer.weights cannot be used with your own module: load its weights before you pass it in")
     if name == DEFAULT:
-        tensors, what = hub_weights(config.model.name)
+        tensors, what = hub_weights(config.model.name, cache_folder(config.data))
         return Weights(what, tensors, expected_input(config.model.name))
     path = Path(name)
     if not path.exists():
