@@ -17,7 +17,7 @@ from PIL import Image
 
 from convsmith.data.audit import NEAR_BITS, check_data, near_pairs, summary_lines
 from convsmith.data.config import DataConfig
-from convsmith.data.source import walk
+from convsmith.data.source import NO_IMAGE, walk
 from convsmith.data.sources import from_arrays
 from convsmith.events import Counted
 
@@ -49,7 +49,7 @@ def test_every_file_has_its_verdict(plant: Plant) -> None:
         "copy.png": "duplicate",
     }
     assert audit.verdicts == {"ok": 10, **dict.fromkeys(trouble.values(), 1)}
-    assert audit.unused == ("train/b/notes.txt",)
+    assert audit.unused == {NO_IMAGE: ("train/b/notes.txt",)}
     assert audit.counts == {"train": {"a": 5, "b": 5}, "val": {"a": 1, "b": 1}}
     assert audit.sizes == {"12x12": 12}
     text = summary_lines(audit)

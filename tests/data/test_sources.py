@@ -18,7 +18,7 @@ from PIL import Image
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import decode
 from convsmith.data.named import remove_damaged
-from convsmith.data.source import walk
+from convsmith.data.source import HIDDEN, NO_IMAGE, OUTSIDE, SYSTEM, split_of, walk
 from convsmith.data.sources import SOURCES, Source, cache_folder, from_arrays, open_source
 from convsmith.errors import UserError
 
@@ -86,7 +86,39 @@ def test_what_is_no_record_is_listed_as_unused(plant: Plant) -> None:
         (root / name).write_text("x")
     source = opened(root)
     assert source.ids == ("a/1.PNG", "b/1.jpg")
-    assert source.unused == ("README.md", "a/.DS_Store", "a/.hidden.png", "a/Thumbs.db", "b/note.txt", "loose.png")
+    assert source.unused == {
+        HIDDEN: (".git/a/1.png", "a/.hidden.png"),
+        SYSTEM: ("a/.DS_Store", "a/Thumbs.db"),
+        NO_IMAGE: ("README.md", "b/note.txt"),
+        OUTSIDE: ("loose.png",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("data/train-00000-of-00001.parquet", "train"),
+        ("default/train/0000.parquet", "train"),
+        ("beans_train.parquet", "train"),
+        ("beans-test/0000.parquet", "test"),
+        ("Testing", "test"),
+        ("TRAINING", "train"),
+        ("seg_train", "train"),
+        ("val2017", "val"),
+        ("TestSet", "test"),
+        ("Dev.Data", "val"),
+        ("x valid", "val"),
+        ("eval", "val"),
+        ("test/train-0", "train"),
+        ("train_test_split", ""),
+        ("invalid", ""),
+        ("contest", ""),
+        ("entra\u00eenement/trains", ""),
+        ("evaluation", ""),
+    ],
+)
+def test_names_tell_a_split_by_a_word(path: str, split: str) -> None:
+    assert split_of(path) == split
 
 
 def test_links_are_followed_but_not_in_circles(plant: Plant, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -76,12 +76,12 @@ class NearPair:
 class Audit:
     """The result of all checks. `counts` are the decodable images by split ('' for none) and class; `sizes` by 'WxH'.
 
-    `notes` are sentences about the images as a whole.
+    `unused` are the files that are no records, by the reason; `notes` are sentences about the images as a whole.
     """
 
     source: str
     files: tuple[FileVerdict, ...]
-    unused: tuple[str, ...]
+    unused: Mapping[str, tuple[str, ...]]
     counts: dict[str, dict[str, int]]
     sizes: dict[str, int]
     duplicates: tuple[DuplicateGroup, ...]
@@ -231,7 +231,8 @@ def summary_lines(audit: Audit) -> list[str]:
     lines += [f"note: {note}" for note in audit.notes]
     bad = [file for file in audit.files if file.verdict not in ("ok", "duplicate")]
     lines += _listed("files with problems", [f"{f.id}: {f.verdict} ({f.message})" for f in bad])
-    lines += _listed("files that are not images", list(audit.unused))
+    for reason, paths in audit.unused.items():
+        lines += _listed(f"files not used, {reason}", list(paths))
     lines += _listed("groups of identical images", [_described(group) for group in audit.duplicates])
     near = [f"{' ~ '.join(pair.ids)} (distance {pair.distance})" for pair in audit.near_duplicates]
     lines += _listed("pairs that look alike (candidates)", near)

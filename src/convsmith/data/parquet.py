@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convsmith.data.source import (
-    SPLIT_NAMES,
     File,
     Given,
     Index,
@@ -20,6 +18,7 @@ from convsmith.data.source import (
     numbered_ids,
     recall,
     remember,
+    split_of,
 )
 from convsmith.errors import UserError, first_line
 from convsmith.files import parse_json, require_file
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_SPLIT = re.compile(rf"^({'|'.join(SPLIT_NAMES)})(?![a-z])")
 _BATCH = 256  # rows read at a time
 
 
@@ -39,7 +37,7 @@ def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
     data counts as not divided. Class names come from the schema's ClassLabel, else from the labels themselves.
     """
     fingerprint = fingerprint_files(root, files)
-    splits = [_split_of(file.path) for file in files]
+    splits = [split_of(file.path) for file in files]
     if len(set(splits)) == 1:
         splits = [""] * len(files)
     if "" in splits and any(splits):
@@ -156,14 +154,6 @@ def _read_index(paths: list[Path], splits: list[str]) -> Index:
         )
     coded: Labels = values.astype(np.int64)
     return Index(names, coded, given)
-
-
-def _split_of(path: str) -> str:
-    """'train' for ``data/train-00000-of-00001.parquet`` or ``default/train/0000.parquet``; '' for no split."""
-    for part in reversed(path.lower().split("/")):
-        if match := _SPLIT.match(part):
-            return SPLIT_NAMES[match[1]]
-    return ""
 
 
 def _open_file(path: Path) -> pq.ParquetFile:

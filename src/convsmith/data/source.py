@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,8 +24,20 @@ Record = bytes | Path | npt.NDArray[np.uint8]
 
 SPLITS = ("train", "val", "test")
 MOST_WAYS = 100  # in which links below a folder may lead to one and the same folder
-#: What folders and files are called -> the split that they hold.
-SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+#: A word in the name of a folder or a file, in any case -> the split that it holds.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_BETWEEN_WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")
+
+#: What operating systems and editors leave in folders; names that begin with ._ are resource forks of macOS.
+LITTER = frozenset(
+    (".ds_store", ".ipynb_checkpoints", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")
+)
+SYSTEM, HIDDEN = "left by systems and editors", "hidden"
+NO_IMAGE, OUTSIDE = "not images by their suffix", "outside the class folders"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +47,7 @@ class Source:
     `ids` are stable names of the records; `labels` int64 [N] index `classes`; `given` [N] is the split
     that the source itself assigns ('train', 'val', 'test', or '' for none). `read(i)` returns record i
     (encoded bytes, a path, or uint8 pixels); reading in order is fastest, and with Parquet any other order is slow.
-    `unused` names the files of a folder that are not records. `native_size` is (height, width).
+    `unused` names the files of a folder that are not records, by the reason. `native_size` is (height, width).
     """
 
     name: str
@@ -48,7 +61,7 @@ class Source:
     test_fraction: float = 0.15
     native_size: tuple[int, int] | None = None
     native_channels: Literal[1, 3] | None = None
-    unused: tuple[str, ...] = ()
+    unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.labels) == len(self.given)
@@ -74,10 +87,14 @@ class File(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """The files and folders below a folder, sorted, as relative POSIX paths."""
+    """The files and folders below a folder, sorted, as relative POSIX paths.
+
+    Those that `ignored` names are in neither list: `ignored` holds their files by reason.
+    """
 
     files: list[File]
     folders: list[str]
+    ignored: dict[str, list[str]]
 
 
 class Index(NamedTuple):
@@ -93,15 +110,38 @@ def readable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def split_of(path: str) -> str:
+    """The split that a relative path names, its last part first: 'train', 'val', 'test', or '' for none.
+
+    A part names a split if one of its words does: ``Training``, ``seg_train``, ``val2017``, ``beans-test.parquet``.
+    Words of two splits, as in ``train_test_split``, name none.
+    """
+    for part in reversed(path.split("/")):
+        named = {SPLIT_WORDS.get(word.casefold(), "") for word in _BETWEEN_WORDS.split(part)} - {""}
+        if named:
+            return named.pop() if len(named) == 1 else ""
+    return ""
+
+
+def ignored(path: str) -> str:
+    """Why the file or folder at a relative path is never taken for data: SYSTEM or HIDDEN; '' if it may be data."""
+    parts = path.split("/")
+    if any(part.casefold() in LITTER or part.startswith("._") for part in parts):
+        return SYSTEM
+    return HIDDEN if any(part.startswith(".") for part in parts) else ""
+
+
 def walk(root: Path) -> Tree:
-    """List everything below `root`, following symbolic links but never in a loop. Hidden folders are left out.
+    """List everything below `root`, following symbolic links but never in a loop.
 
     A broken link is listed as a file, so that it is reported rather than lost. Raises UserError where links lead to the
     same folder in more than MOST_WAYS ways: a few links to each other's folders would make millions of files.
     """
-    files: list[File] = []
-    folders: list[str] = []
+    tree = Tree([], [], {})
     ways: Counter[tuple[int, int]] = Counter()
+
+    def leave_out(path: str, reason: str) -> None:
+        tree.ignored.setdefault(reason, []).append(path)
 
     def visit(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
         status = folder.stat()
@@ -112,22 +152,40 @@ def walk(root: Path) -> Tree:
         if ways[here] > MOST_WAYS:
             raise UserError(f"links below '{root}' lead to '{folder}' in more than {MOST_WAYS} ways: remove some")
         if prefix:
-            folders.append(prefix[:-1])
+            tree.folders.append(prefix[:-1])
         with os.scandir(folder) as entries:
             for entry in entries:
-                path = prefix + entry.name
+                path, reason = prefix + entry.name, ignored(entry.name)
                 if entry.is_dir():
-                    if not entry.name.startswith("."):
+                    if not reason:
                         visit(folder / entry.name, path + "/", above | {here})
+                    elif not entry.is_symlink():
+                        for inside, _, names in os.walk(entry.path):
+                            below = os.path.relpath(inside, folder).replace(os.sep, "/")
+                            for name in names:
+                                leave_out(f"{prefix}{below}/{name}", reason)
                 elif entry.is_file() or not os.path.exists(entry.path):
+                    if reason:
+                        leave_out(path, reason)
+                        continue
                     status = entry.stat(follow_symlinks=entry.is_file())
-                    files.append(File(path, status.st_size, status.st_mtime_ns))
+                    tree.files.append(File(path, status.st_size, status.st_mtime_ns))
 
     try:
         visit(root, "", frozenset())
     except OSError as error:
         raise UserError(f"cannot read the folder '{error.filename}': {error.strerror}") from error
-    return Tree(sorted(files), sorted(folders))
+    by_reason = {reason: sorted(paths) for reason, paths in tree.ignored.items()}
+    return Tree(sorted(tree.files), sorted(tree.folders), by_reason)
+
+
+def unused_files(*parts: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    """Files by the reason why they are not used, from several such mappings, readable and sorted."""
+    together: dict[str, list[str]] = {}
+    for part in parts:
+        for reason, paths in part.items():
+            together.setdefault(reason, []).extend(map(readable, paths))
+    return {reason: tuple(sorted(paths)) for reason, paths in together.items() if paths}
 
 
 def fingerprint_files(root: Path, files: Iterable[File]) -> str:

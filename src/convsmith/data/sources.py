@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from convsmith.data.config import ARRAYS, DataConfig
 from convsmith.data.folders import open_folder
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.parquet import open_parquet
-from convsmith.data.source import SPLITS, File, Source, numbered_ids, walk
+from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
 
 __all__ = ["ARRAYS", "SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
@@ -61,7 +62,11 @@ def _open(config: DataConfig) -> Source:
     if path.is_dir():
         tree = walk(path)
         parquet = [file for file in tree.files if file.path.lower().endswith(".parquet")]
-        return open_parquet(path, parquet, cache) if parquet else open_folder(path, tree)
+        if not parquet:
+            return open_folder(path, tree)
+        others = sorted(set(tree.files).difference(parquet))
+        unused = unused_files(tree.ignored, {"not Parquet": [file.path for file in others]})
+        return replace(open_parquet(path, parquet, cache), unused=unused)
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             raise UserError(f"data.source '{path}' is a file: give a folder of images or Parquet, or a .parquet file")
