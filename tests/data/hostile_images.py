@@ -47,6 +47,8 @@ MAKES: dict[str, tuple[str, str, dict[str, Any]]] = {  # by name: Pillow's mode 
     "fax.tif": ("1", "TIFF", {"compression": "group4"}),
     "jpeg.tif": ("RGB", "TIFF", {"compression": "jpeg"}),
     "turned.tif": ("RGBA", "TIFF", {"compression": "packbits", "tiffinfo": {274: 6}}),
+    "colour.avif": ("RGB", "AVIF", {"speed": 10}),
+    "alpha.avif": ("RGBA", "AVIF", {"speed": 10}),
 }
 
 
@@ -169,6 +171,7 @@ def _no_blocks(number: int) -> bytes:
     return b"\x78\x01" + b"\0\0\0\xff\xff" * number + zlib.compress(bytes(64))[2:]
 
 
+_LONG = ((b"zTXt", b"x\0\0"), (b"iTXt", b"x\0\1\0\0\0"), (b"iCCP", b"x\0\0"))
 _ZEROS = zlib.compress(bytes(2**20))
 _TAGS = exif(*((1000 + number, 1, 2**14, 8) for number in range(4000)), body=bytes(2**14))
 _CIRCLE = exif((0x8769, 4, 1, 8), (0x8825, 4, 1, 8), (0xA005, 4, 1, 8), (274, 3, 1, 6))
@@ -187,6 +190,8 @@ TRICKS: dict[str, Make] = {
     "many-chunks.png": lambda: png(4, 4, chunk(b"teSt", b"") * 140_000),
     "profiles.png": lambda: png(4, 4, chunk(b"iCCP", b"x\0\0" + _ZEROS) * 300),
     "texts.png": lambda: png(4, 4, chunk(b"zTXt", b"\0\0" + _ZEROS) * 300),
+    "long-text.png": lambda: png(4, 4, *(chunk(kind, body + zlib.compress(bytes(2**21))) for kind, body in _LONG)),
+    "long-plain-text.png": lambda: png(4, 4, chunk(b"tEXt", b"workflow\0" + b"x" * 2**21)),
     "late-key.png": lambda: png(4, 4, colour=2, after=chunk(b"tRNS", bytes(6))),
     "late-exif.png": lambda: png(4, 9, after=chunk(b"eXIf", exif((274, 3, 1, 6)))),
     "exif-tags.png": lambda: png(4, 4, chunk(b"eXIf", _TAGS)),

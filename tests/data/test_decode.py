@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from convsmith.data import decode as module
+from convsmith.data import plugins
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import DecodeError, decode, from_array, read_header
 from convsmith.errors import UserError
@@ -230,6 +232,70 @@ def test_no_flipped_byte_of_a_png_goes_unnoticed(position: int, flip: int) -> No
     data[8 + position % (len(data) - 8)] ^= flip
     with pytest.raises(DecodeError):
         decode(bytes(data), NATIVE)
+
+
+def test_a_png_without_its_end_marker_is_read_if_all_pixels_are_there() -> None:
+    image = Image.fromarray(noise(32, 32, 3))
+    whole = encode(image)
+    end = whole.rindex(b"IEND")
+    for cut in (whole[: end - 4], whole[: end - 1], whole[: end + 4], whole[: end + 6]):
+        np.testing.assert_array_equal(decode(cut, NATIVE), np.asarray(image))
+    # Two thirds of the pixels, in a file that ends with a whole chunk.
+    rows = zlib.compress(b"".join(b"\0" + bytes(row) for row in noise(30, 30)))
+    first, second = (png(30, 30, 8, 0, b"") for _ in range(2))
+    start = first.index(b"IDAT") - 4
+    part = rows[: 2 * len(rows) // 3]
+    chunk = struct.pack(">I", len(part)) + b"IDAT" + part + struct.pack(">I", zlib.crc32(b"IDAT" + part))
+    with pytest.raises(DecodeError) as caught:
+        decode(second[:start] + chunk, NATIVE)
+    assert caught.value.kind == "truncated"
+
+
+def test_long_texts_of_a_png_do_not_keep_its_pixels_from_being_read(tmp_path: Path) -> None:
+    row = b"".join(b"\0" + bytes(line) for line in noise(16, 16))
+    plain = decode(png(16, 16, 8, 0, row), NATIVE)
+    random = noise(2**21).tobytes()
+    for kind, start in ((b"zTXt", b"x\0\0"), (b"iTXt", b"x\0\1\0\0\0"), (b"iCCP", b"x\0\0")):
+        for text in (bytes(2**21), random):  # the second is read from the file in parts
+            data = png(16, 16, 8, 0, row, (kind, start + zlib.compress(text)))
+            (tmp_path / "long.png").write_bytes(data)
+            np.testing.assert_array_equal(decode(data, NATIVE), plain)
+            np.testing.assert_array_equal(decode(tmp_path / "long.png", NATIVE), plain)
+            assert read_header(tmp_path / "long.png") == ("PNG", 16, 16, 1)
+
+
+def test_avif_is_read_upright_with_its_transparency(tmp_path: Path) -> None:
+    flat = Image.new("RGB", (24, 16), (200, 30, 40))
+    Image.fromarray(noise(4, 6, 3)).resize((24, 16)).save(tmp_path / "a.avif", quality=95)
+    with Image.open(tmp_path / "a.avif") as stored:
+        np.testing.assert_array_equal(decode(tmp_path / "a.avif", NATIVE), np.asarray(stored.convert("RGB")))
+    assert read_header(tmp_path / "a.avif") == ("AVIF", 24, 16, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encode(flat, "AVIF", exif=exif), NATIVE).shape == (24, 16, 3)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (decode(encode(clear, "AVIF", quality=100), NATIVE) == 255).all()
+
+
+def test_heic_is_read_through_its_plug_in(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    heif.register_heif_opener()
+    image = Image.fromarray(noise(4, 6, 3)).resize((64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
+    pixels = decode(tmp_path / "a.heic", NATIVE)
+    assert pixels.shape == (64, 48, 3)
+    assert np.abs(pixels - np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)).mean() < 8
+    assert read_header(tmp_path / "a.heic")[0] == "HEIF"
+
+
+def test_heic_without_its_plug_in_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins._with_heif.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DecodeError, match=r"pip install 'convsmith\[heic\]'") as caught:
+        decode(b"\0\0\0\x18ftypheic" + bytes(40), NATIVE)
+    assert caught.value.kind == "unsupported"
 
 
 @given(junk=st.binary(max_size=300), form=st.sampled_from(["", "PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]))

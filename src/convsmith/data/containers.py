@@ -6,6 +6,7 @@ import contextlib
 import re
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from convsmith.data.limits import MAX_SCANS
 
 MAX_CHUNKS = 2**17  # of a PNG
 MAX_PROFILES = 256  # of a PNG, and compressed texts, each of which Pillow inflates up to 1 MB
+MAX_TEXT = 2**20  # bytes of a PNG's text or profile, inflated; Pillow refuses the whole image for a longer one
 MAX_SEGMENTS = 2**14  # of a JPEG
 MAX_EXIF = 2**18  # bytes, of a JPEG or of a PNG's text; the standard has a single segment of at most 2**16
 FEW_SCANS = 16
@@ -28,32 +30,45 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _BYTES_OF_TYPE = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8])  # TIFF 6.0, 2; BigTIFF
 _BITS_PER_SAMPLE = 258
 _EXIF_TEXT = b"Raw profile type exif\0"  # ImageMagick's name for a text of hexadecimal digits
+_XMP = b"XML:com.adobe.xmp"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: all that Pillow opens unasked
 _TEXT_TYPES = (1, 2, 6, 7)  # bytes, which Pillow does not turn into a tuple of numbers
 
 
-def inspect(content: bytes) -> int:
-    """Raise DecodeError for a file with a damaged or a hostile structure; the result is the number of a JPEG's scans.
+class Structure(NamedTuple):
+    """What a decoder should read of a file, and the number of a JPEG's scans; other formats have one scan."""
 
-    Other formats have one scan.
-    """
+    content: bytes
+    scans: int = 1
+
+
+def inspect(content: bytes) -> Structure:
+    """Raise DecodeError for a file with a damaged or a hostile structure; the result leaves out a PNG's long texts."""
     if content.startswith(_PNG):
-        _check_png(content)
-    elif content.startswith(_JPEG):
-        return _check_jpeg(content)
-    elif content.startswith(_TIFF):
+        return Structure(_checked_png(content))
+    if content.startswith(_JPEG):
+        return Structure(content, _check_jpeg(content))
+    if content.startswith(_TIFF):
         _check_tiff(content)
     elif content[:2] in (b"P1", b"P2", b"P3") and content.count(b"#") > MAX_COMMENTS:
         raise DecodeError("bomb", f"more than {MAX_COMMENTS:,} comments in a PPM")
-    return 1
+    return Structure(content)
 
 
-def _check_png(content: bytes) -> None:
-    """Check lengths and checksums of a PNG's chunks (PNG specification, 5.3), of which Pillow checks only some."""
+def _checked_png(content: bytes) -> bytes:
+    """A PNG without its long texts; lengths and checksums of its chunks (PNG specification, 5.3) have been checked.
+
+    Pillow checks only some of them. The end marker may be missing, since the stream of the pixels tells its own end.
+    """
     view = memoryview(content)
-    at, chunks, profiles = 8, 0, 0
-    kind = b""
+    at, chunks, profiles, has_pixels = 8, 0, 0, False
+    kept: list[memoryview] = []
+    kind, start = b"", 0
     while kind != b"IEND":
+        left = len(view) - at
+        if has_pixels and (left < 8 or (left < 12 and content.startswith(b"IEND", at + 4))):
+            break
         length = int.from_bytes(view[at : at + 4], "big")
         kind = bytes(view[at + 4 : at + 8])
         end = at + 8 + length
@@ -65,12 +80,33 @@ def _check_png(content: bytes) -> None:
             check_tags(content[at + 8 : end])
         elif length > 2 * MAX_EXIF and content.startswith(_EXIF_TEXT, at + 8):
             raise DecodeError("bomb", f"EXIF of more than {MAX_EXIF:,} bytes")
-        at = end + 4
         chunks += 1
         profiles += kind in (b"iCCP", b"eXIf", b"zTXt", b"iTXt")
+        has_pixels |= kind == b"IDAT"
         if chunks > MAX_CHUNKS or profiles > MAX_PROFILES:
             most = f"{MAX_CHUNKS:,} chunks" if chunks > MAX_CHUNKS else f"{MAX_PROFILES} profiles and texts"
             raise DecodeError("bomb", f"more than {most}")
+        if kind in _TEXTS and _is_long(kind, view[at + 8 : end]):
+            kept.append(view[start:at])
+            start = end + 4
+        at = end + 4
+    return b"".join([*kept, view[start:]]) if kept else content
+
+
+def _is_long(kind: bytes, body: memoryview) -> bool:
+    """Whether the text of a chunk, or its profile, is longer than MAX_TEXT (PNG specification, 11.3.3 and 11.3.4)."""
+    if len(body) <= MAX_TEXT // 1032:  # deflate makes no more of them
+        return False
+    keyword, _, rest = bytes(body).partition(b"\0")
+    if kind == b"iTXt" and rest[:1] != b"\1":
+        return len(rest) > MAX_TEXT and keyword != _XMP  # of which Pillow reads the orientation, at any length
+    if kind == b"tEXt":
+        return len(rest) > MAX_TEXT
+    rest = rest[2:].split(b"\0", 2)[-1] if kind == b"iTXt" else rest[1:]  # after the language and its keyword
+    inflated = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):  # which is left to Pillow
+        inflated.decompress(rest, MAX_TEXT)
+    return bool(inflated.unconsumed_tail)
 
 
 def _check_jpeg(content: bytes) -> int:

@@ -43,6 +43,7 @@ from convsmith.data.limits import (
     refuse_large,
     turn,
 )
+from convsmith.data.plugins import decoders
 from convsmith.data.quiet import quiet
 from convsmith.data.raster import Depth, Pixels, Raster, background_rgb, format_of
 from convsmith.data.resize import fit
@@ -94,7 +95,7 @@ def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster]:
             )
         content = _content(data)
         stack.enter_context(_opening(content))
-        scans = inspect(content)
+        content, scans = inspect(content)
         image = stack.enter_context(_open_bytes(content))
         needed = memory_needed(image, len(content), rules, scans)
         refuse_large(image, len(content), scans, needed)
@@ -144,19 +145,18 @@ def _from_header(data: bytes | Path, look: Callable[[ImageFile.ImageFile, int], 
     """What `look` finds in an image whose header alone has been read, and in the size of its file."""
     size = _size(data)
     if isinstance(data, Path) and size > SMALL:
-        with (
-            contextlib.suppress(LongHeader),
-            _stream(data) as stream,
-            _opening(stream.peek(64)),
-            _open(stream) as image,
-        ):
-            return look(image, size)
+        try:
+            with _stream(data) as stream, _opening(stream.peek(64)), _open(stream) as image:
+                return look(image, size)
+        except LongHeader:
+            pass
+        except DecodeError as error:
+            if error.kind != "corrupt":  # which a long text makes of a PNG
+                raise
     with decoding_memory.taken(4 * size):
         content = _content(data)
-        with _opening(content):
-            inspect(content)
-            with _open_bytes(content) as image:
-                return look(image, size)
+        with _opening(content), _open_bytes(inspect(content).content) as image:
+            return look(image, size)
 
 
 @contextlib.contextmanager
@@ -203,7 +203,9 @@ def _open_bytes(content: bytes) -> ImageFile.ImageFile:
 
 
 def _open(stream: BinaryIO) -> ImageFile.ImageFile:
-    image = Image.open(stream, formats=tuple(SUFFIXES))
+    head = stream.read(64)
+    stream.seek(0)
+    image = Image.open(stream, formats=decoders(head))
     assert isinstance(image, ImageFile.ImageFile)
     exif = image.info.get("exif")
     if isinstance(exif, bytes):

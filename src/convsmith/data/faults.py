@@ -12,7 +12,7 @@ from convsmith.errors import UserError
 
 Kind = Literal["empty", "truncated", "corrupt", "not-an-image", "bomb", "unsupported", "unreadable"]
 
-# Formats that have a signature and that Pillow decodes by itself. EPS is left out because it runs Ghostscript.
+# Formats that have a signature and that Pillow decodes by itself or by a plug-in. EPS is left out: it runs Ghostscript.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -22,8 +22,11 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),  # by a plug-in
 }
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+_BOXES = (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix")
 
 
 class DecodeError(Exception):
@@ -48,7 +51,7 @@ def decode_errors(content: bytes) -> Iterator[None]:
         raise DecodeError("bomb", str(error)) from error
     except UnidentifiedImageError as error:
         # The tag of the first chunk reveals a PNG whose signature was mangled in transfer.
-        if content.startswith(_SIGNATURES) or content[12:20].find(b"IHDR") >= 0:
+        if content.startswith(_SIGNATURES) or b"IHDR" in content[12:20] or content[4:12] in _BOXES:
             raise DecodeError("corrupt", "the header is damaged") from error
         raise DecodeError("not-an-image", f"the format is none of {', '.join(SUFFIXES)}") from error
     except Exception as error:  # the parsers of Pillow's plugins can raise any error

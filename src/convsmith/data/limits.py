@@ -40,14 +40,24 @@ class Limit(NamedTuple):
 
 
 #: Lower limits for what is slow, by the name of Pillow's decoder. JPEG 2000 keeps Python's lock while it is decoded, so
-#: that a signal has to wait; the others are decoded in Python.
+#: that a signal has to wait; AVIF and HEIC are videos of one picture; the others are decoded in Python.
 SLOW = {
     "jpeg2k": Limit(2**24, 12 * 2**20),
+    "AVIF": Limit(2**26, 24 * 2**20),
+    "HEIF": Limit(2**26, 24 * 2**20),
     "bmp_rle": Limit(2**24, 2**22),
     "ppm_plain": Limit(2**24, 2**23),
     "ppm": Limit(2**21, 2**24),  # a maximum other than 255 and 65535
 }
-_NAMES = {"jpeg2k": "JPEG 2000", "bmp_rle": "a run-length BMP", "ppm_plain": "a PPM in ASCII", "ppm": "such a PPM"}
+_VIDEOS = ("AVIF", "HEIF")
+_NAMES = {
+    "jpeg2k": "JPEG 2000",
+    "AVIF": "AVIF",
+    "HEIF": "HEIC",
+    "bmp_rle": "a run-length BMP",
+    "ppm_plain": "a PPM in ASCII",
+    "ppm": "such a PPM",
+}
 _ROWS_PER_STRIP, _STRIP_BYTES, _TILE_WIDTH, _TILE_BYTES = 278, 279, 322, 325  # TIFF 6.0, 8 and 15
 _BYTES = {"1": 1, "L": 1, "P": 1}  # of a pixel in Pillow's memory, by mode; 2 for 16 bits, else 4
 
@@ -87,6 +97,8 @@ def memory_needed(image: ImageFile.ImageFile, size: int, rules: DecodeRules, sca
         decoder = 5.0 * pixels * len(image.getbands())
     elif codec == "WEBP":
         decoder, copies = 12.0 * pixels, 4
+    elif codec in _VIDEOS:
+        decoder = 16.0 * pixels
     elif codec in SLOW:
         decoder = 12.0 * pixels
     elif image.format == "TIFF":
@@ -178,7 +190,9 @@ class MeteredFile(_Metered, io.BufferedReader):
 
 
 def _codec(image: ImageFile.ImageFile) -> str:
-    """The name of Pillow's decoder; the format where the tiles are known only later."""
+    """The name of Pillow's decoder; the format where the tiles are known only later, or hold decoded pixels."""
+    if image.format in _VIDEOS:
+        return image.format
     return str(image.tile[0][0]) if image.tile else str(image.format)
 
 
