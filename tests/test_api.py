@@ -168,7 +168,10 @@ def test_wrong_settings_are_told_with_the_nearest(tmp_path: Path) -> None:
         convsmith.train(augment={"hflop": True}, runs_dir=tmp_path)
     for wrong, message in (
         ({"augment": True}, "augment must be a dict of settings"),
-        ({"data": [1, 2]}, r"data must be a name, a path, \(images, labels\) or a dict of settings, not list"),
+        (
+            {"data": [1, 2]},
+            r"data must be a name, a path, a list of paths, \(images, labels\) or a dict of settings, not list",
+        ),
         ({"data": (1, 2, 3)}, r"data must be a pair \(images, labels\), not 3 values"),
         ({"data": ([[1], [2, 3]], [0, 1])}, "all images of one size"),
         ({"data": own_data(), "model": nn.Flatten()}, "model Flatten has no trainable parameters"),

@@ -272,7 +272,7 @@ def lr_find(
 
 
 def check_data(
-    source: str | Path | Arrays,
+    source: str | Path | Sequence[str | Path] | Arrays,
     range: str | tuple[float, float] = "full",
     out: str | Path | None = None,
     *,

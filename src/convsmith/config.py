@@ -73,6 +73,7 @@ class RunConfig(Section):
         return to_yaml(versioned(self.model_dump(mode="json")))
 
 
+REPEATED = ("data.source",)  # keys whose flags may be given several times
 SHORTHANDS = {
     "data": "data.source",
     "model": "model.name",
@@ -169,15 +170,15 @@ def preset_layer(name: str) -> Layer:
     return _as_layer(parse_yaml(presets(name)[name], f"preset '{name}'"), f"preset '{name}'")
 
 
-def flag_layer(flags: Mapping[str, str]) -> Layer:
-    """``{"optim.lr": "0.1"}`` -> ``{"optim": {"lr": "0.1"}}``; lists are YAML."""
+def flag_layer(flags: Mapping[str, str | list[str]]) -> Layer:
+    """``{"optim.lr": "0.1"}`` -> ``{"optim": {"lr": "0.1"}}``; lists are YAML, or those of a flag of REPEATED."""
     known = dict(fields())
     layer: Layer = {}
     for key, text in flags.items():
         info = known[key]
         section, name = key.split(".")
         value: Any = text
-        if typing.get_origin(core_type(info)) is tuple or is_section(info):
+        if isinstance(text, str) and (typing.get_origin(core_type(info)) is tuple or is_section(info)):
             value = parse_yaml(text, f"--{key}")
         elif named := [choice for choice in choices(info) if str(choice) == text]:
             value = named[0]  # it need not be a string: data.channels is 1 or 3
@@ -223,7 +224,7 @@ def validate(layer: Layer) -> RunConfig:
         raise UserError(problems(error, _explain)) from None
 
 
-def compose(preset: str | None, file: Path | None, flags: Mapping[str, str]) -> RunConfig:
+def compose(preset: str | None, file: Path | None, flags: Mapping[str, str | list[str]]) -> RunConfig:
     """Combine defaults < preset < file < flags. Without a preset and a file, the preset is `baseline`."""
     if preset is None and file is None:
         preset = "baseline"

@@ -62,7 +62,7 @@ class Section(BaseModel):
         """Turn the word none into None for optional fields, and refuse true and false as numbers."""
         assert info.field_name is not None
         if isinstance(value, str):
-            _refuse_unwritable(value)
+            refuse_unwritable(value)
         annotation = cls.model_fields[info.field_name].annotation
         kinds = get_args(annotation) or (annotation,)
         if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
@@ -80,7 +80,7 @@ class Section(BaseModel):
         return value
 
 
-def _refuse_unwritable(text: str) -> None:
+def refuse_unwritable(text: str) -> None:
     """Raise ValueError for text that no file system takes as a path, and no file of ours as text."""
     try:
         encoded = os.fsencode(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from convsmith.errors import UserError, nearest
 from convsmith.training.own import OptimizerFactory, Parts
 
 Arrays = tuple[np.ndarray, Any]
-Data = str | Path | Arrays | Mapping[str, Any] | None
+Sources = str | Path | Sequence[str | Path]
+Data = Sources | Arrays | Mapping[str, Any] | None
 Model = str | nn.Module | Mapping[str, Any] | None
 
 
@@ -54,14 +55,17 @@ def spec_of(
         "model": dict(model) if isinstance(model, Mapping) else {} if model is None else {"name": model},
     }
     source, network = sections["data"].get("source"), sections["model"].get("name")
-    arrays = source if isinstance(source, tuple) else None
+    paths = _paths(source)
+    arrays = source if isinstance(source, tuple) and paths is None else None
     module = network if isinstance(network, nn.Module) else None
-    if source is not None and not isinstance(source, str | Path | tuple):
-        raise UserError(f"data must be a name, a path, (images, labels) or a dict of settings, not {_kind(source)}")
+    if source is not None and arrays is None and paths is None:
+        raise UserError(
+            f"data must be a name, a path, a list of paths, (images, labels) or a dict of settings, not {_kind(source)}"
+        )
     if network is not None and not isinstance(network, str | nn.Module):
         raise UserError(f"model must be a name, a torch module or a dict of settings, not {_kind(network)}")
     if source is not None:
-        sections["data"]["source"] = ARRAYS if arrays else str(source)
+        sections["data"]["source"] = paths if paths is not None else ARRAYS
     if module is not None:
         del sections["model"]["name"]
     layers = [read_config(Path(config))] if config else []
@@ -76,6 +80,14 @@ def parts_of(arrays: Arrays | None, module: nn.Module | None, optimizer: Optimiz
     if arrays is not None and len(arrays) != 2:
         raise UserError(f"data must be a pair (images, labels), not {len(arrays)} values")
     return Parts(None if arrays is None else from_arrays(*arrays), module, optimizer)
+
+
+def _paths(source: object) -> list[str] | None:
+    """The names or paths of data, if `source` is one or a list of them."""
+    paths = [source] if isinstance(source, str | Path) else source
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
+        return None
+    return [str(path) for path in paths]
 
 
 def _kind(value: object) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from convsmith.contracts import InputSpec, Section, checked
+from convsmith.contracts import InputSpec, Section, checked, refuse_unwritable
 from convsmith.files import parse_json
 
 Resize = Literal["stretch", "pad", "crop"]
@@ -19,10 +20,10 @@ ARRAYS = "arrays"  # the value of data.source for arrays in memory
 
 
 class DataConfig(Section):
-    source: str = Field(
+    source: str | tuple[str, ...] = Field(
         "digits",
-        min_length=1,
-        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder of images or Parquet",
+        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder of images or Parquet; "
+        "several are joined",
     )
     image_size: int | None = Field(
         None, ge=4, le=2048, description="side in pixels of the network's square input; none: that of the data, else 64"
@@ -81,9 +82,36 @@ class DataConfig(Section):
     cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's default")
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The names and paths of all sources."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def title(self) -> str:
+        """All sources, for a sentence."""
+        return ", ".join(self.sources)
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the path of each source, for a name."""
+        return "+".join(Path(source).name or "data" for source in self.sources)
+
+    @property
     def is_own(self) -> bool:
         """Whether the data are arrays of the user's own."""
         return self.source == ARRAYS
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        sources = value if isinstance(value, list | tuple) else [value]
+        if not sources or not all(isinstance(source, str) and source for source in sources):
+            raise ValueError("must be a name or a path, or a list of them")
+        for source in sources:
+            refuse_unwritable(source)
+            if sources.count(source) > 1:
+                raise ValueError(f"names '{source}' twice")
+        return tuple(sources) if len(sources) > 1 else sources[0]
 
     @field_validator("range", mode="before")
     @classmethod

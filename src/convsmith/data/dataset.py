@@ -263,7 +263,7 @@ def input_shape(
     config: DataConfig, spec: InputSpec | None = None, source: Source | None = None
 ) -> tuple[int, int, int]:
     """The network's input channels, image size and number of classes; decodes and downloads nothing."""
-    known = None if source else known_shape(config.source)
+    known = None if source else known_shape(config.title)
     if known is None:
         source = source or open_source(config)
         native = native_shape(source, cache_folder(config))
@@ -283,7 +283,7 @@ def input_shape(
 def unseal_test(dataset: Dataset) -> Subset:
     """The test split. The caller must record the access (test-access.jsonl). Raises UserError if there is none."""
     if "test" not in dataset._splits:
-        raise UserError(f"'{dataset.config.source}' has no test split, only train and val")
+        raise UserError(f"'{dataset.config.title}' has no test split, only train and val")
     return dataset._subset(dataset._splits["test"])
 
 

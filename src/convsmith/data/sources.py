@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from convsmith.data.config import ARRAYS, DataConfig
 from convsmith.data.folders import open_folder
+from convsmith.data.joined import join
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.parquet import open_parquet
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
 
-__all__ = ["ARRAYS", "SOURCES", "Source", "cache_folder", "from_arrays", "open_source"]
+__all__ = ["ARRAYS", "SOURCES", "Source", "cache_folder", "from_arrays", "open_source", "with_absolute_paths"]
 
 SOURCES: dict[str, Callable[[Path], Source]] = {  # each function takes the cache folder
     "digits": open_digits,
@@ -45,20 +46,31 @@ def cache_folder(config: DataConfig) -> Path:
 def open_source(config: DataConfig, fewest_classes: int = 2) -> Source:
     """The source that `config.source` names: one of SOURCES, else a folder of images or Parquet, or a Parquet file.
 
-    A folder that shares its name with one of SOURCES is reached as ``./name``. Raises UserError.
+    Several are joined. A folder that shares its name with one of SOURCES is reached as ``./name``. Raises UserError.
     """
-    return _open(config).of_classes(fewest_classes)
-
-
-def _open(config: DataConfig) -> Source:
-    cache = cache_folder(config)
     if config.is_own:
         raise UserError(
             "the data are arrays that were passed in from Python: pass them in again, data=(images, labels)"
         )
-    if config.source in SOURCES:
-        return SOURCES[config.source](cache)
-    path = Path(config.source).expanduser()
+    opened = [_open(name, config) for name in config.sources]
+    source = opened[0] if len(opened) == 1 else join(opened, config.sources)
+    return source.of_classes(fewest_classes)
+
+
+def with_absolute_paths(config: DataConfig) -> DataConfig:
+    """The same section with the absolute path of each source that is a file or a folder."""
+    found = [
+        str(Path(name).expanduser().resolve()) if name not in SOURCES and Path(name).expanduser().exists() else name
+        for name in config.sources
+    ]
+    return config.model_copy(update={"source": found[0] if len(found) == 1 else tuple(found)})
+
+
+def _open(name: str, config: DataConfig) -> Source:
+    cache = cache_folder(config)
+    if name in SOURCES:
+        return SOURCES[name](cache)
+    path = Path(name).expanduser()
     if path.is_dir():
         tree = walk(path)
         parquet = [file for file in tree.files if file.path.lower().endswith(".parquet")]
@@ -73,8 +85,8 @@ def _open(config: DataConfig) -> Source:
         status = path.stat()
         return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache)
     if len(path.parts) > 1 or path.suffix:
-        raise UserError(f"data.source '{config.source}' was not found: there is no such file or folder")
-    raise UserError(f"{choose('data.source', config.source, SOURCES)}, or the path of a folder or of Parquet")
+        raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
+    raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
 
 
 def from_arrays(

@@ -131,7 +131,7 @@ def proposals(findings: Sequence[Finding], setting: Setting, config_file: Path, 
 def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
     """Propose finetuning instead of random weights where images are few and may be photographs."""
     config = setting.config
-    if config.transfer.weights != "none" or config.data.is_own or config.data.source in MIRRORED_DIFFERS:
+    if config.transfer.weights != "none" or config.data.is_own or config.data.title in MIRRORED_DIFFERS:
         return
     if setting.images_per_class > FEW:
         return
@@ -204,8 +204,8 @@ def _overfitting(config: RunConfig) -> Iterator[Experiment]:
     augment, regularize = config.augment, config.regularize
     if not augment.shift and not augment.random_resized_crop:
         yield Experiment({"augment.shift": 0.125}, "slightly shifted images are new images", ("augmentation", "shift"))
-    if not augment.hflip and config.data.source not in MIRRORED_DIFFERS:
-        caution = "" if config.data.source in KEEPS_ITS_CLASS else ", if a mirrored image keeps its class in your data"
+    if not augment.hflip and config.data.title not in MIRRORED_DIFFERS:
+        caution = "" if config.data.title in KEEPS_ITS_CLASS else ", if a mirrored image keeps its class in your data"
         yield Experiment({"augment.hflip": True}, f"mirrored images are new images{caution}", ("augmentation", "flip"))
     if config.model.name == "simple-cnn" and config.model.hidden_dropout < 0.5:
         more = 0.3 if config.model.hidden_dropout < 0.3 else 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,8 +189,8 @@ def data(inputs: Inputs) -> Section:
             for at, name in enumerate(card.classes)
         ]
     return {
-        "source": config.source,
-        "name": Path(config.source).name or config.source,
+        "source": config.title,
+        "name": config.short_name,
         "sizes": sizes,
         "classes": classes,
         "hash": inputs.splits["hash"],

@@ -186,7 +186,7 @@ def _create(
     run = study.create(runs_dir, name, default_name, spec, base.config, files)
     for arm, ready in prepared.items():
         write_text(run.path / "arms" / arm / "config.yaml", ready.config.to_yaml())
-    listener(_started(read_plan(run), base.config.data.source, len(divisions[0].held_out), max_workers))
+    listener(_started(read_plan(run), base.config.data.title, len(divisions[0].held_out), max_workers))
     return run
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convsmith import files, records
 from convsmith.config import validate
+from convsmith.data.config import DataConfig
 from convsmith.data.dataset import HELD_OUT
 from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
@@ -148,7 +149,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         "metric": metric,
         **{key: spec[key] for key in ("folds", "repeats", "seeds", "margin", "choices", "choice_epochs")},
         "level": LEVEL,
-        "data": Path(base_config["data"]["source"]).name,
+        "data": DataConfig.model_validate(base_config["data"]).short_name,
         "n_images": len(plan.folds["pool"]),
         "epochs": base_config["train"]["epochs"],
         "base": {

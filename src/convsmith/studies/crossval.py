@@ -252,7 +252,7 @@ def _started(run: RunDir, prepared: setup.Prepared, divisions: Sequence[Fold], m
     return CrossvalStarted(
         directory=run.path,
         question=None,
-        source=config.data.source,
+        source=config.data.title,
         sealed=dataset.test_size,
         runs=len(divisions),
         max_workers=max_workers,

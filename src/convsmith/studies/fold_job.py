@@ -138,7 +138,7 @@ def _train(
             return (yield from _follow(setup.resume(RunDir(directory), parts), interrupts))
     prepared = setup.prepare(config, parts, splits=splits, measured=True)
     if prepared.dataset.hash != data_hash:
-        raise UserError(f"the data '{config.data.source}' has changed since the study was started: start a new study")
+        raise UserError(f"the data '{config.data.title}' has changed since the study was started: start a new study")
     started = setup.start(prepared, directory.parent, directory.name, parts)
     with started.run.lock():
         return (yield from _follow(started, interrupts))

@@ -172,7 +172,7 @@ def find(
     listener(
         LrFindStarted(
             model=resolved.model.name,
-            source=resolved.data.source,
+            source=resolved.data.title,
             optimizer=resolved.optim.name,
             batch_size=resolved.train.batch,
             **asdict(sweep),

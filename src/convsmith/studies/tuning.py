@@ -154,7 +154,7 @@ def resume(
     own.refuse_other(search.base, study.read_spec(run), parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), search.spec.trials)
     if search.dataset(parts).hash != search.data_hash:
-        raise UserError(f"the data '{search.base.data.source}' has changed since '{run.path}' was started: start anew")
+        raise UserError(f"the data '{search.base.data.title}' has changed since '{run.path}' was started: start anew")
     with search.opened() as known:
         _await_savers(search, known)
         before = _finished(search, known)
@@ -298,7 +298,7 @@ def _started(search: Search, prepared: setup.Prepared, max_workers: int) -> Tuni
     return TuningStarted(
         directory=search.run.path,
         question=spec.question,
-        source=search.base.data.source,
+        source=search.base.data.title,
         sealed=dataset.test_size,
         runs=spec.trials,
         max_workers=max_workers,

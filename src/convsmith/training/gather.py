@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from convsmith.contracts import Batch, InputSpec
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.preprocess import ToInput
-from convsmith.data.sources import SOURCES, cache_folder
+from convsmith.data.sources import cache_folder, with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
@@ -113,9 +112,8 @@ def open_data(
     if device.type == "cpu":
         keep_freed_memory()
     data = config.data
-    if parts.source is None and Path(data.source).exists() and data.source not in SOURCES:
-        # The path must be absolute, so that the run finds its data from any folder.
-        data = data.model_copy(update={"source": str(Path(data.source).resolve())})
+    if parts.source is None:
+        data = with_absolute_paths(data)  # so that the run finds its data from any folder
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
     dataset = open_dataset(data, progress, parts.source, headroom, spec)
     _refuse_blank(config.augment, dataset.config)

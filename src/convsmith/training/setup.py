@@ -360,7 +360,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
     assert config.train.threads is not None
     return TrainingStarted(
         directory=experiment.run.path,
-        source=data.source,
+        source=data.title,
         train=len(dataset.train),
         val=len(dataset.val),
         test=dataset.test_size,
@@ -389,5 +389,5 @@ def opening(experiment: Experiment) -> TrainingStarted:
 
 def default_name(config: RunConfig) -> str:
     """The name of an unnamed run, without its number: data and model."""
-    parts = (Path(config.data.source).name or "data", config.model.name)
+    parts = (config.data.short_name, config.model.name)
     return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)

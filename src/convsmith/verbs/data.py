@@ -13,7 +13,12 @@ PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["check"], help="check every file; nothing is changed")
-    parser.add_argument("source", metavar="SOURCE", help="a data set's name, a folder of images or Parquet")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="+",
+        help="a data set's name, a folder of images or Parquet; several are joined",
+    )
     parser.add_argument(
         "--range",
         default="full",
@@ -36,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
         display.line(line)
     if out:
         display.line(f"written: {out}")
-    steps = [] if out else [f"{command('data', 'check', args.source)} --out FILE.json   (a verdict for each file)"]
+    steps = [] if out else [f"{command('data', 'check', *args.source)} --out FILE.json   (a verdict for each file)"]
+    sources = [word for source in args.source for word in ("--data", source)]
     flags = ["--data.range", args.range] if args.range != "full" else []
     if audit.is_broken:
         flags += ["--data.on_error", "skip"]
-    steps.append(command("train", "--data", args.source, *flags))
+    steps.append(command("train", *sources, *flags))
     for number, step in enumerate(steps):
         display.line(f"{'' if number else 'next:':6}{step}")
     return 0

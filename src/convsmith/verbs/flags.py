@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Collection
 from pathlib import Path
 
-from convsmith.config import SHORTHANDS, Layer, RunConfig, choices, compose, core_type, fields, flag_layer, word
+from convsmith.config import (
+    REPEATED,
+    SHORTHANDS,
+    Layer,
+    RunConfig,
+    choices,
+    compose,
+    core_type,
+    fields,
+    flag_layer,
+    word,
+)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
@@ -30,6 +41,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=f"{text} [{word(default)}]".replace("%", "%%").strip(),
+            action="append" if key in REPEATED else "store",
             **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
         )
 
@@ -64,10 +76,11 @@ def given_words(args: argparse.Namespace, leave_out: Collection[str] = ()) -> li
     words += ["--preset", args.preset] if args.preset else []
     short = {key: name for name, key in SHORTHANDS.items()}
     for key, value in _flags(args).items():
-        words += [] if key in leave_out else [f"--{short.get(key, key)}", value]
+        for one in [] if key in leave_out else value if isinstance(value, list) else [value]:
+            words += [f"--{short.get(key, key)}", one]
     return words
 
 
-def _flags(args: argparse.Namespace) -> dict[str, str]:
+def _flags(args: argparse.Namespace) -> dict[str, str | list[str]]:
     known = {key for key, _ in fields()}
     return {key: value for key, value in vars(args).items() if key in known}
