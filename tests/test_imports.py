@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     **{room: set() for room in ROOMS},
     # Of the rooms `config` may see the configs alone, which a test below holds.
     "config": {"data", "nets", "optim", "tracking", "training", "transfer"},
-    "prediction": {"data", "nets", "config", "rundir"},
+    "prediction": {"data", "nets", "figures", "config", "rundir"},
     "transfer": {"data", "nets", "optim", "config", "rundir", "prediction"},
     "training": {*ROOMS, "config", "rundir", "prediction", "transfer"},
     "explain": {"data", "nets", "figures", "config", "rundir", "prediction", "training"},

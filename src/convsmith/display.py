@@ -43,6 +43,7 @@ COLUMNS = (
 )
 INDENT = 8  # of the lines before the first step
 MOST_CLASSES = 30
+FEW_CLASSES = 6  # in a sentence
 LONGEST_LIST = 80  # columns of a list of metrics, where the terminal or file is wider
 
 
@@ -298,9 +299,15 @@ class Display:
         )
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
-        """The record of evaluation-<split>.json."""
+        """The record of evaluation-<split>.json, or of other data than the run's."""
         low, high = accuracy_interval(record)
-        self.line(f"{split} split of {run.path}: {record['n']:,} images")
+        if data := record.get("data"):
+            part = f", its {data['split']} split" if data["split"] else ""
+            self.line(f"{data['source']}{part}: {record['n']:,} images, by {run.path}")
+            self._absent(record)
+            split = data["name"]
+        else:
+            self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
         averaged = [name for name, metric in METRICS.items() if metric.averages]
         plain = worth_showing(record)
@@ -324,9 +331,21 @@ class Display:
             self._confusion(record)
         self.line()
         self.line(f"written: {run.evaluation(split)}, {run.predictions(split)}")
+        if data:
+            self.line(f"         {run.confusion(split)}")
         if split == "test":
             self.line(f"         {run.test_access} records that the test split was opened")
         self.line(f"next: {command('predict', run.path)} IMAGE...")
+
+    def _absent(self, record: dict[str, Any]) -> None:
+        """A note on classes without images, which count as zero in macro averages."""
+        if absent := [name for name, scores in record["per_class"].items() if not scores["support"]]:
+            names = ", ".join(absent[:FEW_CLASSES]) + (", ..." if len(absent) > FEW_CLASSES else "")
+            self.wrapped(
+                f"note: there are no images of {len(absent)} of the {len(record['classes'])} classes ({names}): in "
+                "macro averages each counts as 0; balanced accuracy leaves them out",
+                indent=6,
+            )
 
     def layers(self, rows: Sequence[LayerRow], title: str) -> None:
         """The network layer by layer, with the size equation of each axis that has one."""

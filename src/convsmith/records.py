@@ -199,8 +199,22 @@ class ConfusionMatrix(BaseModel):
     counts: list[list[Annotated[int, Field(ge=0)]]]
 
 
+class EvaluatedData(BaseModel):
+    """What `evaluate --data` was given: its place, one of its own splits (none: all images), and the images' hash."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    source: str
+    split: str | None
+    hash: str
+
+
 class Evaluation(Scored):
-    """evaluation-<split>.json. Files of the first edition lack the metrics that were added later."""
+    """evaluation-<split>.json. Files of the first edition lack the metrics that were added later.
+
+    `data` is there where the images are not a split of the run's own data.
+    """
 
     n: Count
     accuracy: Share
@@ -212,6 +226,7 @@ class Evaluation(Scored):
     per_class: dict[str, ClassScores]
     confusion_matrix: ConfusionMatrix
     classes: Names
+    data: EvaluatedData | None = None
 
     @model_validator(mode="after")
     def _is_of_its_classes(self) -> Evaluation:

@@ -11,10 +11,11 @@ from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.errors import Stopped, UserError, choose, command
 from convsmith.events import Interrupted, Listener, counter, nobody
-from convsmith.prediction.evaluate import evaluate
+from convsmith.prediction.evaluate import evaluate, evaluate_other
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
 from convsmith.rundir import RunDir, open_run, open_single, refuse_taken
 from convsmith.runtime import Interrupts
+from convsmith.spec import Data, reading_of
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
@@ -73,13 +74,22 @@ class Run:
         """
         return self.predictor.predict(paths, None if out is None else Path(out), top_k, csv_safe)
 
-    def evaluate(self, split: str = "val") -> dict[str, Any]:
-        """Evaluate on a split, and return the record of evaluation-<split>.json.
+    def evaluate(self, split: str | None = None, data: Data = None, show: bool | Listener = True) -> dict[str, Any]:
+        """Evaluate on a split (default: val), and return the record of evaluation-<split>.json.
 
-        `test` opens the sealed test split, which is recorded in the run.
+        `test` opens the sealed test split, which is recorded in the run. `data` are other labelled images with the
+        model's classes, or some of them: in any form that `train` takes, or the run's own where they have moved. Then
+        `split` is one of their own splits (default: all images), and the files are named after the data.
         """
-        typed = f"convsmith.load({str(self.directory)!r}).evaluate({split!r})"
-        return evaluate(self.files, split, typed, self.device, source=self._source, module=self._module)
+        given = f"{split!r}" if data is None else f"{split!r}, data=..."
+        typed = f"convsmith.load({str(self.directory)!r}).evaluate({given})"
+        if data is None:
+            return evaluate(self.files, split or "val", typed, self.device, source=self._source, module=self._module)
+        from convsmith.show import listening
+
+        config, source = reading_of(data)
+        with listening(show) as listener:
+            return evaluate_other(self.files, config, split, typed, self.device, source, self._module, listener)
 
     def report(self, show: bool | Listener = True) -> Path:
         """Write report.html and return its path. A page with images is never replaced by one without images."""
@@ -151,19 +161,19 @@ class Run:
         return kept_epoch(checkpoint.read_newest(self.files.checkpoints)[1])
 
     def confusion(self, split: str = "val") -> Figure:
-        """The confusion matrix of an evaluated split as a matplotlib Figure; rows are true classes."""
-        import numpy as np
+        """The confusion matrix of an evaluation as a matplotlib Figure; rows are true classes.
 
-        from convsmith.figures.matrices import confusion_figure
+        `split` is val, test, or the name of an evaluation on other data.
+        """
+        from convsmith.figures.matrices import evaluation_figure
 
-        if split not in ("val", "test"):
-            raise choose("split", split, ("val", "test"))
         path = self.files.evaluation(split)
         if not path.exists():
+            if split not in ("val", "test"):
+                raise choose("split", split, {"val", "test", *self.files.evaluations()})
             raise UserError(f"run '{self.directory}' has no {path.name} yet: evaluate('{split}') writes it")
         _show_figures_in_notebooks()
-        record = records.read(path, records.Evaluation)
-        return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
+        return evaluation_figure(records.read(path, records.Evaluation))
 
     def __fspath__(self) -> str:
         """Its directory: where a run is asked for, the object serves as well as its path."""

@@ -59,8 +59,18 @@ class RunDir:
     def evaluation(self, split: str) -> Path:
         return self.path / f"evaluation-{split}.json"
 
+    def evaluations(self) -> list[str]:
+        """The names of all evaluations: splits of the run, and other data."""
+        before, after = self.evaluation("*").name.split("*")
+        found = self.path.glob(f"{before}*{after}")
+        return sorted(file.name.removeprefix(before).removesuffix(after) for file in found)
+
     def predictions(self, split: str) -> Path:
         return self.path / f"predictions-{split}.csv"
+
+    def confusion(self, split: str) -> Path:
+        """The figure of an evaluation; `train` draws that of the val split."""
+        return self.figures / ("confusion.png" if split == "val" else f"confusion-{split}.png")
 
     def log(self, line: str) -> None:
         """Append a line with the time to log.txt, in which names are made visible: it is read in a terminal."""

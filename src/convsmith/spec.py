@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_config, validate
-from convsmith.data.config import ARRAYS
-from convsmith.data.sources import from_arrays
+from convsmith.data.config import ARRAYS, DataConfig, reading
+from convsmith.data.sources import Source, from_arrays
 from convsmith.errors import UserError, nearest
 from convsmith.training.own import OptimizerFactory, Parts
 
@@ -59,9 +59,7 @@ def spec_of(
     arrays = source if isinstance(source, tuple) and paths is None else None
     module = network if isinstance(network, nn.Module) else None
     if source is not None and arrays is None and paths is None:
-        raise UserError(
-            f"data must be a name, a path, a list of paths, (images, labels) or a dict of settings, not {_kind(source)}"
-        )
+        raise _no_data(source)
     if network is not None and not isinstance(network, str | nn.Module):
         raise UserError(f"model must be a name, a torch module or a dict of settings, not {_kind(network)}")
     if source is not None:
@@ -77,9 +75,28 @@ def spec_of(
 
 def parts_of(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None = None) -> Parts:
     """The objects that a user passed in; ``(images, labels)`` become a source of labelled records."""
-    if arrays is not None and len(arrays) != 2:
+    return Parts(None if arrays is None else from_arrays(*_pair(arrays)), module, optimizer)
+
+
+def _pair(arrays: tuple[Any, ...]) -> Arrays:
+    if len(arrays) != 2:
         raise UserError(f"data must be a pair (images, labels), not {len(arrays)} values")
-    return Parts(None if arrays is None else from_arrays(*arrays), module, optimizer)
+    return arrays
+
+
+def reading_of(data: Data) -> tuple[DataConfig, Source | None]:
+    """What a trained model is given as data: how they are read, and the source where they are arrays. Raises UserError.
+
+    `data` has the forms of `convsmith.train`'s.
+    """
+    settings = dict(data) if isinstance(data, Mapping) else {"source": data}
+    source = settings.get("source")
+    if (paths := _paths(source)) is not None:
+        return reading(settings | {"source": paths}), None
+    if not isinstance(source, tuple):
+        raise _no_data(source)
+    images, labels = _pair(source)
+    return reading(settings | {"source": ARRAYS}), from_arrays(images, labels, fewest_classes=1)
 
 
 def _paths(source: object) -> list[str] | None:
@@ -88,6 +105,12 @@ def _paths(source: object) -> list[str] | None:
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
         return None
     return [str(path) for path in paths]
+
+
+def _no_data(value: object) -> UserError:
+    return UserError(
+        f"data must be a name, a path, a list of paths, (images, labels) or a dict of settings, not {_kind(value)}"
+    )
 
 
 def _kind(value: object) -> str:

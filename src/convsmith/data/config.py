@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from convsmith.contracts import InputSpec, Section, checked, refuse_unwritable
+from convsmith.errors import UserError
 from convsmith.files import parse_json
 
 Resize = Literal["stretch", "pad", "crop"]
@@ -17,6 +19,8 @@ Deviation = Annotated[float, Field(gt=0)]
 Limits = tuple[float, float]
 
 ARRAYS = "arrays"  # the value of data.source for arrays in memory
+#: The keys that say where labelled images lie and how they are read; the others say what is made of them.
+READING = ("source", "on_error", "cache")
 
 
 class DataConfig(Section):
@@ -144,6 +148,21 @@ class DataConfig(Section):
                 f"data.mean has {len(self.mean)} values and data.std has {len(self.std)}: give one for each channel"
             )
         return self
+
+
+def reading(settings: Mapping[str, Any]) -> DataConfig:
+    """The `data` section of images for a trained model, from `settings` of the keys of READING alone.
+
+    Raises UserError for other keys, since the model's own preprocessing decides the rest, and without a source.
+    """
+    if "source" not in settings:
+        raise UserError(f"data.{next(iter(settings))} says how the images of --data are read: give --data, too")
+    if other := [key for key in settings if key not in READING and key in DataConfig.model_fields]:
+        raise UserError(
+            f"data.{other[0]} cannot be set for a trained model, which prepares and divides images as in its training: "
+            f"leave it out. Keys that say how --data is read: {', '.join(READING)}"
+        )
+    return checked(DataConfig, settings, "data")
 
 
 class AugmentConfig(Section):

@@ -66,9 +66,12 @@ class Subset:
 
     def sample(self, count: int) -> Subset:
         """A fixed random sample of `count` of these images, or all if there are fewer, in the source's order."""
-        chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
-        ids = [self.ids[position] for position in chosen]
-        return Subset(self._pixels, self.rows[chosen], self.labels[chosen], ids, self._moments)
+        return self.at(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
+
+    def at(self, positions: npt.NDArray[np.integer[Any]]) -> Subset:
+        """The images at `positions` as a subset of their own."""
+        ids = [self.ids[position] for position in positions]
+        return Subset(self._pixels, self.rows[positions], self.labels[positions], ids, self._moments)
 
     def moments(self) -> Moments:
         """Each image's sum and sum of squares of pixel values by channel: int64 [N, 2, C]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 COUNTED = 20  # classes up to which a confusion matrix shows the counts
 NAMED = 100  # classes up to which it shows the names
+
+
+def evaluation_figure(record: Mapping[str, Any]) -> Figure:
+    """The confusion matrix in the record of an evaluation."""
+    return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
 
 
 def confusion_figure(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:

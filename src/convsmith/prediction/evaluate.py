@@ -1,8 +1,8 @@
-"""Evaluates a model on a split of a data set: logits, scores, predictions-<split>.csv. Takes no other images."""
+"""Evaluates a model on labelled images, of its run or others: logits, scores, and the files beside the run's others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from convsmith import records
 from convsmith.config import read_run_config
+from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError
+from convsmith.events import Listener, counter, nobody
+from convsmith.figures.matrices import evaluation_figure
+from convsmith.figures.style import save
 from convsmith.files import as_csv, explain_os_errors, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import evaluation, prediction_rows
-from convsmith.prediction.model_file import ModelCard, load_model
+from convsmith.prediction.model_file import ModelCard, load_model, read_card
+from convsmith.prediction.other_data import name_of, open_other, refuse_sealed
 from convsmith.rundir import RunDir
 from convsmith.runtime import select_device, set_threads
 
@@ -72,13 +77,22 @@ def refuse_nonfinite_logits(logits: NDArray[np.float32]) -> None:
 
 
 def evaluate_split(
-    model: nn.Module, card: ModelCard, subset: Subset, device: torch.device, run: RunDir, split: str
+    model: nn.Module,
+    card: ModelCard,
+    subset: Subset,
+    device: torch.device,
+    run: RunDir,
+    split: str,
+    data: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Evaluate a split and write evaluation-<split>.json and predictions-<split>.csv; returns record and logits."""
+    """Evaluate a split and write evaluation-<split>.json and predictions-<split>.csv; returns record and logits.
+
+    `data` describes the images where they are others than the run's (see `records.EvaluatedData`).
+    """
     logits = logits_of(model, batches_of(subset), card.to_input(device), device)
     assert logits is not None
     refuse_nonfinite_logits(logits)
-    record = evaluation(subset.labels, logits, card.classes)
+    record = evaluation(subset.labels, logits, card.classes) | ({"data": data} if data else {})
     rows = prediction_rows(subset.ids, logits, card.classes, subset.labels)
     write_text(run.predictions(split), as_csv(rows))
     records.write(run.evaluation(split), records.Evaluation, record)
@@ -112,6 +126,48 @@ def evaluate(
             run.record_test_access(command)
         subset = unseal_test(dataset) if split == "test" else dataset.val
         return evaluate_split(model, card, subset, where, run, split)[0]
+
+
+@explain_memory_errors("in the evaluation")
+def evaluate_other(
+    run: RunDir,
+    data: DataConfig,
+    split: str | None,
+    command: str,
+    device: str = "auto",
+    source: Source | None = None,
+    module: nn.Module | None = None,
+    listener: Listener = nobody,
+) -> dict[str, Any]:
+    """Evaluate a run on other labelled images: those of `data` (or arrays, `source`), or one of its own splits.
+
+    Writes evaluation-<name>.json, predictions-<name>.csv and figures/confusion-<name>.png, where the name is that of
+    the data, and returns the record. If these are the data that the run was trained with, wherever they lie now,
+    `split` is that of the run, and the result that of `evaluate`. Raises UserError for classes that the model does not
+    have, for images of the sealed test split, and for a split that does not exist.
+    """
+    run.refuse_links()
+    config, known = read_run_config(run.config), records.read(run.splits, records.Splits)
+    set_threads(config.train.threads)
+    data = data.model_copy(update={"cache": data.cache or config.data.cache})
+    other = open_other(data, read_card(run.model), source, counter(listener, "decoding"))
+    if other.hash == known["hash"]:
+        if split is None:
+            raise UserError(
+                f"{other.config.title} holds the data that run '{run.path}' was trained with: choose one of its "
+                "splits, --split val or --split test"
+            )
+        return evaluate(run, split, command, device, other.source, module)
+    images = other.split(split)
+    refuse_sealed(run, config.data, known["splits"].get("test", ()), other, images)
+    name = name_of(run, other, split)
+    model, card = load_model(run.model, where := select_device(device), module)
+    described = {"name": name, "source": other.config.title, "split": split, "hash": other.hash}
+    with explain_os_errors(f"run '{run.path}'"):
+        record = evaluate_split(model, card, images, where, run, name, described)[0]
+        run.figures.mkdir(exist_ok=True)
+        save(evaluation_figure(record), run.confusion(name))
+    return record
 
 
 def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,16 +10,13 @@ from convsmith import records
 from convsmith.contracts import Tracker
 from convsmith.events import Finished
 from convsmith.figures.curves import learning_curves
-from convsmith.figures.matrices import confusion_figure
+from convsmith.figures.matrices import evaluation_figure
 from convsmith.figures.style import save
 from convsmith.prediction.evaluate import batches_of, evaluate_split, logits_of
 from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import load_model
 from convsmith.tracking import csv
 from convsmith.training.setup import Experiment
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def finish(experiment: Experiment, tracker: Tracker) -> Finished:
@@ -49,17 +45,12 @@ def finish(experiment: Experiment, tracker: Tracker) -> Finished:
     }
     run.figures.mkdir(exist_ok=True)
     save(learning_curves(rows, state.stopping.best_epoch), run.figures / "curves.png")
-    save(confusion(record), run.figures / "confusion.png")
+    save(evaluation_figure(record), run.confusion("val"))
     if config.track.images:
         tracker.log({"samples": _samples(experiment, logits)}, state.step)
     summary = records.write(run.summary, records.Summary, summary)
     run.log(f"finished: {stopped}, val accuracy {record['accuracy']:.4f}")
     return Finished(summary, record, tracker.where)
-
-
-def confusion(record: dict[str, Any]) -> Figure:
-    """The confusion matrix of an evaluation record."""
-    return confusion_figure(np.asarray(record["confusion_matrix"]["counts"]), record["classes"])
 
 
 def _samples(experiment: Experiment, logits: np.ndarray) -> list[tuple[np.ndarray, str]]:

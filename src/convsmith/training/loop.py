@@ -22,6 +22,7 @@ from convsmith.data.sampler import batch_positions, epoch_order
 from convsmith.data.sources import cache_folder
 from convsmith.errors import RunFailed
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
+from convsmith.figures.matrices import evaluation_figure
 from convsmith.files import explain_os_errors
 from convsmith.memory import explain_memory_errors
 from convsmith.optim.penalties import penalty_values
@@ -33,7 +34,7 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
-from convsmith.training.finish import confusion, finish
+from convsmith.training.finish import finish
 from convsmith.training.setup import Experiment
 from convsmith.training.step import step
 from convsmith.transfer.features import FeatureFiles, logits_of_features
@@ -113,7 +114,9 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             csv.MetricsCsv(run.metrics).append(row)
             experiment.save(best)
             saved = time.monotonic()
-            tracker.log(row | ({} if config.track.wandb == "off" else {"confusion_matrix": confusion(val)}), state.step)
+            tracker.log(
+                row | ({} if config.track.wandb == "off" else {"confusion_matrix": evaluation_figure(val)}), state.step
+            )
             run.log(f"epoch {trained.epoch}: val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.4f}")
             over = state.exhausted or state.epoch == config.train.epochs
             unfroze = Unfroze(state.epoch, phase.unfrozen, state.trained_parameters) if phase and not over else None

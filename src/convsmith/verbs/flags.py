@@ -18,6 +18,7 @@ from convsmith.config import (
     flag_layer,
     word,
 )
+from convsmith.data.config import READING, DataConfig, reading
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
@@ -44,6 +45,28 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
             action="append" if key in REPEATED else "store",
             **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
         )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """--data and the keys that say how it is read, for verbs of a trained model; `what` tells the help of --data."""
+    for key in READING:
+        info = dict(fields())[f"data.{key}"]
+        names = ["--data", "--data.source"] if key == "source" else [f"--data.{key}"]
+        said = what if key == "source" else f"{info.description} (of --data)".replace("%", "%%")
+        parser.add_argument(
+            *names,
+            dest=f"data.{key}",
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=said,
+            action="append" if f"data.{key}" in REPEATED else "store",
+        )
+
+
+def read_reading(args: argparse.Namespace) -> DataConfig | None:
+    """The data section that --data and its keys give; None where they are left out. Raises UserError."""
+    settings = read_flags(args).get("data")
+    return reading(settings) if settings else None
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,11 +97,19 @@ def given_words(args: argparse.Namespace, leave_out: Collection[str] = ()) -> li
     """The config file, preset and flags that the user gave, for a command that repeats them."""
     words = [args.config] if args.config else []
     words += ["--preset", args.preset] if args.preset else []
+    return words + setting_words(args, leave_out)
+
+
+def setting_words(args: argparse.Namespace, leave_out: Collection[str] = ()) -> list[str]:
+    """The settings that the user gave as flags, for a command that repeats them."""
     short = {key: name for name, key in SHORTHANDS.items()}
-    for key, value in _flags(args).items():
-        for one in [] if key in leave_out else value if isinstance(value, list) else [value]:
-            words += [f"--{short.get(key, key)}", one]
-    return words
+    return [
+        word
+        for key, value in _flags(args).items()
+        if key not in leave_out
+        for one in (value if isinstance(value, list) else [value])
+        for word in (f"--{short.get(key, key)}", one)
+    ]
 
 
 def _flags(args: argparse.Namespace) -> dict[str, str | list[str]]:

@@ -1,0 +1,146 @@
+"""Labelled images for a trained model, from anywhere: under its classes, by its preprocessing. Runs no model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, product
+from pathlib import Path
+
+import numpy as np
+
+from convsmith import records
+from convsmith.data.cache import open_images
+from convsmith.data.config import DataConfig, DecodeRules
+from convsmith.data.dataset import Subset
+from convsmith.data.parallel import Progress
+from convsmith.data.source import SPLIT_WORDS, SPLITS
+from convsmith.data.sources import Source, cache_folder, open_source, with_absolute_paths
+from convsmith.errors import UserError, command, nearest
+from convsmith.prediction.model_file import ModelCard
+from convsmith.rundir import RunDir
+
+TAKEN = frozenset({*SPLITS, "oof", "held-out"})  # what the evaluations of a run and its study are called
+LONGEST = 100  # characters of a name that becomes a part of names of files
+
+
+@dataclass(frozen=True, eq=False)
+class OtherData:
+    """Images of `source`, prepared for a model and under its classes; `images` are all that can be decoded.
+
+    `config` has the absolute paths of the data. `hash` is that of a run's splits.json if these are its data; `given`
+    [N] are the splits that the source assigns.
+    """
+
+    config: DataConfig
+    source: Source
+    images: Subset
+    given: Sequence[str]
+    hash: str
+    skipped: int
+
+    def split(self, name: str | None) -> Subset:
+        """The images of one of the source's own splits, or all; UserError if it has no such split."""
+        if name is None:
+            return self.images
+        if name not in self.given:
+            own = [split for split in SPLITS if split in self.given]
+            raise UserError(
+                f"{self.config.title} has no {name} split of its own: "
+                + (f"choose --split {' or '.join(own)}, or " if own else "")
+                + "leave --split out to evaluate on all its images"
+            )
+        return self.images.at(np.flatnonzero(np.array(self.given) == name))
+
+
+def open_other(config: DataConfig, card: ModelCard, source: Source | None, progress: Progress | None) -> OtherData:
+    """Open what `config.source` names (or arrays, `source`) for the model of `card`.
+
+    Raises UserError for classes that the model does not have, and for what `open_images` refuses.
+    """
+    config = with_absolute_paths(config)
+    source = under_classes(source or open_source(config, fewest_classes=1), card.classes)
+    rules = DecodeRules.of(card.preprocessing)
+    images = open_images(source, rules, cache_folder(config), config.on_error, progress)
+    ids = [source.ids[row] for row in images.kept]
+    subset = Subset(images.pixels, np.arange(len(ids)), source.labels[images.kept], ids, images.moments)
+    given = source.given[images.kept].tolist()
+    return OtherData(config, source, subset, given, images.hash, len(images.failures))
+
+
+def under_classes(source: Source, classes: tuple[str, ...]) -> Source:
+    """The source with its labels as indices of a model's `classes`, by name; UserError for other classes."""
+    if source.classes == classes:
+        return source
+    held = [source.classes[label] for label in np.unique(source.labels)]
+    if unknown := [name for name in held if name not in classes]:
+        others = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{source.name} holds the class '{unknown[0]}'{others}, which the model does not have."
+            f"{nearest(unknown[0], classes)} Classes of the model: {', '.join(classes)}; of the data: {', '.join(held)}"
+        )
+    index = {name: at for at, name in enumerate(classes)}
+    positions = np.array([index.get(name, -1) for name in source.classes], dtype=np.int64)
+    # The cache keeps images with their labels: under other classes they are another entry.
+    digest = hashlib.sha256(repr((source.fingerprint, classes)).encode()).hexdigest()
+    return replace(source, classes=classes, labels=positions[source.labels], fingerprint=digest)
+
+
+def refuse_sealed(run: RunDir, config: DataConfig, sealed: Collection[str], other: OtherData, images: Subset) -> None:
+    """Raise UserError if `images` of `other` are files of the run's own test split, whose ids are `sealed`.
+
+    `config` is the run's. Files are recognised by their place; copies of them are not. What has no file for each image
+    (Parquet, archives) is refused if it is the run's own source, or a part of it.
+    """
+    if not sealed or not any(_overlap(*pair) for pair in product(config.sources, other.config.sources)):
+        return
+    try:
+        own = _files(open_source(config), sealed)
+    except UserError:  # they are not there any more, or not as they were
+        own = {}
+    ours = _files(other.source, set(images.ids))
+    places = set(own.values())
+    for name, place in ours.items():
+        if not place or place in places or "" in places:
+            raise UserError(
+                f"'{name}' of {other.config.title} may be of the sealed test split of run '{run.path}', since both "
+                f"have the same place: evaluate on that split by {command('evaluate', run.path, '--split', 'test')}, "
+                "which is recorded, or name data that it is not in"
+            )
+
+
+def _files(source: Source, ids: Collection[str]) -> dict[str, str]:
+    """The real path of the file of each of these records, '' for a record without a file of its own."""
+    records = {name: source.read(row) for row, name in enumerate(source.ids) if name in ids}
+    return {name: os.path.realpath(one) if isinstance(one, Path) else "" for name, one in records.items()}
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two sources are the same, or one lies within the other."""
+    return one == other or Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
+
+
+def name_of(run: RunDir, other: OtherData, split: str | None) -> str:
+    """The name of an evaluation on other data, a part of its files' names: the data's own name, and the split.
+
+    The same data have the same name again; others of the same name get a number.
+    """
+    words = [split] if split else []
+    for path in map(Path, reversed(other.config.sources)):
+        words = [path.parent.name] * (path.stem.casefold() in SPLIT_WORDS) + [path.stem, *words]
+    plain = re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")[:LONGEST]
+    plain = f"data-{plain}" if plain.casefold() in TAKEN or not plain else plain
+    names = chain([plain], (f"{plain}-{number}" for number in count(2)))
+    return next(name for name in names if _is_free(run.evaluation(name), other, split))
+
+
+def _is_free(file: Path, other: OtherData, split: str | None) -> bool:
+    """Whether an evaluation on these data may have this file: it is a new one, or is of the same data."""
+    if not file.exists():
+        return True
+    before = records.read(file, records.Evaluation).get("data") or {}
+    known = before.get("hash") == other.hash if other.config.is_own else before.get("source") == other.config.title
+    return known and before.get("split") == split

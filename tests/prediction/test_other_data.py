@@ -1,0 +1,172 @@
+"""`evaluate --data`: other images under the model's classes, the run's own recognised, its test split sealed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+import convsmith
+from convsmith.cli import main
+from convsmith.errors import UserError
+from convsmith.rundir import RunDir
+from moved import plant_digits, run_on_files
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    run_on_files(folder)
+    return folder
+
+
+@pytest.fixture
+def run(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A copy of the run beside which the command line stands; its data stay where they are."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(kept / "runs", tmp_path / "runs")
+    return RunDir(Path("runs/digits"))
+
+
+def evaluation(run: RunDir, name: str) -> dict[str, Any]:
+    return dict(json.loads(run.evaluation(name).read_text(encoding="utf-8")))
+
+
+def test_other_images_are_scored_as_predict_scores_them(run: RunDir, capsys: Captured) -> None:
+    other = plant_digits(Path("june"), range(200, 260))
+    assert main(["evaluate", str(run.path), "--data", str(other), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    record = evaluation(run, "june")
+    files = sorted(other.rglob("*.png"))
+    predicted = [one.label for one in convsmith.load(run.path, device="cpu").predict(files)]
+    true = [file.parent.name for file in files]
+    assert record["n"] == len(files) == 60
+    assert record["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert record["confusion_matrix"]["counts"] == confusion_matrix(true, predicted, labels=record["classes"]).tolist()
+    assert record["data"] == {"name": "june", "source": str(other.resolve()), "split": None} | {
+        "hash": record["data"]["hash"]
+    }
+    with run.predictions("june").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["label"], row["predicted"]) for row in rows] == [
+        (file.relative_to(other).as_posix(), *pair) for file, *pair in zip(files, true, predicted, strict=True)
+    ]
+    assert run.confusion("june").exists()
+    assert f"{other.resolve()}: 60 images, by {run.path}" in said
+    assert f"written: {run.evaluation('june')}, {run.predictions('june')}" in said
+    assert len(convsmith.load(run.path).confusion("june").axes) > 0
+    with pytest.raises(UserError, match=r"split 'jun' does not exist\. Did you mean 'june'"):
+        convsmith.load(run.path).confusion("jun")
+
+
+@pytest.mark.parametrize("classes", ["37", "5"])
+def test_some_of_the_classes_are_enough(run: RunDir, classes: str, capsys: Captured) -> None:
+    other = plant_digits(Path("some"), range(200, 300), classes)
+    assert main(["evaluate", str(run.path), "--data", str(other)]) == 0
+    record = evaluation(run, "some")
+    support = {name: scores["support"] for name, scores in record["per_class"].items()}
+    assert {name for name, count in support.items() if count} == set(classes)
+    assert f"there are no images of {10 - len(classes)} of the 10 classes" in capsys.readouterr().out
+
+
+def test_labels_count_by_name_in_arrays_too(run: RunDir) -> None:
+    digits = load_digits()
+    chosen = np.flatnonzero(np.isin(digits.target, (3, 7)))[40:80]
+    images = np.rint(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    loaded = convsmith.load(run.path)
+    true = [str(label) for label in digits.target[chosen]]
+    predicted = [one.label for one in loaded.predict(list(images))]
+    for labels in (digits.target[chosen], true):
+        record = loaded.evaluate(data=(images, labels), show=False)
+        counts = confusion_matrix(true, predicted, labels=record["classes"]).tolist()
+        assert record["confusion_matrix"]["counts"] == counts
+    assert evaluation(run, "arrays")["n"] == 40
+    loaded.evaluate(data=(images[:5], digits.target[chosen][:5]), show=False)
+    assert evaluation(run, "arrays-2")["n"] == 5, "other arrays, another name"
+
+
+def test_unknown_classes_are_refused_with_both_lists(run: RunDir) -> None:
+    other = plant_digits(Path("letters"), range(200, 220))
+    (other / "3").rename(other / "three")
+    with pytest.raises(UserError, match=r"holds the class 'three', which .*model: 0, 1, .*; of the data: 0"):
+        convsmith.load(run.path).evaluate(data=other)
+    assert not list(run.path.glob("*letters*"))
+
+
+def test_a_split_of_the_data_can_be_named(run: RunDir, kept: Path, capsys: Captured) -> None:
+    for split, numbers in {"train": range(200, 260), "val": range(260, 320)}.items():
+        plant_digits(Path("more") / split, numbers)
+    assert main(["evaluate", str(run.path), "--data", "more", "--split", "val"]) == 0
+    assert (evaluation(run, "more-val")["n"], evaluation(run, "more-val")["data"]["split"]) == (60, "val")
+    assert main(["evaluate", str(run.path), "--data", "more"]) == 0
+    assert evaluation(run, "more")["n"] == 120
+    assert main(["evaluate", str(run.path), "--data", "more", "--split", "test"]) == 2
+    assert "has no test split of its own: choose --split train or val, or leave --split out" in capsys.readouterr().err
+
+
+def test_names_never_collide(run: RunDir) -> None:
+    loaded = convsmith.load(run.path)
+    folders = ["a/val", "a/oof", "b/june", "c/june", "two words", "b/june"]
+    names = ["a-val", "data-oof", "june", "june-2", "two-words", "june"]
+    for folder, name in zip(folders, names, strict=True):
+        plant_digits(Path(folder), range(200, 210))
+        assert loaded.evaluate(data=folder, show=False)["data"]["name"] == name
+    assert run.evaluations() == sorted(set(names))
+
+
+def test_the_runs_own_data_are_recognised_where_they_have_moved(run: RunDir, kept: Path, capsys: Captured) -> None:
+    loaded = convsmith.load(run.path)
+    before = loaded.evaluate("val")
+    shutil.copytree(kept / "photos", "elsewhere")
+    assert loaded.evaluate("val", data="elsewhere", show=False) == before
+    assert run.evaluations() == ["val"]
+    assert not run.test_access.exists()
+    with pytest.raises(UserError, match="was trained with: choose one of its splits, --split val or --split test"):
+        loaded.evaluate(data="elsewhere", show=False)
+    assert main(["evaluate", str(run.path), "--data", "elsewhere", "--split", "test"]) == 0
+    assert "evaluate runs/digits --data elsewhere --split test" in run.test_access.read_text(encoding="utf-8")
+    assert run.evaluations() == ["test", "val"]
+
+
+@pytest.mark.parametrize("place", ["photos/test", "link", "photos/test/3/..", "photos with one more"])
+def test_the_sealed_test_split_has_no_side_door(run: RunDir, kept: Path, place: str) -> None:
+    Path("link").symlink_to(kept / "photos" / "test")
+    if place == "photos with one more":
+        place = str(kept / "photos")
+        plant_digits(kept / "photos" / "train", range(400, 401))
+    elif place != "link":
+        place = str(kept / place)
+    try:
+        with pytest.raises(UserError, match=r"may be of the sealed test split .*evaluate runs/digits --split test"):
+            convsmith.load(run.path).evaluate(data=place, show=False)
+        convsmith.load(run.path).evaluate(data=kept / "photos" / "train", show=False)  # these are nobody's secret
+    finally:
+        for file in (kept / "photos" / "train").glob("*/400.png"):
+            file.unlink()
+    assert run.evaluations() == ["photos-train"]
+    assert not run.test_access.exists()
+
+
+def test_only_how_data_are_read_can_be_set(run: RunDir, capsys: Captured) -> None:
+    plant_digits(Path("june"), range(200, 210))
+    (Path("june") / "1" / "broken.png").write_bytes(b"no image")
+    command = ["evaluate", str(run.path), "--data", "june"]
+    assert main(command) == 2
+    assert "data.on_error=skip leaves them out" in capsys.readouterr().err
+    assert main([*command, "--data.on_error", "skip"]) == 0
+    assert evaluation(run, "june")["n"] == 10
+    assert main(["evaluate", str(run.path), "--data.on_error", "skip"]) == 2
+    assert "data.on_error says how the images of --data are read: give --data, too" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"data\.image_size cannot be set for a trained model"):
+        convsmith.load(run.path).evaluate(data={"source": "june", "image_size": 9})
+    with pytest.raises(UserError, match="data must be a name, a path"):
+        convsmith.load(run.path).evaluate(data=7)  # type: ignore[arg-type]
