@@ -380,7 +380,7 @@ MISTAKES = [
     ("predict runs/digits ''", "no file matches ''"),
     ("predict runs/digits **x", "no file matches '**x'"),
     ("predict runs/digits output.txt", "none of 1 files could be read: output.txt: not-an-image"),
-    ("train --data ''", "data.source: string should have at least 1 character"),
+    ("train --data ''", "data.source: must be a name or a path, or a list of them"),
     ("train --data.background nocolour", "data.background 'nocolour' is not a colour"),
     ("train --optim.betas 0.9", "optim.betas: must be a list, for example '[0.9, 0.99]'"),
     ("train runs/digits", "the config of that run is runs/digits/config.yaml"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from convsmith.config import compose
-from convsmith.display import COLUMNS, Console, Display, clock, duration, epoch_line
+from convsmith.display import COLUMNS, Console, Display, clock, duration, epoch_line, first_of
 from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone, StepProgress, TrainingStarted
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
@@ -123,15 +123,26 @@ def test_a_line_of_a_fold_is_broken_between_its_scores_alone() -> None:
     assert lines[1] == "        loss 2.2329  best epoch 1 of 1  2.6 s  chosen  optim.lr 0.01"
 
 
+def test_as_many_classes_are_named_as_fit_into_a_line() -> None:
+    assert first_of(["a", "b"], 72) == "a, b"
+    line = first_of([f"class {number}" for number in range(1_000)], 72)
+    assert line == "class 0, class 1, class 2, class 3, class 4, class 5 and 994 more"
+    assert first_of(["x" * 100, "y"], 72) == "x" * 100 + " and 1 more"
+
+
 def test_a_bar_shows_no_numbers_before_there_are_any() -> None:
     started = dict.fromkeys((field.name for field in fields(TrainingStarted)), 1) | {
         "directory": Path("r"),
         "notes": (),
+        "unused": {"hidden": 2, "outside the class folders": 1_000},
+        "classes": ("ant", "bee "),
     }
     out = io.StringIO()
     with Display(Console(file=out, force_terminal=True, width=80)) as display:
         display(TrainingStarted(**started | {"source": "digits", "model": "simple-cnn"}))  # type: ignore[arg-type]
         assert "loss 0" not in out.getvalue()
+        assert "classes ant, 'bee '\n" in out.getvalue()
+        assert "unused  1,002 files: 2 hidden, 1,000 outside the class folders\n" in out.getvalue()
         step = dict.fromkeys((field.name for field in fields(StepProgress)), 1) | {"loss": 0.5, "accuracy": 0.25}
         display(StepProgress(**step | {"images": 100, "seconds": 2.0}))  # type: ignore[arg-type]
         display._bar.refresh()  # type: ignore[union-attr]

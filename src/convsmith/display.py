@@ -34,7 +34,7 @@ from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, shown, worth_showing
 from convsmith.rundir import RunDir
-from convsmith.terminal import lines_of, visible
+from convsmith.terminal import lines_of, spelled, visible
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
 COLUMNS = (
@@ -200,15 +200,11 @@ class Display:
         self.labelled(
             "data",
             f"{event.source}: {event.train:,} train, {event.val:,} val, {sealed}; "
-            f"{event.classes} classes; {size}, resize {event.resize}",
+            f"{len(event.classes):,} classes; {size}, resize {event.resize}",
         )
-        if event.skipped:
-            files = (
-                "1 file that does not decode is"
-                if event.skipped == 1
-                else f"{event.skipped} files that do not decode are"
-            )
-            self.labelled("", f"{files} skipped: {RunDir(event.directory).skipped}")
+        self.labelled("classes", first_of(event.classes, 80 - INDENT))
+        if event.unused:
+            self.labelled("unused", unused_line(event.unused))
         self.labelled(
             "model", f"{event.model}: {event.parameters:,} parameters, {event.macs / 1e6:,.1f} M MACs an image"
         )
@@ -414,6 +410,27 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(cell, cells))
     return table
+
+
+def first_of(classes: Sequence[str], width: int) -> str:
+    """The first classes, as many as fit into a line of `width`, and how many more there are."""
+    names = [spelled(name) for name in classes]
+    count = min(len(names), width // 2)
+    while len(visible(line := _and_more(names, count))) > width and count > 1:
+        count -= 1
+    return line
+
+
+def _and_more(names: Sequence[str], count: int) -> str:
+    left = len(names) - count
+    return ", ".join(names[:count]) + (f" and {left:,} more" if left else "")
+
+
+def unused_line(unused: Mapping[str, int]) -> str:
+    """How many files are not used, and why: ``3 files: 2 hidden, 1 outside the class folders``."""
+    total = sum(unused.values())
+    reasons = ", ".join(f"{count:,}\u00a0{reason}" for reason, count in unused.items())
+    return f"{total:,} file{'' if total == 1 else 's'}: {reasons}"
 
 
 def running_line(loss: float, accuracy: float, rate: float) -> str:

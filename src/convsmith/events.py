@@ -31,7 +31,7 @@ class Note:
 class TrainingStarted:
     """A training is about to start or to be resumed: its data, its network, and the expected cost.
 
-    `train`, `val` and `test` are numbers of images, `skipped` is the number of files that cannot be decoded; `is_own`
+    `train`, `val` and `test` are numbers of images, `unused` numbers of files by the reason; `is_own`
     says whether the data or the network came from Python; `macs` are the multiply-accumulate operations for one image;
     `memory` is in bytes; `seconds_per_epoch` is None if it was not measured. `image_epochs` of the `epochs` train on
     images, the others on features that are computed once. `step` steps have been done; an epoch has `steps` steps.
@@ -42,8 +42,8 @@ class TrainingStarted:
     train: int
     val: int
     test: int
-    skipped: int
-    classes: int
+    unused: Mapping[str, int]
+    classes: tuple[str, ...]
     image_size: int
     working_size: int
     channels: int

@@ -41,6 +41,17 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
+def spelled(name: str) -> str:
+    r"""A class name in which nothing is hidden, for a sentence.
+
+    A name with letters that are not composed (NFC), or with blanks other than the plain one, is escaped, as in
+    ``cafe\u0301``; one with blanks at its ends, or several in a row, is put in quotes.
+    """
+    is_plain = unicodedata.normalize("NFC", name) == name and not any(c.isspace() for c in name.replace(" ", ""))
+    shown = name if is_plain else name.encode("unicode_escape").decode()
+    return shown if shown == " ".join(shown.split()) else f"'{shown}'"
+
+
 def lines_of(text: str) -> str:
     """Text of several lines, each of them visible; only a newline ends a line."""
     return "\n".join(map(visible, text.split("\n")))

@@ -195,6 +195,12 @@ def test_a_folder_that_is_wrong_is_named(
     assert "\n" not in str(caught.value)
 
 
+def test_classes_that_differ_only_by_unicode_form_are_seen_to_differ(plant: Plant) -> None:
+    root = plant("train/caf\u00e9/1.png", "train/b/1.png", "test/cafe\u0301/1.png", "test/b/1.png")
+    with pytest.raises(UserError, match=r"not in train: cafe\\u0301; missing: caf\u00e9"):
+        opened(root)
+
+
 def test_a_class_may_be_called_test(plant: Plant) -> None:
     assert opened(plant("test/1.png", "exam/1.png")).classes == ("exam", "test")
 

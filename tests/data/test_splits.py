@@ -122,8 +122,10 @@ def test_a_limit_is_shared_in_proportion() -> None:
 
 def test_what_cannot_be_split_is_named() -> None:
     labels = np.array([0] * 9 + [1] * 2)
-    with pytest.raises(UserError, match=r"class 'owl' has too few images \(2\) to be in train, val and test"):
-        make_splits(labels, nothing_given(labels), 0.1, 0.1, seed=0, classes=["cat", "owl"])
+    rare = make_splits(labels, nothing_given(labels), 0.1, 0.1, seed=0, classes=["cat", "owl"])
+    assert {split: labels[rows].tolist().count(1) for split, rows in rare.items()} == {"train": 2, "val": 0, "test": 0}
+    with pytest.raises(UserError, match=r"no class has enough images to be in train, val and test \(.*'cat', has 2\)"):
+        make_splits(labels[7:], nothing_given(labels[7:]), 0.1, 0.1, seed=0, classes=["cat", "owl"])
     assert len(make_splits(labels, nothing_given(labels), 0.1, 0.0, seed=0)["val"]) == 2
     with pytest.raises(UserError, match=r"data\.limit 3 is too small: .* at least 4"):
         make_splits(labels, nothing_given(labels), 0.1, 0.0, seed=0, limit=3)

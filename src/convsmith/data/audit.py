@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from convsmith import records
+from convsmith.data.classes import look_alike
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import array_raster, opened
 from convsmith.data.depth import auto_range, range_note, scan
@@ -194,7 +195,7 @@ def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
             )
             for one, two, distance in ((int(firsts[i]), int(firsts[j]), d) for i, j, d in near_pairs(hashes))
         ),
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, (look_alike(source.classes), note))),
     )
 
 

@@ -23,11 +23,20 @@ ARRAYS = "arrays"  # the value of data.source for arrays in memory
 READING = ("source", "on_error", "cache")
 
 
+class MinImages(Section):
+    """A rule for classes: those with at least this many images."""
+
+    min_images: int = Field(ge=1)
+
+
 class DataConfig(Section):
     source: str | tuple[str, ...] = Field(
         "digits",
         description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder of images or Parquet; "
         "several are joined",
+    )
+    classes: tuple[str, ...] | MinImages | None = Field(
+        None, description="the classes to use, as '[cat, dog]', or 'min_images: 5'; none: all"
     )
     image_size: int | None = Field(
         None, ge=4, le=2048, description="side in pixels of the network's square input; none: that of the data, else 64"
@@ -116,6 +125,20 @@ class DataConfig(Section):
             if sources.count(source) > 1:
                 raise ValueError(f"names '{source}' twice")
         return tuple(sources) if len(sources) > 1 else sources[0]
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names_or_rule(cls, value: Any) -> Any:
+        if isinstance(value, MinImages | None) or value in ("none", "null"):
+            return value
+        if isinstance(value, Mapping):
+            if value.keys() != {"min_images"} or type(value["min_images"]) is not int or value["min_images"] < 1:
+                raise ValueError("must be names or a rule, '[cat, dog]' or 'min_images: 5'")
+            return dict(value)
+        names = [str(name) for name in value] if isinstance(value, list | tuple) else []
+        if len(set(names)) < 2:
+            raise ValueError("must name two or more classes, as '[cat, dog]', or be a rule, 'min_images: 5'")
+        return tuple(names)
 
     @field_validator("range", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from convsmith.contracts import InputSpec
 from convsmith.data.cache import Failure, Images, Moments, open_images, pixel_moments
+from convsmith.data.classes import look_alike, with_classes, without_val
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.depth import auto_range, range_note, scan, used_range
@@ -28,6 +29,7 @@ from convsmith.data.splits import Rows, make_splits
 from convsmith.errors import UserError
 
 DEFAULT_SIZE = 64  # the image size for photographs
+UNDECODABLE = "that cannot be decoded (skipped.json)"
 HELD_OUT = "held-out"  # in a fold of a cross-validation, the split that training never sees
 
 
@@ -96,6 +98,7 @@ class Dataset:
     _splits: dict[str, Rows]
     _groups: Groups | None = None
     notes: tuple[str, ...] = ()  # sentences on settings that have no effect on this data, or do not suit it
+    _unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> Subset:
@@ -116,6 +119,12 @@ class Dataset:
     @property
     def failures(self) -> tuple[Failure, ...]:
         return self._images.failures
+
+    @property
+    def unused(self) -> dict[str, int]:
+        """The number of files that are not used, by the reason."""
+        counts = {reason: len(paths) for reason, paths in self._unused.items()}
+        return counts | ({UNDECODABLE: len(self.failures)} if self.failures else {})
 
     @property
     def test_size(self) -> int:
@@ -216,7 +225,7 @@ def open_dataset(
     more than 1). `progress(done, total)` is called while images are decoded. Settings that are missing in the config
     are taken from `spec` if it is given. Raises UserError.
     """
-    source = source or open_source(config)
+    source = with_classes(source or open_source(config), config.classes)
     background_rgb(config.background)  # otherwise an invalid colour would not be noticed before a transparent image
     cache = cache_folder(config)
     config, groups = _with_groups(config, source)
@@ -242,10 +251,13 @@ def open_dataset(
         groups = groups._replace(numbers=groups.numbers[images.kept])
     ids = tuple(source.ids[row] for row in images.kept)
     notes = _unused_fractions(requested, given)
+    labels = source.labels[images.kept]
+    remarks = (look_alike(source.classes), without_val(source.classes, labels[splits["train"]], labels[splits["val"]]))
+    notes = (*notes, *filter(None, remarks))
     assert config.range != "auto"
     if note := range_note(images.depths[splits["train"]], config.range):
         notes = (*notes, note)
-    return Dataset(config, source.classes, images, source.labels[images.kept], ids, splits, groups, notes)
+    return Dataset(config, source.classes, images, labels, ids, splits, groups, notes, source.unused)
 
 
 def _divided(
@@ -266,9 +278,9 @@ def input_shape(
     config: DataConfig, spec: InputSpec | None = None, source: Source | None = None
 ) -> tuple[int, int, int]:
     """The network's input channels, image size and number of classes; decodes and downloads nothing."""
-    known = None if source else known_shape(config.title)
+    known = None if source or config.classes else known_shape(config.title)
     if known is None:
-        source = source or open_source(config)
+        source = with_classes(source or open_source(config), config.classes)
         native = native_shape(source, cache_folder(config))
         config = _sized(as_expected(config, spec, native.size), native)
         count = len(source.classes)

@@ -26,6 +26,7 @@ from convsmith.data.source import (
     unused_files,
 )
 from convsmith.errors import UserError
+from convsmith.terminal import spelled
 
 SHOWN = 4  # names in a message, before "and N more"
 PICTURES = frozenset(("images", "image", "imgs", "img", "jpegimages"))
@@ -222,6 +223,6 @@ def _refuse_difference(root: Path, split: str, classes: set[str], trained: set[s
 
 def listed(names: Collection[str]) -> str:
     """A few names for a sentence: "a, b, c and 5 more"."""
-    shown = [readable(name) for name in names][: SHOWN if len(names) > SHOWN + 1 else None]
+    shown = [spelled(readable(name)) for name in names][: SHOWN if len(names) > SHOWN + 1 else None]
     left = len(names) - len(shown)
     return ", ".join(shown) + (f" and {left:,} more" if left else "")

@@ -35,12 +35,12 @@ def make_splits(
     - all three: nothing is cut.
 
     A cut takes ``round(N * fraction)`` rows, distributed over the classes by largest remainders, so that each class
-    deviates from its exact fraction by at most one row. Each class has at least one row in every part, so it needs
-    as many rows as there are parts. Which rows of a class are taken depends only on `seed` and the class.
-    With `groups` int [N], a cut takes whole groups instead and comes as close to those fractions of each class as
-    the groups allow; each class is still in every part, so it needs as many groups as there are parts.
+    deviates from its exact fraction by at most one row. Each class has at least one row in every part; a class with
+    fewer rows than there are parts is in train alone. Which rows of a class are taken depends only on `seed` and the
+    class. With `groups` int [N], a cut takes whole groups instead and comes as close to those fractions of each class
+    as the groups allow; groups with a class that has fewer groups than there are parts are in train.
     `limit` then keeps that many rows of train and val together, stratified; test stays complete.
-    `classes` names the labels in messages. Raises UserError for a class that is too small.
+    `classes` names the labels in messages. Raises UserError if no class is large enough for all parts.
     """
     present = set(given.tolist())
     assert "" not in present or present == {""}, "either every row has a given split or none has"
@@ -66,16 +66,16 @@ def make_splits(
 
 def _cut(labels: Labels, fractions: dict[str, float], seed: int, classes: Sequence[str] | None) -> dict[str, Rows]:
     """Cut off rows for each of `fractions`; the remaining rows are 'train'."""
-    members = _shuffled_by_class(labels, seed)
-    sizes = np.array([len(rows) for rows in members.values()])
-    small = {label: len(rows) for label, rows in members.items() if len(rows) <= len(fractions)}
-    if small:
-        label, size = next(iter(small.items()))
-        name = classes[label] if classes is not None else str(label)
+    by_class = _shuffled_by_class(labels, seed)
+    members = {label: rows for label, rows in by_class.items() if len(rows) > len(fractions)}
+    if not members:
+        label, rows = max(by_class.items(), key=lambda item: len(item[1]))
         raise UserError(
-            f"class '{name}' has too few images ({size}) to be in train, {' and '.join(fractions)}: "
-            f"add images or leave the class out"
+            f"no class has enough images to be in train, {' and '.join(fractions)} (the largest, "
+            f"'{classes[label] if classes is not None else label}', has {len(rows)}): add images, or train on all, "
+            "--data.val_fraction 0 --data.test_fraction 0"
         )
+    sizes = np.array([len(rows) for rows in members.values()])
     left = sizes.copy()
     parts: dict[str, list[Rows]] = {split: [] for split in fractions}
     for done, (split, fraction) in enumerate(fractions.items(), start=1):
@@ -87,6 +87,7 @@ def _cut(labels: Labels, fractions: dict[str, float], seed: int, classes: Sequen
             parts[split].append(rows[end - count : end])
         left -= taken
     train = [rows[:end] for rows, end in zip(members.values(), left, strict=True)]
+    train += [rows for label, rows in by_class.items() if label not in members]
     return {split: np.concatenate(rows) for split, rows in {"train": train, **parts}.items()}
 
 
@@ -106,11 +107,14 @@ def _cut_groups(
     spread = np.bincount(of_class)  # the number of groups of each class
     parts = ["train", *fractions]
     where = f"{', '.join(parts[:-1])} and {parts[-1]}"
-    if len(small := np.flatnonzero(spread < len(parts))):
+    rare = spread < len(parts)
+    if rare.all():
         raise UserError(
-            f"class '{names[small[0]]}' has too few groups ({spread[small[0]]}) to be in {where}, since groups are "
-            f"kept whole: add images of other groups or leave the class out"
+            f"no class has enough groups to be in {where} (the largest number, of class '{names[spread.argmax()]}', is "
+            f"{spread.max()}), since groups are kept whole: add images of other groups, or train on all, "
+            "--data.val_fraction 0 --data.test_fraction 0"
         )
+    trained = np.unique(of_group[rare[of_class]])
     starts = np.searchsorted(of_group, np.arange(1, len(distinct)))
     own = list(zip(np.split(of_class, starts), np.split(rows, starts), strict=True))
     shares = np.array([1 - sum(fractions.values()), *fractions.values()])
@@ -119,7 +123,9 @@ def _cut_groups(
         order = rng.permutation(len(distinct))
         if attempt == 0:
             order = order[np.argsort(-np.bincount(numbers)[order], kind="stable")]
-        home, lacks = _assign(own, order, np.outer(shares, np.bincount(coded)))
+        order = np.concatenate([trained, order[~np.isin(order, trained)]])
+        home, lacks = _assign(own, order, np.outer(shares, np.bincount(coded)), len(trained))
+        lacks[:, rare] = False
         if not lacks.any():
             return {part: np.flatnonzero(home[numbers] == number) for number, part in enumerate(parts)}
     raise UserError(
@@ -129,12 +135,16 @@ def _cut_groups(
 
 
 def _assign(
-    own: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], order: Rows, target: npt.NDArray[np.float64]
+    own: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+    order: Rows,
+    target: npt.NDArray[np.float64],
+    trained: int,
 ) -> tuple[Rows, npt.NDArray[np.bool_]]:
     """The part of each group [G], and which classes are missing in which part [P, K].
 
     `own` holds the classes of each group and its number of rows of each; `target` [P, K] is the number of rows of
-    each class that each part should get. The method is greedy: each group in `order` is put where it reduces the sum
+    each class that each part should get. The first `trained` groups of `order` are put into the first part. The rest
+    is greedy: each group in `order` is put where it reduces the sum
     of squared deviations from `target` most. The squares of a class are divided by its size, as in Pearson's
     chi-squared, so that a large class does not outweigh a rare one. Parts that lack a class take precedence once they
     need all remaining groups of the class. If no group has two classes, each class thus gets into every part, and
@@ -145,12 +155,12 @@ def _assign(
     lacks = np.ones(target.shape, dtype=np.bool_)
     left = np.bincount(np.concatenate([labels for labels, _ in own]))
     home = np.empty(len(own), dtype=np.int64)
-    for group in order:
+    for at, group in enumerate(order):
         labels, rows = own[group]
         gain = (missing[:, labels] * rows / sizes[labels]).sum(axis=1)  # up to a term that is equal for all parts
         needed = lacks[:, labels] & (left[labels] <= lacks[:, labels].sum(axis=0))
         first = needed.sum(axis=1)
-        part = np.argmax(np.where(first == first.max(), gain, -np.inf))
+        part = 0 if at < trained else np.argmax(np.where(first == first.max(), gain, -np.inf))
         home[group] = part
         missing[part, labels] -= rows
         lacks[part, labels] = False

@@ -139,7 +139,8 @@ def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
     data, usual = config.data.model_dump(mode="json"), DataConfig().model_dump(mode="json")
     for key in DIVISION:
         if data[key] != usual[key]:
-            words += [f"--data.{key}", str(data[key])]
+            for value in data[key] if key == "source" and isinstance(data[key], list) else [data[key]]:
+                words += [f"--data.{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
     yield Proposal(
         command(*words),
         f"about {setting.images_per_class:.0f} training images per class are few: pretrained weights probably help",

@@ -21,7 +21,7 @@ from convsmith.rundir import FOLDER_NAME, is_folder_name
 
 BASE = "base"
 #: the keys that decide which images are used: arms that differ in them could not be compared image by image
-DIVISION = ("source", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
+DIVISION = ("source", "classes", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
 
 
 MOST_FOLDS = 1_000  # also of repeats and of seeds

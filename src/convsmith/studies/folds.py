@@ -70,5 +70,6 @@ def _refuse_small(labels: Labels, folds: int, classes: Sequence[str]) -> None:
     if counts[least] < folds:
         raise UserError(
             f"--folds {folds} exceeds the images of the smallest class ('{classes[least]}' has {counts[least]}): "
-            f"use at most {counts[least]} folds or add images"
+            f"use at most {counts[least]} folds, add images, or leave such classes out, "
+            f"--data.classes 'min_images: {folds}'"
         )
