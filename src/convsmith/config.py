@@ -51,6 +51,8 @@ class RunConfig(Section):
             raise ValueError("train.loss=focal cannot be combined with regularize.label_smoothing: set one of them")
         if self.train.class_weights == "balanced" and self.data.sampling == "balanced":
             raise ValueError("train.class_weights and data.sampling both correct class imbalance: choose one")
+        if self.transfer.head_l2 is not None and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("transfer.head_l2 needs kept features, which augment.mixup and augment.cutmix rule out")
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be shorter than "

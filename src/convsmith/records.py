@@ -537,6 +537,7 @@ class StoppingState(_State):
     reference: float | None
     bad_epochs: Whole
     best_loss: float | None = None
+    keep: Literal["best", "last"] = "best"
 
 
 class Checkpoint(Record):

@@ -59,9 +59,14 @@ class ModelCard(Section):
         return ToInput(self.preprocessing, device, self.memory_format)
 
 
-def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write model.safetensors and model.json, each atomically."""
+def save_model(folder: Path, model: nn.Module, card: ModelCard, temperature: float = 1.0) -> None:
+    """Write model.safetensors and model.json, each atomically.
+
+    The logits of the written model are those of `model` divided by `temperature`, which goes into the linear head.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if temperature != 1:
+        tensors |= {name: value / temperature for name, value in tensors.items() if name.startswith("head.")}
     content = versioned(card.model_dump(mode="json"))
     # A single entry, since safetensors writes several in varying order, and equal runs must give equal files.
     header = versioned({"sha256": checksum(tensors, _digest(content)), "card": _digest(content)})

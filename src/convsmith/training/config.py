@@ -35,9 +35,18 @@ class TrainConfig(Section):
         "none", description="balanced: a class has weight n / (classes x its number of images) in the loss"
     )
     monitor: Monitor = Field("val_accuracy", description="the metric for the best epoch and for early stopping")
+    keep: Literal["best", "last"] = Field(
+        "best", description="the epoch whose weights the run keeps: best, or last, so that val images choose nothing"
+    )
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement; none: never")
     min_delta: float = Field(0.0, ge=0, description="early stopping: the smallest change that counts as better")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
+    temperature: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="calibration: the logits of the kept weights are divided by this (in the head)",
+    )
     log_every: int = Field(50, ge=1, description="steps between two readings of the running loss and accuracy")
     checkpoint_minutes: float = Field(
         5.0, ge=0, description="minutes between checkpoints within an epoch, saved at the next log step"

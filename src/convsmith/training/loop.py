@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from convsmith import files
-from convsmith.contracts import Batch, Tracker
+from convsmith.contracts import Batch, Classifier, Tracker
 from convsmith.data.augment import Augment
 from convsmith.data.dataset import Subset
 from convsmith.data.sampler import batch_positions, epoch_order
@@ -35,9 +36,11 @@ from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
 from convsmith.training.finish import finish
+from convsmith.training.loss import balanced_weights
 from convsmith.training.setup import Experiment
 from convsmith.training.step import step
 from convsmith.transfer.features import FeatureFiles, logits_of_features
+from convsmith.transfer.solved_head import solve
 from convsmith.transfer.weights import caches_features
 
 CLEAN_MEASUREMENTS = 5  # epochs of a run in which clean train images are scored, always including the last one
@@ -60,6 +63,8 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
                 yield Interrupted(interrupts.received)
                 return
             experiment.features = features.load()
+            if config.transfer.head_l2 is not None and not state.step:
+                _solve_head(experiment)
             state.seconds += time.perf_counter() - began
 
         batches, saved = train_batches(experiment), time.monotonic()
@@ -109,7 +114,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
 
             # Write model, log and checkpoint.
             if best:
-                save_model(run.model, state.evaluated, experiment.card)
+                save_model(run.model, state.evaluated, experiment.card, config.train.temperature)
             # The row is written first: a kill in between leaves a row too many, which a resume can remove.
             csv.MetricsCsv(run.metrics).append(row)
             experiment.save(best)
@@ -169,6 +174,25 @@ def _feature_files(experiment: Experiment) -> FeatureFiles:
     )
 
 
+@torch.no_grad()
+def _solve_head(experiment: Experiment) -> None:
+    """Set the head to the solution on all views of the train images, before the first step."""
+    config, train, features = experiment.config, experiment.dataset.train, experiment.features
+    assert features is not None
+    assert config.transfer.head_l2 is not None
+    (views, _, width), classes = features.train.shape, len(experiment.card.classes)
+    balanced = config.train.class_weights == "balanced"
+    weights = balanced_weights(train.labels, classes).numpy() if balanced else None
+    rows, labels = features.train.reshape(-1, width).numpy(), np.tile(train.labels, views)
+    head = next(solve(rows, labels, classes, [config.transfer.head_l2], weights))
+    averages = [experiment.state.average.model] if experiment.state.average else []
+    for model in (experiment.state.model, *averages):
+        assert isinstance(model, Classifier)
+        assert isinstance(model.head, nn.Linear)
+        model.head.weight.copy_(torch.from_numpy(head.weight))
+        model.head.bias.copy_(torch.from_numpy(head.bias))
+
+
 def _progress(experiment: Experiment, began: float) -> StepProgress:
     """The current epoch so far; adds the time since `began` to its training time. RunFailed if it has diverged."""
     state = experiment.state
@@ -207,7 +231,7 @@ def _scores(experiment: Experiment, subset: Subset, interrupts: Interrupts) -> d
         return None
     if not np.isfinite(logits).all():
         _refuse_nonfinite(experiment, math.nan, -1)
-    return evaluation(subset.labels, logits, experiment.card.classes)
+    return evaluation(subset.labels, logits / experiment.config.train.temperature, experiment.card.classes)
 
 
 def _row(experiment: Experiment, trained: StepProgress, val: dict[str, Any]) -> dict[str, Any]:

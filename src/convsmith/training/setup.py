@@ -155,6 +155,8 @@ def prepare(
             facts, notes = replace(facts, batch_size=size), (*notes, why)
         resolved = resolve(config, facts)
         notes += footprint.against_available(resolved, layers, finetuning, len(dataset.train), device)
+        if resolved.train.temperature != 1 and not isinstance(getattr(model, "head", None), nn.Linear):
+            raise UserError("train.temperature divides the weights of a linear head, which your own module has not")
         refuse_single_images(model, finetuning, resolved.train.batch, dataset)
         seconds = None
         if not measured:

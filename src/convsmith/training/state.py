@@ -61,6 +61,7 @@ class EarlyStopping:
     reference: float | None = None
     bad_epochs: int = 0
     best_loss: float | None = None  # also None in checkpoints of the first edition, which keeps the first of ties
+    keep: str = "best"  # or "last": then each epoch counts as the best so far
 
     def after(self, row: Mapping[str, Any]) -> EarlyStopping:
         """The state after an epoch with this row of metrics.csv."""
@@ -69,7 +70,7 @@ class EarlyStopping:
             result = replace(result, reference=row[self.monitor], bad_epochs=0)
         else:
             result = replace(result, bad_epochs=self.bad_epochs + 1)
-        if is_better(self.monitor, row, self._row(self.best)):
+        if self.keep == "last" or is_better(self.monitor, row, self._row(self.best)):
             result = replace(result, best=row[self.monitor], best_epoch=row["epoch"], best_loss=row["val_loss"])
         return result
 
@@ -296,7 +297,7 @@ def new_state(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        stopping=EarlyStopping(config.monitor, config.patience, config.min_delta),
+        stopping=EarlyStopping(config.monitor, config.patience, config.min_delta, keep=config.keep),
         generator=torch.Generator(device).manual_seed(config.seed),
         device=device,
         average=WeightAverage(model, config.ema) if config.ema else None,

@@ -44,6 +44,13 @@ class TransferConfig(Section):
     backbone_lr: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate of all stages, that is, of everything but the head"
     )
+    head_l2: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="start from the head that logistic regression with this L2 penalty finds on the features of the "
+        "frozen backbone; none: from a random one",
+    )
     cache_features: bool = Field(True, description="compute the features of a frozen backbone once, not every epoch")
     feature_views: int = Field(
         4, ge=1, le=1000, description="with augmentation: number of views of each image whose features are computed"
@@ -61,6 +68,15 @@ class TransferConfig(Section):
         if self.unfreeze is not None and not self.freeze:
             raise ValueError(
                 f"unfreeze has nothing to unfreeze: set transfer.freeze as well, for example to {ALL_BUT_HEAD}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_for_the_head(self) -> TransferConfig:
+        if self.head_l2 is not None and (self.freeze != (ALL_BUT_HEAD,) or not self.cache_features):
+            raise ValueError(
+                f"head_l2 solves the head on kept features: it needs transfer.freeze {ALL_BUT_HEAD} and "
+                "transfer.cache_features true"
             )
         return self
 
