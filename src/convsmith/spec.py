@@ -11,8 +11,10 @@ import numpy as np
 from torch import nn
 
 from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_config, validate
+from convsmith.contracts import checked
 from convsmith.data.config import ARRAYS, DataConfig, reading
-from convsmith.data.sources import Source, from_arrays
+from convsmith.data.sources import Source, cache_folder, from_arrays
+from convsmith.data.tables import keep_frame
 from convsmith.errors import UserError, nearest
 from convsmith.training.own import OptimizerFactory, Parts
 
@@ -64,6 +66,7 @@ def spec_of(
         raise UserError(f"model must be a name, a torch module or a dict of settings, not {_kind(network)}")
     if source is not None:
         sections["data"]["source"] = paths if paths is not None else ARRAYS
+    sections["data"] |= _tables(sections["data"])
     if module is not None:
         del sections["model"]["name"]
     layers = [read_config(Path(config))] if config else []
@@ -90,6 +93,7 @@ def reading_of(data: Data) -> tuple[DataConfig, Source | None]:
     `data` has the forms of `convsmith.train`'s.
     """
     settings = dict(data) if isinstance(data, Mapping) else {"source": data}
+    settings |= _tables(settings)
     source = settings.get("source")
     if (paths := _paths(source)) is not None:
         return reading(settings | {"source": paths}), None
@@ -111,6 +115,16 @@ def _no_data(value: object) -> UserError:
     return UserError(
         f"data must be a name, a path, a list of paths, (images, labels) or a dict of settings, not {_kind(value)}"
     )
+
+
+def _tables(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The tables among settings of data, as files that a config can name: those of Python go to the cache folder."""
+    tables = {key: settings[key] for key in ("labels", "groups") if settings.get(key) is not None}
+    cache = cache_folder(checked(DataConfig, {"cache": settings.get("cache")}, "data"))
+    return {
+        key: str(table) if isinstance(table, str | Path) else keep_frame(f"data.{key}", table, cache)
+        for key, table in tables.items()
+    }
 
 
 def _kind(value: object) -> str:

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, open_dataset, unseal_test
-from convsmith.data.groups import read_groups
+from convsmith.data.groups import Groups, read_groups
 from convsmith.data.sources import from_arrays
 from convsmith.data.splits import make_splits
 from convsmith.errors import UserError
@@ -180,6 +180,10 @@ def test_a_class_of_too_few_groups_is_in_train() -> None:
 # ---- what data.groups says
 
 
+def groups_of(setting: str, ids: list[str], **settings: str) -> Groups:
+    return read_groups(DataConfig(groups=setting, **settings), ids)  # type: ignore[arg-type]
+
+
 def written(folder: Path, text: str, name: str = "groups.csv", encoding: str = "utf-8") -> str:
     (folder / name).write_text(text, encoding=encoding)
     return str(folder / name)
@@ -187,7 +191,7 @@ def written(folder: Path, text: str, name: str = "groups.csv", encoding: str = "
 
 def test_a_pattern_and_a_table_give_the_same_groups_in_order_of_first_appearance(tmp_path: Path) -> None:
     ids = ["b/p10_1.png", "a/p2_1.png", "b/p10_2.png", "a/p1_1.png"]
-    groups = read_groups(PATTERN, ids)
+    groups = groups_of(PATTERN, ids)
     assert groups.numbers.tolist() == [0, 1, 0, 2]
     assert groups.numbers.dtype == np.int64
     assert groups.names == ("p10", "p2", "p1")
@@ -196,21 +200,24 @@ def test_a_pattern_and_a_table_give_the_same_groups_in_order_of_first_appearance
         (f"id,group\n{rows}", "utf-8"),
         (f"id,group\n{rows}".replace("\n", "\r\n"), "utf-8-sig"),
         (f"id, group\n{rows}".replace(",p1\n", ", p1 \n"), "utf-8"),
+        (f"image,who\n{rows}".replace(",", "\t"), "utf-8"),
+        (f"id,group\n{rows}".replace(".png", "").replace("a/p", "p"), "utf-8"),
     ):
-        same = read_groups(written(tmp_path, text, encoding=encoding), ids)
+        same = groups_of(written(tmp_path, text, encoding=encoding), ids)
         assert same.names == groups.names
         np.testing.assert_array_equal(same.numbers, groups.numbers)
     other = written(tmp_path, 'place,group,id\n"Köln, Dom",g,b/p10_1.png\n', name="(x).txt")
-    assert read_groups(other, ids[:1]).names == ("g",)
+    assert groups_of(other, ids[:1]).names == ("g",)
+    assert groups_of(other, ids[:1], group_column="place").names == ("Köln, Dom",)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("(patient", r"data\.groups '\(patient' is neither a file nor a valid pattern \(missing \)"),
-        (r"p\d+", r"is not a file, and as a pattern it has 0 capture groups instead of one .*give a CSV file with"),
+        (r"p\d+", r"is not a file, and as a pattern it has 0 capture groups instead of one .*give a CSV or TSV file"),
         (r"(p)(\d+)", r"it has 2 capture groups instead of one"),
-        ("groups.tsv", r"is not a file, and as a pattern it has 0"),
+        ("groups.tsv", r"data\.groups 'groups\.tsv' was not found: there is no such file"),
         ("missing/groups.CSV", r"data\.groups 'missing/groups\.CSV' was not found: there is no such file"),
         (r"(p\d)_", r"assigns no group to 2 of 3 images, the first of which is 'a/x\.png': change the pattern"),
         (r"p(\d*)", r"assigns no group to 2 of 3 images, the first of which is 'a/x\.png'"),
@@ -218,26 +225,33 @@ def test_a_pattern_and_a_table_give_the_same_groups_in_order_of_first_appearance
 )
 def test_wrong_patterns_are_one_line(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        read_groups(setting, ["a/p1_1.png", "a/x.png", "a/p_z.png"])
+        groups_of(setting, ["a/p1_1.png", "a/x.png", "a/p_z.png"])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "needs the columns id,group, but has none"),
-        ("id;group\na/1.png;p\n", r"needs the columns id,group, but has id;group"),
-        ("id,patient\na/1.png,p\n", r"needs the columns id,group, but has id, patient"),
+        ("", "is empty"),
+        ("id|group\na/1.png|p\n", r"has one column, 'id\|group'"),
+        (
+            "id,eye,age\na/1.png,l,3\n",
+            r"several columns that may hold the groups: set data\.group_column to one of eye, age",
+        ),
+        ("id,group\n1,p\n../x.png,p\n", r"line 3 of .*: '\.\./x\.png' lies outside the data: give paths below it"),
         ("id,group\na/1.png,p\n", r"assigns no group to 1 of 2 images, the first of which is 'a/2\.png': add rows"),
         ("id,group\na/1.png,p\na/2.png\n", r"assigns no group to 1 of 2 images"),
         ("id,group\na/1.png,p\na/2.png, \n", r"assigns no group to 1 of 2 images"),
-        ("id,group\na/1.png,p\na/2.png,p\na/1.png,q\n", r"puts 'a/1\.png' into two groups, 'p' and 'q': keep one"),
-        ("id,group\na/1.png,ä\n", r"cannot be read as CSV: .*utf-8"),
+        (
+            "id,group\na/1.png,p\na/2.png,p\na/1.png,q\n",
+            r"puts 'a/1\.png' into two groups, 'p' and 'q' \(line 4\): keep one",
+        ),
+        ("id,group\na/1.png,ä\n", r"is not UTF-8 \(line 2\): save it as UTF-8"),
     ],
 )
 def test_wrong_tables_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        read_groups(written(tmp_path, text, encoding="latin-1"), ["a/1.png", "a/2.png"])
+        groups_of(written(tmp_path, text, encoding="latin-1"), ["a/1.png", "a/2.png"])
     assert str(tmp_path / "groups.csv") in str(caught.value)
     assert "\n" not in str(caught.value)
 

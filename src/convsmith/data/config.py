@@ -20,7 +20,7 @@ Limits = tuple[float, float]
 
 ARRAYS = "arrays"  # the value of data.source for arrays in memory
 #: The keys that say where labelled images lie and how they are read; the others say what is made of them.
-READING = ("source", "on_error", "cache")
+READING = ("source", "labels", "label_column", "image_column", "split_column", "on_error", "cache")
 
 
 class MinImages(Section):
@@ -77,10 +77,27 @@ class DataConfig(Section):
     test_fraction: float | None = Field(
         None, ge=0, lt=1, description="fraction for testing if the data has no splits; none: 0.15 (digits: 0.2)"
     )
+    labels: str | None = Field(
+        None,
+        description=r"classes of images in no class folders: a CSV or TSV file with columns for image and label, or a "
+        r"pattern such as (cat|dog)\.\d+",
+    )
+    label_column: str | None = Field(
+        None, description="column of the classes, in the table of data.labels or in Parquet; none: found by its name"
+    )
+    image_column: str | None = Field(
+        None, description="column of the images, or of their paths, in a table or in Parquet; none: found"
+    )
+    split_column: str | None = Field(
+        None,
+        description="column of train, val and test, in the table of data.labels or in Parquet; none: found, if any",
+    )
     groups: str | None = Field(
         None,
-        description=r"images to keep in one split: a CSV with columns id,group, or a pattern such as (patient\d+)_",
+        description=r"images to keep in one split: a CSV or TSV file with columns for image and group, or a pattern "
+        r"such as (patient\d+)_",
     )
+    group_column: str | None = Field(None, description="column of the groups in the table of data.groups; none: found")
     split_seed: int = Field(
         0,
         ge=0,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.depth import auto_range, range_note, scan, used_range
 from convsmith.data.expected import as_expected, side
-from convsmith.data.groups import GroupNumbers, Groups, groups_file, read_groups, refuse_divided
+from convsmith.data.groups import GroupNumbers, Groups, read_groups, refuse_divided
 from convsmith.data.named import known_shape
 from convsmith.data.native import Native, native_shape
 from convsmith.data.parallel import Progress
@@ -26,6 +27,7 @@ from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
+from convsmith.data.tables import table_file
 from convsmith.errors import UserError
 
 DEFAULT_SIZE = 64  # the image size for photographs
@@ -228,7 +230,8 @@ def open_dataset(
     source = with_classes(source or open_source(config), config.classes)
     background_rgb(config.background)  # otherwise an invalid colour would not be noticed before a transparent image
     cache = cache_folder(config)
-    config, groups = _with_groups(config, source)
+    config = _with_tables(config)
+    groups = _groups(config, source)
     if config.image_size is None or config.channels is None:
         native = native_shape(source, cache)
         config = _sized(as_expected(config, spec, native.size), native)
@@ -333,17 +336,30 @@ def _fitting_statistics(config: DataConfig) -> None:
         )
 
 
-def _with_groups(config: DataConfig, source: Source) -> tuple[DataConfig, Groups | None]:
-    """The groups of all images of the source, and the config with the absolute path of a CSV file."""
+def _with_tables(config: DataConfig) -> DataConfig:
+    """The config with the absolute paths of the tables that data.labels and data.groups name."""
+    update = {
+        key: str(file)
+        for key in ("labels", "groups")
+        if (setting := getattr(config, key)) and (file := table_file(f"data.{key}", setting, _folder(config)))
+    }
+    return config.model_copy(update=update)
+
+
+def _folder(config: DataConfig) -> Path | None:
+    """The folder below which the ids of the source are paths, if it is one folder."""
+    path = Path(config.sources[0]).expanduser()
+    return path if len(config.sources) == 1 and path.is_dir() and not config.is_own else None
+
+
+def _groups(config: DataConfig, source: Source) -> Groups | None:
+    """The groups of all images of the source."""
     if config.groups is None:
-        return config, None
-    if (file := groups_file(config.groups)) is not None:
-        config = config.model_copy(update={"groups": str(file)})
-    assert config.groups is not None
-    groups = read_groups(config.groups, source.ids)
+        return None
+    groups = read_groups(config, source.ids, _folder(config))
     given = {split: np.flatnonzero(source.given == split) for split in SPLITS}
     refuse_divided(groups, given, f"move its images in {source.name} to one split, or leave data.groups out")
-    return config, groups
+    return groups
 
 
 def _unused_fractions(config: DataConfig, given: set[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from convsmith.data.config import ARRAYS, DataConfig
 from convsmith.data.folders import open_folder
 from convsmith.data.joined import join
+from convsmith.data.labels import open_labelled
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.parquet import open_parquet
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
@@ -69,12 +70,16 @@ def with_absolute_paths(config: DataConfig) -> DataConfig:
 def _open(name: str, config: DataConfig) -> Source:
     cache = cache_folder(config)
     if name in SOURCES:
+        _refuse_unread(config, name)
         return SOURCES[name](cache)
     path = Path(name).expanduser()
     if path.is_dir():
         tree = walk(path)
         parquet = [file for file in tree.files if file.path.lower().endswith(".parquet")]
+        if config.labels is not None and len(tree.files) > len(parquet):
+            return open_labelled(path, tree, config)
         if not parquet:
+            _refuse_unread(config, f"the class folders of '{path}'")
             return open_folder(path, tree)
         others = sorted(set(tree.files).difference(parquet))
         unused = unused_files(tree.ignored, {"not Parquet": [file.path for file in others]})
@@ -87,6 +92,17 @@ def _open(name: str, config: DataConfig) -> Source:
     if len(path.parts) > 1 or path.suffix:
         raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
     raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
+
+
+def _refuse_unread(config: DataConfig, what: str, *read: str) -> None:
+    """Raise UserError for a setting on tables other than `read` that a source, which `what` names, has no use for."""
+    if config.labels is not None:
+        raise UserError(
+            f"data.labels is for images in folders and archives, but {what} has labels of its own: leave it out"
+        )
+    for key in ("label_column", "split_column", *(() if config.groups else ("image_column",))):
+        if getattr(config, key) is not None and key not in read:
+            raise UserError(f"data.{key} needs a table, but {what} has none: set data.labels to one, or leave it out")
 
 
 def from_arrays(

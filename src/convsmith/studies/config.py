@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field
 
 from convsmith.config import Layer, RunConfig, fields, merge, over_preset, validate, word
 from convsmith.contracts import Section, checked
+from convsmith.data.config import READING
 from convsmith.errors import UserError, choose, command, nearest
 from convsmith.plainyaml import read_yaml
 from convsmith.records import MetricName, unversioned
@@ -21,7 +22,7 @@ from convsmith.rundir import FOLDER_NAME, is_folder_name
 
 BASE = "base"
 #: the keys that decide which images are used: arms that differ in them could not be compared image by image
-DIVISION = ("source", "classes", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "on_error", "cache")
+DIVISION = (*READING, "classes", "split_seed", "limit", "val_fraction", "test_fraction", "groups", "group_column")
 
 
 MOST_FOLDS = 1_000  # also of repeats and of seeds

@@ -210,7 +210,8 @@ def _create(
     settings = {"device": train.device, "threads": train.threads}
     if base.train.batch_size == AUTO:
         settings["batch_size"] = train.batch
-    resolved = base.with_values(data={"source": data.source, "groups": data.groups}, train=settings)
+    named = {"source": data.source, "labels": data.labels, "groups": data.groups}
+    resolved = base.with_values(data=named, train=settings)
     if prepared.config.optim.is_own:
         resolved = resolved.model_copy(update={"optim": prepared.config.optim})
     optuna = {
