@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -30,6 +30,7 @@ from convsmith.terminal import spelled
 
 SHOWN = 4  # names in a message, before "and N more"
 PICTURES = frozenset(("images", "image", "imgs", "img", "jpegimages"))
+_NUMBER, _PART = re.compile(r"\d+"), re.compile(r"(^|[\W_])(part|batch|chunk|shard|images?)([\W_]|$)")
 MASKS = frozenset(("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentation", "targets"))
 
 
@@ -65,8 +66,10 @@ def open_folder(root: Path, tree: Tree) -> Source:
     for split, folder in splits.items():
         for name, below in folder.folders.items():
             records += ((path, readable(name), split) for path in below.all())
-    if not records:
-        raise _no_classes(root, tree)
+    tables = [file.path for file in tree.files if file.path.lower().endswith((".csv", ".tsv"))]
+    names = {name for _, name, _ in records}
+    if len(names) < 2 and (not names or tables or names & PICTURES):
+        raise _no_classes(root, tables)
     records.sort()
 
     found = {split: {name for _, name, at in records if at == split} for split in splits}
@@ -121,7 +124,8 @@ def _splits_of(root: Path, top: _Folder) -> dict[str, _Folder]:
         _refuse_same_classes(root, top)
         return {"": top}
     where = root / top.path
-    if others and (len(divided) < 2 or any(top.folders[name].folders for name in others)):
+    classes_too = any(len(top.folders[name].folders) > 1 for name in others)
+    if others and (classes_too or not divided or len(set(named.values())) == 1):
         looks = f"{listed(named)} {'looks like a split' if len(named) == 1 else 'look like splits'}"
         raise UserError(
             f"in '{where}', {looks}, but {listed(others)} {'does' if len(others) == 1 else 'do'} not: move it away, "
@@ -159,8 +163,14 @@ def _is_flat(folder: _Folder, classes: Collection[str] = ()) -> bool:
 
 
 def _refuse_same_classes(root: Path, top: _Folder) -> None:
-    """Raise UserError if the folders below `top` hold folders of the same names, or images and their masks."""
+    """Raise UserError if the folders in `top` hold the same classes, are images and masks, or parts of one folder."""
     where = root / top.path
+    bare = {_NUMBER.sub("", name).casefold() for name in top.folders}
+    if len(top.folders) > 1 and len(bare) == 1 and _PART.search(next(iter(bare))):
+        raise UserError(
+            f"in '{where}', {listed(top.folders)} look like parts of one set, not like classes: give a table of the "
+            f"labels or a pattern of the names with --data.labels; or, if these are the classes, add {_by_folder(top)}"
+        )
     homes: dict[str, list[str]] = {}
     for name, folder in top.folders.items():
         if folder.is_divided:
@@ -192,8 +202,7 @@ def _by_folder(top: _Folder) -> str:
     return f"--data.labels '^{re.escape(top.path + '/' if top.path else '')}([^/]+)/'"
 
 
-def _no_classes(root: Path, tree: Tree) -> UserError:
-    tables = [file.path for file in tree.files if file.path.lower().endswith((".csv", ".tsv"))]
+def _no_classes(root: Path, tables: Sequence[str]) -> UserError:
     table = f" (such as {readable(tables[0])})" if tables else ""
     return UserError(
         f"no images in class folders below '{root}': expected {root.name}/CLASS/IMAGE or "
