@@ -373,7 +373,10 @@ MISTAKES = [
     ("resume runs/digitz", "run 'runs/digitz' does not exist. Runs in 'runs': "),
     ("evaluate runs/nothing", "does not exist"),
     ("evaluate runs", "is not a run directory"),
-    ("evaluate runs/digits --split tset", "--split: 'tset' is not a choice. Did you mean 'test'? Choices: val, test"),
+    (
+        "evaluate runs/digits --split tset",
+        "--split: 'tset' is not a choice. Did you mean 'test'? Choices: train, val, test",
+    ),
     ("predict runs/digits nofile.png", "no file matches 'nofile.png'"),
     ("train --augment.cutout 8", "augment.cutout 8 leaves nothing of an image of 8 x 8 pixels"),
     ("train --augment.shift 9", "augment.shift 9 leaves nothing of an image of 8 x 8 pixels"),

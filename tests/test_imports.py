@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
         "studies",
         "explain",
     },
-    "serve": {"data", "figures", "config", "rundir", "prediction", "explain"},
+    "serve": {"data", "figures", "rundir", "prediction", "explain"},
     "export": {"data", "rundir", "prediction"},
     "machine": {"data", "tracking", "config"},
     "modelsummary": {"data", "nets", "config", "rundir", "prediction", "transfer", "training"},

@@ -7,7 +7,7 @@ import json
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsmith.data.config import Preprocessing
+from convsmith.data.decode import DecodeError
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
@@ -26,7 +27,7 @@ from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
 from convsmith.prediction.model_file import ModelCard
-from convsmith.prediction.predictor import load_predictor
+from convsmith.prediction.predictor import Predictor, find_images, load_predictor
 from convsmith.records import versioned
 from convsmith.rundir import RunDir
 
@@ -41,14 +42,14 @@ IMAGES = 64  # compared after each export, spread over the validation split
 
 @dataclass(frozen=True)
 class Export:
-    """A written file, its input, and how its logits differ from PyTorch's on `images` real validation images.
+    """A written file, its input, and how its logits differ from PyTorch's on images that `compared` tells.
 
     `difference` is the largest absolute difference, and `scale` the largest absolute logit.
     """
 
     path: Path
     takes: str
-    images: int
+    compared: str
     difference: float
     scale: float
 
@@ -115,13 +116,15 @@ def export(
     preprocessing: PreprocessingIn = "graph",
     module: nn.Module | None = None,
     source: Source | None = None,
+    images: Sequence[str | Path] = (),
 ) -> Export:
     """Write the model of `run` to `out` (default: ``export/model.onnx`` or ``.pt2`` in the run) and check it.
 
     With `preprocessing` graph the file takes uint8 pixels, else normalised floats. `module` and `source` are the user's
-    own network and data, if the run was trained with such. If the logits of the new file differ from PyTorch's by more
-    than TOLERANCE, it is removed, an existing `out` is left as it was, and RunFailed is raised. Raises UserError where
-    the validation images are not available.
+    own network and data, if the run was trained with such. The new file is compared with PyTorch on `images` (files,
+    folders or patterns), by default on validation images; a model without its run is compared on random pixels. If its
+    logits differ by more than TOLERANCE, it is removed, an existing `out` is left as it was, and RunFailed is raised.
+    Raises UserError where the validation images are not available.
     """
     if format not in SUFFIXES:
         raise choose("format", format, SUFFIXES)
@@ -137,9 +140,8 @@ def export(
     marks = METADATA if format == "onnx" else (ARCHIVED,)
     refuse_to_replace(path, lambda content: all(mark.encode() in content for mark in marks), "an exported model")
     predictor = load_predictor(run.path, "cpu", module)
-    val = run_dataset(run, source).val
-    positions = np.unique(np.linspace(0, len(val) - 1, IMAGES).round().astype(np.int64))
-    pixels = val.inputs(positions)
+    pixels, kind = _compared_on(run, predictor, source, images)
+    compared = f"{len(pixels)} {kind}"
     expected = logits_of(predictor.model, [pixels], predictor.to_input(), predictor.device)
     assert expected is not None
 
@@ -152,10 +154,36 @@ def export(
         draft = Path(folder, path.name)
         _WRITERS[format](network, sample, says := metadata(predictor.card, preprocessing), draft)
         found = _logits(draft, format, pixels, to_input)
-        difference, scale = _compared(path, found, expected)
+        difference, scale = _compared(path, found, expected, compared)
         write_bytes(path, draft.read_bytes())
     takes = json.loads(says["input"])
-    return Export(path, f"{takes['input']}: {takes['how']}", len(pixels), difference, scale)
+    return Export(path, f"{takes['input']}: {takes['how']}", compared, difference, scale)
+
+
+def _compared_on(
+    run: RunDir, predictor: Predictor, source: Source | None, images: Sequence[str | Path]
+) -> tuple[InputPixels, str]:
+    """At most IMAGES prepared images, evenly spread over those that there are, and what kind of images they are."""
+    if images:
+        files = find_images(list(map(str, images)))
+        chosen = [files[at] for at in _spread(len(files))]
+        parts = []
+        for file, found in zip(chosen, predictor.decoded(chosen), strict=True):
+            if isinstance(found, DecodeError):
+                raise UserError(f"cannot read image '{file}': {found}")
+            parts.append(found.array)
+        return InputPixels(np.concatenate(parts)), "images given"
+    if run.alone and source is None:
+        rules = predictor.card.preprocessing
+        shape = (IMAGES, rules.working_size, rules.working_size, rules.channels)
+        random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        return InputPixels(random), "images of random pixels (give real ones with --images)"
+    val = run_dataset(run, source).val
+    return val.inputs(_spread(len(val))), "validation images"
+
+
+def _spread(count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, IMAGES).round().astype(np.int64))
 
 
 def _logits(
@@ -187,12 +215,14 @@ class _Reopened(nn.Module):
         return logits
 
 
-def _compared(path: Path, found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, float]:
+def _compared(
+    path: Path, found: NDArray[np.float32], expected: NDArray[np.float32], compared: str
+) -> tuple[float, float]:
     """The largest difference of logits [N, K] from `expected`, and the largest logit; RunFailed above TOLERANCE."""
     difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * scale:  # so written, NaN is refused too
         raise RunFailed(
-            f"the exported model disagrees with PyTorch by {difference:.2g} on {len(found)} validation images (logits "
+            f"the exported model disagrees with PyTorch by {difference:.2g} on {compared} (logits "
             f"up to {scale:.3g}, tolerance {TOLERANCE:.0e} of that): '{path}' was not written; try the other --format"
         )
     return difference, scale

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convsmith import records
 from convsmith.config import RunConfig
+from convsmith.data.sources import Source
 from convsmith.errors import Stopped, UserError, choose, command
 from convsmith.events import Interrupted, Listener, counter, nobody
-from convsmith.prediction.evaluate import evaluate, evaluate_other
+from convsmith.prediction.evaluate import evaluate, evaluate_other, moved_source
 from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
-from convsmith.rundir import RunDir, open_run, open_single, refuse_taken
+from convsmith.rundir import RunDir, open_run, open_trained, refuse_taken
 from convsmith.runtime import Interrupts
 from convsmith.spec import Data, reading_of
 from convsmith.tracking import csv
@@ -35,11 +37,12 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", 
 class Run:
     """A run directory: its numbers, its model, and the functions that use them.
 
+    The folder of a model alone, such as a copy of ``model/``, is a run that can predict, explain, export and serve.
     `parts` holds the user's own module or data, if any; `device` is auto, cpu, cuda or mps.
     """
 
     def __init__(self, directory: Path, parts: Parts = NO_PARTS, device: str = "auto") -> None:
-        self.files: RunDir = open_single(directory)
+        self.files: RunDir = open_trained(directory)
         self.device = device
         self._module = parts.module
         self._source = parts.source
@@ -91,13 +94,23 @@ class Run:
         with listening(show) as listener:
             return evaluate_other(self.files, config, split, typed, self.device, source, self._module, listener)
 
-    def report(self, show: bool | Listener = True) -> Path:
-        """Write report.html and return its path. A page with images is never replaced by one without images."""
+    def _moved(self, data: Data) -> Source | None:
+        """The run's own images: at the place that `data` names, or else those that were passed to `load`."""
+        if data is None:
+            return self._source
+        config, source = reading_of(data)
+        return source or moved_source(self.files, config)
+
+    def report(self, show: bool | Listener = True, data: Data = None) -> Path:
+        """Write report.html and return its path. A page with images is never replaced by one without images.
+
+        `data`, here and below, is the run's own data at another place than in its training.
+        """
         from convsmith.report.run import report
         from convsmith.show import listening
 
         with listening(show) as listener:
-            return report(self.directory, self._source, self._module, listener)
+            return report(self.directory, self._moved(data), self._module, listener)
 
     def explain(
         self,
@@ -106,6 +119,7 @@ class Run:
         stage: str | None = None,
         figure: str | None = None,
         show: bool | Listener = True,
+        data: Data = None,
     ) -> Explanation:
         """Show what the model looks at in images, or one `figure` of how it works; see `explain.explanation.explain`.
 
@@ -117,7 +131,7 @@ class Run:
 
         with listening(show) as listener:
             return explain(
-                self.directory, paths, target, stage, figure, self.device, self._module, self._source, listener
+                self.directory, paths, target, stage, figure, self.device, self._module, self._moved(data), listener
             )
 
     def export(
@@ -125,23 +139,28 @@ class Run:
         format: Literal["onnx", "torch"],
         out: str | Path | None = None,
         preprocessing: Literal["graph", "metadata"] = "graph",
+        images: str | Path | Sequence[str | Path] = (),
+        data: Data = None,
     ) -> Export:
         """Write the model as an ONNX or torch.export file, which is kept only if its results agree with PyTorch's.
 
         With `preprocessing` graph, the file contains the preprocessing and takes uint8 pixels; with metadata, the
-        preprocessing is described in its metadata.
+        preprocessing is described in its metadata. The comparison takes `images` (files, folders or patterns), by
+        default validation images; a model without its run is compared on random pixels.
         """
         from convsmith.export import export
 
-        return export(self.files, format, None if out is None else Path(out), preprocessing, self._module, self._source)
+        paths = [images] if isinstance(images, str | Path) else images
+        target, source = None if out is None else Path(out), self._moved(data)
+        return export(self.files, format, target, preprocessing, self._module, source, paths)
 
-    def serve(self, host: str = "127.0.0.1", port: int = 8000, show: bool | Listener = True) -> None:
+    def serve(self, host: str = "127.0.0.1", port: int = 8000, show: bool | Listener = True, data: Data = None) -> None:
         """Serve a web page and POST /predict until the process is interrupted."""
         from convsmith.serve.server import serve
         from convsmith.show import listening
 
         with listening(show) as listener:
-            serve(self.files, host, port, self.device, self._module, self._source, listener)
+            serve(self.files, host, port, self.device, self._module, self._moved(data), listener)
 
     def curves(self) -> Figure:
         """The learning curves as a matplotlib Figure; they mark the epoch that was kept."""

@@ -29,14 +29,19 @@ from convsmith.plainyaml import read_yaml
 from convsmith.records import damaged
 from convsmith.terminal import visible, warn
 
+CARD = "model.json"  # in the folder of a model
 IN_RUN = "in_run"  # the attribute of an exception that names the locked directory which it came from
 
 
 class RunDir:
-    """The paths below ``runs/<name>/``. It knows only files, neither configs nor tensors."""
+    """The paths below ``runs/<name>/``. It knows only files, neither configs nor tensors.
 
-    def __init__(self, path: Path) -> None:
+    With `alone` the directory is the folder of a model, such as a copy of a run's ``model/``, and the run is not there.
+    """
+
+    def __init__(self, path: Path, alone: bool = False) -> None:
         self.path = path
+        self.alone = alone
         self.name = path.name
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
@@ -45,7 +50,7 @@ class RunDir:
         self.summary = path / "summary.json"
         self.skipped = path / "skipped.json"
         self.test_access = path / "test-access.jsonl"
-        self.model = path / "model"
+        self.model = path if alone else path / "model"
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
         self.wandb = path / "wandb"
@@ -285,6 +290,18 @@ def open_single(path: str | Path, *needs: str) -> RunDir:
     if run.study.exists():
         raise UserError(f"'{run.path}' is a study: name one of its runs, {example_of(run)}")
     return open_run(path, *needs)
+
+
+def open_trained(path: str | Path, *needs: str) -> RunDir:
+    """A single run with the files that it `needs`, or the folder of a model alone; raises what `open_single` raises.
+
+    A run's own ``model/`` stands for the run.
+    """
+    folder = Path(path)
+    if not (folder / CARD).exists():
+        return open_single(path, *needs)
+    run = RunDir(folder.parent)
+    return open_single(run.path, *needs) if run.config.exists() and run.model == folder else RunDir(folder, alone=True)
 
 
 def example_of(study: RunDir) -> str:

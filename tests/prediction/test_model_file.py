@@ -19,8 +19,9 @@ from convsmith.nets.build import Network, build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
 from convsmith.prediction.exported import Exported
-from convsmith.prediction.model_file import CARD, WEIGHTS, ModelCard, load_model, read_card, read_model, save_model
+from convsmith.prediction.model_file import WEIGHTS, ModelCard, load_model, read_card, read_model, save_model
 from convsmith.prediction.predictor import Predictor
+from convsmith.rundir import CARD
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(name="convnet", blocks=[{"channels": 2}], hidden=())

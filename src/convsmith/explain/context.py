@@ -12,16 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.config import read_run_config
 from convsmith.data.dataset import Subset
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.explain.gradcam import stage_with_maps
-from convsmith.prediction.evaluate import batches_of, logits_of, run_dataset
+from convsmith.prediction.evaluate import batches_of, logits_of, run_dataset, use_threads
 from convsmith.prediction.predictor import Predictor, load_predictor
-from convsmith.rundir import RunDir, open_run, open_single
-from convsmith.runtime import set_threads
+from convsmith.rundir import RunDir, open_trained
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ class ExplainContext:
 
     @cached_property
     def val(self) -> Subset:
-        open_run(self.run.path, "splits.json")
         val = run_dataset(self.run, self.source).val
         if not len(val):
             raise UserError(f"run '{self.run.path}' has no validation images: give PATHs of images to explain")
@@ -93,8 +90,11 @@ class ExplainContext:
 def open_context(
     run: str | Path, device: str = "auto", module: nn.Module | None = None, source: Source | None = None
 ) -> ExplainContext:
-    """Open a run; UserError where it is not a run or has no model yet. `module` is the net if it is the user's own."""
-    files = open_single(run, "model/model.json", "model/model.safetensors")
+    """Open a run, or the folder of a model; UserError where it is neither, or has no model yet.
+
+    `module` is the net if it is the user's own.
+    """
+    files = open_trained(run, "model/model.json", "model/model.safetensors")
     files.refuse_links()
-    set_threads(read_run_config(files.config).train.threads)
+    use_threads(files)
     return ExplainContext(files, load_predictor(files.path, device, module), source)

@@ -80,13 +80,15 @@ def explain(
     module: nn.Module | None = None,
     source: Source | None = None,
     listener: Listener = nobody,
+    flags: Sequence[str] = (),
 ) -> Explanation:
     """Explain what a run's model looks at in images, or draw one `figure` of how it works.
 
     `paths`: files, folders, patterns or images, as `Predictor.predict` takes them; by default, the most informative
     validation images. `target`: the class to explain (default: the predicted one). `stage`: the stage that
     Grad-CAM uses (default: the last one with feature maps), or that a figure shows. `module` and `source`: the net and
-    the data if they are the user's own. UserError for names that do not exist, and for options that do not go together.
+    the data if they are the user's own, or if the data have moved; then `flags` are the words of a command that say so.
+    UserError for names that do not exist, and for options that do not go together.
     """
     given = as_list(paths)
     if figure is not None and figure not in FIGURES:
@@ -96,7 +98,8 @@ def explain(
     if figure is not None and len(given) > 1:
         raise UserError(f"figure '{figure}' shows one image: give one PATH at most")
     context = open_context(run, device, module, source)
-    made_by = _made_by(run, given, target, stage, figure, own=module is not None or source is not None)
+    own = module is not None or (source is not None and not flags)
+    made_by = _made_by(run, given, target, stage, figure, own, flags)
     if figure is not None:
         return _explain_net(context, figure, FigureOptions(next(iter(_images(given)), None), stage, listener), made_by)
     return _explain_images(context, _images(given), target, stage, made_by, listener)
@@ -259,14 +262,20 @@ def _images(given: Sequence[Any]) -> list[Any]:
 
 
 def _made_by(
-    run: str | Path, given: Sequence[Any], target: str | None, stage: str | None, figure: str | None, own: bool
+    run: str | Path,
+    given: Sequence[Any],
+    target: str | None,
+    stage: str | None,
+    figure: str | None,
+    own: bool,
+    further: Sequence[str],
 ) -> str:
     """The command that makes the page again, or the Python call where no command can."""
     if not own and all(isinstance(image, str | Path) for image in given):
         parts = ["explain", str(run), *map(str, given)]
         for flag, value in (("--class", target), ("--stage", stage), ("--figure", figure)):
             parts += [flag, value] if value is not None else []
-        return command(*parts)
+        return command(*parts, *further)
     options = {"target": target, "stage": stage, "figure": figure}
     arguments = ["images"] if given else []
     arguments += [f"{name}={value!r}" for name, value in options.items() if value is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from convsmith.config import read_run_config
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.preprocess import InputPixels
-from convsmith.data.sources import Source
+from convsmith.data.sources import Source, open_source
 from convsmith.errors import RunFailed, UserError
 from convsmith.events import Listener, counter, nobody
 from convsmith.figures.matrices import evaluation_figure
@@ -25,7 +26,7 @@ from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.prediction.other_data import name_of, open_other, refuse_sealed
-from convsmith.rundir import RunDir
+from convsmith.rundir import RunDir, open_run
 from convsmith.runtime import select_device, set_threads
 
 BATCH = 256  # images of up to 224 x 224 pixels per forward pass, and proportionally fewer of larger ones
@@ -171,6 +172,44 @@ def evaluate_other(
 
 
 def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
-    """The data of a run, with the splits of its training; UserError if it has changed or is not available any more."""
-    config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)
-    return open_dataset(config.data, source=source).as_recorded(splits, str(run.path))
+    """The data of a run, with the splits of its training; UserError if it has changed or is not available any more.
+
+    `source` holds the same images where they are arrays, or have moved (`moved_source`).
+    """
+    if run.alone:
+        raise UserError(
+            f"'{run.path}' is a model without its run, which knows the data: give images, or the run itself"
+        )
+    open_run(run.path, run.splits.name)
+    config, splits = read_run_config(run.config).data, records.read(run.splits, records.Splits)
+    if source is None:
+        refuse_lost(config, run)
+        return open_dataset(config).as_recorded(splits, str(run.path))
+    # What kept images together is in the splits already, and its file may not have moved with the images.
+    config = config.model_copy(update={"groups": None})
+    known = {name for ids in splits["splits"].values() for name in ids}
+    dataset = open_dataset(config, source=source) if known.issubset(source.ids) else None
+    if dataset is None or dataset.hash != splits["hash"]:
+        raise UserError(f"{source.name} does not hold the images that run '{run.path}' was trained with, as they were")
+    return dataset.as_recorded(splits, str(run.path))
+
+
+def refuse_lost(config: DataConfig, run: RunDir) -> None:
+    """Raise UserError if the files of the run's data are not where its config says."""
+    if lost := [name for name in config.sources if os.path.isabs(name) and not os.path.exists(name)]:
+        raise UserError(
+            f"the data of run '{run.path}' are not at '{lost[0]}' any more: name their new place with --data"
+        )
+
+
+def moved_source(run: RunDir, data: DataConfig) -> Source:
+    """What `data` names in place of the run's own source, read in the same way but for the keys that `data` sets."""
+    if run.alone:
+        return open_source(data)
+    given = {key: getattr(data, key) for key in data.model_fields_set}
+    return open_source(read_run_config(run.config).data.model_copy(update=given))
+
+
+def use_threads(run: RunDir) -> None:
+    """Compute with the threads of the run's training, on which the last bits depend; any number for a model alone."""
+    set_threads(None if run.alone else read_run_config(run.config).train.threads)

@@ -23,8 +23,9 @@ from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import checksum, load_strictly, read_safetensors, refuse_nonfinite
 from convsmith.records import damaged, problem, unversioned, versioned
+from convsmith.rundir import CARD
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+WEIGHTS = "model.safetensors"  # beside model.json
 
 
 #: layout -> how torch orders images and weights in memory

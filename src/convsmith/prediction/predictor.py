@@ -27,8 +27,8 @@ from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import images_per_pass, logits_of, refuse_nonfinite_logits
 from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
-from convsmith.prediction.model_file import CARD, ModelCard, load_model
-from convsmith.rundir import RunDir
+from convsmith.prediction.model_file import ModelCard, load_model
+from convsmith.rundir import CARD, RunDir
 from convsmith.runtime import select_device
 
 EXPORTED = (".onnx", ARCHIVE_SUFFIX)

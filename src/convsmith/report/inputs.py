@@ -18,8 +18,8 @@ from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
 from convsmith.prediction.evaluate import run_dataset
 from convsmith.prediction.evaluation import Predictions, read_predictions
-from convsmith.prediction.model_file import CARD, ModelCard, load_model, read_card
-from convsmith.rundir import RunDir, open_single
+from convsmith.prediction.model_file import ModelCard, load_model, read_card
+from convsmith.rundir import CARD, RunDir, open_single
 from convsmith.tracking import csv as metrics_csv
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -37,7 +37,7 @@ def report(
     if run.study.exists():
         from convsmith.report.study import read_crossval, study_page
 
-        study = read_crossval(run)
+        study = read_crossval(run, source)
         _note_missing_images(target, study.opened[1], listener)
         text = study_page(study)
     else:

@@ -14,8 +14,10 @@ import torch
 from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
+from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
 from convsmith.figures.page import render
+from convsmith.prediction.evaluate import refuse_lost
 from convsmith.prediction.evaluation import Predictions, read_predictions, read_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.records import METRICS
@@ -43,12 +45,15 @@ class Crossval:
     rows: list[list[dict[str, Any]]]
     predictions: Predictions
     environment: dict[str, Any]
+    source: Source | None = None
 
     @cached_property
     def opened(self) -> tuple[Subset | None, str]:
         """The images that were divided into folds, or why they are not available."""
         try:
-            dataset = open_dataset(self.config.data)
+            if self.source is None:
+                refuse_lost(self.config.data, self.run)
+            dataset = open_dataset(self.config.data, source=self.source)
             if dataset.hash != records.read(self.run.path / FOLDS, records.Folds)["hash"]:
                 raise UserError(f"the data of '{self.run.path}' has changed since")
             return dataset.pool(), ""
@@ -56,7 +61,7 @@ class Crossval:
             return None, str(error)
 
 
-def read_crossval(run: RunDir) -> Crossval:
+def read_crossval(run: RunDir, source: Source | None = None) -> Crossval:
     """UserError where the study is of another kind, is not finished, or a file is damaged."""
     kind = read_spec(run)["kind"]
     if kind != "crossval":
@@ -86,6 +91,7 @@ def read_crossval(run: RunDir) -> Crossval:
         rows=[read_course(fold)[0] for fold in folds.values()],
         predictions=read_predictions(run.predictions("oof"), card.classes, result["repeats"]),
         environment=records.read(run.environment, records.Environment) if run.environment.exists() else {},
+        source=source,
     )
 
 

@@ -14,15 +14,14 @@ import numpy as np
 import uvicorn
 from torch import nn
 
-from convsmith.config import read_run_config
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError
 from convsmith.events import Listener, Note, Serving, counter, nobody
-from convsmith.prediction.evaluate import run_dataset
+from convsmith.prediction.evaluate import run_dataset, use_threads
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.rundir import RunDir
-from convsmith.runtime import ending_signals, set_threads
+from convsmith.runtime import ending_signals
 from convsmith.serve.answers import Answers
 from convsmith.serve.app import make_app
 from convsmith.serve.connections import Connections
@@ -77,7 +76,7 @@ def serve(
     if not 0 <= port <= 65535:
         raise UserError(f"--port must be from 0 to 65535, but got {port}")
     with listen(host, port) as listening:
-        set_threads(read_run_config(run.config).train.threads)
+        use_threads(run)
         predictor = load_predictor(run.path, device, module)
         rules = predictor.card.preprocessing
         with Decoder(rules) as decoder:

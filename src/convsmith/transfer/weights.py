@@ -16,8 +16,8 @@ from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
-from convsmith.prediction.model_file import CARD, read_model
-from convsmith.rundir import RunDir, open_run
+from convsmith.prediction.model_file import read_model
+from convsmith.rundir import CARD, RunDir, open_run
 from convsmith.transfer.config import NO_WEIGHTS
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
 

@@ -6,13 +6,13 @@ import argparse
 
 from convsmith.errors import UserError, command
 from convsmith.explain.options import FIGURES
-from convsmith.verbs.flags import add_device_argument
+from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_reading, setting_words
 
 PLACE, LINE = 70, "heat maps of what the net looked at, and pictures of how it works"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument("directory", metavar="RUN", help="a run directory, or the folder of a model")
     parser.add_argument(
         "paths",
         nargs="*",
@@ -25,15 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", metavar="NAME", help="the stage whose feature maps are used [the last one with maps]"
     )
     parser.add_argument("--figure", metavar="NAME", help=f"a picture of the net instead: {', '.join(FIGURES)}")
+    add_reading_arguments(parser, "the run's data, where they have moved")
     add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
     from convsmith.explain.explanation import HEADINGS, cells, explain
+    from convsmith.prediction.evaluate import moved_source
+    from convsmith.rundir import open_trained
 
+    data = read_reading(args)
+    source = moved_source(open_trained(args.directory), data) if data else None
+    options = (args.paths, args.target, args.stage, args.figure, args.device)
     with Display() as display:
-        found = explain(args.directory, args.paths, args.target, args.stage, args.figure, args.device, listener=display)
+        found = explain(
+            args.directory, *options, source=source, listener=display, flags=setting_words(args) if data else ()
+        )
     if args.figure is None:
         rows = [cells(row) for row in found.table]
         columns = {heading: [row[at] for row in rows] for at, heading in enumerate(HEADINGS)}

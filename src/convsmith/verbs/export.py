@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 
 from convsmith.errors import command
+from convsmith.verbs.flags import add_reading_arguments, read_reading
 
 PLACE, LINE = 140, "write the model as an ONNX or torch.export file, checked against PyTorch on real images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument("directory", metavar="RUN", help="a run directory, or the folder of a model")
     parser.add_argument(
         "--format", choices=["onnx", "torch"], required=True, help="an ONNX file, or a torch.export archive"
     )
@@ -22,22 +23,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="graph",
         help="graph: the file takes uint8 pixels; metadata: it takes normalised floats, and describes how to make them",
     )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="compare with PyTorch on these files, folders or patterns [validation images; random pixels for a model "
+        "without its run]",
+    )
+    add_reading_arguments(parser, "the run's data, where they have moved")
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import open_single
+    from convsmith.rundir import open_trained
 
-    directory = open_single(args.directory, "model/model.json", "splits.json")
+    directory = open_trained(args.directory, "model/model.json", "splits.json")
     from convsmith.display import Display
     from convsmith.export import OPSET, export
+    from convsmith.prediction.evaluate import moved_source
 
-    made = export(directory, args.format, Path(args.out) if args.out else None, args.preprocessing)
+    data = read_reading(args)
+    source = moved_source(directory, data) if data else None
+    out = Path(args.out) if args.out else None
+    made = export(directory, args.format, out, args.preprocessing, source=source, images=args.images)
     show = Display().line
     kind = f"ONNX opset {OPSET}" if args.format == "onnx" else "torch.export"
     show(f"written  {made.path}: {kind}, {made.path.stat().st_size / 1e6:.1f} MB, batches of any size")
     show(f"takes    {made.takes}")
     show(
-        f"checked  {made.images} validation images: the logits, up to {made.scale:.3g}, differ from PyTorch's "
+        f"checked  {made.compared}: the logits, up to {made.scale:.3g}, differ from PyTorch's "
         f"by at most {made.difference:.1e}"
     )
     readable = made.path if args.format == "onnx" else args.directory  # predict opens no torch.export archive

@@ -5,24 +5,26 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import missing_extra
-from convsmith.verbs.flags import add_device_argument
+from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_reading
 
 PLACE, LINE = 150, "serve a page to try the model on images, and a JSON endpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="a run directory")
+    parser.add_argument("directory", metavar="RUN", help="a run directory, or the folder of a model")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all addresses [127.0.0.1: this machine]"
     )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one [8000]")
+    add_reading_arguments(parser, "the run's data, where they have moved, for the nearest training images")
     add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from convsmith.rundir import open_single
+    from convsmith.rundir import open_trained
 
-    directory = open_single(args.directory, "model/model.json", "splits.json")
+    directory = open_trained(args.directory, "model/model.json", "splits.json")
+    data = read_reading(args)
     try:
         from convsmith.serve.server import serve
     except ModuleNotFoundError as error:
@@ -30,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise missing_extra(str(error.name), "serve") from None
     from convsmith.display import Display
+    from convsmith.prediction.evaluate import moved_source
 
-    serve(directory, args.host, args.port, args.device, listener=Display())
+    source = moved_source(directory, data) if data else None
+    serve(directory, args.host, args.port, args.device, source=source, listener=Display())
     return 0
