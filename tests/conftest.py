@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from forked import Commands, kill_at
 
 # How long an example takes says how busy the machine is, and nothing about the property. CI judges a change, so it
 # tries the same examples each time; a developer's machine tries new ones.
@@ -68,16 +70,36 @@ def shared() -> Path:
 
 
 Convsmith = Callable[..., subprocess.CompletedProcess[str]]
+RunUntil = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Commands in processes of their own, each a copy of one that has imported everything."""
+    server = Commands()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def convsmith(tmp_path: Path) -> Convsmith:
+def convsmith(commands: Commands, tmp_path: Path) -> Convsmith:
     """Run the real command line in `tmp_path`; `code` is the exit code expected."""
 
     def run(*arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "convsmith.cli", *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        done = commands.run(tmp_path, arguments)
         assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_until(commands: Commands) -> RunUntil:
+    """Run a command in a folder until its end or a kill at a moment; the exit code, which is that of one of them."""
+
+    def run(folder: Path, moment: str, *arguments: str) -> int:
+        done = commands.run(folder, arguments, kill_at(moment))
+        assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+        return done.returncode
 
     return run

@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import RunUntil
 from convsmith.tracking import csv
 from convsmith.training import checkpoint
+from forked import Commands, kill_at
 
 EPOCHS = 3
 FLAGS = (
@@ -25,42 +25,11 @@ FLAGS = (
     "--augment.rotation 10 --augment.brightness 0.2"
 ).split()
 
-KILLER = """
-import os, signal, sys
-from convsmith.training import loop, checkpoint
-moment, arguments = sys.argv[1], sys.argv[2:]
-if moment.isdigit():
-    original = loop.step
-    def step(state, batch, recipe):
-        if state.step == int(moment):
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(state, batch, recipe)
-    loop.step = step
-elif moment.startswith("share"):
-    number, original = int(moment[5:]), checkpoint._share
-    def share(source, target):
-        global number
-        number -= 1
-        original(source, target)
-        if number == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    checkpoint._share = share
-from convsmith.cli import main
-sys.exit(main(arguments))
-"""
-
-
-def run(folder: Path, moment: str, *arguments: str) -> int:
-    command = [sys.executable, "-c", KILLER, moment, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
-    return done.returncode
-
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, run_until: RunUntil) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    assert run(folder, "never", *FLAGS) == 0
+    assert run_until(folder, "never", *FLAGS) == 0
     return folder / "runs" / "run"
 
 
@@ -93,8 +62,8 @@ def test_the_run_exercises_what_has_a_memory(whole: Path) -> None:
     assert names == {"model", "average", "optimizer", "counts", "rng"}
 
 
-def test_the_same_command_gives_the_same_run(whole: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "never", *FLAGS) == 0
+def test_the_same_command_gives_the_same_run(whole: Path, tmp_path: Path, run_until: RunUntil) -> None:
+    assert run_until(tmp_path, "never", *FLAGS) == 0
     same_run(whole, tmp_path / "runs" / "run")
 
 
@@ -107,21 +76,23 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("moments", MOMENTS, ids=["first-step", "random-steps", "in-checkpoint"])
-def test_killed_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, moments: list[str]) -> None:
-    killed = [run(tmp_path, moments[0], *FLAGS)]
-    killed += [run(tmp_path, moment, "resume", "runs/run") for moment in moments[1:]]
+def test_killed_and_resumed_is_bit_identical(
+    whole: Path, tmp_path: Path, run_until: RunUntil, moments: list[str]
+) -> None:
+    killed = [run_until(tmp_path, moments[0], *FLAGS)]
+    killed += [run_until(tmp_path, moment, "resume", "runs/run") for moment in moments[1:]]
     assert killed == [-signal.SIGKILL] * len(moments), "a kill did not happen"
-    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    assert run_until(tmp_path, "never", "resume", "runs/run") == 0
     same_run(whole, tmp_path / "runs" / "run")
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "20", *FLAGS) == -signal.SIGKILL
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole: Path, tmp_path: Path, run_until: RunUntil) -> None:
+    assert run_until(tmp_path, "20", *FLAGS) == -signal.SIGKILL
     last = tmp_path / "runs/run/checkpoints/last.safetensors"
     data = bytearray(last.read_bytes())
     data[-100] ^= 1
     last.write_bytes(data)
-    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    assert run_until(tmp_path, "never", "resume", "runs/run") == 0
     assert "checkpoint is damaged" in (tmp_path / "runs/run/log.txt").read_text()
     same_run(whole, tmp_path / "runs" / "run")
 
@@ -132,13 +103,13 @@ def test_a_finished_run_says_so(whole: Path, convsmith) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_tells_how_to_resume(whole: Path, tmp_path: Path, number: int, code: int) -> None:
-    script = KILLER.replace("signal.SIGKILL", f"signal.Signals({number})")
-    command = [sys.executable, "-c", script, "7", *FLAGS]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+def test_a_signal_saves_and_tells_how_to_resume(
+    whole: Path, tmp_path: Path, run_until: RunUntil, commands: Commands, number: int, code: int
+) -> None:
+    done = commands.run(tmp_path, FLAGS, kill_at("7", number))
     assert done.returncode == code, done.stdout + done.stderr
     assert "convsmith resume runs/run" in done.stdout
-    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    assert run_until(tmp_path, "never", "resume", "runs/run") == 0
     same_run(whole, tmp_path / "runs" / "run")
 
 

@@ -10,23 +10,32 @@ import pytest
 import torch
 
 from convsmith import cli
-from convsmith.studies import backends, runner
-from studies.small_study import CROSSVAL
+from convsmith.studies import backends, runner, tuning
+from convsmith.training import finish
+from forked import Commands
+from studies.small_study import CROSSVAL, JOBS_HERE
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that nothing disturbed, one fold at a time."""
+def reference(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
+    """A study that nothing disturbed, one fold at a time, in a process without workers."""
     folder = tmp_path_factory.mktemp("reference")
-    done = subprocess.run([*CROSSVAL, "--name", "cv"], cwd=folder, capture_output=True, text=True)
+    done = commands.run(folder, [*CROSSVAL, "--name", "cv"], JOBS_HERE)
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "terminal.txt").write_text(done.stdout, encoding="utf-8")
     return folder / "runs" / "cv"
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings and studies draw nothing, which would take longer than such small trainings."""
+    for module in (finish, tuning):
+        for name in ("confusion_figure", "learning_curves", "history_figure", "save"):
+            monkeypatch.setattr(module, name, lambda *_: None, raising=False)
+
+
+@pytest.fixture
 def in_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Like `convsmith`, but the command and its jobs run in this process, which has imported torch already.
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from convsmith.studies.study import read_spec
 from convsmith.training import setup
 from convsmith.training.loop import epochs
 from convsmith.training.own import Parts
+from forked import Commands
 from studies.small_study import CROSSVAL, FLAGS, found, wait_for, workers_of
 
 
@@ -71,24 +73,16 @@ def test_mean_deviation_and_interval_are_those_of_the_folds(reference: Path) -> 
     assert (reference / "figures/confusion.png").stat().st_size > 5000
 
 
-def test_a_finished_study_called_again_runs_nothing_and_says_so(reference: Path) -> None:
+def test_a_finished_study_called_again_runs_nothing_and_says_so(reference: Path, commands: Commands) -> None:
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("fold.json")}
-    again = subprocess.run(
-        [*CROSSVAL, "--name", "cv"], cwd=reference.parents[1], capture_output=True, text=True, check=False
-    )
+    again = commands.run(reference.parents[1], [*CROSSVAL, "--name", "cv"])
     assert again.returncode == 0
     assert "3 of 3 were done before" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("fold.json")} == before
 
 
-def test_another_config_under_the_same_name_is_refused_with_the_difference(reference: Path) -> None:
-    other = subprocess.run(
-        [*CROSSVAL, "--name", "cv", "--lr", "0.1"],
-        cwd=reference.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_another_config_under_the_same_name_is_refused_with_the_difference(reference: Path, commands: Commands) -> None:
+    other = commands.run(reference.parents[1], [*CROSSVAL, "--name", "cv", "--lr", "0.1"])
     assert other.returncode == 2
     assert "config.optim.lr was 0.002, now 0.1" in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
@@ -127,7 +121,8 @@ def test_a_study_that_is_edited_afterwards_is_refused_with_the_difference(
 
 
 def test_two_at_once_give_bit_for_bit_what_one_at_a_time_gives(reference: Path, tmp_path: Path) -> None:
-    subprocess.run([*CROSSVAL, "--name", "cv", "--jobs", "2"], cwd=tmp_path, check=True, capture_output=True)
+    fresh = [sys.executable, "-m", "convsmith.cli", *CROSSVAL]  # nothing in common with the reference but the machine
+    subprocess.run([*fresh, "--name", "cv", "--jobs", "2"], cwd=tmp_path, check=True, capture_output=True)
     assert found(tmp_path / "runs/cv") == found(reference)
     for fold in "123":
         weights = f"folds/{fold}/model/model.safetensors"
@@ -136,35 +131,40 @@ def test_two_at_once_give_bit_for_bit_what_one_at_a_time_gives(reference: Path, 
     assert "interrupted by SIGTERM" in (tmp_path / "runs/cv/folds/3/log.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("how", ["kill everything", "kill a worker", "terminate a worker", "terminate"])
-def test_a_study_that_is_stopped_goes_on_without_losing_anything(reference: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("whom", ["worker", "command"])
+def test_a_study_that_is_stopped_goes_on_without_losing_anything(
+    reference: Path, tmp_path: Path, commands: Commands, whom: str
+) -> None:
+    """Killed in the second fold and terminated in the third, a worker alone or all of it."""
     study = tmp_path / "runs/cv"
-    process = subprocess.Popen([*CROSSVAL, "--name", "cv"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    wait_for(lambda: (study / "folds/1/fold.json").exists() and (study / "folds/2/metrics.csv").exists())
-    first = (study / "folds/1/fold.json").stat().st_mtime_ns
-    workers = workers_of(process)
-    assert len(workers) == 1
-    if how.endswith("a worker"):
-        os.kill(workers[0], signal.SIGKILL if how == "kill a worker" else signal.SIGTERM)
-        assert process.wait(timeout=120) == 0
-    else:
-        process.send_signal(signal.SIGKILL if how == "kill everything" else signal.SIGTERM)
-        code = process.wait(timeout=60)
-        assert code == (-9 if how == "kill everything" else 143)
-        if how == "kill everything":
-            os.kill(workers[0], signal.SIGKILL)
+    command = commands.start(tmp_path, [*CROSSVAL, "--name", "cv"])
+    done = {}
+    for fold, how in [("2", signal.SIGKILL), ("3", signal.SIGTERM)]:
+        wait_for(lambda fold=fold: (study / "folds" / fold / "metrics.csv").exists())
+        done[fold] = [path.stat().st_mtime_ns for path in sorted(study.rglob("fold.json"))[: int(fold) - 1]]
+        (worker,) = workers_of(command)
+        if whom == "worker":
+            os.kill(worker, how)
+            continue
+        command.send_signal(how)
+        if how == signal.SIGKILL:
+            os.kill(worker, how)
+        assert command.wait().returncode == (-9 if how == signal.SIGKILL else 143)
         assert not (study / "crossval.json").exists()
-        subprocess.run([*CROSSVAL, "--name", "cv"], cwd=tmp_path, check=True, capture_output=True)
+        command = commands.start(tmp_path, [*CROSSVAL, "--name", "cv"])
+    assert command.wait().returncode == 0
     assert found(study) == found(reference)
-    assert (study / "folds/1/fold.json").stat().st_mtime_ns == first
+    for fold, before in done.items():
+        after = [path.stat().st_mtime_ns for path in sorted(study.rglob("fold.json"))]
+        assert after[: len(before)] == before, fold
 
 
-def test_workers_end_with_the_command_that_feeds_them(tmp_path: Path) -> None:
-    process = subprocess.Popen([*CROSSVAL, "--name", "cv"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+def test_workers_end_with_the_command_that_feeds_them(tmp_path: Path, commands: Commands) -> None:
+    command = commands.start(tmp_path, [*CROSSVAL, "--name", "cv"])
     wait_for(lambda: (tmp_path / "runs/cv/folds/1/metrics.csv").exists())
-    (worker,) = workers_of(process)
-    process.kill()
-    process.wait()
+    (worker,) = workers_of(command)
+    command.send_signal(signal.SIGKILL)
+    command.wait()
     wait_for(lambda: not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split()[2])
 
 

@@ -67,7 +67,7 @@ def test_a_cluster_finds_the_same_and_a_killed_worker_loses_nothing(
     cluster: subprocess.Popen[bytes], reference: Path, tmp_path: Path
 ) -> None:
     study = tmp_path / "runs/cv"
-    command = [*CROSSVAL, "--name", "cv", "--backend", "ray", "--jobs", "2"]
+    command = [sys.executable, "-m", "convsmith.cli", *CROSSVAL, "--name", "cv", "--backend", "ray", "--jobs", "2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=os.environ | ALONE | {"RAY_ADDRESS": f"127.0.0.1:{PORT}"}, stdout=subprocess.PIPE
     )
@@ -82,7 +82,7 @@ def test_a_cluster_finds_the_same_and_a_killed_worker_loses_nothing(
 
 
 def test_no_cluster_at_the_address_is_one_line(tmp_path: Path) -> None:
-    command = [*CROSSVAL, "--name", "cv", "--backend", "ray"]
+    command = [sys.executable, "-m", "convsmith.cli", *CROSSVAL, "--name", "cv", "--backend", "ray"]
     environment = os.environ | ALONE | {"RAY_ADDRESS": "127.0.0.1:1"}
     refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2

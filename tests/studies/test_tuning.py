@@ -8,9 +8,7 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +25,14 @@ from convsmith.figures import curves
 from convsmith.files import read_json
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies import backends, trial_job, tuning
+from convsmith.studies import backends, trial_job
 from convsmith.studies.runner import run_here
 from convsmith.studies.search import Search, read_search
 from convsmith.studies.worker import perform
 from convsmith.tracking.csv import read as read_metrics
-from convsmith.training import finish, setup
+from convsmith.training import setup
+from forked import Commands
+from studies.small_study import JOBS_HERE, wait_for
 
 STUDY = """
 question: which rate?
@@ -51,13 +51,10 @@ Call = Callable[..., str]
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None, capsys: pytest.CaptureFixture[str]) -> Call:
     """Run a command in this process and in `tmp_path`, which has study.yaml; its output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(backends.BACKENDS, "local", run_here)
-    for module in (finish, tuning):  # drawing takes longer than these trials
-        for name in ("confusion_figure", "learning_curves", "history_figure", "save"):
-            monkeypatch.setattr(module, name, lambda *_: None, raising=False)
     (tmp_path / "study.yaml").write_text(STUDY)
 
     def run(*arguments: str, code: int | None = 0) -> str:
@@ -89,12 +86,11 @@ def search_in(folder: Path) -> Search:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     """A folder with the study runs/s, done by two workers at once."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "study.yaml").write_text(STUDY)
-    command = [sys.executable, "-m", "convsmith.cli", *COMMAND, "--jobs", "2"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200, check=False)
+    done = commands.run(folder, [*COMMAND, "--jobs", "2"])
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output.txt").write_text(done.stdout)
     return folder
@@ -182,28 +178,14 @@ def test_a_study_begun_before_a_key_existed_goes_on(begun: Path, call: Call) -> 
     assert "1 of 1 trials were done before" in call(*COMMAND, "--trials", "1")
 
 
-#: the command line with its jobs in the same process, so that one kill ends both
-IN_ONE_PROCESS = """
-import sys
-from convsmith.cli import main
-from convsmith.studies import backends, runner
-backends.BACKENDS["local"] = runner.run_here
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_killed_in_the_middle_of_a_trial_nothing_is_lost_and_nothing_done_twice(
-    whole: Path, tmp_path: Path, call: Call
+    whole: Path, tmp_path: Path, call: Call, commands: Commands
 ) -> None:
     """And the outcome is what an undisturbed study found, with two workers at that."""
-    process = subprocess.Popen([sys.executable, "-c", IN_ONE_PROCESS, *COMMAND], stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 1200
-    while not (tmp_path / "runs/s/trials/1/metrics.csv").exists():
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    command = commands.start(tmp_path, COMMAND, before=JOBS_HERE)  # one kill ends the study and its trial
+    wait_for((tmp_path / "runs/s/trials/1/metrics.csv").exists)
+    command.send_signal(signal.SIGKILL)
+    assert command.wait().returncode == -signal.SIGKILL
 
     with search_in(tmp_path).opened() as known:
         assert [trial.state.name for trial in known.get_trials()] == ["COMPLETE", "RUNNING"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from conftest import Convsmith
+from conftest import Convsmith, RunUntil
 from convsmith.cli import verb_parser
 from convsmith.config import RunConfig, compose, validate
 from convsmith.contracts import InputSpec
@@ -36,7 +34,7 @@ from convsmith.training.own import Parts
 from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles
 from convsmith.verbs.flags import read_config
-from test_resume import KILLER, same_run
+from test_resume import same_run
 
 SMALL = "--data.limit 300 --train.threads 1 --train.layout contiguous --track.wandb off".split()
 BASE = [
@@ -52,13 +50,6 @@ FINETUNE = [
     *SMALL,
 ]
 SPEC = InputSpec(224, 96, 3, (0.5, 0.4, 0.6), (0.2, 0.3, 0.1), "crop", 0.875, "bicubic")
-
-
-def run(folder: Path, moment: str, *arguments: str) -> int:
-    command = [sys.executable, "-c", KILLER, moment, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
-    return done.returncode
 
 
 def config_of(*flags: str, command: list[str] = FINETUNE) -> RunConfig:
@@ -82,8 +73,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(base: Path) -> Path:
-    assert run(base, "never", *FINETUNE) == 0
+def whole(base: Path, run_until: RunUntil) -> Path:
+    assert run_until(base, "never", *FINETUNE) == 0
     return base / "runs" / "run"
 
 
@@ -105,13 +96,15 @@ def test_the_phases_are_those_that_were_asked_for(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("moments", [["3", "11"], ["16", "22"]], ids=["on-features-and-at-the-thaw", "thawed"])
-def test_killed_in_any_phase_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, moments: list[str]) -> None:
+def test_killed_in_any_phase_and_resumed_is_bit_identical(
+    whole: Path, tmp_path: Path, run_until: RunUntil, moments: list[str]
+) -> None:
     shutil.copytree(whole.parent / "base", tmp_path / "runs" / "base")
-    killed = [run(tmp_path, moments[0], *FINETUNE)]
+    killed = [run_until(tmp_path, moments[0], *FINETUNE)]
     shutil.rmtree(tmp_path / "runs" / "base")  # a resumed run needs its weights no more
-    killed += [run(tmp_path, moment, "resume", "runs/run") for moment in moments[1:]]
+    killed += [run_until(tmp_path, moment, "resume", "runs/run") for moment in moments[1:]]
     assert killed == [-signal.SIGKILL] * len(moments), "a kill did not happen"
-    assert run(tmp_path, "never", "resume", "runs/run") == 0
+    assert run_until(tmp_path, "never", "resume", "runs/run") == 0
     same_run(whole, tmp_path / "runs" / "run")
 
 
