@@ -60,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
     "show": {"display", "study_display"},
 }
 #: The functions of the package, which may import all of the above, and the command line above them.
-TOP = {"", "__init__", "run", "verbs", "cli"}
+TOP = {"", "__init__", "__main__", "run", "verbs", "cli"}
 
 
 def unit(module: str) -> str:

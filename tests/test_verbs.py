@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ import pytest
 
 import convsmith
 from convsmith.cli import main, verb_parser, verbs
-from convsmith.config import SHORTHANDS, fields
+from convsmith.config import SHORTHANDS, RunConfig, fields, validate
 from convsmith.rundir import RunDir
+from convsmith.verbs.flags import COMMON, read_flags
 
 #: The functions of verbs that go by another name in Python.
 NAMED = {"data": "check_data", "lr-find": "lr_find"}
@@ -56,6 +61,58 @@ def test_a_verb_and_its_function_take_the_same_options(verb: str) -> None:
     if "self" in taken:  # a method: the run, and where it computes, are those that `load` was given
         taken = taken - {"self"} | {"run", "device"} if "device" in typed else taken - {"self"} | {"run"}
     assert taken == typed
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+WITH_SECTIONS = [verb for verb in verbs() if verb_parser(verb).sections]
+
+
+@pytest.mark.parametrize("verb", WITH_SECTIONS)
+def test_help_shows_what_is_used_most_and_all_of_a_section_on_request(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short = help_of(capsys, verb, "--help").partition("\nexamples:")[0]
+    flags = {key: re.compile(rf"^  .*--{re.escape(key)} ", re.M) for key, _ in fields()}
+    assert {key for key in flags if flags[key].search(short)} == {*SHORTHANDS.values(), *COMMON}
+    assert short.startswith(f"usage: convsmith {verb} ")
+    of_sections = {section: help_of(capsys, verb, "--help", section) for section in RunConfig.model_fields}
+    for key, flag in flags.items():
+        assert [name for name, text in of_sections.items() if flag.search(text)] == [key.partition(".")[0]]
+        assert f"\n  {key.partition('.')[0]} " in short
+    written = "".join([short, *of_sections.values()])
+    assert max(map(len, written.splitlines())) <= 80
+    assert main([verb, "--help", "optum"]) == 2
+    assert "section 'optum' does not exist. Did you mean 'optim'?" in capsys.readouterr().err
+
+
+def test_there_is_help_by_section_wherever_settings_are_taken() -> None:
+    assert {"train", "crossval", "lr-find", "summary", "ablate", "tune"} <= set(WITH_SECTIONS)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_the_examples_of_help_are_commands(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = verb_parser(verb)
+    shown = help_of(capsys, verb, "--help")
+    for command in parser.examples:
+        assert f"\n  {command}\n" in shown
+        _, typed, *arguments = shlex.split(command)
+        assert typed == verb
+        args = parser.parse_all(arguments)
+        if parser.sections and not getattr(args, "config", None):
+            validate(read_flags(args))
+    assert parser.examples or not parser.sections
+
+
+def test_python_m_convsmith_is_convsmith() -> None:
+    done = subprocess.run([sys.executable, "-m", "convsmith", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("convsmith 0.")
 
 
 def test_runs_lists_what_there_is_with_accuracies_and_states(

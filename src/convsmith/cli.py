@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import contextlib
 import functools
@@ -15,54 +14,30 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from convsmith.errors import RunFailed, Stopped, UserError, nearest
 from convsmith.terminal import say, say_lines
 from convsmith.verbs import __path__ as _PACKAGE
+from convsmith.verbs.parser import Parser
 
 
 @functools.cache
 def verbs() -> dict[str, ModuleType]:
     """Every verb by its name, in the order of `PLACE`: the modules of `convsmith.verbs` that have a `LINE` for --help.
 
-    Each also has `add_arguments(parser)` and `run(args) -> exit code`, and imports nothing heavy before it runs.
+    Each also has `add_arguments(parser)` and `run(args) -> exit code`, and imports nothing heavy before it runs. It may
+    have `EXAMPLES` for its --help: commands, each with what it does.
     """
     found = [importlib.import_module(f"convsmith.verbs.{known.name}") for known in pkgutil.iter_modules(_PACKAGE)]
     ordered = sorted((module for module in found if hasattr(module, "LINE")), key=lambda module: int(module.PLACE))
     return {module.__name__.rpartition(".")[2].replace("_", "-"): module for module in ordered}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors; an unknown flag or choice gets the nearest known one."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see: {self.prog} --help)")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """A wrong choice gets the nearest right one, as a wrong key does."""
-        if action.choices is not None and value not in action.choices:
-            what, names = (
-                "/".join(action.option_strings) or action.metavar or action.dest,
-                list(map(str, action.choices)),
-            )
-            self.error(f"{what}: '{value}' is not a choice.{nearest(str(value), names)} Choices: {', '.join(names)}")
-
-    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        # Intermixed: `explain RUN --figure pooling cat.png` has positional arguments on both sides of a flag.
-        mixed = self._subparsers is None  # argparse cannot combine the two
-        args, extra = self.parse_known_intermixed_args(argv) if mixed else self.parse_known_args(argv)
-        if extra:
-            flag = extra[0].partition("=")[0]
-            if not flag.startswith("-"):
-                self.error(f"unexpected argument '{flag}'")
-            self.error(f"unknown flag '{flag}'.{nearest(flag, self._option_string_actions)}")
-        return args
-
-
 def verb_parser(verb: str) -> Parser:
     module = verbs()[verb]
-    parser = Parser(prog=f"convsmith {verb}", description=module.LINE, allow_abbrev=False)
+    examples = getattr(module, "EXAMPLES", {})
+    parser = Parser(prog=f"convsmith {verb}", description=module.LINE, examples=examples)
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)
     return parser
@@ -74,7 +49,6 @@ def top_parser(whole: bool = False) -> Parser:
         prog="convsmith",
         description="Develop, finetune and understand convolutional image classifiers.",
         epilog="Start with:  convsmith train   (handwritten digits, nothing to download)",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--print-completion", choices=["bash", "zsh", "tcsh"], help="print a completion script")

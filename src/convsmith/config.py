@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from convsmith.contracts import Section, problems, wrong
@@ -35,15 +35,15 @@ ABSENT = "absent"  # in a comparison, the value of a key that a config does not 
 class RunConfig(Section):
     """Everything that decides a run's numbers, and where they are tracked."""
 
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    regularize: RegularizeConfig = RegularizeConfig()
-    augment: AugmentConfig = AugmentConfig()
-    transfer: TransferConfig = TransferConfig()
-    train: TrainConfig = TrainConfig()
-    track: TrackConfig = TrackConfig()
+    data: DataConfig = Field(DataConfig(), description="images and labels: where they are, how they are read and split")
+    model: ModelConfig = Field(ModelConfig(), description="the network and its layers")
+    optim: OptimConfig = Field(OptimConfig(), description="optimiser and learning rate")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="how the learning rate changes")
+    regularize: RegularizeConfig = Field(RegularizeConfig(), description="penalties, label smoothing, clipping")
+    augment: AugmentConfig = Field(AugmentConfig(), description="random changes of the training images")
+    transfer: TransferConfig = Field(TransferConfig(), description="pretrained weights, freezing and unfreezing")
+    train: TrainConfig = Field(TrainConfig(), description="epochs, batches, loss, device, early stopping")
+    track: TrackConfig = Field(TrackConfig(), description="Weights & Biases")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:

@@ -17,11 +17,13 @@ class TrainConfig(Section):
     uses: ClassVar = {"loss": {"cross-entropy": (), "focal": ("focal_gamma",)}}
     needs: ClassVar = {"min_delta": "patience"}
 
-    epochs: int = Field(10, ge=1, le=100_000)
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training images")
     batch_size: int | Literal["auto"] = Field(
         128, description="images per step; auto: the default, halved until a step fits into memory"
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="of all that is random in a training; the splits have data.split_seed"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of torch; none: one per physical core, or one for tiny networks"

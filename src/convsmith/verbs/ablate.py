@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from convsmith.studies.ablation import AblationResult
 
 PLACE, LINE = 100, "compare changes on the same folds: which helps, by how much, with what confidence"
+EXAMPLES = {
+    "convsmith ablate activations --data photos/ --jobs 2": "a shipped study on images of yours",
+    "convsmith ablate study.yaml --folds 5 --budget 60": "a study of yours, in an hour",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from convsmith.studies.crossval import CrossvalResult
 
 PLACE, LINE = 90, "N-fold cross-validation: mean, standard deviation and interval of every metric"
+EXAMPLES = {
+    "convsmith crossval --data photos/ --folds 5 --jobs 2": "five trainings, two at a time",
+    "convsmith crossval runs/first/config.yaml --repeats 2": "a run's settings on two divisions of its images",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

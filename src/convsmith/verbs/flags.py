@@ -19,6 +19,10 @@ from convsmith.config import (
     word,
 )
 from convsmith.data.config import READING, DataConfig, reading
+from convsmith.verbs.parser import Parser
+
+#: The keys that --help shows, besides those with a shorthand; --help SECTION shows all of a section.
+COMMON = ("data.image_size", "data.on_error", "augment.hflip", "transfer.weights", "track.wandb")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
@@ -26,11 +30,12 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
     if file:
         parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="a config file: a run's config.yaml")
         parser.add_argument("--preset", metavar="NAME", help="start from a preset (see: convsmith presets)")
+    assert isinstance(parser, Parser)
+    sections = {name: info.description or "" for name, info in RunConfig.model_fields.items()}
+    parser.add_sections(sections, (*SHORTHANDS.values(), *COMMON))
     short = {key: f"--{name}" for name, key in SHORTHANDS.items()}
-    groups: dict[str, argparse._ArgumentGroup] = {}
     for key, info in fields():
-        section = key.split(".")[0]
-        group = groups.setdefault(section, parser.add_argument_group(f"{section} section"))
+        group = parser.sections[key.split(".")[0]]
         words = [info.description or "", f"one of {', '.join(map(str, choices(info)))}" if choices(info) else ""]
         default = info.get_default()
         text = "; ".join(part for part in words if part)

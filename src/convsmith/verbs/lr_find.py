@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from convsmith.studies.lr_find import Sweep
 
 PLACE, LINE = 120, "learning-rate range test: the curve of the loss, and a suggested learning rate"
+EXAMPLES = {
+    "convsmith lr-find --data photos/ --model small-resnet": "a learning rate for this network and these images",
+}
 
 DEFAULTS = {"low": 1e-6, "high": 10.0, "steps": 100}
 WIDTH, HEIGHT = 64, 12  # characters of the curve

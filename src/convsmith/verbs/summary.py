@@ -9,6 +9,11 @@ from convsmith.errors import command
 from convsmith.verbs.flags import add_config_arguments, given_words, read_config
 
 PLACE, LINE = 80, "show the network layer by layer: sizes, equations, parameters, MACs"
+EXAMPLES = {
+    "convsmith summary --preset study-example": "the network of a preset",
+    "convsmith summary runs/first": "the network of a run",
+    "convsmith summary --model convnet --model.blocks '[{channels: 8}, {channels: 16}]'": "a network of your own",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,13 @@ from convsmith.terminal import say_lines
 from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
 
 PLACE, LINE = 10, "train a classifier on a data set, into a new run directory"
+EXAMPLES = {
+    "convsmith train": "handwritten digits; nothing is downloaded",
+    "convsmith train --data photos/": "a folder with one subfolder of images per class",
+    "convsmith train --data photos/ --preset strong --epochs 30 --name first": "from a preset, with settings of yours",
+    "convsmith train --data photos/ --model timm/resnet18 --preset finetune": "a pretrained network",
+    "convsmith train runs/first/config.yaml --seed 1": "an earlier run again, with another seed",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

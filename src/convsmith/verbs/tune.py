@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 SHOWN = 5  # trials in the table at the end
 ENDED = ("complete", "pruned", "failed")
 PLACE, LINE = 110, "search for the best values of any keys with Optuna, resumably and without the test split"
+EXAMPLES = {
+    "convsmith tune study.yaml --data photos/ --trials 30 --jobs 2": "thirty trials, two at a time",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
