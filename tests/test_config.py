@@ -81,7 +81,7 @@ ERRORS = [
     ({"train": {"class_weights": "balanced"}, "data": {"sampling": "balanced"}}, "choose one"),
     ({"train": {"epochs": 2}, "schedule": {"warmup_epochs": 2}}, "must be shorter than train.epochs (2)"),
     ({"optim": {"name": "sgd", "nesterov": True, "momentum": 0}}, "optim.nesterov needs optim.momentum"),
-    ({"augment": {"saturation": 0.1}, "data": {"channels": 1}}, "needs colour images"),
+    ({"augment": {"saturation": 0.1}, "data": {"channels": 1}}, "needs RGB images, but data.channels is 1"),
 ]
 
 
@@ -123,10 +123,10 @@ def test_words_that_older_yaml_takes_for_booleans_are_words(tmp_path: Path) -> N
     assert (config.track.wandb, config.augment.hflip, config.model.pool) == ("off", True, "none")
 
 
-def test_flags_for_choices_that_are_numbers() -> None:
-    assert compose("baseline", None, {"data.channels": "3"}).data.channels == 3
-    with pytest.raises(UserError, match=r"data.channels: '2' is not a choice"):
-        compose("baseline", None, {"data.channels": "2"})
+def test_channels_are_a_number_from_1_to_16() -> None:
+    assert compose("baseline", None, {"data.channels": "13"}).data.channels == 13
+    with pytest.raises(UserError, match=r"data.channels: input should be less than or equal to 16, but got '17'"):
+        compose("baseline", None, {"data.channels": "17"})
 
 
 def test_flags_for_lists_and_for_nothing() -> None:

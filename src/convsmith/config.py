@@ -60,8 +60,8 @@ class RunConfig(Section):
             )
         if self.optim.nesterov and (not self.optim.momentum or self.optim.dampening):
             raise ValueError("optim.nesterov needs optim.momentum above 0 and optim.dampening 0")
-        if self.augment.saturation and self.data.channels == 1:
-            raise ValueError("augment.saturation needs colour images, but data.channels is 1")
+        if self.augment.saturation and (channels := self.data.channels) not in (None, 3):
+            raise ValueError(f"augment.saturation needs RGB images, but data.channels is {channels}: set it to 0")
         return self
 
     def with_values(self, **sections: Mapping[str, Any]) -> RunConfig:
@@ -182,8 +182,6 @@ def flag_layer(flags: Mapping[str, str | list[str]]) -> Layer:
         value: Any = text
         if isinstance(text, str) and (typing.get_origin(core_type(info)) is tuple or is_section(info)):
             value = parse_yaml(text, f"--{key}")
-        elif named := [choice for choice in choices(info) if str(choice) == text]:
-            value = named[0]  # it need not be a string: data.channels is 1 or 3
         layer.setdefault(section, {})[name] = value
     return layer
 

@@ -365,8 +365,8 @@ def test_the_users_mistakes_are_named() -> None:
         module.background_rgb("whit")
     with pytest.raises(UserError, match=r"float64 \[4, 4\]"):
         from_array(np.zeros((4, 4)), NATIVE)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"uint8 \[4, 4, 2\]"):
-        from_array(np.zeros((4, 4, 2), dtype=np.uint8), NATIVE)
+    with pytest.raises(UserError, match=r"up to 16 channels, not uint8 \[4, 4, 17\]"):
+        from_array(np.zeros((4, 4, 17), dtype=np.uint8), NATIVE)
 
 
 def test_libtiff_writes_nothing_past_python(capfd: pytest.CaptureFixture[str]) -> None:

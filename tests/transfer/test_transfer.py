@@ -19,6 +19,7 @@ from convsmith.config import RunConfig, compose, validate
 from convsmith.contracts import InputSpec
 from convsmith.data.config import DataConfig
 from convsmith.data.expected import as_expected, differences
+from convsmith.data.native import Native
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import UserError
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Unfroze
@@ -268,10 +269,10 @@ def test_a_library_network_for_photographs_takes_small_gray_images(
 
 
 def test_what_the_user_sets_wins_over_what_weights_expect() -> None:
-    free = as_expected(DataConfig(), SPEC, (300, 400))
+    free = as_expected(DataConfig(), SPEC, Native((300, 400), 3))
     assert (free.image_size, free.channels, free.interpolation, free.mean) == (224, 3, "bicubic", SPEC.mean)
     asked = DataConfig(image_size=64, resize="pad", interpolation="bilinear", mean=(0.1,) * 3, std=(0.1,) * 3)
-    filled = as_expected(asked, SPEC, (300, 400))
+    filled = as_expected(asked, SPEC, Native((300, 400), 3))
     assert filled == asked.model_copy(update={"channels": 3})
     said = differences(filled, SPEC)
     assert said[0] == "they expect 224 x 224 pixels and get 64 x 64"
@@ -283,7 +284,7 @@ def test_what_the_user_sets_wins_over_what_weights_expect() -> None:
     ("native", "size"), [((8, 8), 96), ((32, 32), 96), ((96, 96), 96), ((97, 97), 224), (None, 224)]
 )
 def test_small_images_are_enlarged_no_more_than_needed(native: tuple[int, int] | None, size: int) -> None:
-    assert as_expected(DataConfig(), SPEC, native).image_size == size
+    assert as_expected(DataConfig(), SPEC, Native(native, 3)).image_size == size
 
 
 def test_gray_asked_for_gets_the_mean_of_the_means() -> None:

@@ -20,8 +20,11 @@ from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import array_raster, opened
 from convsmith.data.depth import auto_range, range_note, scan
 from convsmith.data.faults import SUFFIXES, DecodeError, Kind
+from convsmith.data.native import native_shape
 from convsmith.data.parallel import thread_map
+from convsmith.data.planes import Planes, picture
 from convsmith.data.raster import SHALLOW, Depth, Pixels, Raster, joined
+from convsmith.data.remarks import Remark, sentences
 from convsmith.data.source import SPLITS, Record, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.errors import UserError
@@ -119,6 +122,7 @@ class _Finding(NamedTuple):
     content: bytes = b""  # sha256 of the pixels, at full depth
     phash: int = 0  # perceptual hash
     depth: Depth = SHALLOW
+    remarks: tuple[Remark, ...] = ()
 
 
 def check_data(
@@ -147,8 +151,10 @@ def _is_audit(content: bytes) -> bool:
 
 def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
     progress = counter(listener, "checking")
-    limits = auto_range(scan(source, cache_folder(config), progress).depths) if config.range == "auto" else config.range
-    rules = DecodeRules(background=config.background, range=limits)
+    cache = cache_folder(config)
+    channels = config.channels or native_shape(source, cache).channels
+    limits = auto_range(scan(source, cache, progress, channels).depths) if config.range == "auto" else config.range
+    rules = DecodeRules(background=config.background, range=limits, channels=channels)
 
     def examine(record: Record) -> _Finding:
         return _examine(record, rules)
@@ -195,7 +201,10 @@ def _audit(config: DataConfig, source: Source, listener: Listener) -> Audit:
             )
             for one, two, distance in ((int(firsts[i]), int(firsts[j]), d) for i, j, d in near_pairs(hashes))
         ),
-        notes=tuple(filter(None, (look_alike(source.classes), note))),
+        notes=(
+            *filter(None, (look_alike(source.classes), note)),
+            *sentences(remark for found in findings for remark in found.remarks),
+        ),
     )
 
 
@@ -245,6 +254,7 @@ def _examine(record: Record, rules: DecodeRules) -> _Finding:
         if isinstance(record, np.ndarray):
             return _found(array_raster(record, rules))
         with opened(record, rules) as raster:
+            raster.refuse_other(rules.channels)
             found = _found(raster)
     except DecodeError as error:
         return _Finding(error.kind, error.message)
@@ -254,7 +264,7 @@ def _examine(record: Record, rules: DecodeRules) -> _Finding:
     return found
 
 
-def _found(raster: Raster) -> _Finding:
+def _found(raster: Raster | Planes) -> _Finding:
     """What is compared of a decoded image, strip by strip: all of its pixels, and what it looks like."""
     import imagehash
 
@@ -268,7 +278,7 @@ def _found(raster: Raster) -> _Finding:
             if not is_deep:
                 whole = pixels if pixels.ndim == 3 else pixels[:, :, None].repeat(3, axis=2)
                 content.update(np.ascontiguousarray(whole).data)
-            yield np.asarray(Image.fromarray(pixels).convert("L"))
+            yield np.asarray(picture(pixels).convert("L"))
 
     # At once to the size at which the hash begins, since imagehash makes copies.
     small = joined(gray_and_hashed(), raster.width, raster.height).resize((32, 32), Image.Resampling.LANCZOS)
@@ -276,7 +286,7 @@ def _found(raster: Raster) -> _Finding:
         for samples in raster.samples():
             content.update(np.ascontiguousarray(samples.astype("<f8")).data)
     phash = int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
-    return _Finding("ok", "", (raster.width, raster.height), content.digest(), phash, depth)
+    return _Finding("ok", "", (raster.width, raster.height), content.digest(), phash, depth, raster.remarks)
 
 
 def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], rows: list[int]) -> DuplicateGroup:

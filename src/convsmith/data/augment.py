@@ -88,10 +88,16 @@ def crop_and_rotate(images: Tensor, size: int, config: AugmentConfig, generator:
     )
 
 
+def _luma(images: Tensor) -> Tensor:
+    """The weights of the channels in the brightness of [B, C, H, W]: luma for RGB, else equal ones."""
+    channels = images.shape[1]
+    weights = LUMA if channels == 3 else (1 / channels,) * channels
+    return torch.tensor(weights, device=images.device).view(1, channels, 1, 1)
+
+
 def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
     """Brightness, then contrast (about the image's mean luma), then saturation; floats in [0, 255]."""
-    channels = images.shape[1]
-    luma = torch.tensor(LUMA if channels == 3 else (1.0,), device=images.device).view(1, channels, 1, 1)
+    channels, luma = images.shape[1], _luma(images)
 
     def factor(strength: float) -> Tensor:
         draw = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
@@ -151,8 +157,7 @@ def _blend(images: Tensor, plain: Tensor, change: Tensor) -> Tensor:
 def _gray(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images.float()
-    luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-    return (images * luma).sum(1, keepdim=True).floor()
+    return (images * _luma(images)).sum(1, keepdim=True).floor()
 
 
 def _brightness(images: Tensor, change: Tensor) -> Tensor:
@@ -160,7 +165,7 @@ def _brightness(images: Tensor, change: Tensor) -> Tensor:
 
 
 def _colour(images: Tensor, change: Tensor) -> Tensor:
-    return images if images.shape[1] == 1 else _blend(images, _gray(images), change)
+    return images if images.shape[1] != 3 else _blend(images, _gray(images), change)
 
 
 def _contrast(images: Tensor, change: Tensor) -> Tensor:

@@ -23,11 +23,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from convsmith.contracts import hw
 from convsmith.data.config import DecodeRules
-from convsmith.data.decode import DecodeError, Kind, Pixels, decode_deep, from_array
+from convsmith.data.decode import Decoded, DecodeError, Kind, Pixels, decode_deep, from_array
 from convsmith.data.depth import Depths
 from convsmith.data.parallel import Progress, thread_map
-from convsmith.data.raster import SHALLOW, Depth
+from convsmith.data.raster import Depth
+from convsmith.data.remarks import Remark
 from convsmith.data.source import Record, Source
 from convsmith.data.stored import Arrays, read_arrays, write_arrays
 from convsmith.errors import UserError
@@ -56,7 +58,7 @@ class Images:
     `pixels` uint8 [N, H, W, C] is memory-mapped and read-only; `kept` int64 [N] indexes the source;
     `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `depths` [N, 3] the range that
     each image of more than 8 bits uses; `hash` is the SHA-256 of pixels, ids, labels and classes, each of which was
-    compared with a checksum of that time when it was read.
+    compared with a checksum of that time when it was read. `remarks` are all those of all images.
     """
 
     pixels: Pixels
@@ -65,6 +67,7 @@ class Images:
     depths: Depths
     failures: tuple[Failure, ...]
     hash: str
+    remarks: tuple[Remark, ...] = ()
 
 
 def open_images(
@@ -106,12 +109,19 @@ def pixel_moments(pixels: Pixels) -> Moments:
     return np.stack([planes.sum(axis=-1), np.einsum("...p,...p->...", planes, planes)], axis=-2)
 
 
+def _shape(rules: DecodeRules) -> tuple[int, int, int]:
+    """Height, width and channels of a decoded image."""
+    assert rules.working_size is not None, "the cache holds images of one size"
+    return (*hw(rules.working_size), rules.channels)
+
+
 class _Facts(NamedTuple):
     """What is known of the images besides arrays. `records` is a digest of all of `hash` but the pixels."""
 
     hash: str
     records: str
     failures: tuple[Failure, ...]
+    remarks: tuple[Remark, ...] = ()
 
 
 class _DamagedError(Exception):
@@ -128,7 +138,6 @@ def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | N
 
 def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
     """The images in `folder`. Raises _DamagedError unless all is as it was when `source` was decoded by `rules`."""
-    assert rules.working_size is not None
     arrays = read_arrays(
         folder / INDEX,
         kept=(np.int64, (None,)),
@@ -147,12 +156,12 @@ def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
         matches = False
     if not matches or not len(kept) == len(moments) == len(depths):
         raise _DamagedError(f"{INDEX} does not match the source")
-    path, shape = folder / PIXELS, (len(kept), rules.working_size, rules.working_size, rules.channels)
+    path, shape = folder / PIXELS, (len(kept), *_shape(rules))
     pixels = _map(path, shape)
     status = path.stat()
     if _checksums(path, shape, status.st_ino, status.st_mtime_ns) != tuple(checksums.tolist()):
         raise _DamagedError(f"{PIXELS} does not match its checksums")
-    return Images(pixels, kept, moments, depths, facts.failures, facts.hash)
+    return Images(pixels, kept, moments, depths, facts.failures, facts.hash, facts.remarks)
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
@@ -204,8 +213,7 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
 
 
 def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
-    assert rules.working_size is not None
-    image_bytes = rules.working_size**2 * rules.channels
+    image_bytes = math.prod(_shape(rules))
     needed = len(source) * image_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -214,21 +222,22 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
             f"in '{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
         )
 
-    def examine(record: Record) -> tuple[Pixels, Moments, Depth] | DecodeError:
+    def examine(record: Record) -> tuple[Decoded, Moments] | DecodeError:
         try:
             if isinstance(record, np.ndarray):
-                pixels, depth = from_array(record, rules), SHALLOW
+                decoded = Decoded(from_array(record, rules))
             else:
-                pixels, depth = decode_deep(record, rules)
+                decoded = decode_deep(record, rules)
         except DecodeError as error:
             return error
-        return pixels, pixel_moments(pixels), depth
+        return decoded, pixel_moments(decoded.pixels)
 
     kept: list[int] = []
     moments: list[Moments] = []
     depths: list[Depth] = []
     failures: list[Failure] = []
     checksums: list[int] = []
+    remarks: list[Remark] = []
     digest = hashlib.sha256()
     records = (source.read(row) for row in range(len(source)))
     with written_whole(folder / PIXELS) as file:
@@ -238,7 +247,8 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
                     raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}")
                 failures.append(Failure(source.ids[row], result.kind, result.message))
             else:
-                pixels, image_moments, depth = result
+                (pixels, depth, said), image_moments = result
+                remarks += said
                 file.write(pixels.data)
                 digest.update(pixels.data)
                 if len(kept) % _images_per_block(pixels.size) == 0:
@@ -251,7 +261,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     rows = np.array(kept, dtype=np.int64)
     digest.update(json.dumps([source.classes, [source.ids[row] for row in kept]]).encode())
     digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
-    facts = _Facts(digest.hexdigest(), _digest_of_records(source, rows), tuple(failures))
+    facts = _Facts(digest.hexdigest(), _digest_of_records(source, rows), tuple(failures), tuple(remarks))
     empty = np.empty((0, 2, rules.channels), dtype=np.int64)
     arrays: Arrays = {
         "kept": rows,

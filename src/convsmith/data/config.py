@@ -18,6 +18,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 Deviation = Annotated[float, Field(gt=0)]
 Limits = tuple[float, float]
 
+MAX_CHANNELS = 16  # of an image
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+
 ARRAYS = "arrays"  # the value of data.source for arrays in memory
 #: The keys that say where labelled images lie and how they are read; the others say what is made of them.
 READING = ("source", "labels", "label_column", "image_column", "split_column", "on_error", "cache")
@@ -47,7 +50,12 @@ class DataConfig(Section):
         le=4096,
         description="side in pixels of the cached images; none: image_size, or 1.15 x that with random_resized_crop",
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 (gray) or 3 (RGB); none: that of the data")
+    channels: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CHANNELS,
+        description="1 (gray), 3 (RGB) or, of images that have them, any number up to 16; none: that of the data",
+    )
     resize: Resize = Field(
         "stretch",
         description="stretch (all pixels, distorted), pad (all pixels, with bars) or crop (the centre square)",
@@ -254,14 +262,15 @@ class AugmentConfig(Section):
 
 
 class DecodeRules(Section):
-    """How an image is decoded: to a square of `working_size` pixels (none: its own size) with 1 or 3 channels.
+    """How an image is decoded: to `working_size` (none: its own size) and a number of channels.
 
+    Gray (1) and RGB (3) are made of each other. Any other number is that of the image, whose samples stay as they are.
     `range` holds the sample values that become 0 and 255 in gray images of more than 8 bits per sample. Models that
     were trained before it existed do not store it, which means full.
     """
 
     working_size: int | None = None
-    channels: Literal[1, 3] = 3
+    channels: Channels = 3
     resize: Resize = "stretch"
     crop: float = 1.0
     interpolation: Interpolation = "bilinear"
@@ -282,7 +291,7 @@ class Preprocessing(DecodeRules):
     """
 
     working_size: int
-    channels: Literal[1, 3]
+    channels: Channels
     resize: Resize
     interpolation: Interpolation
     background: str

@@ -23,12 +23,14 @@ FEW_SCANS = 16
 MAX_NUMBERS = 2**19  # in the tags of a TIFF or of EXIF, among them the places of the strips
 MAX_COMMENTS = 1000  # of a PPM in ASCII, for each of which Pillow moves what follows
 
-_PNG, _JPEG, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)  # ITU-T T.81, table B.1
 # In a scan's data, 0xff is followed by 0, and restart markers (d0 to d7) do not end it (ITU-T T.81, B.1.1.5).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _BYTES_OF_TYPE = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8])  # TIFF 6.0, 2; BigTIFF
-_BITS_PER_SAMPLE = 258
+_NEW_SUBFILE, _NO_PAGE = 254, 0b101  # TIFF 6.0, 8: a smaller version, a mask
+_NEEDED = (256, 257, 258, 262)  # width, height, bits and colours (TIFF 6.0, 4)
 _EXIF_TEXT = b"Raw profile type exif\0"  # ImageMagick's name for a text of hexadecimal digits
 _XMP = b"XML:com.adobe.xmp"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -37,10 +39,11 @@ _TEXT_TYPES = (1, 2, 6, 7)  # bytes, which Pillow does not turn into a tuple of 
 
 
 class Structure(NamedTuple):
-    """What a decoder should read of a file, and the number of a JPEG's scans; other formats have one scan."""
+    """What a decoder should read of a file, the number of a JPEG's scans, and whether a TIFF has several pages."""
 
     content: bytes
     scans: int = 1
+    has_pages: bool = False
 
 
 def inspect(content: bytes) -> Structure:
@@ -49,9 +52,10 @@ def inspect(content: bytes) -> Structure:
         return Structure(_checked_png(content))
     if content.startswith(_JPEG):
         return Structure(content, _check_jpeg(content))
-    if content.startswith(_TIFF):
-        _check_tiff(content)
-    elif content[:2] in (b"P1", b"P2", b"P3") and content.count(b"#") > MAX_COMMENTS:
+    if content.startswith(TIFF):
+        check_tags(content)
+        return Structure(content, has_pages=_has_pages(content))
+    if content[:2] in (b"P1", b"P2", b"P3") and content.count(b"#") > MAX_COMMENTS:
         raise DecodeError("bomb", f"more than {MAX_COMMENTS:,} comments in a PPM")
     return Structure(content)
 
@@ -167,31 +171,60 @@ def check_tags(content: bytes) -> None:
             raise DecodeError("bomb", "the tags claim to hold more than the file")
 
 
-def _check_tiff(content: bytes) -> None:
-    check_tags(content)
-    entries = next(_directories(content), None)
-    if entries is None or content[:1] != b"I":
-        return
-    if ((entries["tag"] == _BITS_PER_SAMPLE) & (entries["count"] == 1) & (entries["value"] == 64)).any():
-        raise DecodeError("unsupported", "the samples have 64 bits: save them with 32")
+def holds_image(content: bytes) -> bool:
+    """Whether the first directory of a TIFF names all that an image has, whether Pillow can read it or not."""
+    entries = next(_directories(content), None) if content.startswith(TIFF) else None
+    return entries is not None and bool(np.isin(_NEEDED, entries["tag"]).all())
+
+
+def _has_pages(content: bytes) -> bool:
+    """Whether the second directory of a TIFF is a page, and not a smaller version of the first one, or its mask."""
+    directories = _Directories(content)
+    with contextlib.suppress(ValueError, OverflowError):  # of what lies outside of the file
+        second = directories.after(directories.first)
+        if second and second != directories.first:
+            entries = directories.read(second)
+            return not ((entries["tag"] == _NEW_SUBFILE) & (entries["value"] & _NO_PAGE > 0)).any()
+    return False
+
+
+class _Directories:
+    """The directories of a TIFF: `first` is the place of the first one. Raises ValueError beyond the file's end."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._order = ">" if content[:1] == b"M" else "<"
+        is_big = content[2:4] in (b"\0+", b"+\0")
+        self._word, head, self._size = (f"{self._order}u8", 8, 8) if is_big else (f"{self._order}u4", 4, 2)
+        numbers = [("count", self._word), ("value", self._word)]
+        self._entry = np.dtype([("tag", f"{self._order}u2"), ("type", f"{self._order}u2"), *numbers])
+        self.first = int(np.frombuffer(content, self._word, 1, head)[0]) if len(content) >= 2 * head else 0
+
+    def read(self, start: int) -> npt.NDArray[np.void]:
+        """The entries of a directory, as far as they lie within the file."""
+        number = min(self._number(start), (len(self._content) - start - self._size) // self._entry.itemsize)
+        return np.frombuffer(self._content, self._entry, number, start + self._size)
+
+    def after(self, start: int) -> int:
+        """Where the directory that follows begins; 0 for none."""
+        end = start + self._size + self._number(start) * self._entry.itemsize
+        return int(np.frombuffer(self._content, self._word, 1, end)[0])
+
+    def _number(self, start: int) -> int:
+        return int(np.frombuffer(self._content, f"{self._order}u{self._size}", 1, start)[0])
 
 
 def _directories(content: bytes) -> Iterator[npt.NDArray[np.void]]:
     """The entries of the first directory of a TIFF, and of those that Pillow opens unasked, each of them once."""
-    order = ">" if content[:1] == b"M" else "<"
-    is_big = content[2:4] in (b"\0+", b"+\0")
-    word, head, size = (f"{order}u8", 8, 8) if is_big else (f"{order}u4", 4, 2)
-    entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2"), ("count", word), ("value", word)])
+    directories = _Directories(content)
     with contextlib.suppress(ValueError, OverflowError):  # of what lies outside of the file
-        starts = np.frombuffer(content, word, 1, head).tolist()
+        starts = [directories.first]
         seen: set[int] = set()
         while starts:
             if (start := starts.pop()) in seen:
                 continue
             seen.add(start)
-            number = int(np.frombuffer(content, f"{order}u{size}", 1, start)[0])
-            number = min(number, (len(content) - start - size) // entry.itemsize)
-            entries = np.frombuffer(content, entry, number, start + size)
+            entries = directories.read(start)
             yield entries
             if len(seen) == 1:
                 starts += entries["value"][np.isin(entries["tag"], _DIRECTORIES)][:8].tolist()

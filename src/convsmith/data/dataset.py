@@ -24,6 +24,7 @@ from convsmith.data.named import known_shape
 from convsmith.data.native import Native, native_shape
 from convsmith.data.parallel import Progress
 from convsmith.data.preprocess import InputPixels
+from convsmith.data.remarks import sentences
 from convsmith.data.source import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
@@ -234,14 +235,15 @@ def open_dataset(
     groups = _groups(config, source)
     if config.image_size is None or config.channels is None:
         native = native_shape(source, cache)
-        config = _sized(as_expected(config, spec, native.size), native)
+        config = _sized(as_expected(config, spec, native), native)
     config = as_expected(config, spec, None)
     _fitting_statistics(config)
     if config.working_size is None:
         assert config.image_size is not None
         config = config.model_copy(update={"working_size": math.ceil(config.image_size * headroom)})
     if config.range == "auto":
-        depths, decodes = scan(source, cache, progress)
+        assert config.channels is not None
+        depths, decodes = scan(source, cache, progress, config.channels)
         if used_range(depths) is not None:
             kept = np.flatnonzero(decodes)
             depths = depths[kept[_divided(config, source, kept, groups)[1]["train"]]]
@@ -260,6 +262,7 @@ def open_dataset(
     assert config.range != "auto"
     if note := range_note(images.depths[splits["train"]], config.range):
         notes = (*notes, note)
+    notes = (*notes, *sentences(images.remarks))
     return Dataset(config, source.classes, images, labels, ids, splits, groups, notes, source.unused)
 
 
@@ -285,11 +288,11 @@ def input_shape(
     if known is None:
         source = with_classes(source or open_source(config), config.classes)
         native = native_shape(source, cache_folder(config))
-        config = _sized(as_expected(config, spec, native.size), native)
+        config = _sized(as_expected(config, spec, native), native)
         count = len(source.classes)
     else:
         channels, size, count = known
-        config = as_expected(config, spec, (size, size))
+        config = as_expected(config, spec, Native((size, size), channels))
         config = config.model_copy(
             update={"image_size": config.image_size or size, "channels": config.channels or channels}
         )

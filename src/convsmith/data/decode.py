@@ -9,8 +9,9 @@ The rules, in order:
 4. 32-bit integers are treated as 16-bit samples, floats as values in [0, 1]; values outside are refused. If `range`
    is given, gray samples of 16 bits and more, and floats, are scaled from it instead, and clipped to it.
 5. Transparency of any kind (alpha, tRNS, palettes) is composited on `background`.
-6. CMYK, YCCK and palettes become RGB; gray becomes RGB by repetition, RGB gray by ITU-R 601 luma.
-7. The result is resized to a square by an antialiased filter.
+6. CMYK, YCCK and palettes become RGB; gray becomes RGB by repetition, RGB gray by ITU-R 601 luma. For another number
+   of `channels` the image must have that many, which stay as they are: steps 3 and 4, and not 5.
+7. The result is resized by an antialiased filter.
 
 An image that cannot be decoded raises `DecodeError`, and so does one whose decoding would take more time or memory than
 `limits` allows. Damage that the format cannot reveal (flipped bits inside a JPEG's scan) goes unnoticed.
@@ -23,29 +24,34 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from convsmith.data.config import DecodeRules
-from convsmith.data.containers import check_tags, inspect
+from convsmith.data.config import MAX_CHANNELS, DecodeRules
+from convsmith.data.containers import TIFF, check_tags, holds_image, inspect
 from convsmith.data.faults import SUFFIXES, DecodeError, Kind, decode_errors
 from convsmith.data.limits import (
     MAX_BYTES,
     MAX_READS,
+    MEMORY,
     SMALL,
     LongHeader,
     MeteredBytes,
     MeteredFile,
     decoding_memory,
     memory_needed,
+    refuse_array,
     refuse_large,
     turn,
 )
+from convsmith.data.planes import NPY, ArrayFile, Planes, npy_file, tiff_file
 from convsmith.data.plugins import decoders
 from convsmith.data.quiet import quiet
-from convsmith.data.raster import Depth, Pixels, Raster, background_rgb, format_of
+from convsmith.data.raster import SHALLOW, Depth, Pixels, Raster, background_rgb, format_of
+from convsmith.data.remarks import Remark, is_other_profile
 from convsmith.data.resize import fit
 from convsmith.errors import UserError
 from convsmith.files import open_file, read_bytes
@@ -55,6 +61,7 @@ __all__ = ["IMAGE_SUFFIXES", "DecodeError", "Kind", "Pixels", "background_rgb", 
 Found = TypeVar("Found")
 
 _loading = threading.Lock()  # Pillow reads a file only when its image is used, and two threads may have the same image
+_SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _SIGNED = 277, 339, 2  # TIFF 6.0, 8 and 19
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
@@ -64,7 +71,7 @@ class Header(NamedTuple):
     format: str
     width: int
     height: int
-    channels: Literal[1, 3]
+    channels: int
 
 
 def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
@@ -75,52 +82,106 @@ def decode(data: bytes | Path, rules: DecodeRules) -> Pixels:
     return decode_deep(data, rules)[0]
 
 
-def decode_deep(data: bytes | Path, rules: DecodeRules) -> tuple[Pixels, Depth]:
-    """Like `decode`, with the range of the samples of a gray image of more than 8 bits as the second value."""
+class Decoded(NamedTuple):
+    """Pixels uint8 [H, W, C], the range of samples of more than 8 bits, and what is to be said of the image."""
+
+    pixels: Pixels
+    depth: Depth = SHALLOW
+    remarks: tuple[Remark, ...] = ()
+
+
+def decode_deep(data: bytes | Path, rules: DecodeRules) -> Decoded:
+    """Like `decode`, with what else there is to know."""
     with opened(data, rules) as raster:
-        return fit(raster, rules), raster.depth
+        return Decoded(fit(raster, rules), raster.depth, raster.remarks)
 
 
 @contextlib.contextmanager
-def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster]:
+def opened(data: bytes | Path, rules: DecodeRules) -> Iterator[Raster | Planes]:
     """The decoded image, as long as the block lasts; it waits until there is memory for it. Raises DecodeError.
 
     Whatever goes wrong in the block, such as memory that runs out, is a DecodeError as well.
     """
     with contextlib.ExitStack() as stack:
-        is_large = isinstance(data, Path) and _size(data) > SMALL
-        if is_large:
-            stack.enter_context(
-                decoding_memory.taken(_from_header(data, lambda image, size: memory_needed(image, size, rules)))
-            )
+        is_large = False
+        if isinstance(data, Path) and _size(data) > SMALL:
+            is_large = True
+            stack.enter_context(decoding_memory.taken(_estimate(data, rules)))
         content = _content(data)
         stack.enter_context(_opening(content))
-        content, scans = inspect(content)
-        image = stack.enter_context(_open_bytes(content))
-        needed = memory_needed(image, len(content), rules, scans)
-        refuse_large(image, len(content), scans, needed)
+        content, scans, has_pages = inspect(content)
+        remarks: list[Remark] = ["pages"] if has_pages else []
+        image = _opened(content, stack, rules)
+        if isinstance(image, ArrayFile):
+            needed = refuse_array(image, len(content))
+        else:
+            needed = memory_needed(image, len(content), rules, scans)
+            refuse_large(image, len(content), scans, needed)
         if not is_large and needed > SMALL:
             stack.enter_context(decoding_memory.taken(needed))
+        if isinstance(image, ArrayFile):
+            yield Planes(image.read(), rules, image.format, tuple(remarks))
+            return
         stack.callback(image.close)  # which frees its pixels before the memory is given back
         with turn(image):
             raster = Raster(image, rules)
+        if is_other_profile(image.info.get("icc_profile")):
+            remarks.append("profile")
+        raster.remarks = tuple(remarks)
         yield raster
 
 
+def _opened(content: bytes, stack: contextlib.ExitStack, rules: DecodeRules) -> ImageFile.ImageFile | ArrayFile:
+    """The image in a file, by the reader that can read it: Pillow, as far as it can."""
+    if content.startswith(NPY):
+        return npy_file(content)
+    try:
+        image = _open_bytes(content)
+    except UnidentifiedImageError:
+        if holds_image(content):
+            return tiff_file(content)
+        raise
+    is_wide = _samples(image) > 4 and rules.channels not in (1, 3)  # of which Pillow reads three
+    if is_wide or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED):  # which Pillow takes for unsigned
+        image.close()
+        return tiff_file(content)
+    return stack.enter_context(image)
+
+
+def _estimate(path: Path, rules: DecodeRules) -> int:
+    """The bytes that decoding a large file takes at its peak, from its header alone."""
+    with _stream(path) as stream:
+        head = stream.peek(len(NPY))
+    if head.startswith(NPY):
+        return 6 * _size(path)
+    try:
+        return _from_header(path, lambda image, size: memory_needed(image, size, rules))
+    except DecodeError:
+        if head.startswith(TIFF):  # which Pillow may not be able to read
+            return MEMORY
+        raise
+
+
 def from_array(pixels: Pixels, rules: DecodeRules) -> Pixels:
-    """Apply the same rules to decoded pixels, uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels (RGBA)."""
+    """Apply the same rules to decoded pixels, uint8 [H, W] or [H, W, C]; see `array_raster`."""
     return fit(array_raster(pixels, rules), rules)
 
 
-def array_raster(pixels: Pixels, rules: DecodeRules) -> Raster:
-    """Decoded pixels, of the shapes that `from_array` takes, as a `Raster`."""
-    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
+def array_raster(pixels: Pixels, rules: DecodeRules) -> Raster | Planes:
+    """Decoded pixels, uint8 [H, W] or [H, W, C], as if they had been read from a file.
+
+    Four channels are RGBA, unless the rules ask for four.
+    """
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    shaped = pixels.ndim in (2, 3) and 1 <= channels <= MAX_CHANNELS
     if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise UserError(
-            f"an image array must be uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels, not "
+            f"an image array must be uint8 [H, W] or [H, W, C] with up to {MAX_CHANNELS} channels, not "
             f"{pixels.dtype} {list(pixels.shape)}"
         )
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
+    if channels not in (1, 3, 4) or (channels == 4 and rules.channels == 4):
+        return Planes(pixels, rules)
+    if pixels.ndim == 3 and channels == 1:
         pixels = pixels[:, :, 0]
     return Raster(Image.fromarray(pixels), rules)
 
@@ -133,12 +194,37 @@ def from_image(image: Image.Image, rules: DecodeRules) -> Pixels:
 
 def read_header(data: bytes | Path) -> Header:
     """Read format, size and channels from the image's header. Raises DecodeError."""
-    return _from_header(data, lambda image, _: _header(image))
+    try:
+        return _from_header(data, lambda image, _: _header(image))
+    except DecodeError as error:
+        content = _content(data)
+        with _opening(content):
+            if content.startswith(NPY):
+                file = npy_file(content)
+            elif error.kind == "corrupt" and holds_image(content):
+                file = tiff_file(content)
+            else:
+                raise
+        return Header(file.format, file.width, file.height, file.channels)
 
 
 def _header(image: ImageFile.ImageFile) -> Header:
+    if (samples := _samples(image)) > 4:
+        return Header("TIFF", image.width, image.height, samples)
     gray = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
     return Header(format_of(image), image.width, image.height, 1 if gray else 3)
+
+
+def _samples(image: ImageFile.ImageFile) -> int:
+    """The number of samples of a pixel in a TIFF file, which Pillow reads as RGB where there are more; else 1."""
+    return _tag(image, _SAMPLES_PER_PIXEL)
+
+
+def _tag(image: ImageFile.ImageFile, number: int) -> int:
+    """The first number of a tag of a TIFF file; 1, which is the default of those that are asked for, without one."""
+    found = image.tag_v2.get(number, 1) if isinstance(image, TiffImageFile) else 1
+    found = found[0] if isinstance(found, tuple) and found else found
+    return found if isinstance(found, int) else 1
 
 
 def _from_header(data: bytes | Path, look: Callable[[ImageFile.ImageFile, int], Found]) -> Found:

@@ -29,13 +29,18 @@ class Scan(NamedTuple):
     decodes: npt.NDArray[np.bool_]
 
 
-def scan(source: Source, cache: Path, progress: Progress | None = None) -> Scan:
-    """The depths of all records, whatever their range; computed once and stored in the folder `cache`."""
-    path = cache / "sources" / f"{source.fingerprint}.depths.npz"
+def scan(source: Source, cache: Path, progress: Progress | None = None, channels: int = 3) -> Scan:
+    """The depths of all records, whatever their range; computed once and stored in the folder `cache`.
+
+    They are those of the samples that an image of so many `channels` is made of.
+    """
+    own = "" if channels in (1, 3) else f"-{channels}"  # no image of another number is made gray or RGB
+    path = cache / "sources" / f"{source.fingerprint}.depths{own}.npz"
     count = len(source)
     if stored := read_arrays(path, depths=(np.float64, (count, 3)), decodes=(np.bool_, (count,))):
         return Scan(stored["depths"], stored["decodes"])
-    anything = DecodeRules(range=(0, 1))  # with a given range, no sample is refused for lying outside it
+    # With a given range, no sample is refused for lying outside of it.
+    anything = DecodeRules(range=(0, 1), channels=channels)
 
     def examine(record: Record) -> Depth | DecodeError:
         if isinstance(record, np.ndarray):

@@ -6,6 +6,7 @@ from typing import Any
 
 from convsmith.contracts import InputSpec
 from convsmith.data.config import DataConfig
+from convsmith.data.native import Native
 
 LARGEST_NATIVE = 96  # larger squares count as photographs, whose size does not become the network's input size
 
@@ -16,31 +17,34 @@ def side(native: tuple[int, int] | None) -> int | None:
     return height if height == width and 4 <= height <= LARGEST_NATIVE else None
 
 
-def as_expected(config: DataConfig, spec: InputSpec | None, native: tuple[int, int] | None) -> DataConfig:
+def as_expected(config: DataConfig, spec: InputSpec | None, native: Native | None) -> DataConfig:
     """`config` with the keys that were not set filled in as the weights expect them; keys that were set stay.
 
-    `native` is the (height, width) that all images share, if any. Small images are enlarged to at least
+    `native` is what the images have of their own, where it is known: a number of channels that is neither gray nor RGB
+    is kept, and the stem's weights are adapted to it. Small images are enlarged to at least
     `spec.smallest`, since a network for photographs halves its maps so often that nothing would remain of 32 x 32
     pixels.
     """
     if spec is None:
         return config
     given = {key for key in config.model_fields_set if getattr(config, key) is not None}
-    own = side(native)
+    own = side(native.size if native else None)
+    channels = spec.channels if native is None or native.channels in (1, 3) else native.channels
     size = spec.size if own is None or own >= spec.size else max(own, spec.smallest)
-    wanted: dict[str, Any] = {"image_size": size, "channels": spec.channels, "interpolation": spec.interpolation}
+    wanted: dict[str, Any] = {"image_size": size, "channels": channels, "interpolation": spec.interpolation}
     if not given & {"resize", "crop"}:
         wanted |= {"resize": spec.resize, "crop": spec.crop}
     if spec.background is not None:
         wanted["background"] = spec.background
     if spec.range is not None:
         wanted["range"] = spec.range
-    channels = config.channels if "channels" in given else spec.channels
+    if "channels" in given:
+        channels = config.channels or channels
     if "mean" not in given:
         # For another number of channels the stem's weights are summed, so each channel gets the mean of the statistics.
         same = channels == spec.channels
-        wanted["mean"] = spec.mean if same else (sum(spec.mean) / len(spec.mean),) * (channels or 1)
-        wanted["std"] = spec.std if same else (sum(spec.std) / len(spec.std),) * (channels or 1)
+        wanted["mean"] = spec.mean if same else (sum(spec.mean) / len(spec.mean),) * channels
+        wanted["std"] = spec.std if same else (sum(spec.std) / len(spec.std),) * channels
     return DataConfig.model_validate(
         config.model_dump(exclude_unset=True) | {key: value for key, value in wanted.items() if key not in given}
     )

@@ -24,6 +24,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif", ".hif"),  # by a plug-in
+    "NPY": (".npy",),  # by NumPy
 }
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _BOXES = (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix")

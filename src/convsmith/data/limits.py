@@ -15,12 +15,15 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import ImageFile
 
+from convsmith.contracts import hw
 from convsmith.data.config import DecodeRules
 from convsmith.data.faults import DecodeError
+from convsmith.data.planes import ArrayFile
 from convsmith.data.raster import STRIP, orientation
 from convsmith.runtime import return_freed_memory
 
 MAX_PIXELS = 2**27  # 134 megapixels, which is more than cameras take
+MAX_SAMPLES = 2**26  # of an array of several channels, which takes longer than an image of Pillow's
 MAX_SIDE = 2**16  # the longest that JPEG has; resizing keeps a row of the result for each row of the image
 MAX_BYTES = 2**29
 MAX_READS = 2**19  # parts that Pillow's parsers read one by one, in a few microseconds each
@@ -71,13 +74,33 @@ def refuse_large(image: ImageFile.ImageFile, size: int, scans: int, needed: int)
         raise DecodeError("bomb", f"{image.width} x {image.height} pixels, which is more than {most.pixels:,}{of}")
     if size > most.bytes:
         raise DecodeError("bomb", f"{size:,} bytes, which is more than {most.bytes:,}{of}")
-    if max(image.size) > MAX_SIDE:
-        raise DecodeError("bomb", f"{image.width} x {image.height} pixels, a side of more than {MAX_SIDE:,}")
+    _refuse_long(image.width, image.height)
     most_scans = min(MAX_SCANS, MAX_SCAN_PIXELS // pixels)
     if scans > most_scans:
         raise DecodeError("bomb", f"a JPEG of more than {most_scans} scans, the most for {pixels:,} pixels")
     if image.format == "TIFF" and _claimed(image, size):
         raise DecodeError("bomb", "the strips of a TIFF hold more than the image or the file")
+    _refuse_heavy(needed)
+
+
+def refuse_array(file: ArrayFile, size: int) -> int:
+    """The bytes that decoding an array takes at its peak; its file has `size` bytes. DecodeError where it is large."""
+    samples = file.height * file.width * file.channels
+    if samples > MAX_SAMPLES:
+        shape = f"{file.height} x {file.width} x {file.channels}"
+        raise DecodeError("bomb", f"{shape} samples, which is more than {MAX_SAMPLES:,}")
+    _refuse_long(file.width, file.height)
+    needed = size + samples * (2 * file.dtype.itemsize + 2) + 64 * STRIP
+    _refuse_heavy(needed)
+    return needed
+
+
+def _refuse_long(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise DecodeError("bomb", f"{width} x {height} pixels, a side of more than {MAX_SIDE:,}")
+
+
+def _refuse_heavy(needed: int) -> None:
     if needed > MEMORY:
         raise DecodeError("bomb", f"decoding takes {needed / 1e6:,.0f} MB, which is more than {MEMORY / 1e6:,.0f} MB")
 
@@ -109,8 +132,10 @@ def memory_needed(image: ImageFile.ImageFile, size: int, rules: DecodeRules, sca
     # transparency and orientation may follow its pixels.
     is_plain = image.format != "PNG" and image.mode in ("L", "RGB") and orientation(image) == 1
     second = (1 if is_plain else 4) * pixels  # 1: where gray is made of colours
-    side = rules.working_size or 0
+    side = max(hw(rules.working_size or 0))
     resizing = 4 * side * (max(width, height) + 2 * side) + 48 * (width + height)
+    if rules.channels not in (1, 3):
+        resizing += 4 * pixels  # the bands
     return int(copies * size + raster + max(decoder, second) + resizing + 64 * min(pixels, STRIP))
 
 

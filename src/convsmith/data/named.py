@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ _TEN = tuple("0123456789")
 class _Named(NamedTuple):
     torchvision_name: str
     size: int
-    channels: Literal[1, 3]
+    channels: int
     number: int  # of classes
     classes: tuple[str, ...] | None = None  # none: the names that torchvision gives
 
@@ -89,7 +89,7 @@ def _source(
     fingerprint: str,
     arrays: Callable[[], Arrays],
     size: int,
-    channels: Literal[1, 3],
+    channels: int,
     fractions: tuple[float, float],
 ) -> Source:
     def read(row: int) -> npt.NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from PIL import Image, ImageColor
 
 from convsmith.data.config import DecodeRules, Limits
 from convsmith.data.faults import DecodeError
+from convsmith.data.remarks import Remark
 from convsmith.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -32,6 +33,7 @@ _UPRIGHT = {
 _SIDEWAYS = (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])  # rows become columns
 _BACKWARDS = (_UPRIGHT[3], _UPRIGHT[4], _UPRIGHT[7], _UPRIGHT[8])  # the last row, or column, becomes the first row
 _TRANSLUCENT = ("P", "PA", "LA", "RGBA", "RGBa")
+_BANDS = {2: ("LA",), 4: ("RGBA", "RGBX")}  # modes by the number of their samples, where it is not 1 or 3
 _OPAQUE = ("1", "L", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
@@ -61,13 +63,14 @@ class Raster:
         self._raw_mode = str(tile[0][3]) if tile else ""
         image.load()
         self.format = format_of(image)
+        self.remarks: tuple[Remark, ...] = ()  # of the reader of the file
         self._image, self._rules = image, rules
         self._key: Any = image.info.get("transparency")
         self._turn = _UPRIGHT.get(orientation(image))  # after load, in which Pillow turns TIFFs and removes their tag
         self.width, self.height = image.size[::-1] if self._turn in _SIDEWAYS else image.size
         self.is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
         if self.is_deep:
-            self._refuse_out_of_range()
+            refuse_out_of_range(self.depth, rules)
         elif ";16" in self._raw_mode and rules.range != "full":
             raise DecodeError("unsupported", "data.range is for gray images, but this is 16-bit colour: set it to full")
         elif image.mode not in _TRANSLUCENT + _OPAQUE:
@@ -78,10 +81,7 @@ class Raster:
         """The range of the samples, of which one pass over the image is made."""
         if not self.is_deep:
             return SHALLOW
-        ends = [(float(strip.min()), float(strip.max())) for strip in self.samples()]
-        low, high = (float(end) for end in (np.min(ends), np.max(ends)))  # NaN if any sample is NaN
-        white = 1.0 if self._image.mode == "F" else 65535.0
-        return Depth(low, high, white)
+        return depth_of(self.samples(), 1.0 if self._image.mode == "F" else 65535.0)
 
     def samples(self) -> Iterator[Samples]:
         """The unscaled samples of an image that has a `depth`, strip by strip."""
@@ -102,6 +102,16 @@ class Raster:
         if self._image.mode in ("L", "RGB") and self._key is None and self._turn is None:
             return self._image
         return joined(self.pixels(), self.width, self.height)
+
+    def refuse_other(self, channels: int) -> None:
+        """Raise DecodeError for an image that cannot have this number of channels."""
+        if channels not in (1, 3) and self._image.mode not in _BANDS.get(channels, ()):
+            found = 1 if self.is_deep or self._image.mode in ("1", "L") else 3
+            raise DecodeError("unsupported", other_channels(found, channels))
+
+    def bands(self) -> tuple[Image.Image, ...]:
+        """The channels of the samples as they are, without compositing, as images in mode L."""
+        return (self._image if self._turn is None else self._image.transpose(self._turn)).split()
 
     def _strips(self) -> Iterator[Image.Image]:
         rows = max(1, STRIP // self.width)
@@ -140,17 +150,28 @@ class Raster:
         key = self._key
         return pixels if key is None else composite(pixels, _keyed(samples != key), self._rules.background)
 
-    def _refuse_out_of_range(self) -> None:
-        low, high, white = self.depth
-        is_float = self._image.mode == "F"
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise DecodeError("unsupported", "a float sample is not a finite number: replace it in the file")
-        if self._rules.range == "full" and (low < 0 or high > white):
-            raise DecodeError(
-                "unsupported",
-                f"the {'float' if is_float else 'integer'} samples from {low:g} to {high:g} lie outside 0..{white:g}: "
-                f"set data.range to auto, or to the [low, high] that become black and white",
-            )
+
+def other_channels(found: int, wanted: int) -> str:
+    return f"the image has {found} channel{'s' if found > 1 else ''}, but data.channels is {wanted}"
+
+
+def depth_of(strips: Iterable[Samples], white: float) -> Depth:
+    """The range of the samples in all strips; NaN if any of them is NaN."""
+    ends = [(float(strip.min()), float(strip.max())) for strip in strips]
+    return Depth(float(np.min(ends)), float(np.max(ends)), white)
+
+
+def refuse_out_of_range(depth: Depth, rules: DecodeRules) -> None:
+    """Raise DecodeError for samples that the rules' range leaves without a meaning."""
+    low, high, white = depth
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DecodeError("unsupported", "a float sample is not a finite number: replace it in the file")
+    if rules.range == "full" and (low < 0 or high > white):
+        raise DecodeError(
+            "unsupported",
+            f"the {'float' if white == 1 else 'integer'} samples from {low:g} to {high:g} lie outside 0..{white:g}: "
+            f"set data.range to auto, or to the [low, high] that become black and white",
+        )
 
 
 def joined(strips: Iterable[Pixels], width: int, height: int) -> Image.Image:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ class Source:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     native_size: tuple[int, int] | None = None
-    native_channels: Literal[1, 3] | None = None
+    native_channels: int | None = None
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.config import ARRAYS, DataConfig
+from convsmith.data.config import ARRAYS, MAX_CHANNELS, DataConfig
 from convsmith.data.folders import open_folder
 from convsmith.data.joined import join
 from convsmith.data.labels import open_labelled
 from convsmith.data.named import open_digits, open_named
+from convsmith.data.native import array_channels
 from convsmith.data.parquet import open_parquet
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
@@ -114,17 +116,18 @@ def from_arrays(
 ) -> Source:
     """A source of arrays in memory.
 
-    `images` uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels; `labels` [N] are class names, or
-    integers that index `classes`. Without `classes`, the classes are the distinct labels, sorted. `given` [N]
+    `images` uint8 [N, H, W] or [N, H, W, C] with up to 16 channels, of which four are RGBA; `labels` [N] are class
+    names, or integers that index `classes`. Without `classes`, the classes are the distinct labels, sorted. `given` [N]
     holds 'train', 'val', 'test', or '' where no split is given. Raises UserError.
     """
     try:
         images, values = np.asarray(images), np.asarray(labels)
     except ValueError:  # rows of different lengths
         raise UserError("images and labels must be arrays, with all images of one size and one label each") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+    shaped = images.ndim in (3, 4) and 1 <= math.prod(images.shape[3:]) <= MAX_CHANNELS
+    if images.dtype != np.uint8 or not shaped:
         raise UserError(
-            f"images must be uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels, not "
+            f"images must be uint8 [N, H, W] or [N, H, W, C] with up to {MAX_CHANNELS} channels, not "
             f"{images.dtype} {list(images.shape)}"
         )
     if values.dtype == object:  # strings from pandas
@@ -149,7 +152,7 @@ def from_arrays(
         fingerprint=digest.hexdigest(),
         read=lambda index: images[index],
         native_size=(images.shape[1], images.shape[2]),
-        native_channels=3 if images.ndim == 4 and images.shape[3] > 1 else 1,
+        native_channels=array_channels(images.shape[3:]),
     ).of_classes(fewest_classes)
 
 
