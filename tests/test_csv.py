@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from convsmith.errors import UserError
 from convsmith.files import FORMULA, as_csv
 from convsmith.prediction.evaluation import prediction_rows, read_predictions
-from convsmith.prediction.predictor import refuse_out
+from convsmith.prediction.output import refuse_out
 
 NAMES = st.text(st.one_of(st.sampled_from("\r\n\t\",;'=+-@ \u2028\x85\x1b"), st.characters(exclude_categories=["Cs"])))
 TABLES = st.lists(NAMES, min_size=1, max_size=4, unique=True).flatmap(

@@ -27,7 +27,7 @@ from convsmith.figures.page import render
 from convsmith.nets.tensors import read_safetensors
 from convsmith.prediction.evaluation import read_predictions
 from convsmith.prediction.exported import open_exported
-from convsmith.prediction.predictor import refuse_out
+from convsmith.prediction.output import refuse_out
 from convsmith.report.compare import compare
 from convsmith.rundir import RunDir
 from convsmith.studies.config import read_study

@@ -28,6 +28,7 @@ NAMED = {"data": "check_data", "lr-find": "lr_find"}
 ONLY_TYPED = {
     "help": "help(function) tells it in Python",
     "print_config": "convsmith.train takes the config itself",
+    "quiet": "Python's predict shows nothing",
     "action": "`data check` is one word in Python",
 }
 ONLY_PYTHON = {

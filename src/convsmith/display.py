@@ -77,6 +77,11 @@ class Display:
         self._training: TrainingStarted | None = None
         atexit.register(self.clear)  # a bar hides the cursor, which must come back however the process ends
 
+    @classmethod
+    def of_errors(cls) -> Display:
+        """A display on stderr, for what must not come between results on stdout."""
+        return cls(Console(stderr=True))
+
     def __enter__(self) -> Display:
         return self
 
@@ -127,7 +132,14 @@ class Display:
             return
         if self._bar is None:
             text = TextColumn("{task.completed:,} of {task.total:,}")
-            self._bar = Progress(TextColumn(event.what), BarColumn(), text, TimeRemainingColumn(), console=self.console)
+            self._bar = Progress(
+                TextColumn(event.what),
+                BarColumn(),
+                text,
+                TimeRemainingColumn(),
+                console=self.console,
+                redirect_stdout=not self.console.stderr,  # what goes to stdout may go to a file
+            )
             self._bar.add_task("", total=event.total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=event.done)
@@ -382,18 +394,46 @@ class Display:
         self.line()
         self.console.print(table)
 
-    def predicted(self, rows: Sequence[dict[str, Any]], top_k: int, out: Path | None) -> None:
-        table = Table("image", "predicted", "probabilities", box=None, pad_edge=False)
+    def predictions(self, ids: Iterable[str], classes: Iterable[str], top_k: int) -> PredictionTable:
+        """A table for rows of predictions that come one after another."""
+        return PredictionTable(self, ids, classes, top_k)
+
+    def written(self, files: Sequence[Path]) -> None:
+        """A line for each file that was written."""
+        for number, file in enumerate(files):
+            self.line(f"{' ' * 8 if number else 'written:'} {file}")
+
+
+class PredictionTable:
+    """Shows rows of predictions as they come, under one header, in columns as wide as `ids` and `classes` need."""
+
+    def __init__(self, display: Display, ids: Iterable[str], classes: Iterable[str], top_k: int) -> None:
+        self._display, self._top_k = display, top_k
+        most = display.console.width // 3
+        self._widths = [min(most, max((cell(name).cell_len for name in names), default=0)) for names in (ids, classes)]
+        self._has_header = False
+
+    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = Table(box=None, pad_edge=False, show_header=not self._has_header)
+        for heading, width in zip(("image", "predicted"), self._widths, strict=True):
+            table.add_column(heading, width=max(width, len(heading)), overflow="fold")
+        table.add_column("probabilities")
         for row in rows:
-            probabilities = sorted(
-                ((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True
-            )
-            listed = "  ".join(f"{name} {value:.1%}" for value, name in probabilities[:top_k])
-            table.add_row(*map(cell, (str(row["id"]), row["predicted"], listed)))
-        self.console.print(table)
-        if out:
-            self.line()
-            self.line(f"written: {out}")
+            if row["error"] is not None:
+                table.add_row(*map(cell, (row["id"], "", f"cannot be read: {row['error']}")))
+                continue
+            found = sorted(((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True)
+            listed = "  ".join(f"{name} {value:.1%}" for value, name in found[: self._top_k])
+            table.add_row(*map(cell, (row["id"], row["predicted"], listed)))
+        self._display.console.print(table)
+        self._has_header = True
+
+    def counts(self, counts: Mapping[str | None, int]) -> None:
+        """How often each answer was given, the most frequent first; None stands for images that cannot be read."""
+        most = sorted(counts.items(), key=lambda item: -item[1])
+        words = [f"{count:,} {'cannot be read' if name is None else name}" for name, count in most[:MOST_CLASSES]]
+        self._display.line()
+        self._display.wrapped(f"{sum(counts.values()):,} images: {', '.join(words)}", indent=0)
 
 
 def cell(text: str) -> Text:

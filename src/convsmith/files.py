@@ -105,17 +105,29 @@ def open_to_append(path: Path) -> BinaryIO:
         raise
 
 
-def refuse_to_replace(path: Path, ours: Callable[[bytes], bool], what: str) -> None:
-    """Raise UserError where writing `--out` would lose something: a file is there whose content is not `ours`.
+def lock_or_refuse(file: BinaryIO, path: Path) -> None:
+    """Lock an open file until it is closed; UserError if another process holds it. Windows needs no lock for that."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"'{path}' is being written by another process: wait for it, or choose another --out") from None
+    except OSError:  # a file system without locks
+        return
+
+
+def refuse_to_replace(path: Path, ours: Callable[[bytes], bool], what: str, flag: str = "--out") -> None:
+    """Raise UserError where writing `flag` would lose something: a file is there whose content is not `ours`.
 
     A missing or an empty file may be written, and so may one that `ours` takes for `what`.
     """
     if path.is_dir():
-        raise UserError(f"--out '{path}' is a folder: name a file in it")
+        raise UserError(f"{flag} '{path}' is a folder: name a file in it")
     with suppress(Exception):  # what others wrote can break `ours` in any way
         if not path.exists() or not (content := read_bytes(path)) or ours(content):
             return
-    raise UserError(f"'{path}' exists and is not {what}, so it is kept: choose another --out, or remove it first")
+    raise UserError(f"'{path}' exists and is not {what}, so it is kept: choose another {flag}, or remove it first")
 
 
 def _foreign(path: Path) -> UserError:
@@ -146,8 +158,8 @@ class _Lines(list[str]):
     write = list.append
 
 
-def as_csv(rows: Iterable[Mapping[str, Any]], safe: bool = False) -> str:
-    """Rows of equal keys as CSV with a header and lines that end with a newline; nothing for no rows.
+def as_csv(rows: Iterable[Mapping[str, Any]], safe: bool = False, header: bool = True) -> str:
+    """Rows of equal keys as CSV with a `header` and lines that end with a newline; nothing for no rows.
 
     Cells with line breaks are quoted. With `safe`, cells of text that a spreadsheet would take for a formula begin with
     an apostrophe; such a file is for people, since its names are not those of the classes any more.
@@ -157,7 +169,8 @@ def as_csv(rows: Iterable[Mapping[str, Any]], safe: bool = False) -> str:
         return ""
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\r\n")  # a cell with a lone \r is quoted only if rows end with one, too
-    writer.writerow(first)
+    if header:
+        writer.writerow(first)
     for row in chain([first], rows):
         assert row.keys() == first.keys(), f"{list(row)} under {list(first)}"
         writer.writerow([_inert(row[key]) if safe else row[key] for key in first])

@@ -12,12 +12,15 @@ from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.data.sources import Source
 from convsmith.errors import Stopped, UserError, choose, command
-from convsmith.events import Interrupted, Listener, counter, nobody
+from convsmith.events import Interrupted, Listener, Note, counter, nobody
 from convsmith.prediction.evaluate import evaluate, evaluate_other, moved_source
-from convsmith.prediction.predictor import Prediction, Predictor, load_predictor
+from convsmith.prediction.inputs import with_ids
+from convsmith.prediction.predicting import predict_all
+from convsmith.prediction.predictor import Prediction, Predictor, as_prediction, load_predictor
 from convsmith.rundir import RunDir, open_run, open_trained, refuse_taken
 from convsmith.runtime import Interrupts
 from convsmith.spec import Data, reading_of
+from convsmith.terminal import warn
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, setup
 from convsmith.training.loop import epochs
@@ -67,15 +70,42 @@ class Run:
         return load_predictor(self.directory, self.device, module=self._module)
 
     def predict(
-        self, paths: Any, out: str | Path | None = None, top_k: int | None = None, csv_safe: bool = False
+        self,
+        paths: Any,
+        out: str | Path | None = None,
+        top_k: int | None = None,
+        csv_safe: bool = False,
+        threshold: float | None = None,
+        features: str | Path | None = None,
     ) -> list[Prediction]:
-        """Predict one image, a list or a batch: paths, PIL images, arrays uint8 [H, W(, C)] or tensors [C, H, W].
+        """Predict one image, a list or a batch: paths, folders, encoded bytes, files open for reading, PIL images,
+        arrays uint8 [H, W(, C)] or tensors [C, H, W].
 
         Each prediction has `label`, `confidence` and `probabilities` by class, the most probable first; `top_k` keeps
-        that many of them. With `out`, a .csv or .json file, all probabilities are written there as well; with
-        `csv_safe`, cells of names that a spreadsheet would compute as formulas begin with an apostrophe.
+        that many of them. One of an image that cannot be read has an `error` instead. With a `threshold` the label is
+        "unsure" where the calibrated confidence is lower. With `out`, a .csv or .json file, all rows are written there
+        as they come; with `csv_safe`, cells of names that a spreadsheet would compute as formulas begin with an
+        apostrophe. `features`: a .npz or .parquet file for what the head of the network gets of each image.
         """
-        return self.predictor.predict(paths, None if out is None else Path(out), top_k, csv_safe)
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1, but got {top_k}")
+
+        def warn_of(event: object) -> None:
+            if isinstance(event, Note):
+                warn(event.text)
+
+        ids, images = with_ids(paths)
+        found = predict_all(
+            self.predictor,
+            ids,
+            images,
+            None if out is None else Path(out),
+            csv_safe,
+            threshold,
+            None if features is None else Path(features),
+            warn_of,
+        )
+        return [as_prediction(row, top_k) for rows in found for row in rows]
 
     def evaluate(self, split: str | None = None, data: Data = None, show: bool | Listener = True) -> dict[str, Any]:
         """Evaluate on a split (default: val), and return the record of evaluation-<split>.json.

@@ -198,7 +198,6 @@ def test_whoever_decodes_hears_signals(
     context = ExplainContext(run, predictor)
     for decodes in (
         lambda: predictor.predict(files),
-        lambda: predictor.predict_files(files),
         lambda: examples_of_images(context, files, None),
         lambda: network._image(context, network.FigureOptions(image=files[0])),
     ):

@@ -7,7 +7,6 @@ crop would be a different image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +60,6 @@ def prepare(image: Any, rules: DecodeRules) -> InputPixels:
     else:
         pixels = from_array(_as_array(image), rules)
     return InputPixels(pixels[None])
-
-
-def stacks(images: Iterable[InputPixels], size: int) -> Iterator[InputPixels]:
-    """The same images in batches of `size`; the last batch may be smaller."""
-    stack: list[Pixels] = []
-    for image in images:
-        stack += list(image.array)
-        while len(stack) >= size:
-            yield InputPixels(np.stack(stack[:size]))
-            del stack[:size]
-    if stack:
-        yield InputPixels(np.stack(stack))
 
 
 def _as_array(image: Any) -> Pixels:

@@ -40,7 +40,7 @@ from convsmith.figures.page import png_uri, render
 from convsmith.figures.style import png_of
 from convsmith.files import explain_os_errors, write_bytes, write_text
 from convsmith.memory import explain_memory_errors
-from convsmith.prediction.predictor import as_list, find_images
+from convsmith.prediction.inputs import as_list, find_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

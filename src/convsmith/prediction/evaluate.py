@@ -29,7 +29,9 @@ from convsmith.prediction.other_data import name_of, open_other, refuse_sealed
 from convsmith.rundir import RunDir, open_run
 from convsmith.runtime import select_device, set_threads
 
-BATCH = 256  # images of up to 224 x 224 pixels per forward pass, and proportionally fewer of larger ones
+#: Images per forward pass: 32 of 224 x 224 pixels, proportionally fewer of larger and more of smaller ones. The
+#: activations of more would fit into no cache: 256 take longer an image, and eight times the memory.
+PASS_PIXELS, MOST = 32 * 224**2, 256
 
 
 @torch.inference_mode()
@@ -58,7 +60,7 @@ def logits_of(
 
 def images_per_pass(side: int) -> int:
     """The number of images with this side, in pixels, that a forward pass takes."""
-    return max(1, BATCH * 224**2 // max(side, 224) ** 2)
+    return min(MOST, max(1, PASS_PIXELS // side**2))
 
 
 def batches_of(subset: Subset) -> Iterator[InputPixels]:
