@@ -27,7 +27,8 @@ from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
 from convsmith.prediction.model_file import ModelCard
-from convsmith.prediction.predictor import Predictor, find_images, load_predictor
+from convsmith.prediction.inputs import find_images
+from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.records import versioned
 from convsmith.rundir import RunDir
 
