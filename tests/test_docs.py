@@ -13,7 +13,7 @@ import pytest
 
 from convsmith.cli import verb_parser, verbs
 from convsmith.config import RunConfig, fields
-from convsmith.verbs.flags import read_config
+from convsmith.verbs.flags import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -42,7 +42,7 @@ def test_commands_in_the_docs_parse(page: str, command: str) -> None:
     assert verb in verbs()
     args = verb_parser(verb).parse_all(arguments)
     if verb == "train" and not args.config:
-        assert isinstance(read_config(args), RunConfig)
+        assert isinstance(read_settings(args).config, RunConfig)
 
 
 def test_the_guide_names_every_key_and_only_those_that_exist() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from convsmith.cli import verb_parser
-from convsmith.verbs.flags import read_config
+from convsmith.verbs.flags import read_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -47,7 +47,9 @@ def test_the_config_and_the_commands_are_valid() -> None:
     commands = [shlex.split(line)[2:] for line in lines if line.strip().startswith("convsmith train")]
     assert len(commands) == 5
     for words in commands:
-        assert read_config(verb_parser("train").parse_all([word.replace("$activation", "tanh") for word in words]))
+        assert read_settings(
+            verb_parser("train").parse_all([word.replace("$activation", "tanh") for word in words])
+        ).config
 
 
 def test_every_example_is_tried_here() -> None:

@@ -54,6 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "machine": {"data", "tracking", "config"},
     "modelsummary": {"data", "nets", "config", "rundir", "prediction", "transfer", "training"},
     "spec": {"data", "config", "training"},
+    "recipes": {"data", "config", "training", "transfer", "studies"},
     # What shows events and results, and drives nothing.
     "display": {"nets", "prediction", "rundir"},
     "study_display": {"display"},
@@ -152,7 +153,7 @@ def test_config_sees_of_the_rooms_only_their_configs() -> None:
 
 def test_nothing_below_the_experiment_sees_runconfig() -> None:
     above = {"config", "transfer", "training", "prediction", "studies", "explain", "report", "verbs"}
-    above |= {"__init__", "display", "run", "spec", "modelsummary", "machine", "show", "study_display"}
+    above |= {"__init__", "display", "recipes", "run", "spec", "modelsummary", "machine", "show", "study_display"}
     users = {unit(name) for name, path in modules() if "RunConfig" in path.read_text(encoding="utf-8")}
     assert users <= above
 

@@ -73,12 +73,13 @@ def train(
     ``augment={"hflip": True}``.
     """
     from convsmith import run as runs
+    from convsmith.recipes import decide
     from convsmith.show import listening
     from convsmith.spec import spec_of
 
     spec = spec_of(data, model, preset, config, optimizer, settings)
     with listening(show) as listener:
-        return runs.train(spec.config, spec.parts, name, Path(runs_dir), listener)
+        return runs.train(decide(spec.settings, spec.parts, listener), spec.parts, name, Path(runs_dir), listener)
 
 
 def resume(
@@ -139,6 +140,7 @@ def crossval(
     `jobs` folds are trained at a time, by the `backend` "local" or "ray"; with objects of your own, one at a time in
     this process.
     """
+    from convsmith.recipes import decide
     from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import crossval as module
@@ -146,7 +148,7 @@ def crossval(
     spec = spec_of(data, model, preset, config, optimizer, settings)
     with listening(show, study=True) as listener:
         return module.crossval(
-            spec.config,
+            decide(spec.settings, spec.parts, listener),
             spec.parts,
             folds=folds,
             repeats=repeats,
@@ -253,6 +255,7 @@ def lr_find(
     **settings: Any,
 ) -> LrFindResult:
     """The learning-rate range test from `low` to `high` in `steps` batches, with a suggested rate."""
+    from convsmith.recipes import decide
     from convsmith.show import listening
     from convsmith.spec import spec_of
     from convsmith.studies import lr_find as module
@@ -260,7 +263,7 @@ def lr_find(
     spec = spec_of(data, model, preset, config, optimizer, settings)
     with listening(show, study=True) as listener:
         return module.lr_find(
-            spec.config,
+            decide(spec.settings, spec.parts, listener),
             spec.parts,
             low=low,
             high=high,
@@ -315,11 +318,12 @@ def summary(
     `config` may also be a run directory; pass in its module if it is your own.
     """
     from convsmith.modelsummary import of_config, of_run
+    from convsmith.recipes import decide
     from convsmith.spec import spec_of
 
     directory = Path(config) if config is not None and Path(config).is_dir() else None
     spec = spec_of(data, model, preset, None if directory else config, None, settings)
-    return of_run(directory, spec.parts) if directory else of_config(spec.config, spec.parts)
+    return of_run(directory, spec.parts) if directory else of_config(decide(spec.settings, spec.parts), spec.parts)
 
 
 def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,16 @@ from convsmith.plainyaml import read_yaml, to_yaml
 from convsmith.records import unversioned, versioned
 from convsmith.tracking.config import TrackConfig
 from convsmith.training.config import TrainConfig
-from convsmith.transfer.config import TransferConfig, UnfreezeConfig
+from convsmith.transfer.config import (
+    AUTO_WEIGHTS,
+    LIBRARY_WEIGHTS,
+    NO_WEIGHTS,
+    TransferConfig,
+    UnfreezeConfig,
+)
 
 Layer = dict[str, Any]
+BASELINE = "baseline"  # the preset of a small network from random weights, for any data
 ABSENT = "absent"  # in a comparison, the value of a key that a config does not have
 
 
@@ -44,6 +52,16 @@ class RunConfig(Section):
     transfer: TransferConfig = Field(TransferConfig(), description="pretrained weights, freezing and unfreezing")
     train: TrainConfig = Field(TrainConfig(), description="epochs, batches, loss, device, early stopping")
     track: TrackConfig = Field(TrackConfig(), description="Weights & Biases")
+
+    @model_validator(mode="after")
+    def _which_weights(self) -> RunConfig:
+        """Decide transfer.weights auto by the network. The key stays unset, so that another network decides anew."""
+        if self.transfer.weights == AUTO_WEIGHTS:
+            decided = self.transfer.model_copy()
+            decided.__dict__["weights"] = LIBRARY_WEIGHTS if self.model.is_library else NO_WEIGHTS
+            decided.__pydantic_fields_set__.discard("weights")
+            self.__dict__["transfer"] = decided
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
@@ -224,11 +242,43 @@ def validate(layer: Layer) -> RunConfig:
         raise UserError(problems(error, _explain)) from None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a user has set: a preset, or a complete file, and the layers above it."""
+
+    preset: str | None
+    layers: tuple[Layer, ...]
+    is_complete: bool = False  # since a config file is among the layers
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither a preset nor a file has chosen the recipe."""
+        return self.preset is None and not self.is_complete
+
+    @property
+    def layer(self) -> Layer:
+        """The merged layers without the preset."""
+        return merge(*self.layers)
+
+    def over(self, preset: str | None) -> RunConfig:
+        """The config of all layers over a preset."""
+        return validate(over_preset(preset, *self.layers))
+
+    @property
+    def config(self) -> RunConfig:
+        """The config of all layers; where the recipe is open, over the preset `baseline`."""
+        return self.over(BASELINE if self.is_open else self.preset)
+
+
+def settings_of(preset: str | None, file: Path | None, flags: Mapping[str, str | list[str]]) -> Settings:
+    """What a command line sets: defaults < preset < file < flags."""
+    layers = ([read_config(file)] if file else []) + [flag_layer(flags)]
+    return Settings(preset, tuple(layers), is_complete=file is not None)
+
+
 def compose(preset: str | None, file: Path | None, flags: Mapping[str, str | list[str]]) -> RunConfig:
     """Combine defaults < preset < file < flags. Without a preset and a file, the preset is `baseline`."""
-    if preset is None and file is None:
-        preset = "baseline"
-    return validate(over_preset(preset, read_config(file) if file else {}, flag_layer(flags)))
+    return settings_of(preset, file, flags).config
 
 
 def _explain(error: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from convsmith.config import SHORTHANDS, Layer, RunConfig, merge, over_preset, read_config, validate
+from convsmith.config import SHORTHANDS, Layer, RunConfig, Settings, merge, read_config
 from convsmith.contracts import checked
 from convsmith.data.config import ARRAYS, DataConfig, reading
 from convsmith.data.sources import Source, cache_folder, from_arrays
@@ -26,21 +26,19 @@ Model = str | nn.Module | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Spec:
-    """The arguments of a call: the layers of a config above any preset, and the objects that were passed in."""
+    """The arguments of a call: what they set, and the objects that were passed in."""
 
-    preset: str | None
-    layers: tuple[Layer, ...]
+    settings: Settings
     parts: Parts
 
     @property
     def config(self) -> RunConfig:
-        """The config of all layers; without a preset and a file, they are merged over the preset `baseline`."""
-        return validate(over_preset(self.preset, *self.layers))
+        return self.settings.config
 
     @property
     def layer(self) -> Layer:
         """The merged layers, for studies, whose base is in a separate file."""
-        return merge(*self.layers)
+        return self.settings.layer
 
 
 def spec_of(
@@ -71,9 +69,7 @@ def spec_of(
         del sections["model"]["name"]
     layers = [read_config(Path(config))] if config else []
     layers += [_settings_layer(settings), {name: values for name, values in sections.items() if values}]
-    if preset is None and config is None:
-        preset = "baseline"
-    return Spec(preset, tuple(layers), parts_of(arrays, module, optimizer))
+    return Spec(Settings(preset, tuple(layers), config is not None), parts_of(arrays, module, optimizer))
 
 
 def parts_of(arrays: Arrays | None, module: nn.Module | None, optimizer: OptimizerFactory | None = None) -> Parts:

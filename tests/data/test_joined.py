@@ -13,7 +13,7 @@ from convsmith.data.source import OUTSIDE
 from convsmith.data.sources import Source, open_source, with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.spec import spec_of
-from convsmith.verbs.flags import add_config_arguments, given_words, read_config
+from convsmith.verbs.flags import add_config_arguments, given_words, read_settings
 
 Plant = Callable[..., Path]
 
@@ -89,7 +89,7 @@ def test_flags_and_python_name_several_sources(plant: Plant) -> None:
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
     args = parser.parse_args(["--data", "a", "--epochs", "3", "--data", "b c"])
-    assert read_config(args).data.sources == ("a", "b c")
+    assert read_settings(args).config.data.sources == ("a", "b c")
     assert given_words(args) == ["--data", "a", "--data", "b c", "--epochs", "3"]
     for data in (["a", "b"], [Path("a"), "b"], ("a", "b"), {"source": ["a", "b"]}):
         assert spec_of(data, None, None, None, None, {}).config.data.sources == ("a", "b")

@@ -26,7 +26,7 @@ from convsmith.report.diagnosis import (
     standard_error,
 )
 from convsmith.report.inputs import read_inputs
-from convsmith.verbs.flags import read_config
+from convsmith.verbs.flags import read_settings
 
 GUESSING = math.log(10)
 
@@ -313,7 +313,7 @@ def test_few_images_are_told_of_pretrained_weights_first(images_per_class):
 
     proposal = first(config)
     words = shlex.split(proposal.command)
-    after = read_config(verb_parser("train").parse_all(words[2:]))
+    after = read_settings(verb_parser("train").parse_all(words[2:])).config
     assert (after.data.source, after.data.limit, after.transfer.weights) == ("my photos", 300, "default")
     assert proposal.measured == "", "the book measured a published net from scratch, and not this one"
     for other in (

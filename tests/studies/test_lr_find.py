@@ -37,7 +37,7 @@ from convsmith.training.config import TrainConfig
 from convsmith.training.loss import build_loss
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
-from convsmith.verbs.flags import read_config
+from convsmith.verbs.flags import read_settings
 from convsmith.verbs.lr_find import DEFAULTS, HEIGHT, WIDTH, curve_lines
 
 QUICK = "--data digits --train.threads 1 --track.wandb off".split()
@@ -304,8 +304,8 @@ def test_the_next_command_repeats_what_was_given(inside: Path, capsys: pytest.Ca
     assert verb == "train"
     args = verb_parser("train").parse_all(words)
     assert (args.runs_dir, args.name) == ("my runs", None)
-    wanted = read_config(verb_parser("lr-find").parse_all(given))
-    assert read_config(args) == wanted.with_values(optim={"lr": float(words[-1])})
+    wanted = read_settings(verb_parser("lr-find").parse_all(given)).config
+    assert read_settings(args).config == wanted.with_values(optim={"lr": float(words[-1])})
 
     assert main(["lr-find", *given, "--high", "1e-4"]) == 0
     *_, last = capsys.readouterr().out.splitlines()
@@ -313,7 +313,7 @@ def test_the_next_command_repeats_what_was_given(inside: Path, capsys: pytest.Ca
     assert (verb, words[-2:]) == ("lr-find", ["--high", "0.01"])
     again = verb_parser("lr-find").parse_all(words)
     assert (again.low, again.steps) == (DEFAULTS["low"], DEFAULTS["steps"])
-    assert read_config(again) == wanted.with_values(optim={"lr": read_config(again).optim.lr})
+    assert read_settings(again).config == wanted.with_values(optim={"lr": read_settings(again).config.optim.lr})
 
 
 def test_a_signal_leaves_nothing_behind(

@@ -34,7 +34,7 @@ from convsmith.training.loop import Event, epochs
 from convsmith.training.own import Parts
 from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles
-from convsmith.verbs.flags import read_config
+from convsmith.verbs.flags import read_settings
 from test_resume import same_run
 
 SMALL = "--data.limit 300 --train.threads 1 --train.layout contiguous --track.wandb off".split()
@@ -54,7 +54,7 @@ SPEC = InputSpec(224, 96, 3, (0.5, 0.4, 0.6), (0.2, 0.3, 0.1), "crop", 0.875, "b
 
 
 def config_of(*flags: str, command: list[str] = FINETUNE) -> RunConfig:
-    return read_config(verb_parser("train").parse_all([*command[1:], *flags]))
+    return read_settings(verb_parser("train").parse_all([*command[1:], *flags])).config
 
 
 def begin(folder: Path, config: RunConfig, splits: dict[str, list[str]] | None = None) -> Experiment:

@@ -115,6 +115,12 @@ class ModelConfig(Section):
     )
 
     @property
+    def is_library(self) -> bool:
+        """Whether the network is one of torchvision's or timm's."""
+        library, slash, _ = self.name.partition("/")
+        return bool(slash) and library in LIBRARIES
+
+    @property
     def is_own(self) -> bool:
         """Whether the network is a module of the user's own."""
         return self.name.startswith(OWN)

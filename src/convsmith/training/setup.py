@@ -52,6 +52,7 @@ from convsmith.training.resolve import resolve
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
 from convsmith.transfer import weights
+from convsmith.transfer.config import NO_WEIGHTS
 from convsmith.transfer.features import FrozenFeatures
 from convsmith.transfer.unfreezing import Finetuning, plan
 
@@ -133,6 +134,8 @@ def prepare(
     """
     with explain_memory_errors("while the data were opened", footprint.fix(config)):
         given = weights.locate(config, parts.module is not None)
+        if given is None and config.transfer.weights != NO_WEIGHTS:  # the library has none
+            config = config.with_values(transfer={"weights": NO_WEIGHTS})
         dataset, device = open_data(config, parts, progress, given.spec if given else None)
         if splits is not None:
             dataset = dataset.with_splits(splits)
@@ -390,6 +393,6 @@ def opening(experiment: Experiment) -> TrainingStarted:
 
 
 def default_name(config: RunConfig) -> str:
-    """The name of an unnamed run, without its number: data and model."""
-    parts = (config.data.short_name, config.model.name)
+    """The name of an unnamed run, without its number: the data, then the transfer recipe or else the model."""
+    parts = (config.data.short_name, config.transfer.method or config.model.name)
     return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from convsmith.contracts import Section
 
 ALL_BUT_HEAD = "all-but-head"
-NO_WEIGHTS = "none"
+NO_WEIGHTS, LIBRARY_WEIGHTS, AUTO_WEIGHTS = "none", "default", "auto"
 
 
 class UnfreezeConfig(Section):
@@ -23,7 +23,9 @@ class UnfreezeConfig(Section):
 
 class TransferConfig(Section):
     weights: str = Field(
-        "none", description="none, default (those of the library), a .safetensors or .pth file, or a run directory"
+        AUTO_WEIGHTS,
+        description="auto (pretrained for networks of torchvision and timm), none (random), default (those of the "
+        "library), a .safetensors or .pth file, or a run directory",
     )
     freeze: tuple[str, ...] = Field(
         (), description=f"none, {ALL_BUT_HEAD}, or a list of stages and patterns of parameter names, '[stem, \"*bn*\"]'"
@@ -79,6 +81,13 @@ class TransferConfig(Section):
                 "transfer.cache_features true"
             )
         return self
+
+    @property
+    def method(self) -> str | None:
+        """What is done with pretrained weights, by the name of the preset that does it; None for random weights."""
+        if self.weights == NO_WEIGHTS:
+            return None
+        return "linear-probe" if self.freeze == (ALL_BUT_HEAD,) and self.unfreeze is None else "finetune"
 
     @property
     def finetunes(self) -> bool:

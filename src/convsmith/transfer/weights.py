@@ -18,10 +18,9 @@ from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
 from convsmith.prediction.model_file import read_model
 from convsmith.rundir import CARD, RunDir, open_run
-from convsmith.transfer.config import NO_WEIGHTS
+from convsmith.transfer import lookup
+from convsmith.transfer.config import LIBRARY_WEIGHTS, NO_WEIGHTS
 from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
-
-DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,29 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
         return None
     if own_module:
         raise UserError("transfer.weights cannot be used with your own module: load its weights before you pass it in")
-    if name == DEFAULT:
+    if name == LIBRARY_WEIGHTS:
+        if _has_none(config):
+            return None
         tensors, what = hub_weights(config.model.name, cache_folder(config.data))
         return Weights(what, tensors, expected_input(config.model.name))
     path = Path(name)
     if not path.exists():
         raise UserError(
-            f"transfer.weights '{name}' does not exist: give {NO_WEIGHTS}, {DEFAULT} (the library's own), a "
+            f"transfer.weights '{name}' does not exist: give {NO_WEIGHTS}, {LIBRARY_WEIGHTS} (the library's own), a "
             ".safetensors or .pth file, or a run directory"
         )
     if path.is_dir():
         return _of_run(config, path)
     return Weights(f"'{path.name}'", read_tensors(path), expected_input(config.model.name), str(path.resolve()))
+
+
+def _has_none(config: RunConfig) -> bool:
+    """Whether the user left the choice of weights to us and the library has none of this network."""
+    model = config.model.name
+    if "weights" in config.transfer.model_fields_set or lookup.placed(model, cache_folder(config.data)).is_file():
+        return False
+    expected_input(model)  # refuses names that the library does not know
+    return lookup.origin(model) is None
 
 
 def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:

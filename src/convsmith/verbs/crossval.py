@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsmith.errors import command
-from convsmith.terminal import say_lines
-from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_config
+from convsmith.verbs.flags import (
+    add_config_arguments,
+    add_jobs_arguments,
+    add_run_arguments,
+    print_config,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from convsmith.display import Display
@@ -33,16 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    settings = read_settings(args)
     if args.print_config:
-        say_lines(config.to_yaml())
-        return 0
+        return print_config(settings)
+    from convsmith.recipes import decide
     from convsmith.studies.crossval import crossval
     from convsmith.study_display import StudyDisplay
 
     with StudyDisplay() as shown:
         result = crossval(
-            config,
+            decide(settings, listener=shown),
             folds=args.folds,
             repeats=args.repeats,
             jobs=args.jobs,

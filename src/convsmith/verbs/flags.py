@@ -11,11 +11,12 @@ from convsmith.config import (
     SHORTHANDS,
     Layer,
     RunConfig,
+    Settings,
     choices,
-    compose,
     core_type,
     fields,
     flag_layer,
+    settings_of,
     word,
 )
 from convsmith.data.config import READING, DataConfig, reading
@@ -89,8 +90,28 @@ def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="local", metavar="NAME", help="local, or ray (a cluster) [local]")
 
 
-def read_config(args: argparse.Namespace) -> RunConfig:
-    return compose(args.preset, Path(args.config) if args.config else None, _flags(args))
+def read_settings(args: argparse.Namespace) -> Settings:
+    """What config file, preset and flags set; a mistake in them is told at once, before the data are looked at."""
+    settings = settings_of(args.preset, Path(args.config) if args.config else None, _flags(args))
+    _ = settings.config
+    return settings
+
+
+def print_config(settings: Settings) -> int:
+    """Print the config that the settings are with the recipe that the data choose; returns the exit code."""
+    from convsmith.terminal import say, say_lines
+
+    if settings.is_open and settings.layer:  # else nothing is to be looked at, and no import delays the answer
+        from convsmith.recipes import decide
+
+        notes: list[object] = []
+        config = decide(settings, listener=notes.append)
+        for note in notes:
+            say(str(getattr(note, "text", note)), error=True)
+    else:
+        config = settings.config
+    say_lines(config.to_yaml())
+    return 0
 
 
 def read_flags(args: argparse.Namespace) -> Layer:

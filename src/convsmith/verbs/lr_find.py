@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsmith.errors import command
-from convsmith.verbs.flags import add_config_arguments, add_run_arguments, given_words, read_config
+from convsmith.verbs.flags import add_config_arguments, add_run_arguments, given_words, read_settings
 
 if TYPE_CHECKING:
     from convsmith.studies.lr_find import Sweep
@@ -37,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    settings = read_settings(args)
+    from convsmith.recipes import decide
     from convsmith.studies.lr_find import lr_find
     from convsmith.study_display import StudyDisplay
 
     with StudyDisplay() as shown:
         result = lr_find(
-            config,
+            decide(settings, listener=shown),
             low=args.low,
             high=args.high,
             steps=args.steps,

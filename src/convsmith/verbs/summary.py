@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from convsmith.errors import command
-from convsmith.verbs.flags import add_config_arguments, given_words, read_config
+from convsmith.verbs.flags import add_config_arguments, given_words, read_settings
 
 PLACE, LINE = 80, "show the network layer by layer: sizes, equations, parameters, MACs"
 EXAMPLES = {
@@ -23,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = Path(args.config) if args.config else None
     is_run = given is not None and given.is_dir()
-    config = None if is_run else read_config(args)
+    settings = None if is_run else read_settings(args)
     from convsmith.display import Display
     from convsmith.modelsummary import of_config, of_run
+    from convsmith.recipes import decide
 
-    found = of_config(config) if config else of_run(Path(args.config))
     display = Display()
+    found = of_config(decide(settings, listener=display)) if settings else of_run(Path(args.config))
     display.layers(found.layers, found.title)
     step = f"{command('predict', given)} IMAGE..." if is_run else command("train", *given_words(args))
     display.line(f"next: {step}")

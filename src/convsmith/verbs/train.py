@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from convsmith.terminal import say_lines
-from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_config
+from convsmith.verbs.flags import add_config_arguments, add_run_arguments, print_config, read_settings
 
 PLACE, LINE = 10, "train a classifier on a data set, into a new run directory"
 EXAMPLES = {
@@ -25,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    settings = read_settings(args)
     if args.print_config:
-        say_lines(config.to_yaml())
-        return 0
+        return print_config(settings)
     from convsmith.display import Display
+    from convsmith.recipes import decide
     from convsmith.run import train
 
     with Display() as display:
-        train(config, name=args.name, runs_dir=Path(args.runs_dir), listener=display)
+        train(decide(settings, listener=display), name=args.name, runs_dir=Path(args.runs_dir), listener=display)
     return 0

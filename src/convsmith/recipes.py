@@ -1,0 +1,178 @@
+"""Which recipe a training follows where the user has named none: by the images, the network and the weights at hand.
+
+The rules are the constants below, each with the measurement that it comes from; docs/guide.md states them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from convsmith.config import BASELINE, Layer, RunConfig, Settings
+from convsmith.data.config import DataConfig
+from convsmith.data.named import known_shape
+from convsmith.data.sources import Source, cache_folder, open_source
+from convsmith.errors import UserError
+from convsmith.events import Listener, Note, nobody
+from convsmith.studies.book import results
+from convsmith.training.own import NO_PARTS, Parts
+from convsmith.transfer import lookup
+from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS
+from convsmith.transfer.pretrained import expected_input, hub_weights
+
+#: Images with at most as many pixels as a square of this side are small. A small net trains on all 50,000 of CIFAR-10
+#: in minutes (docs/results/baseline.json), where a pretrained one would need them enlarged.
+SMALL_SIDE = 64
+#: Gray images of which at least this share is background are drawings (docs/results/recipes.json).
+BLANK_SHARE = 0.5
+#: Up to this many train images the head alone is trained: with 400 photographs finetuning is no better and takes eight
+#: times as long (docs/results/transfer.json), with 2,500 images it is (transfer-250 in docs/evidence.md).
+FEW_IMAGES = 1_000
+#: Pretrained networks for photographs. The first whose weights are on this machine is taken, or else the first.
+PREFERRED = (
+    "timm/tf_efficientnet_lite0",
+    "timm/tf_efficientnet_lite1",
+    "timm/tf_efficientnet_lite2",
+    "timm/efficientnet_b0",
+    "timm/mobilenetv3_large_100",
+    "timm/resnet18",
+    "timm/resnet50",
+    "torchvision/mobilenet_v3_large",
+    "torchvision/resnet18",
+    "torchvision/resnet50",
+)
+LINEAR_PROBE, FINETUNE, FROM_SCRATCH = "linear-probe", "finetune", "from-scratch"
+_OTHERWISE = f"others: --model NAME, --preset {BASELINE} (small, from random weights)"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What decides about the data: `kind` in words, whether they are gray, and whether pretrained weights are taken."""
+
+    kind: str
+    is_gray: bool
+    suit_pretrained: bool
+    train: int | None = None  # None if it is not known before a download
+
+    @property
+    def number(self) -> str:
+        return "many train images" if self.train is None else f"about {self.train:,} train images"
+
+
+def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nobody) -> RunConfig:
+    """The config of `settings`; where they leave the recipe open, with the one that data, network and weights choose.
+
+    The listener gets a sentence on what was chosen and how to choose otherwise, and on random weights where there are
+    pretrained ones. Raises UserError.
+    """
+    config = settings.config
+    if parts.module is not None:
+        return config
+    if settings.is_open:
+        choice = _chosen(settings, parts.source)
+        config = Settings(None, (choice.network, *settings.layers)).over(choice.preset)
+        listener(Note(f"recipe: {choice.preset}, {choice.why}"))
+    if config.model.is_library and config.transfer.weights == NO_WEIGHTS:
+        listener(Note(_random(config.model.name)))
+    return config
+
+
+@dataclass(frozen=True)
+class _Choice:
+    preset: str
+    why: str  # and how to choose otherwise
+    network: Layer  # the section of a network that is none of the preset's, or nothing
+
+
+def _chosen(settings: Settings, source: Source | None) -> _Choice:
+    config, named = settings.config, settings.layer.get("model")
+    weights = settings.layer.get("transfer", {}).get("weights", AUTO_WEIGHTS)
+    if config.model.is_library:
+        network = config.model.name
+        if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not _has_weights(config)):
+            return _Choice(FROM_SCRATCH, f"for {network} with random weights", {})
+        images = images_of(config.data, source)
+        return _Choice(_preset(images), f"for {network} and {images.number}; {_OTHERWISE}", {})
+    if named or Path(weights).exists():  # a network of ours, or that of a run
+        return _Choice(BASELINE, f"for {config.model.name}; others: convsmith presets", {})
+    images = images_of(config.data, source)
+    if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not images.suit_pretrained):
+        instead = f"others: --model {PREFERRED[0]}" + (
+            "" if images.is_gray else f", with pretrained weights ({worth()})"
+        )
+        return _Choice(BASELINE, f"a small network from random weights, for {images.kind}; {instead}", {})
+    return _with_pretrained(config, images, asked=weights == LIBRARY_WEIGHTS)
+
+
+def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
+    """A pretrained network; without its weights `baseline`, or an error if the user has `asked` for them."""
+    cache = cache_folder(config.data)
+    network = next((model for model in PREFERRED if lookup.at_hand(model, cache)), None)
+    if network is None:
+        network = PREFERRED[0]
+        try:
+            hub_weights(network, cache)  # which the library keeps on this machine
+        except lookup.WeightsAbsent as error:
+            if asked:
+                raise
+            return _Choice(BASELINE, f"a small network from random weights, for {images.kind}, since {error}", {})
+    why = f"with pretrained {network}, for {images.kind}, {images.number}; {_OTHERWISE}"
+    return _Choice(_preset(images), why, {"model": {"name": network}})
+
+
+def _preset(images: Images) -> str:
+    return LINEAR_PROBE if images.train is not None and images.train <= FEW_IMAGES else FINETUNE
+
+
+def _has_weights(config: RunConfig) -> bool:
+    expected_input(config.model.name)  # refuses a name that the library does not know
+    placed = lookup.placed(config.model.name, cache_folder(config.data))
+    return placed.is_file() or lookup.origin(config.model.name) is not None
+
+
+def images_of(config: DataConfig, source: Source | None = None) -> Images:
+    """What decides about the images of a source, by a sample of them."""
+    from convsmith.data.kind import kind_of
+
+    if source is None and len(config.sources) == 1 and (known := known_shape(config.sources[0])):
+        return Images(f"small images ({known[1]} x {known[1]} pixels)", known[0] == 1, known[1] > SMALL_SIDE)
+    source = source or open_source(config)
+    found, train = kind_of(source), train_images(config, source)
+    if found is None:
+        raise UserError(f"none of the sampled images of {source.name} can be decoded: convsmith data check tells why")
+    side = round(found.side)
+    if found.side <= SMALL_SIDE:
+        return Images(f"small images (about {side} x {side} pixels)", found.is_gray, False, train)
+    if found.is_gray and found.blank >= BLANK_SHARE:
+        return Images(f"gray drawings (about {side} x {side} pixels, {found.blank:.0%} background)", True, False, train)
+    kind = f"{'gray ' if found.is_gray else ''}photographs (about {side} x {side} pixels)"
+    return Images(kind, found.is_gray, True, train)
+
+
+def train_images(config: DataConfig, source: Source) -> int:
+    """About how many images will be trained on; the splits are made later."""
+    given = set(source.given.tolist())
+    rest = float((source.given == ("train" if "train" in given else "")).sum())
+    if "val" not in given:
+        rest *= 1 - (source.val_fraction if config.val_fraction is None else config.val_fraction)
+    if not given & {"train", "val", "test"}:
+        rest -= len(source) * (source.test_fraction if config.test_fraction is None else config.test_fraction)
+    return round(min(rest, config.limit or rest))
+
+
+def worth() -> str:
+    """What pretrained weights were worth in the evidence book, over random ones of the same network, in words."""
+    differences = {
+        study: -arm["difference"] * 100
+        for study, record in results().items()
+        for arm in record["arms"]
+        if arm["changes"].get("transfer.weights") == NO_WEIGHTS and record["metric"] == "accuracy"
+    }
+    low, high = min(differences.values()), max(differences.values())
+    return f"worth {low:.0f} to {high:.0f} points over random ones in {', '.join(differences)} of docs/evidence.md"
+
+
+def _random(network: str) -> str:
+    if lookup.origin(network) is None:
+        return f"{network} starts from random weights, since its library has no pretrained ones"
+    return f"{network} starts from random weights; pretrained ones (--transfer.weights default) were {worth()}"
