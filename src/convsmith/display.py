@@ -277,20 +277,29 @@ class Display:
     def _finished(self, end: Finished) -> None:
         assert self._training is not None
         run, summary, val = RunDir(self._training.directory), end.summary, end.evaluation
-        low, high = accuracy_interval(val)
+        if val is None:
+            scores = ["trained without val images: no scores"]
+            kept, written, figures = "last epoch", [run.metrics.name], "figures/curves.png"
+        else:
+            low, high = accuracy_interval(val)
+            scores = [
+                f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
+                *_listed(
+                    {name: value for name, value in worth_showing(val).items() if name != "accuracy"},
+                    min(self.console.width, LONGEST_LIST) - 4,  # the edges of the panel
+                ),
+            ]
+            kept, figures = "best epoch", "figures/curves.png, figures/confusion.png"
+            written = [run.metrics.name, run.evaluation("val").name, run.predictions("val").name]
         lines = [
-            f"val accuracy {val['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%}, {val['n']:,} images)",
-            *_listed(
-                {name: value for name, value in worth_showing(val).items() if name != "accuracy"},
-                min(self.console.width, LONGEST_LIST) - 4,  # the edges of the panel
-            ),
-            f"best epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
+            *scores,
+            f"{kept} {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
             "",
             f"written  {run.path}/",
-            "           model/  the best weights, with their preprocessing",
-            f"           {run.metrics.name}, {run.evaluation('val').name}, {run.predictions('val').name}",
-            "           figures/curves.png, figures/confusion.png",
+            f"           model/  the {kept.split()[0]} weights, with their preprocessing",
+            f"           {', '.join(written)}",
+            f"           {figures}",
         ]
         if end.tracked:
             lines.append(f"W&B      {end.tracked}")
@@ -478,11 +487,13 @@ def running_line(loss: float, accuracy: float, rate: float) -> str:
 
 
 def epoch_line(end: EpochEnd, epochs: int) -> str:
-    row = end.row
+    row, val, mark = end.row, " " * 21, ""  # what a row without val images has
+    if "val_loss" in row:
+        val = f"{row['val_loss']:>8.4f} {row['val_accuracy']:>6.1%} {row['val_f1']:>5.3f}"
+        mark = " best" if end.best else ""
     return (
-        f"{row['epoch']:>3}/{epochs:<3} {row['train_loss']:>10.4f} {row['train_accuracy']:>6.1%}  "
-        f"{row['val_loss']:>8.4f} {row['val_accuracy']:>6.1%} {row['val_f1']:>5.3f}  {row['learning_rate']:>7.2g} "
-        f"{row['images_per_second']:>7,.0f} {clock(row['seconds']):>7}{' best' if end.best else ''}"
+        f"{row['epoch']:>3}/{epochs:<3} {row['train_loss']:>10.4f} {row['train_accuracy']:>6.1%}  {val}  "
+        f"{row['learning_rate']:>7.2g} {row['images_per_second']:>7,.0f} {clock(row['seconds']):>7}{mark}"
     )
 
 

@@ -118,10 +118,10 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run has finished: its summary.json, its evaluation-val.json, and where its tracker shows it."""
+    """A run has finished: its summary.json, its evaluation-val.json (if any), and where its tracker shows it."""
 
     summary: dict[str, Any]
-    evaluation: dict[str, Any]
+    evaluation: dict[str, Any] | None
     tracked: str | None
 
 

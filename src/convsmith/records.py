@@ -251,12 +251,12 @@ class CleanTraining(BaseModel):
 
 
 class Summary(Record):
-    """summary.json of a finished run; `val` holds each metric of the val split by its name."""
+    """summary.json of a finished run; `val` holds each metric of the val split by its name, or is null without one."""
 
     name: str
     best_epoch: Count
     epochs: Count
-    val: dict[str, float]
+    val: dict[str, float] | None
     train: CleanTraining | None = None
     parameters: Count
     seconds: NotNegative
@@ -266,7 +266,7 @@ class Summary(Record):
 
     @model_validator(mode="after")
     def _has_what_all_have(self) -> Summary:
-        if missing := [name for name in HEADLINES if name not in self.val]:
+        if self.val is not None and (missing := [name for name in HEADLINES if name not in self.val]):
             raise ValueError(f"val has no {missing[0]}")
         if self.best_epoch > self.epochs:
             raise ValueError(f"best_epoch is {self.best_epoch} of {self.epochs}")
@@ -274,13 +274,13 @@ class Summary(Record):
 
 
 class SplitIds(BaseModel):
-    """The ids of a split by its name; `test` and others are there only where the data have them."""
+    """The ids of a split by its name; `test` and others are there only where the data have them. `val` may be empty."""
 
     model_config = ConfigDict(extra="allow")
 
     __pydantic_extra__: dict[str, list[str]]
     train: Names
-    val: Names
+    val: list[str]
 
     @model_validator(mode="after")
     def _no_image_twice(self) -> SplitIds:

@@ -384,7 +384,7 @@ def listing(folder: Path) -> list[dict[str, Any]]:
         try:
             kind, state = kind_of(run), state_of(run)
             if run.summary.exists():
-                val = records.read(run.summary, records.Summary)["val"]["accuracy"]
+                val = (records.read(run.summary, records.Summary)["val"] or {}).get("accuracy")
             elif run.crossval.exists():
                 val = records.read(run.crossval, records.Crossval)["mean"].get("accuracy")
             if run.evaluation("test").exists():

@@ -78,7 +78,7 @@ def test_the_default_is_that_of_the_run() -> None:
     """With pretrained weights the default depends on the number of images, and auto starts from it."""
     data = setup.prepare(config_of(), PARTS).config.data
     auto = validate({"train": {"batch_size": "auto"}, "transfer": {"weights": "default"}})
-    few = Facts(data=data, train_images=100, device="cpu", threads=1)
+    few = Facts(data=data, train_images=100, val_images=10, device="cpu", threads=1)
     assert resolve(auto, few).train.batch == SIZES[0][1]
     assert resolve(validate({"train": {"batch_size": "auto"}}), few).train.batch == TrainConfig().batch_size
 

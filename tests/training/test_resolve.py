@@ -15,7 +15,7 @@ DATA = DataConfig(source="/data/flowers", image_size=32, working_size=32, channe
 
 
 def facts_of(**changes: object) -> Facts:
-    return Facts(**{"data": DATA, "train_images": 500, "device": "cpu", "threads": 2, **changes})  # type: ignore[arg-type]
+    return Facts(**{"data": DATA, "train_images": 500, "val_images": 9, "device": "cpu", "threads": 2, **changes})  # type: ignore[arg-type]
 
 
 @given(

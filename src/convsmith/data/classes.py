@@ -68,7 +68,7 @@ def without_val(classes: Sequence[str], train: Labels, val: Labels) -> str:
     """A sentence on classes of which val has no image; '' if there are none. `train` and `val` are labels."""
     counts = np.bincount(train, minlength=len(classes))
     absent = np.setdiff1d(train, val)
-    if not len(absent):
+    if not len(absent) or not len(val):
         return ""
     names = [f"{spelled(classes[label])} ({counts[label]:,})" for label in absent[:MOST_NAMED]]
     more = f" and {len(absent) - MOST_NAMED:,} more" if len(absent) > MOST_NAMED else ""

@@ -78,9 +78,10 @@ class DataConfig(Section):
     background: str = Field("white", description="colour of bars and behind transparent pixels: a name or #rrggbb")
     val_fraction: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         lt=1,
-        description="fraction for validation if the data has no val split; none: 0.15 (named sets: 0.1)",
+        description="fraction for validation if the data has no val split; none: 0.15 (named sets: 0.1); "
+        "0: train on all, with no early stopping and no best epoch",
     )
     test_fraction: float | None = Field(
         None, ge=0, lt=1, description="fraction for testing if the data has no splits; none: 0.15 (digits: 0.2)"

@@ -25,7 +25,7 @@ def make_splits(
     limit: int | None = None,
     groups: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Rows]:
-    """Rows of 'train', 'val' and, if there is one, 'test': disjoint, sorted, and complete.
+    """Rows of 'train', 'val' (empty for fraction 0) and, if there is one, 'test': disjoint, sorted, and complete.
 
     `labels` is int [N]; `given` [N] is the split that the source assigns to each row. If it assigns
 
@@ -49,7 +49,8 @@ def make_splits(
     splits.setdefault("train", np.arange(len(labels)))
     fractions = {}
     if "val" not in present:
-        fractions["val"] = val_fraction
+        if val_fraction:
+            fractions["val"] = val_fraction
         if "test" not in present and test_fraction:
             fractions["test"] = test_fraction
     if fractions:
@@ -59,8 +60,11 @@ def make_splits(
         else:
             parts = _cut_groups(labels[train], groups[train], fractions, seed, classes)
         splits |= {split: train[rows] for split, rows in parts.items()}
+    splits.setdefault("val", np.empty(0, dtype=np.int64))
     if limit is not None and limit < len(splits["train"]) + len(splits["val"]):
-        splits |= _limited({split: splits[split] for split in ("train", "val")}, labels, limit, seed)
+        splits |= _limited(
+            {split: splits[split] for split in ("train", "val") if len(splits[split])}, labels, limit, seed
+        )
     return {split: np.sort(splits[split]).astype(np.int64) for split in ("train", "val", "test") if split in splits}
 
 

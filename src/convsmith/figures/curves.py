@@ -53,9 +53,11 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> Figur
             ("train", "training", BLUE, "--"),
             ("val", "validation", VERMILLION, "-"),
         ]:
+            if rows[0][f"{split}_{metric}"] is None:  # a run without val images
+                continue
             values = [scaled(row[f"{split}_{metric}"], scale) for row in rows]
             axes.plot(epochs, values, style, color=colour, marker=marker, label=name)
-        if best is not None:
+        if best is not None and best[f"val_{metric}"] is not None:
             value = scaled(best[f"val_{metric}"], scale)
             axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
             axes.plot([best_epoch], [value], "*", color=GREEN, markersize=13, markeredgecolor="white", zorder=3)

@@ -118,7 +118,7 @@ def evaluate(
     """
     run.refuse_links()
     config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)["splits"]
-    available = [name for name in ("val", "test") if name in splits]
+    available = [name for name in ("val", "test") if splits.get(name)]
     if split not in available:
         raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(available)}")
     set_threads(config.train.threads)

@@ -109,6 +109,11 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
 def open_finished(path: Path) -> RunDir:
     """A run with everything that a report needs; a UserError names the command that makes a missing file."""
     run = open_single(path, *NEEDED)
+    if records.read(run.summary, records.Summary)["val"] is None:
+        raise UserError(
+            f"run '{path}' was trained without val images, so that there are none to report on: try it on others, "
+            f"{command('evaluate', path, '--data')} OTHER"
+        )
     for name in EVALUATED:
         if not (run.path / name).exists():
             raise UserError(f"run '{path}' has no {name}: {command('evaluate', path)} makes it")

@@ -96,7 +96,10 @@ def _study_of(run: RunDir) -> Path | None:
 def after_training(
     run: RunDir, listener: Listener = nobody, source: Source | None = None, module: nn.Module | None = None
 ) -> None:
-    """Write the report at the end of a training; a failure becomes a note and a line of the log."""
+    """Write the report at the end of a training with val images; a failure becomes a note and a line of the log."""
+    if not run.evaluation("val").exists():
+        listener(Note("report  none, since there are no val images to report on"))
+        return
     try:
         listener(Note(f"report  {report(run.path, source, module, listener)}"))
     except Exception as error:  # of any kind: hours of training must not count as failed because of a page

@@ -146,6 +146,7 @@ def crossval(
 
 def divide(dataset: Dataset, config: RunConfig, folds: int, repeats: int) -> list[Fold]:
     """The folds of the data's train and val images together."""
+    study.refuse_without_val(config)
     return make_folds(
         dataset.pool().labels,
         folds,

@@ -98,7 +98,7 @@ def perform(
         _drop_checkpoints(tried)
         summary = records.read(RunDir(tried).summary, records.Summary)
         spent += summary["seconds"]
-        row = {f"val_{metric}": value for metric, value in summary["val"].items()}
+        row = {f"val_{metric}": value for metric, value in (summary["val"] or {}).items()}
         if records.is_better(f"val_{job.metric}", row, best):
             best, chosen = row, layer
     given = fresh(parts)

@@ -65,6 +65,15 @@ def refuse_too_many(folds: int, repeats: int, trainings: int) -> None:
         raise UserError(f"this study needs {trainings:,} trainings: at most {MOST_RUNS:,} are possible")
 
 
+def refuse_without_val(config: RunConfig) -> None:
+    """A UserError for a config that leaves no images by which a study could choose an epoch."""
+    if config.data.val_fraction == 0:
+        raise UserError(
+            "a study chooses the epoch of each run by val images, of which data.val_fraction 0 leaves none: "
+            "leave it out"
+        )
+
+
 def as_html(title: object, rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of results for a notebook; numbers have four significant digits."""
     head = "".join(f"<th>{_cell(name)}</th>" for name in rows[0]) if rows else ""

@@ -120,6 +120,7 @@ def tune(
         config = config.model_copy(update={"trials": trials})
     study.refuse_jobs(jobs, backend)
     base = own.named(base_of(config, flags or {}), parts)
+    study.refuse_without_val(base)
     space = space_of(config, base)
     own.refuse_unused(space, parts, "space")
     spec = spec_of(config, base, space) | own.optimizer_of(parts)

@@ -20,11 +20,13 @@ from convsmith.training.setup import Experiment
 
 
 def finish(experiment: Experiment, tracker: Tracker) -> Finished:
-    """Evaluate the best weights on the val split and on clean train images, and write the run's results."""
+    """Evaluate the kept weights on the val split, if any, and on clean train images, and write the run's results."""
     run, config, state = experiment.run, experiment.config, experiment.state
     own = None if experiment.card.architecture else state.evaluated
     model, card = load_model(run.model, experiment.device, own)
-    record, logits = evaluate_split(model, card, experiment.dataset.val, experiment.device, run, "val")
+    record = logits = None
+    if len(experiment.dataset.val):
+        record, logits = evaluate_split(model, card, experiment.dataset.val, experiment.device, run, "val")
     clean = experiment.clean_sample
     clean_logits = logits_of(model, batches_of(clean), experiment.to_input, experiment.device)
     assert clean_logits is not None
@@ -35,7 +37,7 @@ def finish(experiment: Experiment, tracker: Tracker) -> Finished:
         "name": run.name,
         "best_epoch": state.stopping.best_epoch,
         "epochs": state.epoch,
-        "val": records.metric_values(record),
+        "val": None if record is None else records.metric_values(record),
         "train": {"accuracy": on_train["accuracy"], "loss": on_train["loss"], "n": len(clean)},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": state.total_seconds,
@@ -45,11 +47,13 @@ def finish(experiment: Experiment, tracker: Tracker) -> Finished:
     }
     run.figures.mkdir(exist_ok=True)
     save(learning_curves(rows, state.stopping.best_epoch), run.figures / "curves.png")
-    save(evaluation_figure(record), run.confusion("val"))
-    if config.track.images:
+    if record is not None:
+        save(evaluation_figure(record), run.confusion("val"))
+    if config.track.images and logits is not None:
         tracker.log({"samples": _samples(experiment, logits)}, state.step)
     summary = records.write(run.summary, records.Summary, summary)
-    run.log(f"finished: {stopped}, val accuracy {record['accuracy']:.4f}")
+    scored = "no val images" if record is None else f"val accuracy {record['accuracy']:.4f}"
+    run.log(f"finished: {stopped}, {scored}")
     return Finished(summary, record, tracker.where)
 
 

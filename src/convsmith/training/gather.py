@@ -45,11 +45,28 @@ def gather_facts(
     return Facts(
         data=dataset.config,
         train_images=len(dataset.train),
+        val_images=len(dataset.val),
         device=device.type,
         threads=set_threads(config.train.threads),
         model=given.model if given else None,
         weights=given.path if given else None,
         own_module=None if parts.module is None else type(parts.module).__name__,
+    )
+
+
+def without_val(config: RunConfig, dataset: Dataset) -> tuple[str, ...]:
+    """A sentence for a training without val images. Raises UserError if a setting cannot do without them."""
+    if len(dataset.val):
+        return ()
+    if config.schedule.name == "plateau":
+        raise UserError(
+            "schedule.name plateau watches the loss on val images, of which data.val_fraction 0 leaves none: choose "
+            "another schedule"
+        )
+    patience = "" if config.train.patience is None else f" (train.patience {config.train.patience} has no effect)"
+    return (
+        f"there are no val images: no early stopping{patience}, no best epoch and no scores; the model is that of the "
+        "last epoch",
     )
 
 

@@ -89,7 +89,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
 
             # Validate; in a few epochs, score clean train images as well.
             trained, began = _progress(experiment, began), time.perf_counter()
-            val = _scores(experiment, experiment.dataset.val, interrupts)
+            val = _scores(experiment, experiment.dataset.val, interrupts) if len(experiment.dataset.val) else {}
             if val is None:  # the epoch's training is saved, and a resume repeats its validation
                 assert interrupts.received
                 yield _stopped(experiment, interrupts.received)
@@ -106,7 +106,8 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             row["seconds"] = trained.seconds + time.perf_counter() - began
 
             # Schedule, early stopping, unfreezing.
-            state.schedule.epoch_ended(row["val_loss"])
+            if val:
+                state.schedule.epoch_ended(row["val_loss"])
             state.stopping = stopping
             best = stopping.best_epoch == trained.epoch
             state.close_epoch(row["seconds"])
@@ -119,10 +120,10 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             csv.MetricsCsv(run.metrics).append(row)
             experiment.save(best)
             saved = time.monotonic()
-            tracker.log(
-                row | ({} if config.track.wandb == "off" else {"confusion_matrix": evaluation_figure(val)}), state.step
-            )
-            run.log(f"epoch {trained.epoch}: val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.4f}")
+            figure = val and config.track.wandb != "off"
+            tracker.log(row | ({"confusion_matrix": evaluation_figure(val)} if figure else {}), state.step)
+            shown = ("val_loss", "val_accuracy") if val else ("train_loss", "train_accuracy")
+            run.log(f"epoch {trained.epoch}: {', '.join(f'{name} {row[name]:.4f}' for name in shown)}")
             over = state.exhausted or state.epoch == config.train.epochs
             unfroze = Unfroze(state.epoch, phase.unfrozen, state.trained_parameters) if phase and not over else None
             if unfroze:
@@ -244,7 +245,8 @@ def _row(experiment: Experiment, trained: StepProgress, val: dict[str, Any]) -> 
         "images_per_second": trained.images_per_second,
         **penalty_values(experiment.state.optimizer, experiment.config.regularize),
     }
-    _refuse_nonfinite(experiment, row["val_loss"], -1)
+    if val:
+        _refuse_nonfinite(experiment, row["val_loss"], -1)
     return row
 
 

@@ -29,6 +29,7 @@ class Facts:
 
     data: DataConfig
     train_images: int
+    val_images: int
     device: str
     threads: int
     model: ModelConfig | None = None
@@ -50,6 +51,8 @@ def resolve(config: RunConfig, facts: Facts) -> RunConfig:
         train |= {key: value for key, value in sizes.items() if key not in config.train.model_fields_set}
     else:
         batch_size = TrainConfig().batch
+    if not facts.val_images:  # nothing can choose an epoch
+        train |= {"keep": "last", "patience": None, "min_delta": 0.0}
     if config.train.batch_size == AUTO:
         train["batch_size"] = facts.batch_size or batch_size
     optim: dict[str, Any] = {}

@@ -46,6 +46,7 @@ from convsmith.training.gather import (
     recipe_of,
     refuse_single_images,
     to_last_phase,
+    without_val,
 )
 from convsmith.training.own import NO_PARTS, OptimizerFactory, Parts, own_optimizer, own_settings
 from convsmith.training.resolve import resolve
@@ -139,13 +140,14 @@ def prepare(
         dataset, device = open_data(config, parts, progress, given.spec if given else None)
         if splits is not None:
             dataset = dataset.with_splits(splits)
+        alone = without_val(config, dataset)
         facts = gather_facts(config, dataset, device, parts, given)
         resolved = resolve(config, facts)
     with explain_memory_errors("while the training was prepared", footprint.fix(resolved)):
         model = build_network(resolved, dataset, parts)
         if resolved.model.whiten and isinstance(model, ConvNet) and not given:
             whiten(model.first_convolution, first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
-        notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes)
+        notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes, *alone)
         finetuning = plan(model, resolved.transfer, resolved.train.epochs)
         if parts.optimizer is not None:
             facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))

@@ -64,7 +64,9 @@ class EarlyStopping:
     keep: str = "best"  # or "last": then each epoch counts as the best so far
 
     def after(self, row: Mapping[str, Any]) -> EarlyStopping:
-        """The state after an epoch with this row of metrics.csv."""
+        """The state after an epoch with this row of metrics.csv; without val images, the last epoch is kept."""
+        if self.monitor not in row:
+            return replace(self, best_epoch=row["epoch"])
         result = self
         if is_better(self.monitor, row, self._row(self.reference), self.min_delta):
             result = replace(result, reference=row[self.monitor], bad_epochs=0)
