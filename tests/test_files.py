@@ -15,12 +15,13 @@ import pytest
 
 from convsmith import files, records
 from convsmith.config import read_config
+from convsmith.data.arrow import open_columns
 from convsmith.data.audit import check_data
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import DecodeError, decode, read_header
-from convsmith.data.groups import _by_table
 from convsmith.data.parquet import open_parquet
 from convsmith.data.source import File
+from convsmith.data.tables import read_table
 from convsmith.errors import UserError
 from convsmith.export import export
 from convsmith.figures.page import render
@@ -45,8 +46,12 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "study": ("a.yaml", read_study),
     "json": ("a.json", files.read_json),
     "lines": ("a.jsonl", lambda path: records.read_lines(path, records.TestAccess)),
-    "groups": ("a.csv", _by_table),
-    "parquet": ("a.parquet", lambda path: open_parquet(path.parent, [File(path.name, 0, 0)], path.parent / "cache")),
+    "table": ("a.csv", lambda path: read_table("data.labels", path)),
+    "arrow": ("a.arrow", open_columns),
+    "parquet": (
+        "a.parquet",
+        lambda path: open_parquet(path.parent, [File(path.name, 0, 0)], path.parent / "cache", DataConfig()),
+    ),
     "safetensors": ("a.safetensors", read_tensors),
     "pth": ("a.pth", read_tensors),
     "onnx": ("a.onnx", open_exported),

@@ -263,9 +263,16 @@ def test_parquet_whose_images_lie_beside_it(plant: Plant) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"img": [b"x"], "tag": ["a"]}, r"has no label .* its columns are img, tag"),
-        ({"picture": [b"x"], "label": [1]}, r"has no image"),
-        ({"img": [b"x", b"y"], "label": [1, None]}, r"rows without a label, the first of which is row 1"),
+        (
+            {"img": [b"x"], "tag": [["a"]]},
+            r"has no label column that is found .*: set data\.label_column to one of img, tag",
+        ),
+        ({"img": [b"x"], "a": ["a"], "b": ["b"]}, r"several columns that may hold the labels: set .* to one of a, b"),
+        ({"picture": [b"x"], "label": [1]}, r"holds a single class, '1'"),
+        (
+            {"img": [b"x", b"y"], "label": [1, None]},
+            r"rows without a label, the first of which is row 1 of '.*train\.parquet'",
+        ),
         ({"img": [b"x", b"y"], "label": [0, 0]}, r"holds a single class, '0'"),
         ({"img": [1, 2], "label": [0, 1]}, r"column 'img' of '.*' is of type int64, but must hold encoded images"),
         (
@@ -291,7 +298,7 @@ def test_parquet_files_that_do_not_fit_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the classes of .*test-1.parquet' differ from those of .*test-0.parquet'"):
         opened(tmp_path)
     write_parquet(tmp_path / "test-1.parquet", [0, 2], ["a", "b"])
-    with pytest.raises(UserError, match=r"label 2 in .* is not an index of the 2 classes"):
+    with pytest.raises(UserError, match=r"label 2 in row 1 of '.*test-1\.parquet' is not an index of the 2 classes"):
         opened(tmp_path)
     (tmp_path / "test-1.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"test-1.parquet' cannot be read as Parquet"):

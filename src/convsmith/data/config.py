@@ -22,8 +22,10 @@ MAX_CHANNELS = 16  # of an image
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 ARRAYS = "arrays"  # the value of data.source for arrays in memory
+#: The keys that name columns of a table, or of Parquet and Arrow.
+COLUMN_KEYS = ("image_column", "label_column", "split_column")
 #: The keys that say where labelled images lie and how they are read; the others say what is made of them.
-READING = ("source", "labels", "label_column", "image_column", "split_column", "on_error", "cache")
+READING = ("source", "labels", *COLUMN_KEYS, "on_error", "cache")
 
 
 class MinImages(Section):

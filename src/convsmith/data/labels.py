@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsmith.data.config import DataConfig
+from convsmith.data.config import COLUMN_KEYS, DataConfig
 from convsmith.data.decode import IMAGE_SUFFIXES
 from convsmith.data.source import (
     NO_IMAGE,
@@ -111,7 +111,7 @@ def _labelled(root: Path, paths: Sequence[str], config: DataConfig) -> _Labelled
     if file is not None:
         names = Names(f"'{root}'", paths, root, file.parent)
         return _by_table(config, read_table("data.labels", file), names, paths)
-    for key in ("image_column", "label_column", "split_column"):
+    for key in COLUMN_KEYS:
         if getattr(config, key) is not None:
             raise UserError(f"data.{key} needs a table, but data.labels '{config.labels}' is not a file")
     label_of = pattern("data.labels", config.labels, _EXPECTED)

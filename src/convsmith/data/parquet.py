@@ -1,42 +1,53 @@
-"""Opens Parquet files as the Hugging Face hub lays them out: a column of encoded images and a column of labels."""
+"""Opens Parquet and Arrow files: a column of images, encoded or as paths, and a column of labels. Decodes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convsmith.data.arrow import ARROW, PARQUET, open_columns, reading
+from convsmith.data.columns import find_columns
+from convsmith.data.config import DataConfig
 from convsmith.data.source import (
     File,
     Given,
     Index,
     Labels,
+    Record,
     Source,
+    Tree,
     fingerprint_files,
     numbered_ids,
     recall,
     remember,
     split_of,
 )
-from convsmith.errors import UserError, first_line
-from convsmith.files import parse_json, require_file
+from convsmith.errors import UserError
+from convsmith.files import read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-_BATCH = 256  # rows read at a time
+STATE = "state.json"
+UNLABELLED = "rows of the test split without a label"
 
 
-def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
-    """The rows of Parquet `files` below `root`.
+def open_parquet(root: Path, files: Sequence[File], cache: Path, config: DataConfig) -> Source:
+    """The rows of Parquet or Arrow `files` below `root`.
 
-    Splits come from file or folder names (train-*, validation-*, test-*); if all names are of the same split, the
-    data counts as not divided. Class names come from the schema's ClassLabel, else from the labels themselves.
+    Splits come from file or folder names, or else from a column; if all names are of the same split, the data counts
+    as not divided. Class names come from the schema's ClassLabel, else from the labels themselves. Rows of the test
+    split whose label is missing or -1 are `unused`. Raises UserError.
     """
+    columns = (config.image_column, config.label_column, config.split_column)
     fingerprint = fingerprint_files(root, files)
+    if any(columns):
+        fingerprint = hashlib.sha256(repr((fingerprint, columns)).encode()).hexdigest()
     splits = [split_of(file.path) for file in files]
     if len(set(splits)) == 1:
         splits = [""] * len(files)
@@ -48,46 +59,60 @@ def open_parquet(root: Path, files: list[File], cache: Path) -> Source:
             f"'{root}' has no train-*.parquet, only {', '.join(sorted(set(splits)))}: add one, or rename the files"
         )
     paths = [root / file.path for file in files]
-    index = recall(cache, fingerprint) or remember(cache, fingerprint, _read_index(paths, splits))
+    index = recall(cache, fingerprint) or remember(cache, fingerprint, _read_index(paths, splits, config))
+    ids, rows = numbered_ids(index.given), _Rows(root, paths, config)
+    kept = np.flatnonzero(index.labels >= 0)
+
+    def read(row: int) -> Record:
+        return rows.read(int(kept[row]))
+
+    unlabelled = tuple(ids[row] for row in np.flatnonzero(index.labels < 0))
     return Source(
         name=str(root),
         classes=index.classes,
-        ids=numbered_ids(index.given),
-        labels=index.labels,
-        given=index.given,
+        ids=tuple(ids[row] for row in kept),
+        labels=index.labels[kept],
+        given=index.given[kept],
         fingerprint=fingerprint,
-        read=_Rows(paths).read,
+        read=read,
+        unused={UNLABELLED: unlabelled} if unlabelled else {},
     )
 
 
 class _Rows:
     """Reads rows by number. It holds one batch, so that reading them in order takes a single pass over the files."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, root: Path, paths: Sequence[Path], config: DataConfig) -> None:
+        self._root = Path(os.path.abspath(root))
         self._paths = paths
-        self._groups: list[tuple[Path, int, int]] = []  # file, row group, number of its first row
+        self._config = config
+        self._groups: list[tuple[Path, int, int]] = []  # file, group of rows, number of its first row
         self._starts: list[int] = []
-        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batches: Iterator[pa.Array] = iter(())
         self._batch: list[Any] = []
         self._batch_start = 0
         self._path = Path()
 
     def read(self, row: int) -> bytes | Path:
-        try:
-            return self._read(row)
-        except OSError as error:
-            raise UserError(f"cannot read rows of '{self._path}': {first_line(error)}") from error
-
-    def _read(self, row: int) -> bytes | Path:
         if not self._batch_start <= row < self._batch_start + len(self._batch):
-            self._seek(row)
+            with reading(self._path):
+                self._seek(row)
         value: Any = self._batch[row - self._batch_start]
         if isinstance(value, dict):
-            if value.get("bytes") is None and value.get("path"):
-                return self._path.parent / str(value["path"])
-            value = value.get("bytes")
+            content, path = value.get("bytes"), value.get("path")
+            value = path if content is None and path else content
+        if isinstance(value, str):
+            return self._below_root(value)
         assert value is None or isinstance(value, bytes)
         return value or b""
+
+    def _below_root(self, path: str) -> Path:
+        found = os.path.normpath(os.path.join(os.path.abspath(self._path.parent), path.replace("\\", "/")))
+        if self._root not in Path(found).parents:
+            raise UserError(
+                f"'{self._path}' names '{path}', which lies outside '{self._root}': move the images below it"
+            )
+        return Path(found)
 
     def _seek(self, row: int) -> None:
         self._batch_start += len(self._batch)
@@ -101,7 +126,7 @@ class _Rows:
 
     def _advance(self) -> bool:
         batch = next(self._batches, None)
-        self._batch = [] if batch is None else batch.column(0).to_pylist()
+        self._batch = [] if batch is None else batch.to_pylist()
         return batch is not None
 
     def _open_group(self, row: int) -> None:
@@ -109,102 +134,109 @@ class _Rows:
             self._list_groups()
         at = int(np.searchsorted(self._starts, row, side="right")) - 1
         self._path, group, self._batch_start = self._groups[at]
-        file = _open_file(self._path)
-        image, _ = _columns(self._path, file.schema_arrow)
-        # The iterator runs to the end of the file, so that reading in order opens each file once.
-        groups = list(range(group, file.num_row_groups))
-        self._batches = file.iter_batches(_BATCH, row_groups=groups, columns=[image], use_threads=False)
+        file = open_columns(self._path)
+        self._batches = file.batches(find_columns(file, self._config).image, group)
 
     def _list_groups(self) -> None:
         start = 0
         for path in self._paths:
-            metadata = _open_file(path).metadata
-            for group in range(metadata.num_row_groups):
-                if metadata.row_group(group).num_rows:
+            for group, count in enumerate(open_columns(path).groups):
+                if count:
                     self._groups.append((path, group, start))
                     self._starts.append(start)
-                start += metadata.row_group(group).num_rows
+                start += count
 
 
-def _read_index(paths: list[Path], splits: list[str]) -> Index:
-    columns: list[list[Any]] = []
+def _read_index(paths: Sequence[Path], splits: list[str], config: DataConfig) -> Index:
+    """The index of all rows; the label of a row of the test split that has none is -1."""
+    labels: list[list[Any]] = []
+    given: list[list[str]] = []
     names: tuple[str, ...] | None = None
-    for path in paths:
-        file = _open_file(path)
-        _, label = _columns(path, file.schema_arrow)
-        own = _class_names(file.schema_arrow, label)
-        if columns and own != names:
-            raise UserError(f"the classes of '{path}' differ from those of '{paths[0]}': {own} and {names}")
-        names = own
-        columns.append(file.read(columns=[label]).column(0).to_pylist())
-        if None in columns[-1]:
-            raise UserError(f"'{path}' has rows without a label, the first of which is row {columns[-1].index(None)}")
-    given: Given = np.repeat(np.array(splits, dtype="<U5"), [len(column) for column in columns])
-    values = np.array([value for column in columns for value in column])
-    if not len(values):
+    for path, split in zip(paths, splits, strict=True):
+        file = open_columns(path)
+        columns = find_columns(file, config)
+        if labels and columns.classes != names:
+            raise UserError(f"the classes of '{path}' differ from those of '{paths[0]}': {columns.classes} and {names}")
+        names = columns.classes
+        labels.append(file.column(columns.label))
+        by_column = config.split_column is not None or not any(splits)
+        cells = file.column(columns.split) if columns.split and by_column else []
+        given.append(_splits_of(path, config, columns.split or "", cells) or [split] * len(labels[-1]))
+    if len(paths) > 1 and len({bool(own and own[0]) for own in given if own}) > 1:
+        raise UserError(
+            f"some files below '{paths[0].parent}' have a column of splits and others none: name a split in all"
+        )
+    values = [value for own in labels for value in own]
+    homes: Given = np.array([home for own in given for home in own], dtype="<U5")
+    if not values:
         raise UserError(f"'{paths[0]}' contains no rows")
+    if "train" not in homes and any(homes):
+        raise UserError(f"'{paths[0].parent}' has no rows for train, only for {', '.join(sorted(set(homes.tolist())))}")
+    trained = {value for value, home in zip(values, homes.tolist(), strict=True) if home != "test"}
+    without = {None, -1} if names is not None or -1 not in trained else {None}
+    kept = np.array(
+        [value not in without or home != "test" for value, home in zip(values, homes.tolist(), strict=True)]
+    )
+
+    def place(row: int) -> str:
+        for path, own in zip(paths, labels, strict=True):
+            if row < len(own):
+                return f"row {row} of '{path}'"
+            row -= len(own)
+        raise AssertionError("row beyond the last")
+
+    used = [value for value, keep in zip(values, kept.tolist(), strict=True) if keep]
+    if None in used:
+        row = int(np.flatnonzero(kept)[used.index(None)])
+        raise UserError(
+            f"there are rows without a label, the first of which is {place(row)}: add it, or remove the row"
+        )
+    coded: Labels = np.full(len(values), -1, dtype=np.int64)
     if names is None:
-        distinct, labels = np.unique(values, return_inverse=True)
-        return Index(tuple(str(value) for value in distinct), labels.astype(np.int64), given)
-    outside = np.flatnonzero((values < 0) | (values >= len(names)))
+        distinct, coded[kept] = np.unique(np.array(used), return_inverse=True)
+        return Index(tuple(str(value) for value in distinct), coded, homes)
+    coded[kept] = np.array(used)
+    outside = np.flatnonzero(kept & ((coded < 0) | (coded >= len(names))))
     if len(outside):
         row = int(outside[0])
-        raise UserError(
-            f"label {values[row]} in row {row} of '{paths[0].parent}' is not an index of the {len(names)} classes"
-        )
-    coded: Labels = values.astype(np.int64)
-    return Index(names, coded, given)
+        raise UserError(f"label {coded[row]} in {place(row)} is not an index of the {len(names)} classes")
+    return Index(names, coded, homes)
 
 
-def _open_file(path: Path) -> pq.ParquetFile:
+def _splits_of(path: Path, config: DataConfig, column: str, cells: Sequence[str | None]) -> list[str]:
+    """The splits that a column names; empty if the column was only found and holds other things."""
+    found = [split_of(cell or "") for cell in cells]
+    if all(found) or (not any(found) and config.split_column is None):
+        return found if all(found) else []
+    other = next(cell for cell, split in zip(cells, found, strict=True) if not split)
+    raise UserError(
+        f"'{other}' in the column '{column}' of '{path}' is no split: write train, val or test, or rename the column"
+    )
+
+
+def column_files(root: Path, tree: Tree) -> list[File]:
+    """The Parquet or Arrow files of a tree; of a folder that `datasets` saved, those that its state.json lists.
+
+    Such a folder may hold what the library computed, too, in files that look alike. Raises UserError for files of both.
+    """
+    files = [file for file in tree.files if file.path.lower().endswith((*PARQUET, *ARROW))]
+    kinds = {file.path.lower().endswith(PARQUET) for file in files}
+    if len(kinds) > 1:
+        raise UserError(f"'{root}' holds Parquet and Arrow files: name one of them, or its folder, as data.source")
+    paths = {file.path for file in tree.files}
+    listed: dict[str, set[str]] = {}
+    for folder in {file.path[: file.path.rfind("/") + 1] for file in files}:
+        if folder + STATE in paths:
+            listed[folder] = {folder + name for name in _saved(root / folder / STATE)}
+    return [file for file in files if file.path in listed.get(file.path[: file.path.rfind("/") + 1], (file.path,))]
+
+
+def _saved(path: Path) -> list[str]:
+    """The files of a data set that `datasets` saved with `save_to_disk`."""
+    state = read_json(path)
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:  # for example the newest pyarrow beside NumPy 1, which pip installs without complaint
-        raise UserError(
-            f"pyarrow, which is needed to read '{path}', cannot be imported ({first_line(error)}): with NumPy 1, "
-            "pip install 'pyarrow<17'"
-        ) from error
-
-    try:
-        # These options stream the pages of a row group, which may be larger than memory, instead of reading all of it.
-        require_file(path)
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"'{path}' cannot be read as Parquet: {first_line(error)}") from error
-
-
-def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
-    """The names of the image and the label column."""
-    import pyarrow as pa
-
-    image = next((name for name in ("img", "image") if name in schema.names), None)
-    label = next((name for name in ("label", "fine_label") if name in schema.names), None)
-    if label is None:
-        integers = [field.name for field in schema if pa.types.is_int64(field.type)]
-        label = integers[0] if len(integers) == 1 else None
-    if image is None or label is None:
-        image_column, label_column = "image column ('img' or 'image')", "label column ('label', 'fine_label' or int64)"
-        what = image_column if image is None else label_column
-        raise UserError(f"'{path}' has no {what}: its columns are {', '.join(schema.names)}")
-    kind = schema.field(image).type
-    encoded = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    if not encoded and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-        raise UserError(
-            f"column '{image}' of '{path}' is of type {kind}, but must hold encoded images as binary or "
-            f"struct<bytes, path>"
-        )
-    kind = schema.field(label).type
-    if pa.types.is_nested(kind):
-        raise UserError(
-            f"column '{label}' of '{path}' is of type {kind}, but must hold one label per image, a number or a string"
-        )
-    return image, label
-
-
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    try:
-        names = parse_json(schema.metadata[b"huggingface"].decode())["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+        if state.get("_indices_data_files"):
+            raise UserError(f"'{path}' selects rows of its files: save the data set with flatten_indices() first")
+        return [str(file["filename"]) for file in state["_data_files"]]
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"'{path}' does not list the files of the data set: save it with save_to_disk again") from None

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.config import ARRAYS, MAX_CHANNELS, DataConfig
+from convsmith.data.arrow import ARROW, PARQUET
+from convsmith.data.config import ARRAYS, COLUMN_KEYS, MAX_CHANNELS, DataConfig
 from convsmith.data.folders import open_folder
 from convsmith.data.joined import join
 from convsmith.data.labels import open_labelled
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.native import array_channels
-from convsmith.data.parquet import open_parquet
+from convsmith.data.parquet import column_files, open_parquet
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
 
@@ -77,20 +78,23 @@ def _open(name: str, config: DataConfig) -> Source:
     path = Path(name).expanduser()
     if path.is_dir():
         tree = walk(path)
-        parquet = [file for file in tree.files if file.path.lower().endswith(".parquet")]
+        parquet = column_files(path, tree)
         if config.labels is not None and len(tree.files) > len(parquet):
             return open_labelled(path, tree, config)
         if not parquet:
             _refuse_unread(config, f"the class folders of '{path}'")
             return open_folder(path, tree)
+        _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
         others = sorted(set(tree.files).difference(parquet))
-        unused = unused_files(tree.ignored, {"not Parquet": [file.path for file in others]})
-        return replace(open_parquet(path, parquet, cache), unused=unused)
+        source = open_parquet(path, parquet, cache, config)
+        unused = unused_files(tree.ignored, {"not Parquet": [file.path for file in others]}, source.unused)
+        return replace(source, unused=unused)
     if path.is_file():
-        if path.suffix.lower() != ".parquet":
+        if path.suffix.lower() not in (*PARQUET, *ARROW):
             raise UserError(f"data.source '{path}' is a file: give a folder of images or Parquet, or a .parquet file")
+        _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
         status = path.stat()
-        return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache)
+        return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache, config)
     if len(path.parts) > 1 or path.suffix:
         raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
     raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
@@ -102,8 +106,8 @@ def _refuse_unread(config: DataConfig, what: str, *read: str) -> None:
         raise UserError(
             f"data.labels is for images in folders and archives, but {what} has labels of its own: leave it out"
         )
-    for key in ("label_column", "split_column", *(() if config.groups else ("image_column",))):
-        if getattr(config, key) is not None and key not in read:
+    for key in COLUMN_KEYS:
+        if getattr(config, key) is not None and key not in read and not (key == "image_column" and config.groups):
             raise UserError(f"data.{key} needs a table, but {what} has none: set data.labels to one, or leave it out")
 
 

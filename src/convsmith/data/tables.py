@@ -109,7 +109,7 @@ class Table:
 
     def by_names(self, names: frozenset[str]) -> list[str]:
         """The columns with one of these names, however they are written."""
-        return [column for column in self.columns if _plain(column) in names]
+        return [column for column in self.columns if plain(column) in names]
 
     def image_column(self, key: str, named: str | None, names: Names) -> str:
         """The column that says which image a row is about: `named`, or found by its name and by its cells."""
@@ -140,7 +140,8 @@ class Table:
         return ", ".join(f"'{cell}'" for cell in row) or "missing"
 
 
-def _plain(column: str) -> str:
+def plain(column: str) -> str:
+    """A column's name in small letters, without blanks, hyphens and underscores."""
     return "".join(letter for letter in column.casefold() if letter.isalnum())
 
 
