@@ -354,6 +354,10 @@ def test_completion_in_bash(inside: Path, capsys: pytest.CaptureFixture[str], ty
 MISTAKES = [
     ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
     ("train --optim.lrr 1", "unknown flag '--optim.lrr'. Did you mean '--optim.lr'?"),
+    ("train --pretrained", "unknown flag '--pretrained'. Did you mean '--transfer.weights'?"),
+    ("train --arch resnet18", "unknown flag '--arch'. Did you mean '--model.name'?"),
+    ("train --model resnet18", "write --model torchvision/resnet18 or timm/resnet18"),
+    ("runs --weights a", "unknown flag '--weights'. (see"),
     ("train --lr -1", "optim.lr: input should be greater than 0"),
     ("train --lr", "--lr: expected one argument"),
     ("train --preset baselin", "preset 'baselin' does not exist. Did you mean 'baseline'?"),

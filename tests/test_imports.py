@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "machine": {"data", "tracking", "config"},
     "modelsummary": {"data", "nets", "config", "rundir", "prediction", "transfer", "training"},
     "spec": {"data", "config", "training"},
-    "recipes": {"data", "config", "training", "transfer", "studies"},
+    "recipes": {"data", "nets", "config", "training", "transfer", "studies"},
     # What shows events and results, and drives nothing.
     "display": {"nets", "prediction", "rundir"},
     "study_display": {"display"},

@@ -103,6 +103,26 @@ SHORTHANDS = {
     "seed": "train.seed",
     "device": "train.device",
 }
+#: Keys by the names that other programs have for them.
+ELSEWHERE = {
+    **dict.fromkeys(("pretrained", "weights", "checkpoint", "finetune"), "transfer.weights"),
+    **dict.fromkeys(("arch", "architecture", "backbone", "net", "network"), "model.name"),
+    **dict.fromkeys(("dataset", "data-dir", "root"), "data.source"),
+    **dict.fromkeys(("imgsz", "img-size", "image-size", "size", "resolution"), "data.image_size"),
+    **dict.fromkeys(("learning-rate", "lr0"), "optim.lr"),
+    **dict.fromkeys(("opt", "optimizer", "optimiser"), "optim.name"),
+    **dict.fromkeys(("wd", "weight-decay"), "regularize.l2"),
+    **dict.fromkeys(("batch", "bs"), "train.batch_size"),
+    **dict.fromkeys(("num-epochs", "max-epochs"), "train.epochs"),
+    **dict.fromkeys(("early-stopping", "early-stop"), "train.patience"),
+    **dict.fromkeys(("scheduler", "lr-scheduler", "sched"), "schedule.name"),
+    **dict.fromkeys(("workers", "num-workers"), "train.threads"),
+}
+
+
+def called_elsewhere(word: str) -> str | None:
+    """The key that `word`, a flag or a setting that we do not have, is the usual name of, or None."""
+    return ELSEWHERE.get(word.lstrip("-").replace("_", "-").lower())
 
 
 def fields() -> Iterator[tuple[str, FieldInfo]]:

@@ -14,6 +14,7 @@ from convsmith.data.named import known_shape
 from convsmith.data.sources import Source, cache_folder, open_source
 from convsmith.errors import UserError
 from convsmith.events import Listener, Note, nobody
+from convsmith.nets.build import refuse_unknown
 from convsmith.studies.book import results
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import lookup
@@ -86,6 +87,8 @@ class _Choice:
 
 def _chosen(settings: Settings, source: Source | None) -> _Choice:
     config, named = settings.config, settings.layer.get("model")
+    if not config.model.is_library:
+        refuse_unknown(config.model.name)  # before the data are opened
     weights = settings.layer.get("transfer", {}).get("weights", AUTO_WEIGHTS)
     if config.model.is_library:
         network = config.model.name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from convsmith.config import SHORTHANDS, Layer, RunConfig, Settings, merge, read_config
+from convsmith.config import SHORTHANDS, Layer, RunConfig, Settings, called_elsewhere, merge, read_config
 from convsmith.contracts import checked
 from convsmith.data.config import ARRAYS, DataConfig, reading
 from convsmith.data.sources import Source, cache_folder, from_arrays
@@ -143,8 +143,10 @@ def _settings_layer(settings: Mapping[str, Any]) -> Layer:
             layer = merge(layer, {name: dict(value)})
         else:
             names = [*shorts, *RunConfig.model_fields]
+            section, _, key = (called_elsewhere(name) or "").partition(".")
+            usual = f" Did you mean {section}={{'{key}': ...}}?" if key else nearest(name, names)
             raise UserError(
-                f"unknown setting '{name}'.{nearest(name, names)} Short names: {', '.join(shorts)}; sections, each "
+                f"unknown setting '{name}'.{usual} Short names: {', '.join(shorts)}; sections, each "
                 f"as a dict: {', '.join(RunConfig.model_fields)}"
             )
     return layer

@@ -296,7 +296,10 @@ def test_gray_asked_for_gets_the_mean_of_the_means() -> None:
 
 MISTAKES = [
     (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist: give none, default"),
-    (["--model", "resnet18", "--transfer.weights", "default"], "model 'resnet18' does not exist. Did you mean"),
+    (
+        ["--model", "resnet18", "--transfer.weights", "default"],
+        "a network of a library: write --model torchvision/resnet18 or timm/resnet18",
+    ),
     (["--transfer.weights", "default"], "'simple-cnn' has no pretrained weights; choose a --model that has"),
     (["--model", "convnet"], "is a small-resnet, but model.name is convnet: leave model.name out"),
     (["--model", "simple-cnn"], "is a small-resnet, but model.name is simple-cnn: leave model.name out"),

@@ -64,8 +64,20 @@ def _refuse_oversized(model: nn.Module) -> None:
 def refuse_unknown(name: str) -> None:
     """Raise UserError for a name that is neither our network nor of the form library/architecture."""
     library, slash, _ = name.partition("/")
-    if name not in MODELS and not (slash and library in LIBRARIES):
-        raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
+    if name in MODELS or (slash and library in LIBRARIES):
+        return
+    if not slash and (found := in_libraries(name)):
+        raise UserError(f"model '{name}' is the name of a network of a library: write --model {' or '.join(found)}")
+    raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
+
+
+def in_libraries(name: str) -> list[str]:
+    """The networks of this name, each with its library."""
+    import timm
+    from torchvision import models
+
+    has = {"torchvision": name in models.list_models(module=models), "timm": timm.is_model(name)}
+    return [f"{library}/{name}" for library in LIBRARIES if has[library]]
 
 
 def _refuse_unused(config: ModelConfig, used: frozenset[str]) -> None:

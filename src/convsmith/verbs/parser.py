@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+from convsmith.config import called_elsewhere
 from convsmith.errors import UserError, choose, nearest
 
 
@@ -127,7 +128,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unexpected argument '{flag}'")
             section = flag.lstrip("-").partition(".")[0]
             known = section if section in self.sections else ""
-            self.error(f"unknown flag '{flag}'.{nearest(flag, self._option_string_actions)}", known)
+            key = called_elsewhere(flag)
+            usual = f" Did you mean '--{key}'?" if f"--{key}" in self._option_string_actions else ""
+            self.error(f"unknown flag '{flag}'.{usual or nearest(flag, self._option_string_actions)}", known)
         return args
 
 
