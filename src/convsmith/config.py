@@ -154,6 +154,11 @@ def is_section(info: FieldInfo) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
+def takes_mapping(info: FieldInfo) -> bool:
+    """Whether the value may be a mapping of the user's own names."""
+    return any(typing.get_origin(kind) is dict for kind in typing.get_args(info.annotation))
+
+
 def read_layer(path: Path) -> Layer:
     """The sections in a YAML file."""
     try:
@@ -218,7 +223,8 @@ def flag_layer(flags: Mapping[str, str | list[str]]) -> Layer:
         info = known[key]
         section, name = key.split(".")
         value: Any = text
-        if isinstance(text, str) and (typing.get_origin(core_type(info)) is tuple or is_section(info)):
+        is_list = typing.get_origin(core_type(info)) is tuple
+        if isinstance(text, str) and (is_list or is_section(info) or (text.startswith("{") and takes_mapping(info))):
             value = parse_yaml(text, f"--{key}")
         layer.setdefault(section, {})[name] = value
     return layer

@@ -26,8 +26,8 @@ from convsmith.files import explain_os_errors, refuse_to_replace, write_bytes
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
-from convsmith.prediction.model_file import ModelCard
 from convsmith.prediction.inputs import find_images
+from convsmith.prediction.model_file import ModelCard
 from convsmith.prediction.predictor import Predictor, load_predictor
 from convsmith.records import versioned
 from convsmith.rundir import RunDir

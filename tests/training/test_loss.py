@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
+from convsmith.config import flag_layer, validate
 from convsmith.contracts import Batch
+from convsmith.errors import UserError
 from convsmith.training.config import TrainConfig
-from convsmith.training.loss import balanced_weights, build_loss
+from convsmith.training.loss import balanced_weights, build_loss, class_weights
 
 LOGITS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 4
@@ -80,6 +82,19 @@ def test_focal_gradients_in_float32_are_those_of_the_formula(gamma: float, weigh
     loss.backward()
     assert loss.item() == pytest.approx(-(share * q**gamma * log_p).sum().item() / share.sum().item(), rel=1e-5)
     torch.testing.assert_close(ours.grad, expected.float(), rtol=1e-4, atol=1e-7)
+
+
+def test_weights_may_be_given_by_the_names_of_classes() -> None:
+    config = validate(flag_layer({"train.class_weights": "{dog: 2, 7: 0.5}"})).train
+    weights = class_weights(config.class_weights, np.array([0]), ("7", "cat", "dog"))
+    assert weights is not None
+    assert weights.tolist() == [0.5, 1, 2]
+    assert class_weights("none", np.array([0]), ("a",)) is None
+    with pytest.raises(UserError, match=r"class 'dig' does not exist\. Did you mean 'dog'\? Choices: cat, dog"):
+        class_weights({"dig": 2.0}, np.array([0]), ("cat", "dog"))
+    for wrong in ("balance", "{}", "{cat: 0}", "{cat: two}", "{cat: true}"):
+        with pytest.raises(UserError, match=r"train.class_weights: must be none, balanced or numbers above 0 by class"):
+            validate(flag_layer({"train.class_weights": wrong}))
 
 
 def test_balanced_weights_are_scikit_learns_and_zero_for_an_absent_class() -> None:

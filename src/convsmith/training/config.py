@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -33,8 +34,10 @@ class TrainConfig(Section):
     )
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
     focal_gamma: float = Field(2.0, ge=0, le=10)
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: a class has weight n / (classes x its number of images) in the loss"
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="weights of classes in the loss; balanced: n / (classes x its number of images); or by name, "
+        "'{cat: 2, dog: 0.5}', and 1 for the others",
     )
     monitor: Monitor = Field("val_accuracy", description="the metric for the best epoch and for early stopping")
     keep: Literal["best", "last"] = Field(
@@ -59,6 +62,17 @@ class TrainConfig(Section):
         """The batch size of a resolved config."""
         assert isinstance(self.batch_size, int), "a resolved config has a number"
         return self.batch_size
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _a_choice_or_weights(cls, value: Any) -> Any:
+        if value in ("none", "balanced"):
+            return value
+        weights = value if isinstance(value, dict) else {}
+        numbers = all(type(weight) in (int, float) and 0 < weight < inf for weight in weights.values())
+        if not weights or not numbers:
+            raise ValueError("must be none, balanced or numbers above 0 by class, as '{cat: 2, dog: 0.5}'")
+        return {str(name): float(weight) for name, weight in weights.items()}
 
     @field_validator("batch_size", mode="wrap")
     @classmethod

@@ -24,7 +24,7 @@ from convsmith.nets.build import build
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.runtime import keep_freed_memory, seed_everything, select_device, set_threads
 from convsmith.training.layout import seconds_per_step
-from convsmith.training.loss import balanced_weights, build_loss
+from convsmith.training.loss import build_loss, class_weights
 from convsmith.training.own import Parts, refuse_unfit
 from convsmith.training.resolve import Facts
 from convsmith.training.step import Recipe
@@ -171,10 +171,9 @@ def first_images(dataset: Dataset, count: int, device: torch.device) -> torch.Te
 
 
 def recipe_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe:
-    weights = None
-    if config.train.class_weights == "balanced":
-        weights = balanced_weights(dataset.train.labels, len(dataset.classes)).to(device)
-    return Recipe(build_loss(config.train, config.regularize.label_smoothing, weights), config.regularize)
+    weights = class_weights(config.train.class_weights, dataset.train.labels, dataset.classes)
+    on_device = None if weights is None else weights.to(device)
+    return Recipe(build_loss(config.train, config.regularize.label_smoothing, on_device), config.regularize)
 
 
 def measure_layout(

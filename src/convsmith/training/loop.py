@@ -36,7 +36,7 @@ from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
 from convsmith.training.finish import finish
-from convsmith.training.loss import balanced_weights
+from convsmith.training.loss import class_weights
 from convsmith.training.setup import Experiment
 from convsmith.training.step import step
 from convsmith.transfer.features import FeatureFiles, logits_of_features
@@ -182,8 +182,8 @@ def _solve_head(experiment: Experiment) -> None:
     assert features is not None
     assert config.transfer.head_l2 is not None
     (views, _, width), classes = features.train.shape, len(experiment.card.classes)
-    balanced = config.train.class_weights == "balanced"
-    weights = balanced_weights(train.labels, classes).numpy() if balanced else None
+    given = class_weights(config.train.class_weights, train.labels, experiment.card.classes)
+    weights = None if given is None else given.numpy()
     rows, labels = features.train.reshape(-1, width).numpy(), np.tile(train.labels, views)
     head = next(solve(rows, labels, classes, [config.transfer.head_l2], weights))
     averages = [experiment.state.average.model] if experiment.state.average else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsmith.contracts import Batch
+from convsmith.errors import choose
 from convsmith.training.config import TrainConfig
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -20,6 +21,17 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
     counts = np.bincount(labels, minlength=classes)
     weights = np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def class_weights(setting: str | Mapping[str, float], labels: np.ndarray, classes: Sequence[str]) -> Tensor | None:
+    """The weights of `train.class_weights`, float32 [K]; None for none. UserError for a class that does not exist."""
+    if setting == "none":
+        return None
+    if isinstance(setting, str):
+        return balanced_weights(labels, len(classes))
+    if unknown := [name for name in setting if name not in classes]:
+        raise choose("train.class_weights: class", unknown[0], classes)
+    return torch.tensor([setting.get(name, 1.0) for name in classes], dtype=torch.float32)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
