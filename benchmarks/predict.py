@@ -1,0 +1,164 @@
+"""`convsmith predict` beside a plain PyTorch loop with two workers: whole processes, in turns, on the same photographs.
+
+    python benchmarks/predict.py FOLDER WEIGHTS.safetensors [--model tf_efficientnet_lite0] [--images 736] [--runs 5]
+
+FOLDER holds photographs in class folders; a linear probe of the weights is trained on them, and then both contestants
+classify copies of them, as many as asked for, and write a CSV file. The loop is what one would write: timm's network
+with the same weights, a DataLoader with two workers, batches of 64, torchvision's transforms with the same sizes and
+filter, inference mode, softmax. Time is from the start of a process to its end; memory is that of the largest process. The
+probabilities of both are compared. Writes docs/results/predict.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "predict.json"
+BATCH, WORKERS = 64, 2
+
+
+def loop(model: str, run: Path, photos: Path, out: Path) -> None:
+    """The plain loop, which imports nothing of convsmith."""
+    import timm
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    card = json.loads((run / "model/model.json").read_text())
+    rules, classes = card["preprocessing"], card["classes"]
+    size = rules["image_size"]
+    transform = transforms.Compose(
+        [
+            transforms.Resize(round(size / rules["crop"]), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(rules["mean"], rules["std"]),
+        ]
+    )
+
+    class Photos(Dataset):
+        def __init__(self) -> None:
+            self.files = sorted(photos.iterdir())
+
+        def __len__(self) -> int:
+            return len(self.files)
+
+        def __getitem__(self, index: int) -> Any:
+            return transform(Image.open(self.files[index]).convert("RGB"))
+
+    net = timm.create_model(model, num_classes=len(classes))
+    net.load_state_dict(
+        {
+            key.removeprefix("net.").replace("head.", "classifier."): value
+            for key, value in load_file(run / "model/model.safetensors").items()
+        }
+    )
+    net.eval()
+    dataset = Photos()
+    found = []
+    with torch.inference_mode():
+        for images in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
+            found.append(net(images).softmax(dim=1))
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *(f"p_{name}" for name in classes)])
+        for path, row in zip(dataset.files, torch.cat(found).tolist(), strict=True):
+            writer.writerow([path, *row])
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    """Seconds from start to end, seconds of the processors, and the peak memory of the largest process in MB."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, f"{command} ended with {status}"
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1000,
+    }
+
+
+def probabilities(path: Path) -> dict[str, list[float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            Path(row["id"]).name: [float(value) for key, value in row.items() if key.startswith("p_")]
+            for row in csv.DictReader(file)
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--images", type=int, default=736)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--loop", nargs=3, type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.loop:
+        loop(args.model, *args.loop)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        photos, runs = here / "photos", here / "runs"
+        photos.mkdir()
+        files = sorted(file for file in args.folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        for number in range(args.images):
+            shutil.copy(files[number % len(files)], photos / f"{number:06d}{files[number % len(files)].suffix}")
+        convsmith = [sys.executable, "-m", "convsmith.cli"]
+        training = f"train --preset linear-probe --model timm/{args.model} --name probe --track.wandb off".split()
+        paths = ["--data", args.folder, "--transfer.weights", args.weights, "--runs-dir", runs]
+        subprocess.run([*convsmith, *training, *paths], check=True, stdout=subprocess.DEVNULL)
+        contestants = {
+            "convsmith": [*convsmith, "predict", str(runs / "probe"), str(photos), "--out", str(here / "ours.csv")],
+            "plain loop": [
+                *(sys.executable, __file__, str(args.folder), str(args.weights), "--model", args.model, "--loop"),
+                *map(str, (runs / "probe", photos, here / "loop.csv")),
+            ],
+        }
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+        for number in range(args.runs + 1):
+            for name, command in contestants.items():
+                found = measured(command)
+                if number:  # the first of each fills the caches of the system
+                    results[name].append(found)
+                    print(name, found, flush=True)
+        ours, theirs = probabilities(here / "ours.csv"), probabilities(here / "loop.csv")
+    differences = [max(abs(a - b) for a, b in zip(ours[name], theirs[name], strict=True)) for name in theirs]
+    medians = {
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in results.items()
+    }
+    record = {
+        "images": args.images,
+        "model": args.model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "medians": medians,
+        "times_as_fast": statistics.median(
+            b["seconds"] / a["seconds"] for a, b in zip(results["convsmith"], results["plain loop"], strict=True)
+        ),
+        "largest_difference_of_a_probability": max(differences),
+        "same_class": sum(
+            ours[name].index(max(ours[name])) == theirs[name].index(max(theirs[name])) for name in theirs
+        ),
+        "runs": results,
+    }
+    OUT.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in record.items() if key != "runs"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
