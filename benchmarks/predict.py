@@ -5,8 +5,8 @@
 FOLDER holds photographs in class folders; a linear probe of the weights is trained on them, and then both contestants
 classify copies of them, as many as asked for, and write a CSV file. The loop is what one would write: timm's network
 with the same weights, a DataLoader with two workers, batches of 64, torchvision's transforms with the same sizes and
-filter, inference mode, softmax. Time is from the start of a process to its end; memory is that of the largest process. The
-probabilities of both are compared. Writes docs/results/predict.json.
+filter, inference mode, softmax. Time is from the start of a process to its end; memory is that of the largest process.
+The probabilities of both are compared. Writes docs/results/predict.json.
 """
 
 from __future__ import annotations

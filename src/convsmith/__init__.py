@@ -59,11 +59,15 @@ def train(
     config: str | Path | None = None,
     name: str | None = None,
     runs_dir: str | Path = "runs",
+    resume: bool = False,
     optimizer: OptimizerFactory | None = None,
     show: Show = True,
     **settings: Any,
 ) -> Run:
     """Train a classifier into a new run directory and return it.
+
+    Without a `name`, a training that the same settings began and that was interrupted is continued. With `resume`, the
+    run of this `name` is continued if it exists.
 
     `data`: a name, a path, or ``(images, labels)`` with images uint8 [N, H, W] or [N, H, W, C] and labels integers or
     strings [N]; by default that of `config` or `preset`, or else digits. `model`: a name, or a module of your own that
@@ -79,7 +83,8 @@ def train(
 
     spec = spec_of(data, model, preset, config, optimizer, settings)
     with listening(show) as listener:
-        return runs.train(decide(spec.settings, spec.parts, listener), spec.parts, name, Path(runs_dir), listener)
+        chosen = decide(spec.settings, spec.parts, listener)
+        return runs.train(chosen, spec.parts, name, Path(runs_dir), listener, go_on=resume)
 
 
 def resume(

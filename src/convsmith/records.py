@@ -299,10 +299,14 @@ class Splits(Record):
 
 
 class Environment(Record):
-    """environment.json; the versions of packages by name, and facts about the machine."""
+    """environment.json; the versions of packages by name, and facts about the machine.
+
+    `asked` is the config of a training before anything was chosen; empty where it was not recorded.
+    """
 
     __pydantic_extra__: dict[str, str | int | float | None]
     versions: dict[str, str] = {}
+    asked: dict[str, Any] = {}
 
 
 class Unread(BaseModel):

@@ -17,12 +17,12 @@ from convsmith.prediction.evaluate import evaluate, evaluate_other, moved_source
 from convsmith.prediction.inputs import with_ids
 from convsmith.prediction.predicting import predict_all
 from convsmith.prediction.predictor import Prediction, Predictor, as_prediction, load_predictor
-from convsmith.rundir import RunDir, open_run, open_trained, refuse_taken
+from convsmith.rundir import RunDir, open_run, open_single, open_trained, refuse_taken
 from convsmith.runtime import Interrupts
 from convsmith.spec import Data, reading_of
 from convsmith.terminal import warn
 from convsmith.tracking import csv
-from convsmith.training import checkpoint, setup
+from convsmith.training import checkpoint, interrupted, setup
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.training.setup import Experiment
@@ -252,11 +252,38 @@ def train(
     name: str | None = None,
     runs_dir: Path = Path("runs"),
     listener: Listener = nobody,
+    go_on: bool = False,
 ) -> Run:
-    """Train into a new run directory and write its report. Raises UserError, RunFailed, and Stopped on a signal."""
+    """Train into a new run directory and write its report. Raises UserError, RunFailed, and Stopped on a signal.
+
+    Without a name, a training that was begun with the same config and interrupted is continued. With `go_on` the run
+    `name` is continued if it exists; where it was begun with other settings, that is a UserError.
+    """
+    if go_on and name is None:
+        raise UserError("--resume goes with --name; without a name, an interrupted run is found by itself")
+    if go_on and (runs_dir / str(name)).exists():
+        found = open_single(runs_dir / str(name))
+        interrupted.refuse_other(found, config)
+        if found.summary.exists():
+            listener(Note(f"'{found.path}' is finished: there is nothing to resume"))
+        return resume(found, parts, listener)
     refuse_taken(runs_dir, name)
+    described = config if parts == NO_PARTS else None  # what is the user's own cannot be compared
+    if name is None and described is not None and (left := interrupted.find(runs_dir, described)) is not None:
+        try:
+            experiment = setup.resume(left, parts)
+        except UserError as error:
+            listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
+        else:
+            listener(
+                Note(
+                    f"going on with '{left.path}', which the same settings began and which was interrupted; a "
+                    "new run has a name of its own: --name NEW"
+                )
+            )
+            return _finish(experiment, parts, listener)
     prepared = setup.prepare(config, parts, counter(listener, "decoding"))
-    return _finish(setup.start(prepared, runs_dir, name, parts), parts, listener)
+    return _finish(setup.start(prepared, runs_dir, name, parts, asked=described), parts, listener)
 
 
 def resume(run: RunDir, parts: Parts = NO_PARTS, listener: Listener = nobody) -> Run:

@@ -130,7 +130,7 @@ def ablate(
         "arms": changed,
         **own.optimizer_of(parts),
     }
-    run = study.existing(runs_dir, name, spec)
+    run = study.existing(runs_dir, name, spec, listener)
     if run is None:
         backends.runner_for(backend, parts)
         runs = len(arms) * config.folds * config.repeats * config.seeds

@@ -124,7 +124,7 @@ def crossval(
     config = own.named(config, parts)
     spec = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
     spec |= own.optimizer_of(parts)
-    run = study.existing(runs_dir, name, spec)
+    run = study.existing(runs_dir, name, spec, listener)
     if run is None:
         backends.runner_for(backend, parts)
         max_workers = min(own.workers(jobs, backend, parts, nobody), folds * repeats)

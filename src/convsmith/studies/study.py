@@ -14,6 +14,7 @@ from convsmith import records, rundir
 from convsmith.config import RunConfig, differences, read_layer, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.errors import UserError
+from convsmith.events import Listener, Note, nobody
 from convsmith.files import write_text
 from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
@@ -90,8 +91,13 @@ def threads_for(config: RunConfig, max_workers: int) -> RunConfig:
     return config.with_values(train={"threads": config.train.threads or max(1, set_threads(None) // max_workers)})
 
 
-def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDir | None:
-    """The study `name` if it was started before; a UserError where its spec was different then."""
+def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any], listener: Listener = nobody) -> RunDir | None:
+    """The study `name` if it was started before; a UserError where its spec was different then.
+
+    Without a name, the study that was started with the same spec and interrupted; the listener is told of it.
+    """
+    if name is None:
+        return _interrupted(runs_dir, spec, listener)
     if not name or not (runs_dir / name).exists():
         rundir.refuse_taken(runs_dir, name)
         return None
@@ -100,14 +106,44 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunDi
     before = read_spec(run)
     if before["kind"] != spec["kind"]:
         raise UserError(f"'{run.path}' is a study of another kind ({before['kind']}): choose another --name")
-    # A key that is newer than the version that started the study has its default value.
-    before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
-    if changed := [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]:
+    if changed := _changes(before, spec):
         raise UserError(
             f"study '{run.path}' was started with other settings ({'; '.join(changed)}): "
             "choose another --name, or give the same settings again to resume it"
         )
     return run
+
+
+def _changes(before: dict[str, Any], spec: Mapping[str, Any]) -> list[str]:
+    """What a study's spec was before and is now. A newer key than the version that started it has its default value."""
+    before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
+    return [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]
+
+
+def _interrupted(runs_dir: Path, spec: Mapping[str, Any], listener: Listener) -> RunDir | None:
+    """The study in `runs_dir` with the same spec that is neither finished nor running and was changed last.
+
+    None where an object of the user's own takes part, which a spec does not describe.
+    """
+    config = validate(spec["config" if "config" in spec else "base"])
+    own = config.data.is_own or config.model.is_own or config.optim.is_own or "own_optimizer" in spec
+    if own or not runs_dir.is_dir():
+        return None
+    for run in rundir.runs_in(runs_dir):
+        try:
+            if not run.study.exists() or rundir.read_study(run)["kind"] != spec["kind"]:
+                continue
+            if not _changes(read_spec(run), spec) and rundir.state_of(run) == "stopped":
+                listener(
+                    Note(
+                        f"going on with '{run.path}', which the same settings began and which was interrupted; a new "
+                        "study has a name of its own: --name NEW"
+                    )
+                )
+                return run
+        except UserError:  # it is damaged, which `resume` says of the study that it is given
+            continue
+    return None
 
 
 def read_spec(run: RunDir) -> dict[str, Any]:

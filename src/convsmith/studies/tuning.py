@@ -124,7 +124,7 @@ def tune(
     space = space_of(config, base)
     own.refuse_unused(space, parts, "space")
     spec = spec_of(config, base, space) | own.optimizer_of(parts)
-    run = _existing(runs_dir, name, spec)
+    run = _existing(runs_dir, name, spec, listener)
     if run is None:
         if config.storage:
             with connected(config.storage):
@@ -265,10 +265,10 @@ def _run_trials(
     return failed
 
 
-def _existing(runs_dir: Path, name: str | None, spec: dict[str, Any]) -> RunDir | None:
+def _existing(runs_dir: Path, name: str | None, spec: dict[str, Any], listener: Listener) -> RunDir | None:
     """The study with this name if it was started before; it may be given more trials than at first."""
     if name is None or not RunDir(runs_dir / name).study.exists():
-        return study.existing(runs_dir, name, spec)
+        return study.existing(runs_dir, name, spec, listener)
     before = study.read_spec(RunDir(runs_dir / name)).get("trials", spec["trials"])
     more = spec["trials"] > before
     run = study.existing(runs_dir, name, spec | {"trials": before} if more else spec)

@@ -192,8 +192,17 @@ def _unused_keys(optim: OptimConfig) -> list[str]:
     return [f"optim.{key} has no effect, since the optimiser is your own" for key in set_keys]
 
 
-def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Parts = NO_PARTS) -> Experiment:
-    """Create a new run with its config, environment, splits and first checkpoint, before the first step."""
+def start(
+    prepared: Prepared,
+    runs_dir: Path,
+    name: str | None = None,
+    parts: Parts = NO_PARTS,
+    asked: RunConfig | None = None,
+) -> Experiment:
+    """Create a new run with its config, environment, splits and first checkpoint, before the first step.
+
+    `asked` is the config before anything was chosen, by which `interrupted.find` knows the run.
+    """
     config, dataset = prepared.config, prepared.dataset
     rundir.refuse_taken(runs_dir, name)
     explained = explain_memory_errors("before the first step", footprint.fix(config))
@@ -202,6 +211,7 @@ def start(prepared: Prepared, runs_dir: Path, name: str | None = None, parts: Pa
         experiment = _assemble(run, config, dataset, prepared.device, model, layers, finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
         record = environment() | {"device": config.train.device, "threads": config.train.threads}
+        record["asked"] = asked.model_dump(mode="json") if asked else {}
         records.write(run.environment, records.Environment, record)
         records.write(run.splits, records.Splits, dataset.splits_record())
         if dataset.failures:

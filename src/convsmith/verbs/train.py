@@ -19,6 +19,9 @@ EXAMPLES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="with --name: go on with that run if it exists, and else begin it"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     add_config_arguments(parser)
 
@@ -32,5 +35,11 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.run import train
 
     with Display() as display:
-        train(decide(settings, listener=display), name=args.name, runs_dir=Path(args.runs_dir), listener=display)
+        train(
+            decide(settings, listener=display),
+            name=args.name,
+            runs_dir=Path(args.runs_dir),
+            listener=display,
+            go_on=args.resume,
+        )
     return 0
