@@ -42,6 +42,7 @@ __all__ = [
     "doctor",
     "load",
     "lr_find",
+    "models",
     "presets",
     "resume",
     "runs",
@@ -341,6 +342,19 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     from convsmith.rundir import listing
 
     return listing(Path(folder))
+
+
+def models(pattern: str | None = None, limit: int = 20) -> list[dict[str, Any]]:
+    """Networks of torchvision and timm with pretrained weights whose names contain `pattern` (or match ``timm/res*``).
+
+    At most `limit` are described; without a pattern, those whose weights are on this machine and those that `train`
+    prefers. Each has its name (`model`), `parameters` and `macs` with the library's head, the `image_size` of its
+    weights, the file of its `weights` on this machine (else None), and `images_per_second` of a training step here,
+    where one was measured (else None).
+    """
+    from convsmith.zoo import described, matching
+
+    return described(matching(pattern)[: max(limit, 1)])
 
 
 def presets(name: str | None = None) -> dict[str, str]:

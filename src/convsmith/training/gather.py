@@ -23,10 +23,12 @@ from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.runtime import keep_freed_memory, seed_everything, select_device, set_threads
+from convsmith.training import speeds
 from convsmith.training.layout import seconds_per_step
 from convsmith.training.loss import build_loss, class_weights
 from convsmith.training.own import Parts, refuse_unfit
 from convsmith.training.resolve import Facts
+from convsmith.training.speeds import Speed
 from convsmith.training.step import Recipe
 from convsmith.transfer import weights
 from convsmith.transfer.unfreezing import Finetuning
@@ -212,4 +214,7 @@ def measure_layout(
     if len(layouts) > 1:
         with suppress(OSError):  # if the cache cannot be written, the next start measures again
             files.write_text(remembered, layout)
+    if config.model.is_library:
+        speed = Speed(len(images) / times[layout], config.data.image_size, device.type)
+        speeds.remember(cache_folder(config.data), config.model.name, speed)
     return layout, times[layout] / len(images) * len(dataset.train)

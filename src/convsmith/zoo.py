@@ -1,0 +1,95 @@
+"""The networks that have pretrained weights, and what is known of them on this machine. Downloads nothing."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convsmith.data.config import DataConfig
+from convsmith.data.sources import cache_folder
+from convsmith.errors import UserError
+from convsmith.nets.shapes import totals, trace
+from convsmith.recipes import PREFERRED
+from convsmith.training import speeds
+from convsmith.transfer import lookup
+from convsmith.transfer.pretrained import expected_input
+
+
+def matching(pattern: str | None) -> list[str]:
+    """Names ``library/network`` with pretrained weights that contain `pattern`, or match it as ``timm/resnet*``.
+
+    Without a pattern, those whose weights are on this machine and those that `train` prefers. Raises UserError where
+    none is found.
+    """
+    if pattern is None:
+        return list(dict.fromkeys([*lookup.all_at_hand(cache_folder(DataConfig())), *PREFERRED]))
+    import timm
+    from torchvision import models
+
+    names = [f"torchvision/{name}" for name in models.list_models(module=models)]
+    names += [f"timm/{_untagged(name)}" for name in timm.list_models(pretrained=True)]
+    wanted = pattern.lower()
+    found = [name for name in names if wanted in name.lower() or fnmatch.fnmatchcase(name.lower(), wanted)]
+    if not found:
+        raise UserError(
+            f"no network with pretrained weights matches '{pattern}': give a part of its name, such as lite"
+        )
+    return sorted(found)
+
+
+def _untagged(name: str) -> str:
+    """timm's name without the tag of its weights, where these are the ones that the bare name stands for."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    config = timm.get_pretrained_cfg(architecture)
+    return architecture if config is not None and config.tag == tag else name
+
+
+def described(names: Sequence[str]) -> list[dict[str, Any]]:
+    """What `convsmith.models` says of each network."""
+    cache = cache_folder(DataConfig())
+    return [_described(name, cache) for name in names]
+
+
+def _described(name: str, cache: Path) -> dict[str, Any]:
+    spec = expected_input(name)
+    file, speed = lookup.at_hand(name, cache), speeds.recall(cache, name)
+    size = None if spec is None else spec.size
+    parameters, macs = _facts(name, 3 if spec is None else spec.channels, 224 if size is None else size)
+    return {
+        "model": name,
+        "parameters": parameters,
+        "macs": macs,
+        "image_size": size,
+        "weights": file,
+        "images_per_second": None if speed is None else speed.images_per_second,
+    }
+
+
+def _facts(name: str, channels: int, size: int) -> tuple[int | None, int | None]:
+    """Parameters, and MACs for one image; None for a network that cannot be built or run without its weights."""
+    library, _, architecture = name.partition("/")
+    try:
+        with torch.device("meta"):
+            net = _built(library, architecture)
+            whole = totals(trace(net, channels, size))
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError):
+        return None, None
+    return whole.parameters, whole.macs
+
+
+def _built(library: str, architecture: str) -> torch.nn.Module:
+    if library == "timm":
+        import timm
+
+        return timm.create_model(architecture, pretrained=False)
+    from torchvision import models
+
+    options = {"init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
+    net: torch.nn.Module = models.get_model(architecture, weights=None, **options)
+    return net
