@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -395,3 +397,25 @@ def test_onnxruntime_reports_nothing_to_its_makers(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError):
         open_exported(tmp_path / "missing.onnx")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+@pytest.mark.parametrize("place", ["graph", "metadata"])
+def test_the_program_beside_an_onnx_file_predicts_as_the_run_does(
+    run: RunDir, images: list[Path], place: Any, tmp_path: Path
+) -> None:
+    made = export(run, "onnx", tmp_path / "net.onnx", place)
+    assert made.script == tmp_path / "predict_onnx.py"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    command = [sys.executable, "-I", str(made.script), *map(str, images), str(broken)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{broken}: cannot identify image file" in done.stderr
+    expected = load_predictor(run.path, "cpu").predict(images)
+    for line, one in zip(done.stdout.splitlines(), expected, strict=True):
+        name, label, probability = line.split("\t")
+        assert (name, label) == (one.id, one.label)
+        assert float(probability) == pytest.approx(one.confidence, abs=1e-5)
+    made.script.write_text("print('mine')\n")
+    with pytest.raises(UserError, match=r"predict_onnx\.py' exists and is not a program that export wrote"):
+        export(run, "onnx", tmp_path / "net.onnx", place)

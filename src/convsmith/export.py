@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from convsmith.data.decode import DecodeError
 from convsmith.data.preprocess import InputPixels, ToInput
 from convsmith.data.sources import Source
 from convsmith.errors import RunFailed, UserError, choose, first_line, missing_extra
-from convsmith.files import explain_os_errors, refuse_to_replace, write_bytes
+from convsmith.files import explain_os_errors, refuse_to_replace, write_bytes, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluate import logits_of, run_dataset
 from convsmith.prediction.exported import ARCHIVED, METADATA, open_exported, seal
 from convsmith.prediction.inputs import find_images
 from convsmith.prediction.model_file import ModelCard
 from convsmith.prediction.predictor import Predictor, load_predictor
+from convsmith.prediction.script import NAME as SCRIPT
+from convsmith.prediction.script import is_script, script
 from convsmith.records import versioned
 from convsmith.rundir import RunDir
 
@@ -45,7 +47,8 @@ IMAGES = 64  # compared after each export, spread over the validation split
 class Export:
     """A written file, its input, and how its logits differ from PyTorch's on images that `compared` tells.
 
-    `difference` is the largest absolute difference, and `scale` the largest absolute logit.
+    `difference` is the largest absolute difference, and `scale` the largest absolute logit. `script` is the program
+    beside an ONNX file.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class Export:
     compared: str
     difference: float
     scale: float
+    script: Path | None = None
 
 
 class FromPixels(nn.Module):
@@ -140,6 +144,9 @@ def export(
         raise UserError(f"--out '{path}' must end in {SUFFIXES[format]} for --format {format}")
     marks = METADATA if format == "onnx" else (ARCHIVED,)
     refuse_to_replace(path, lambda content: all(mark.encode() in content for mark in marks), "an exported model")
+    program = path.with_name(SCRIPT) if format == "onnx" else None
+    if program:
+        refuse_to_replace(program, is_script, "a program that export wrote")
     predictor = load_predictor(run.path, "cpu", module)
     pixels, kind = _compared_on(run, predictor, source, images)
     compared = f"{len(pixels)} {kind}"
@@ -153,12 +160,14 @@ def export(
     sample = to_input(pixels.tensor(predictor.device)[:2])
     with explain_os_errors(f"'{path}'"), tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, path.name)
-        _WRITERS[format](network, sample, says := metadata(predictor.card, preprocessing), draft)
+        sha256 = _WRITERS[format](network, sample, says := metadata(predictor.card, preprocessing), draft)
         found = _logits(draft, format, pixels, to_input)
         difference, scale = _compared(path, found, expected, compared)
         write_bytes(path, draft.read_bytes())
+        if program:
+            write_text(program, script(path.name, sha256, predictor.card, takes_pixels=preprocessing == "graph"))
     takes = json.loads(says["input"])
-    return Export(path, f"{takes['input']}: {takes['how']}", compared, difference, scale)
+    return Export(path, f"{takes['input']}: {takes['how']}", compared, difference, scale, program)
 
 
 def _compared_on(
@@ -245,7 +254,7 @@ def _cannot(error: Exception) -> RunFailed:
     return RunFailed(f"this network cannot be exported by PyTorch {torch.__version__}: {first_line(error)}")
 
 
-def _write_onnx(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> None:
+def _write_onnx(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> str:
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -266,16 +275,17 @@ def _write_onnx(network: nn.Module, sample: Tensor, says: dict[str, str], path: 
     assert made is not None
     made.model.metadata_props.update(says)
     made.save(path, external_data=False)
-    seal(path)
+    return seal(path)
 
 
-def _write_torch(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> None:
+def _write_torch(network: nn.Module, sample: Tensor, says: dict[str, str], path: Path) -> str:
     program = _program(network, sample)
     program.example_inputs = None  # they would be pickled into the file
     torch.export.save(program, path, extra_files={ARCHIVED: json.dumps(says, ensure_ascii=False)})
     with zipfile.ZipFile(path, "a") as archive:
         root, _, _ = archive.namelist()[0].partition("/")
-        archive.writestr(zipfile.ZipInfo(f"{root}/extra/sha256"), digest_of_archive(archive))
+        archive.writestr(zipfile.ZipInfo(f"{root}/extra/sha256"), digest := digest_of_archive(archive))
+    return digest
 
 
 def digest_of_archive(archive: zipfile.ZipFile) -> str:
@@ -288,7 +298,8 @@ def digest_of_archive(archive: zipfile.ZipFile) -> str:
     return digest.hexdigest()
 
 
-_WRITERS: dict[Format, Callable[[nn.Module, Tensor, dict[str, str], Path], Any]] = {
+#: Each writes a file and returns the checksum in it.
+_WRITERS: dict[Format, Callable[[nn.Module, Tensor, dict[str, str], Path], str]] = {
     "onnx": _write_onnx,
     "torch": _write_torch,
 }

@@ -25,7 +25,7 @@ ARRAYS = "arrays"  # the value of data.source for arrays in memory
 #: The keys that name columns of a table, or of Parquet and Arrow.
 COLUMN_KEYS = ("image_column", "label_column", "split_column")
 #: The keys that say where labelled images lie and how they are read; the others say what is made of them.
-READING = ("source", "labels", *COLUMN_KEYS, "on_error", "cache")
+READING = ("source", "classes", "labels", *COLUMN_KEYS, "on_error", "cache")
 
 
 class MinImages(Section):

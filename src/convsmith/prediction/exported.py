@@ -57,11 +57,12 @@ class Exported(nn.Module):
         return self.compute(images)
 
 
-def seal(path: Path) -> None:
-    """Append its checksum to an ONNX file that has none, as the last entry of its metadata."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+def seal(path: Path) -> str:
+    """Append its checksum to an ONNX file that has none, as the last entry of its metadata, and return it."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("ab") as file:
-        file.write(_SEAL % digest)
+        file.write(_SEAL % digest.encode())
+    return digest
 
 
 def open_exported(path: Path) -> tuple[Exported, ModelCard, Input]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from convsmith import records
 from convsmith.data.cache import open_images
+from convsmith.data.classes import with_classes
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.dataset import Subset
 from convsmith.data.parallel import Progress
@@ -62,7 +63,8 @@ def open_other(config: DataConfig, card: ModelCard, source: Source | None, progr
     Raises UserError for classes that the model does not have, and for what `open_images` refuses.
     """
     config = with_absolute_paths(config)
-    source = under_classes(source or open_source(config, fewest_classes=1), card.classes)
+    source = with_classes(source or open_source(config, fewest_classes=1), config.classes)
+    source = under_classes(source, card.classes)
     rules = DecodeRules.of(card.preprocessing)
     images = open_images(source, rules, cache_folder(config), config.on_error, progress)
     ids = [source.ids[row] for row in images.kept]
@@ -80,7 +82,8 @@ def under_classes(source: Source, classes: tuple[str, ...]) -> Source:
         others = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
         raise UserError(
             f"{source.name} holds the class '{unknown[0]}'{others}, which the model does not have."
-            f"{nearest(unknown[0], classes)} Classes of the model: {', '.join(classes)}; of the data: {', '.join(held)}"
+            f"{nearest(unknown[0], classes)} Classes of the model: {', '.join(classes)}; of the data: "
+            f"{', '.join(held)} (--data.classes leaves some out)"
         )
     index = {name: at for at, name in enumerate(classes)}
     positions = np.array([index.get(name, -1) for name in source.classes], dtype=np.int64)

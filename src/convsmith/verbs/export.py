@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     show = Display().line
     kind = f"ONNX opset {OPSET}" if args.format == "onnx" else "torch.export"
     show(f"written  {made.path}: {kind}, {made.path.stat().st_size / 1e6:.1f} MB, batches of any size")
+    if made.script:
+        show(f"         {made.script}: predicts with it, by NumPy, Pillow and onnxruntime alone")
     show(f"takes    {made.takes}")
     show(
         f"checked  {made.compared}: the logits, up to {made.scale:.3g}, differ from PyTorch's "
