@@ -216,3 +216,22 @@ def test_logits_that_are_no_numbers_become_no_probabilities() -> None:
     predictor = Predictor(model, card_of(), CPU)
     with pytest.raises(RunFailed, match="logits of 2 of 2 images are not finite numbers"):
         predictor.predict(list(torch.zeros(2, 8, 8, dtype=torch.uint8).numpy()))
+
+
+def test_the_weights_load_into_the_libraries_networks_by_the_lines_of_the_guide(tmp_path: Path) -> None:
+    """A resnet18 has the same parameters in torchvision and in timm."""
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.S) if "load_file" in block]
+    first, second = lines.replace("RUN/", f"{tmp_path.as_posix()}/").split("net = timm")
+    resnet = ModelConfig(name="torchvision/resnet18")
+    model = build(resnet, 3, 32, 2).eval()
+    sizes = {"working_size": 32, "image_size": 32, "channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    rules = Preprocessing(**sizes, resize="stretch", interpolation="bilinear", background="white")
+    card = ModelCard(architecture=resnet, classes=("a", "b"), preprocessing=rules, layout="contiguous")
+    save_model(tmp_path / "model", model, card)
+    images = torch.randn(2, 3, 32, 32)
+    names: dict[str, Any] = {}
+    for part in (first, f"net = timm{second}"):
+        exec(part, names)
+        with torch.no_grad():
+            torch.testing.assert_close(names["net"].eval()(images), model(images))
