@@ -5,10 +5,10 @@ The rules are the constants below, each with the measurement that it comes from;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convsmith.config import BASELINE, Layer, RunConfig, Settings
+from convsmith.config import BASELINE, Layer, RunConfig, Settings, preset_layer
 from convsmith.data.config import DataConfig
 from convsmith.data.named import known_shape
 from convsmith.data.sources import Source, cache_folder, open_source
@@ -20,6 +20,7 @@ from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import lookup
 from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS
 from convsmith.transfer.pretrained import expected_input, hub_weights
+from convsmith.transfer.recognise import recognise
 
 #: Images with at most as many pixels as a square of this side are small. A small net trains on all 50,000 of CIFAR-10
 #: in minutes (docs/results/baseline.json), where a pretrained one would need them enlarged.
@@ -66,9 +67,13 @@ def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nob
     The listener gets a sentence on what was chosen and how to choose otherwise, and on random weights where there are
     pretrained ones. Raises UserError.
     """
-    config = settings.config
     if parts.module is not None:
-        return config
+        return settings.config
+    if (file := _weights_without_network(settings)) is not None:
+        network = recognise(file)
+        settings = replace(settings, layers=({"model": {"name": network}}, *settings.layers))
+        listener(Note(f"'{file.name}' holds weights of {network}, by the names and shapes of its tensors"))
+    config = settings.config
     if settings.is_open:
         choice = _chosen(settings, parts.source)
         config = Settings(None, (choice.network, *settings.layers)).over(choice.preset)
@@ -76,6 +81,15 @@ def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nob
     if config.model.is_library and config.transfer.weights == NO_WEIGHTS:
         listener(Note(_random(config.model.name)))
     return config
+
+
+def _weights_without_network(settings: Settings) -> Path | None:
+    """The file that transfer.weights names, if neither the user nor a preset names the network that it belongs to."""
+    layer = settings.layer
+    weights = Path(str(layer.get("transfer", {}).get("weights", "")))
+    preset = {} if settings.preset is None else preset_layer(settings.preset)
+    named = "model" in layer or "name" in preset.get("model", {})
+    return weights if weights.is_file() and not named else None
 
 
 @dataclass(frozen=True)

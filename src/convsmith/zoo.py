@@ -12,6 +12,7 @@ import torch
 from convsmith.data.config import DataConfig
 from convsmith.data.sources import cache_folder
 from convsmith.errors import UserError
+from convsmith.nets.backbones import library_network
 from convsmith.nets.shapes import totals, trace
 from convsmith.recipes import PREFERRED
 from convsmith.training import speeds
@@ -73,23 +74,9 @@ def _described(name: str, cache: Path) -> dict[str, Any]:
 
 def _facts(name: str, channels: int, size: int) -> tuple[int | None, int | None]:
     """Parameters, and MACs for one image; None for a network that cannot be built or run without its weights."""
-    library, _, architecture = name.partition("/")
     try:
         with torch.device("meta"):
-            net = _built(library, architecture)
-            whole = totals(trace(net, channels, size))
+            whole = totals(trace(library_network(name), channels, size))
     except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError):
         return None, None
     return whole.parameters, whole.macs
-
-
-def _built(library: str, architecture: str) -> torch.nn.Module:
-    if library == "timm":
-        import timm
-
-        return timm.create_model(architecture, pretrained=False)
-    from torchvision import models
-
-    options = {"init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
-    net: torch.nn.Module = models.get_model(architecture, weights=None, **options)
-    return net

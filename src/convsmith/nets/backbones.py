@@ -55,6 +55,19 @@ class Backbone(nn.Module):
         return logits
 
 
+def library_network(model: str) -> nn.Module:
+    """The network ``library/name`` as the library builds it, with random weights and its own number of classes."""
+    library, _, name = model.partition("/")
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name, pretrained=False)
+    from torchvision import models
+
+    net: nn.Module = models.get_model(name, weights=None, **_TORCHVISION_OPTIONS.get(name, {}))
+    return net
+
+
 def torchvision_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
     """torchvision's classification network `name`, untrained. Only the input channels of its stem are adapted."""
     from torchvision import models

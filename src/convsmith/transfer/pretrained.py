@@ -31,7 +31,7 @@ HEAD, NET = "head.", "net."
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store weights beside other data
 
 # Auxiliary heads that are only for training; our networks are built without them.
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision trained these with mean and standard deviation 0.5; its `transform_input` converts from the usual ones.
 _HALVED = ("googlenet", "inception_v3")
 
@@ -147,9 +147,9 @@ def as_ours(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
     theirs = HEAD
     if isinstance(model, Backbone) and not any(name.startswith(NET) for name in tensors):
         theirs = f"{NET}{model.head_name}."
-        if left := sorted({name.split(".")[0] for name in tensors if name.startswith(_AUXILIARY)}):
+        if left := sorted({name.split(".")[0] for name in tensors if name.startswith(AUXILIARY)}):
             messages.append(f"{', '.join(left)} are auxiliary heads for training, which are left out")
-        tensors = {NET + name: value for name, value in tensors.items() if not name.startswith(_AUXILIARY)}
+        tensors = {NET + name: value for name, value in tensors.items() if not name.startswith(AUXILIARY)}
     result = {name: value for name, value in tensors.items() if not name.startswith(theirs)}
     path, stem = first_convolution(model)
     weight = result.get(f"{path}.weight")
