@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,14 +37,11 @@ def with_classes(source: Source, wanted: tuple[str, ...] | MinImages | None) -> 
     others = np.setdiff1d(np.arange(len(source)), rows)
     if not len(others):
         return source
+    part = source.at(rows)
     return replace(
-        source,
+        part,
         classes=tuple(source.classes[label] for label in labels),
-        ids=tuple(source.ids[row] for row in rows),
-        labels=np.searchsorted(labels, source.labels[rows]),
-        given=source.given[rows],
-        fingerprint=hashlib.sha256(f"{source.fingerprint} {labels.tolist()}".encode()).hexdigest(),
-        read=lambda index: source.read(int(rows[index])),
+        labels=np.searchsorted(labels, part.labels),
         unused=unused_files(source.unused, {LEFT_OUT: [source.ids[row] for row in others]}),
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -86,11 +86,28 @@ class Subset:
 
 
 @dataclass(frozen=True, eq=False)
+class Sealed:
+    """The test images of data with `data.limit`: they are decoded only when they are unsealed."""
+
+    source: Source
+    rules: DecodeRules
+    cache: Path
+    on_error: Literal["stop", "skip"]
+
+    def open(self) -> Subset:
+        images = open_images(self.source, self.rules, self.cache, self.on_error)
+        ids = [self.source.ids[row] for row in images.kept]
+        labels = self.source.labels[images.kept]
+        return Subset(images.pixels, np.arange(len(ids)), labels, ids, images.moments)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """What training sees of a source. The test split's rows are private; only `unseal_test` gives access to them.
 
     In `config`, all values that depend on the data are filled in. `hash` identifies pixels, labels,
-    ids and classes. `failures` are the records that were left out because they cannot be decoded.
+    ids and classes; with `data.limit` those of train and val alone, as no others are decoded. `failures` are the
+    records that were left out because they cannot be decoded.
     """
 
     config: DataConfig
@@ -102,6 +119,8 @@ class Dataset:
     _groups: Groups | None = None
     notes: tuple[str, ...] = ()  # sentences on settings that have no effect on this data, or do not suit it
     _unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _sealed: Sealed | None = None
+    _whole: Callable[[], Dataset] | None = None  # with all images decoded, as was done with a limit, too
 
     @cached_property
     def train(self) -> Subset:
@@ -132,7 +151,7 @@ class Dataset:
     @property
     def test_size(self) -> int:
         """The number of sealed images."""
-        return len(self._splits.get("test", ()))
+        return len(self._sealed.source if self._sealed else self._splits.get("test", ()))
 
     def pool(self) -> Subset:
         """Train and val combined, in the source's order: the images that cross-validation divides into folds."""
@@ -164,6 +183,8 @@ class Dataset:
     def splits_record(self) -> dict[str, Any]:
         """The content of splits.json: the data's hash, the seed of the splits, and the ids of each split."""
         ids = {split: [self._ids[row] for row in rows] for split, rows in self._splits.items()}
+        if self._sealed:
+            ids["test"] = list(self._sealed.source.ids)
         return {"hash": self.hash, "seed": self.config.split_seed, "splits": ids}
 
     def with_splits(self, splits: Mapping[str, Iterable[str]]) -> Dataset:
@@ -176,6 +197,10 @@ class Dataset:
         row_of = {name: row for row, name in enumerate(self._ids)}
         divided = {"test": self._splits["test"]} if "test" in self._splits else {}
         for split, names in splits.items():
+            if split == "test" and self._sealed:
+                if tuple(names) != self._sealed.source.ids:
+                    raise UserError("the images of the test split are not those in the data: has the data changed?")
+                continue
             try:
                 divided[split] = np.sort(np.array([row_of[name] for name in names], dtype=np.int64))
             except KeyError as error:
@@ -195,7 +220,8 @@ class Dataset:
 
         Raises UserError if the data has changed, or if the config now asks for other splits.
         """
-        if self.hash != record["hash"]:
+        same = self.of_hash(record["hash"])
+        if same is None:
             raise UserError(
                 f"the data of run '{run}' has changed since it was trained: its splits are no longer the same"
             )
@@ -205,7 +231,17 @@ class Dataset:
                 f"the splits of run '{run}' were made with data.split_seed {theirs}, but its config.yaml now says "
                 f"{ours}: set it back, or train a new run"
             )
-        return self.with_splits(record["splits"])
+        return same.with_splits(record["splits"])
+
+    def of_hash(self, recorded: str) -> Dataset | None:
+        """These data as they were recorded under a hash; None if they have changed since.
+
+        Before `data.limit` left images undecoded, the hash was of all images. Then all are decoded again.
+        """
+        if self.hash == recorded:
+            return self
+        whole = self._whole() if self._whole else None
+        return whole if whole and whole.hash == recorded else None
 
     def _pool_rows(self) -> Rows:
         return np.sort(np.concatenate([self._splits["train"], self._splits["val"]]))
@@ -221,8 +257,11 @@ def open_dataset(
     source: Source | None = None,
     headroom: float = 1.0,
     spec: InputSpec | None = None,
+    whole: bool = False,
 ) -> Dataset:
     """Open `source`, or else what `config.source` names: decode it unless it is cached, and split it.
+
+    With `config.limit`, only train and val are decoded, unless `whole` is set.
 
     `headroom` is working_size / image_size if the config does not set working_size (random resized crops need
     more than 1). `progress(done, total)` is called while images are decoded. Settings that are missing in the config
@@ -233,6 +272,20 @@ def open_dataset(
     cache = cache_folder(config)
     config = _with_tables(config)
     groups = _groups(config, source)
+    given, requested, limited = set(source.given.tolist()), config, config.limit is not None and not whole
+    everything, sealed, is_val = source, None, np.zeros(0, dtype=np.bool_)
+    if limited:
+        config, parts = _divided(config, source, np.arange(len(source)), groups)
+        chosen = np.sort(np.concatenate([parts["train"], parts["val"]]))
+        source, is_val = everything.at(chosen), np.isin(chosen, parts["val"])
+        groups = None if groups is None else groups._replace(numbers=groups.numbers[chosen])
+
+    def divided(kept: Rows) -> tuple[DataConfig, dict[str, Rows]]:
+        if not limited:
+            return _divided(config, source, kept, groups)
+        _refuse_undecodable(source, kept)
+        return config, {"train": np.flatnonzero(~is_val[kept]), "val": np.flatnonzero(is_val[kept])}
+
     if config.image_size is None or config.channels is None:
         native = native_shape(source, cache)
         config = _sized(as_expected(config, spec, native), native)
@@ -246,12 +299,13 @@ def open_dataset(
         depths, decodes = scan(source, cache, progress, config.channels)
         if used_range(depths) is not None:
             kept = np.flatnonzero(decodes)
-            depths = depths[kept[_divided(config, source, kept, groups)[1]["train"]]]
+            depths = depths[kept[divided(kept)[1]["train"]]]
         config = config.model_copy(update={"range": auto_range(depths)})
     images = open_images(source, DecodeRules.of(config), cache, config.on_error, progress)
 
-    given = set(source.given[images.kept].tolist())
-    requested, (config, splits) = config, _divided(config, source, images.kept, groups)
+    config, splits = divided(images.kept)
+    if limited and "test" in parts:
+        sealed = Sealed(everything.at(parts["test"]), DecodeRules.of(config), cache, config.on_error)
     if groups is not None:
         groups = groups._replace(numbers=groups.numbers[images.kept])
     ids = tuple(source.ids[row] for row in images.kept)
@@ -263,21 +317,27 @@ def open_dataset(
     if note := range_note(images.depths[splits["train"]], config.range):
         notes = (*notes, note)
     notes = (*notes, *sentences(images.remarks))
-    return Dataset(config, source.classes, images, labels, ids, splits, groups, notes, source.unused)
+    reopened = partial(open_dataset, requested, progress, everything, headroom, spec, True) if limited else None
+    return Dataset(config, source.classes, images, labels, ids, splits, groups, notes, source.unused, sealed, reopened)
 
 
 def _divided(
     config: DataConfig, source: Source, kept: Rows, groups: Groups | None
 ) -> tuple[DataConfig, dict[str, Rows]]:
     """The splits of the records `kept`, as rows of `kept`, and the config with the fractions that were used."""
+    _refuse_undecodable(source, kept)
     labels, given = source.labels[kept], source.given[kept]
-    for label in np.setdiff1d(source.labels, labels):
-        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} can be decoded")
     config = _with_fractions(config, source, set(given.tolist()))
     fractions = config.val_fraction or 0, config.test_fraction or 0
     numbers = None if groups is None else groups.numbers[kept]
     splits = make_splits(labels, given, *fractions, config.split_seed, source.classes, config.limit, numbers)
     return config, splits
+
+
+def _refuse_undecodable(source: Source, kept: Rows) -> None:
+    """Raise UserError for a class of which no image is `kept`."""
+    for label in np.setdiff1d(source.labels, source.labels[kept]):
+        raise UserError(f"no image of class '{source.classes[label]}' of {source.name} can be decoded")
 
 
 def input_shape(
@@ -303,6 +363,8 @@ def input_shape(
 
 def unseal_test(dataset: Dataset) -> Subset:
     """The test split. The caller must record the access (test-access.jsonl). Raises UserError if there is none."""
+    if dataset._sealed:
+        return dataset._sealed.open()
     if "test" not in dataset._splits:
         raise UserError(f"'{dataset.config.title}' has no test split, only train and val")
     return dataset._subset(dataset._splits["test"])

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,17 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, rows: npt.NDArray[np.int64]) -> Source:
+        """The images in `rows` alone, in that order, under all classes."""
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows.tolist()),
+            labels=self.labels[rows],
+            given=self.given[rows],
+            fingerprint=hashlib.sha256(self.fingerprint.encode() + rows.astype("<i8").tobytes()).hexdigest(),
+            read=lambda index: self.read(int(rows[index])),
+        )
 
     def of_classes(self, fewest: int) -> Source:
         """The source itself; UserError if it has fewer classes. To train takes two, and to evaluate a model one."""

@@ -53,8 +53,9 @@ class Crossval:
         try:
             if self.source is None:
                 refuse_lost(self.config.data, self.run)
-            dataset = open_dataset(self.config.data, source=self.source)
-            if dataset.hash != records.read(self.run.path / FOLDS, records.Folds)["hash"]:
+            recorded = records.read(self.run.path / FOLDS, records.Folds)["hash"]
+            dataset = open_dataset(self.config.data, source=self.source).of_hash(recorded)
+            if dataset is None:
                 raise UserError(f"the data of '{self.run.path}' has changed since")
             return dataset.pool(), ""
         except UserError as error:

@@ -11,7 +11,6 @@ from typing import Any
 from convsmith import records
 from convsmith.config import RunConfig, validate
 from convsmith.data.dataset import HELD_OUT
-from convsmith.errors import UserError
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, StepProgress
 from convsmith.prediction.evaluate import evaluate_split
 from convsmith.prediction.model_file import load_model
@@ -136,9 +135,7 @@ def _train(
     if directory.exists():
         with RunDir(directory).lock(LOCK_WAIT):
             return (yield from _follow(setup.resume(RunDir(directory), parts), interrupts))
-    prepared = setup.prepare(config, parts, splits=splits, measured=True)
-    if prepared.dataset.hash != data_hash:
-        raise UserError(f"the data '{config.data.title}' has changed since the study was started: start a new study")
+    prepared = setup.prepare(config, parts, splits=splits, measured=True, data_hash=data_hash)
     started = setup.start(prepared, directory.parent, directory.name, parts)
     with started.run.lock():
         return (yield from _follow(started, interrupts))

@@ -154,7 +154,7 @@ def resume(
     search = read_search(run)
     own.refuse_other(search.base, study.read_spec(run), parts, run.path)
     max_workers = min(own.workers(jobs, backend, parts, listener), search.spec.trials)
-    if search.dataset(parts).hash != search.data_hash:
+    if search.dataset(parts).of_hash(search.data_hash) is None:
         raise UserError(f"the data '{search.base.data.title}' has changed since '{run.path}' was started: start anew")
     with search.opened() as known:
         _await_savers(search, known)

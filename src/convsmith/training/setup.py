@@ -127,17 +127,26 @@ def prepare(
     progress: Callable[[int, int], None] | None = None,
     splits: Mapping[str, Iterable[str]] | None = None,
     measured: bool = False,
+    data_hash: str | None = None,
 ) -> Prepared:
     """Open the data, build the network, load its weights, choose the memory layout; writes no run directory.
 
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
-    replaces the splits that the config describes. A `measured` config contains its layout already.
+    replaces the splits that the config describes. A `measured` config contains its layout already. With `data_hash`
+    UserError is raised unless the data are those of this hash.
     """
     with explain_memory_errors("while the data were opened", footprint.fix(config)):
         given = weights.locate(config, parts.module is not None)
         if given is None and config.transfer.weights != NO_WEIGHTS:  # the library has none
             config = config.with_values(transfer={"weights": NO_WEIGHTS})
         dataset, device = open_data(config, parts, progress, given.spec if given else None)
+        if data_hash is not None:
+            recorded = dataset.of_hash(data_hash)
+            if recorded is None:
+                raise UserError(
+                    f"the data '{config.data.title}' has changed since the study was started: start a new study"
+                )
+            dataset = recorded
         if splits is not None:
             dataset = dataset.with_splits(splits)
         alone = without_val(config, dataset)
