@@ -28,7 +28,8 @@ from convsmith.data.remarks import sentences
 from convsmith.data.source import SPLITS, Labels, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
-from convsmith.data.tables import table_file
+from convsmith.data.tables import SUFFIXES as TABLES
+from convsmith.data.tables import existing_table
 from convsmith.errors import UserError
 
 DEFAULT_SIZE = 64  # the image size for photographs
@@ -403,11 +404,13 @@ def _fitting_statistics(config: DataConfig) -> None:
 
 def _with_tables(config: DataConfig) -> DataConfig:
     """The config with the absolute paths of the tables that data.labels and data.groups name."""
-    update = {
-        key: str(file)
-        for key in ("labels", "groups")
-        if (setting := getattr(config, key)) and (file := table_file(f"data.{key}", setting, _folder(config)))
-    }
+    update: dict[str, str] = {}
+    for key in ("labels", "groups"):
+        setting = getattr(config, key)
+        if setting and (file := existing_table(setting, _folder(config))):
+            update[key] = str(file)
+        elif setting and key == "labels" and len(config.sources) == 1 and setting.lower().endswith(TABLES):
+            update[key] = str(Path(config.sources[0]).expanduser().resolve() / setting)  # it lies in an archive
     return config.model_copy(update=update)
 
 

@@ -18,6 +18,7 @@ from convsmith.data.decode import IMAGE_SUFFIXES
 from convsmith.data.source import (
     NO_IMAGE,
     OUTSIDE,
+    Record,
     Source,
     Tree,
     fingerprint_files,
@@ -54,10 +55,11 @@ class _Folder:
         return bool(self.folders) and not self.images
 
 
-def open_folder(root: Path, tree: Tree) -> Source:
+def open_folder(root: Path, tree: Tree, read: Callable[[str], Record]) -> Source:
     """The images of `tree` (what `walk` lists below `root`); an image's class is the class folder above it.
 
-    Files that lie outside the class folders or lack an image suffix are `unused`.
+    `read` returns the image at a path of the tree. Files that lie outside the class folders or lack an image suffix are
+    `unused`.
     """
     images = [file for file in tree.files if PurePosixPath(file.path).suffix.lower() in IMAGE_SUFFIXES]
     top = _unwrapped(_folders_of(file.path for file in images), split_of)
@@ -88,7 +90,7 @@ def open_folder(root: Path, tree: Tree) -> Source:
         labels=np.array([position[name] for _, name, _ in records], dtype=np.int64),
         given=np.array([split for _, _, split in records], dtype="<U5"),
         fingerprint=fingerprint_files(root, (file for file in images if file.path in used)),
-        read=lambda index: root / records[index][0],
+        read=lambda index: read(records[index][0]),
         unused=unused_files(tree.ignored, {NO_IMAGE: others, OUTSIDE: outside}),
     )
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from convsmith.data.config import DataConfig
 from convsmith.data.labels import pattern
-from convsmith.data.tables import Names, Table, only_other, read_table, table_file
+from convsmith.data.tables import Names, Table, existing_table, only_other, read_table, refuse_missing
 from convsmith.errors import UserError
 
 GroupNumbers = npt.NDArray[np.int64]
@@ -35,8 +35,9 @@ def read_groups(config: DataConfig, ids: Sequence[str], root: Path | None = None
     capture group matches is the group. Raises UserError if either is malformed or leaves an id without a group.
     """
     assert config.groups is not None
-    file = table_file(KEY, config.groups, root)
+    file = existing_table(config.groups, root)
     if file is None:
+        refuse_missing(KEY, config.groups, root)
         if config.group_column is not None:
             raise UserError(f"data.group_column needs a table, but data.groups '{config.groups}' is not a file")
         found = list(map(pattern(KEY, config.groups, _EXPECTED), ids))

@@ -14,6 +14,7 @@ from convsmith.data.config import COLUMN_KEYS, DataConfig
 from convsmith.data.decode import IMAGE_SUFFIXES
 from convsmith.data.source import (
     NO_IMAGE,
+    Record,
     Source,
     Tree,
     fingerprint_files,
@@ -21,9 +22,10 @@ from convsmith.data.source import (
     split_of,
     unused_files,
 )
-from convsmith.data.tables import Names, Table, only_other, read_table, table_file
+from convsmith.data.tables import Names, Table, existing_table, only_other, read_table, refuse_missing
 from convsmith.errors import UserError
 
+KEY = "data.labels"
 LABEL_NAMES = frozenset(
     "label labels class classes classname category target y labelname classid labelid categoryid".split()
 )
@@ -41,18 +43,19 @@ class _Labelled(NamedTuple):
     unused: dict[str, list[str]]
 
 
-def open_labelled(root: Path, tree: Tree, config: DataConfig) -> Source:
+def open_labelled(root: Path, tree: Tree, read: Callable[[str], Record], config: DataConfig) -> Source:
     """The images of `tree` (what `walk` lists below `root`) that `config.labels`, a table or a pattern, gives a label.
 
-    Their splits are those of the table, else those of the folders that they lie in. Raises UserError if the setting is
-    neither a table nor a pattern or does not fit the images, for an image with two labels, and for a row without one.
+    `read` returns what lies at a path of the tree. The splits are those of the table, else those of the folders that
+    the images lie in. Raises UserError if the setting is neither a table nor a pattern or does not fit the images, for
+    an image with two labels, and for a row without one.
     """
     assert config.labels is not None
     images = [file for file in tree.files if _suffix(file.path) in IMAGE_SUFFIXES]
     if not images:
         raise UserError(f"no images below '{root}' with suffixes {', '.join(sorted(IMAGE_SUFFIXES))}")
     paths = [readable(file.path) for file in images]
-    found = _labelled(root, paths, config)
+    found = _labelled(root, tree, paths, read, config)
     rows = sorted(found.labels)
     splits = found.splits or _splits_of_folders(root, paths, found.labels)
     classes = in_order(found.labels.values())
@@ -70,7 +73,7 @@ def open_labelled(root: Path, tree: Tree, config: DataConfig) -> Source:
         labels=labels,
         given=given,
         fingerprint=digest.hexdigest(),
-        read=lambda index: root / records[index].path,
+        read=lambda index: read(records[index].path),
         unused=unused_files(tree.ignored, {NO_IMAGE: others}, found.unused),
     )
 
@@ -105,16 +108,25 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct, key=(lambda name: (int(name), name)) if numbers else None))
 
 
-def _labelled(root: Path, paths: Sequence[str], config: DataConfig) -> _Labelled:
+def _labelled(
+    root: Path, tree: Tree, paths: Sequence[str], read: Callable[[str], Record], config: DataConfig
+) -> _Labelled:
     assert config.labels is not None
-    file = table_file("data.labels", config.labels, root)
-    if file is not None:
-        names = Names(f"'{root}'", paths, root, file.parent)
-        return _by_table(config, read_table("data.labels", file), names, paths)
+    where = f"'{root}'"
+    member = config.labels.removeprefix(f"{root.resolve()}/")
+    if (file := existing_table(config.labels, root)) is not None:
+        names = Names(where, paths, root, file.parent)
+        return _by_table(config, read_table(KEY, file), names, paths)
+    if member in {file.path for file in tree.files}:  # in an archive
+        content = read(member)
+        assert isinstance(content, bytes)
+        names = Names(where, paths, root, (root / member).parent)
+        return _by_table(config, Table(f"{KEY} '{root / member}'", content), names, paths)
+    refuse_missing(KEY, config.labels, root)
     for key in COLUMN_KEYS:
         if getattr(config, key) is not None:
             raise UserError(f"data.{key} needs a table, but data.labels '{config.labels}' is not a file")
-    label_of = pattern("data.labels", config.labels, _EXPECTED)
+    label_of = pattern(KEY, config.labels, _EXPECTED)
     labels = {row: name for row, path in enumerate(paths) if (name := label_of(path))}
     if not labels:
         raise UserError(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convsmith.data.archives import archive_of, open_archive
 from convsmith.data.arrow import ARROW, PARQUET
 from convsmith.data.config import ARRAYS, COLUMN_KEYS, MAX_CHANNELS, DataConfig
 from convsmith.data.folders import open_folder
@@ -64,10 +65,14 @@ def open_source(config: DataConfig, fewest_classes: int = 2) -> Source:
 def with_absolute_paths(config: DataConfig) -> DataConfig:
     """The same section with the absolute path of each source that is a file or a folder."""
     found = [
-        str(Path(name).expanduser().resolve()) if name not in SOURCES and Path(name).expanduser().exists() else name
+        str(Path(name).expanduser().resolve()) if name not in SOURCES and _exists(Path(name).expanduser()) else name
         for name in config.sources
     ]
     return config.model_copy(update={"source": found[0] if len(found) == 1 else tuple(found)})
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or archive_of(path) is not None
 
 
 def _open(name: str, config: DataConfig) -> Source:
@@ -80,15 +85,17 @@ def _open(name: str, config: DataConfig) -> Source:
         tree = walk(path)
         parquet = column_files(path, tree)
         if config.labels is not None and len(tree.files) > len(parquet):
-            return open_labelled(path, tree, config)
+            return open_labelled(path, tree, path.joinpath, config)
         if not parquet:
             _refuse_unread(config, f"the class folders of '{path}'")
-            return open_folder(path, tree)
+            return open_folder(path, tree, path.joinpath)
         _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
         others = sorted(set(tree.files).difference(parquet))
         source = open_parquet(path, parquet, cache, config)
         unused = unused_files(tree.ignored, {"not Parquet": [file.path for file in others]}, source.unused)
         return replace(source, unused=unused)
+    if (archive := archive_of(path)) is not None:
+        return _open_archive(path, *archive, config)
     if path.is_file():
         if path.suffix.lower() not in (*PARQUET, *ARROW):
             raise UserError(f"data.source '{path}' is a file: give a folder of images or Parquet, or a .parquet file")
@@ -98,6 +105,16 @@ def _open(name: str, config: DataConfig) -> Source:
     if len(path.parts) > 1 or path.suffix:
         raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
     raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
+
+
+def _open_archive(path: Path, archive: Path, folder: str, config: DataConfig) -> Source:
+    tree, read = open_archive(archive, cache_folder(config), folder)
+    if config.labels is not None:
+        return open_labelled(path, tree, read, config)
+    if files := column_files(path, tree):
+        raise UserError(f"'{archive}' holds '{files[0].path}': unpack it, since Parquet and Arrow are read from files")
+    _refuse_unread(config, f"the class folders of '{path}'")
+    return open_folder(path, tree, read)
 
 
 def _refuse_unread(config: DataConfig, what: str, *read: str) -> None:

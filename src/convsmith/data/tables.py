@@ -249,22 +249,25 @@ class _Rows:
         return self.several.get(name) or [self.last[name]]
 
 
-def table_file(key: str, setting: str, near: Path | None = None) -> Path | None:
-    """The absolute path of the table that a setting names, in the working folder or else in `near`; None if none is.
-
-    Raises UserError for a missing file that has a table's suffix.
-    """
+def existing_table(setting: str, near: Path | None = None) -> Path | None:
+    """The absolute path of a file in the working folder, or else in `near`; None if there is none."""
     path = os.path.expanduser(setting)
     for place in (path, *([os.path.join(near, path)] if near else [])):
         if os.path.isfile(place):  # not Path.is_file, which raises an error for a long pattern
             return Path(place).resolve()
+    return None
+
+
+def refuse_missing(key: str, setting: str, near: Path | None = None) -> None:
+    """Raise UserError for a setting that names a table by its suffix."""
     if setting.lower().endswith(SUFFIXES):
         also = f", nor in '{near}'" if near else ""
-        kept = ""
-        if Path(path).parent.name == KEPT:
-            kept = "; it was made of a table that Python passed in: pass it in again"
+        kept = "; it was made of a table that Python passed in: pass it in again" if _is_kept(setting) else ""
         raise UserError(f"{key} '{setting}' was not found: there is no such file{also}{kept}")
-    return None
+
+
+def _is_kept(setting: str) -> bool:
+    return Path(setting).parent.name == KEPT
 
 
 def read_table(key: str, path: Path) -> Table:
