@@ -36,7 +36,19 @@ ARROWS: dict[str, set[str]] = {
     "transfer": {"data", "nets", "optim", "config", "rundir", "prediction"},
     "training": {*ROOMS, "config", "rundir", "prediction", "transfer"},
     "explain": {"data", "nets", "figures", "config", "rundir", "prediction", "training"},
-    "studies": {"data", "optim", "figures", "tracking", "config", "rundir", "prediction", "training"},
+    # The race of `auto` ends with the page of its winner; no page imports the race.
+    "studies": {
+        "data",
+        "optim",
+        "figures",
+        "tracking",
+        "config",
+        "rundir",
+        "prediction",
+        "transfer",
+        "training",
+        "report",
+    },
     "report": {
         "data",
         "nets",

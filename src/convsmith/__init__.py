@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from convsmith.show import Show
     from convsmith.spec import Arrays, Data, Model
     from convsmith.studies.ablation import AblationResult
+    from convsmith.studies.auto import AutoResult
     from convsmith.studies.crossval import CrossvalResult
     from convsmith.studies.lr_find import LrFindResult
     from convsmith.studies.tuning import TuningResult
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Run",
     "ablate",
+    "auto",
     "check_data",
     "compare",
     "crossval",
@@ -97,7 +99,7 @@ def resume(
     jobs: int = 1,
     backend: str = "local",
     show: Show = True,
-) -> Run | CrossvalResult | AblationResult | TuningResult:
+) -> Run | CrossvalResult | AblationResult | TuningResult | AutoResult:
     """Resume a stopped run, to the same weights bit for bit, or a study, and return its result.
 
     Pass in again the module, the optimiser and the arrays that were your own. `jobs` and `backend` apply to studies.
@@ -123,6 +125,33 @@ def load(
     from convsmith.spec import parts_of
 
     return runs.Run(Path(run), parts_of(data, model), device)
+
+
+def auto(
+    data: Data = None,
+    *,
+    minutes: float = 5.0,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    show: Show = True,
+    **settings: Any,
+) -> AutoResult:
+    """The best classifier for `data` that `minutes` on this machine can make, and the evidence for it.
+
+    Candidates (solved heads on the features of each pretrained backbone at hand, finetuning, small nets from scratch)
+    race under the budget, judged by inner validation alone; the estimate comes from images that chose nothing. The
+    result's directory is that of a run like any other: ``convsmith.load(result)``. A race that was stopped goes on
+    with the same arguments. `settings`: seed, device, and the sections data, track and train.
+    """
+    from convsmith.config import validate
+    from convsmith.show import listening
+    from convsmith.spec import spec_of
+    from convsmith.studies import auto as module
+
+    spec = spec_of(data, None, None, None, None, settings)
+    with listening(show, study=True) as listener:
+        config = validate(spec.layer)
+        return module.auto(config, spec.parts, minutes=minutes, name=name, runs_dir=Path(runs_dir), listener=listener)
 
 
 def crossval(

@@ -245,6 +245,43 @@ class ArmGivenUp:
 
 
 @dataclass(frozen=True)
+class RaceStarted:
+    """A race of candidates starts or goes on: what was found in the data, and how they are divided.
+
+    `folds` is 0 where a part of the images is set aside for the estimate; `held_out` images are it, or a fold.
+    """
+
+    directory: Path
+    source: str
+    lines: tuple[str, ...]
+    images: int
+    folds: int
+    held_out: int
+    sealed: int
+    minutes: float
+    backbones: int
+    spent: float
+
+
+@dataclass(frozen=True)
+class CandidateDone:
+    """A candidate of a race has ended, with its entry in auto.json, after `spent` of the `budget` in seconds."""
+
+    entry: Mapping[str, Any]
+    spent: float
+    budget: float
+
+
+@dataclass(frozen=True)
+class RaceWon:
+    """The race is over: the winner is trained on all that the estimate leaves."""
+
+    name: str
+    because: str
+    images: int
+
+
+@dataclass(frozen=True)
 class TrialDone:
     """A trial has ended, with its record as in trials.csv and the `best` one so far (None if none is complete)."""
 

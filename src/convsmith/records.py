@@ -417,9 +417,78 @@ class TuningSpec(Record):
     kind: Literal["tune"]
 
 
-StudyKind = Literal["crossval", "ablate", "tune"]
+class AutoSpec(Record):
+    """study.yaml of a race that has not ended; then its directory becomes that of a run."""
+
+    kind: Literal["auto"]
+    config: dict[str, dict[str, Any]]
+
+
+StudyKind = Literal["crossval", "ablate", "tune", "auto"]
 #: The schema of study.yaml by its `kind`.
-SPECS: dict[StudyKind, type[Record]] = {"crossval": CrossvalSpec, "ablate": AblationSpec, "tune": TuningSpec}
+SPECS: dict[StudyKind, type[Record]] = {
+    "crossval": CrossvalSpec,
+    "ablate": AblationSpec,
+    "tune": TuningSpec,
+    "auto": AutoSpec,
+}
+
+
+class RacedFold(BaseModel):
+    """A candidate on the inner validation images of a fold, after calibration by `temperature`."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    loss: NotNegative
+    accuracy: Share
+    n: Count
+    temperature: Annotated[float, Field(gt=0)]
+    penalty: NotNegative | None = None
+
+
+class Raced(BaseModel):
+    """A candidate of a race: what it changes in the config, and how it ended, with the reason where it did not win."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    name: str
+    family: Literal["probe", "finetune", "scratch"]
+    layer: dict[str, dict[str, Any]]
+    state: Literal["raced", "stopped", "skipped"]
+    reason: str = ""
+    seconds: NotNegative
+    folds: list[RacedFold] = []
+
+
+class Estimate(BaseModel):
+    """The honest estimate: `how` is out of fold, or on images that were set aside; `scores` holds the metrics."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+    how: str
+    n: Count
+    accuracy: Share
+    interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    scores: dict[str, float]
+    sentence: str
+
+
+class Auto(Record):
+    """auto.json: the race of `convsmith auto`, written after each candidate. `folds` is 0 for a part set aside."""
+
+    config: dict[str, dict[str, Any]]
+    minutes: NotNegative
+    seconds: NotNegative
+    data: list[str]
+    side: Count
+    together: list[list[str]]
+    images: Count
+    folds: Whole
+    candidates: list[Raced]
+    winner: str | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    stopped_because: str | None = None
+    estimate: Estimate | None = None
 
 
 class StudyStart(Record):

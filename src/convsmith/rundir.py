@@ -59,6 +59,7 @@ class RunDir:
         self.crossval = path / "crossval.json"  # the result of a cross-validation
         self.ablation = path / "ablation.json"  # the result of an ablation study
         self.best = path / "best.yaml"  # the best config of a tuning study
+        self.auto = path / "auto.json"  # the race of which the run is the winner
         self.lr_find = path / "lr_find.csv"  # the result of a learning-rate range test
 
     def evaluation(self, split: str) -> Path:

@@ -99,6 +99,12 @@ def lines(event: object) -> Iterator[str]:
         yield f"{event.arm}: given up after {event.done} of {event.runs} runs, to keep the budget"
     elif isinstance(event, events.TrialDone):
         yield _trial(event)
+    elif isinstance(event, events.RaceStarted):
+        yield from _race(event)
+    elif isinstance(event, events.CandidateDone):
+        yield _candidate(event)
+    elif isinstance(event, events.RaceWon):
+        yield f"winner  {event.name} ({event.because}); it is trained on {event.images:,} images"
 
 
 def _crossval(event: events.CrossvalStarted) -> Iterator[str]:
@@ -142,6 +148,36 @@ def _tuning(event: events.TuningStarted) -> Iterator[str]:
     if event.storage:
         yield f"storage {event.storage}, study '{event.name}'"
     yield f"needs   about {duration(event.seconds)} of training, if the base is like most trials"
+
+
+def _race(event: events.RaceStarted) -> Iterator[str]:
+    yield f"race    {event.directory}"
+    how = (
+        f"{event.folds} folds: the estimate is out of fold"
+        if event.folds
+        else f"of which {event.held_out:,} are set aside for the estimate"
+    )
+    yield f"data    {event.source}: {event.images:,} images, {how}; {event.sealed:,} test (sealed)"
+    for number, line in enumerate(event.lines):
+        yield f"{'' if number else 'check':8}{line}"
+    yield (
+        f"budget  {event.minutes:g} minutes"
+        + (f", of which {duration(event.spent)} are spent" if event.spent else "")
+        + f"; {event.backbones} pretrained backbones at hand"
+    )
+
+
+def _candidate(event: events.CandidateDone) -> str:
+    entry = event.entry
+    clock = f"{duration(event.spent)} of {duration(event.budget)}"
+    if entry["state"] == "skipped":
+        return f"{entry['name']}  left out: {entry['reason']}"
+    loss = sum(fold["loss"] for fold in entry["folds"]) / len(entry["folds"])
+    images = sum(fold["n"] for fold in entry["folds"])
+    accuracy = sum(fold["accuracy"] * fold["n"] for fold in entry["folds"]) / images
+    ended = f"  stopped {entry['reason']}" if entry["state"] == "stopped" else ""
+    parts = [f"inner accuracy {accuracy:.1%}", f"loss {loss:.4f}", f"({clock})"]
+    return "  ".join([entry["name"], *map(unbroken, parts)]) + ended
 
 
 def _study(event: events.StudyStarted) -> str:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from convsmith.events import Listener, nobody
 from convsmith.rundir import RunDir
-from convsmith.studies import ablation, crossval, tuning
+from convsmith.studies import ablation, auto, crossval, tuning
 from convsmith.studies.ablation import AblationResult
+from convsmith.studies.auto import AutoResult
 from convsmith.studies.crossval import CrossvalResult
 from convsmith.studies.study import read_spec, refuse_jobs
 from convsmith.studies.tuning import TuningResult
 from convsmith.training.own import NO_PARTS, Parts
 
-Result = CrossvalResult | AblationResult | TuningResult
+Result = CrossvalResult | AblationResult | TuningResult | AutoResult
 
 RESUMED_BY: dict[str, Callable[..., Result]] = {
     "crossval": crossval.resume,
     "ablate": ablation.resume,
     "tune": tuning.resume,
+    "auto": auto.resume,
 }
 
 

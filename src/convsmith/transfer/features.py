@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -105,6 +106,10 @@ class FeatureFiles:
                     missing.append((subset, view))
                     if stop():
                         return
+
+    def plain(self, subset: Subset) -> npt.NDArray[np.float32]:
+        """The features of some images without augmentation, float32 [N, F]; the file must exist."""
+        return self._rows(self._plain, None, subset).numpy()
 
     def load(self) -> FrozenFeatures:
         """Load the features; all files must exist."""

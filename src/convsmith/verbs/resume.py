@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
     if directory.study.exists():
         from convsmith.studies import resuming
         from convsmith.study_display import StudyDisplay
-        from convsmith.verbs import ablate, crossval, tune
+        from convsmith.verbs import ablate, auto, crossval, tune
 
-        show = {"crossval": crossval.show, "ablate": ablate.show, "tune": tune.show}
+        show = {"crossval": crossval.show, "ablate": ablate.show, "tune": tune.show, "auto": auto.show}
         with StudyDisplay() as shown:
             result = resuming.resume(directory.path, jobs=args.jobs, backend=args.backend, listener=shown)
         code: int = show[kind_of(directory)](result, shown.display)  # type: ignore[operator]

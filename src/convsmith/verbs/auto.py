@@ -1,0 +1,71 @@
+"""convsmith auto DATA."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convsmith.config import validate
+from convsmith.errors import command
+from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_flags
+
+if TYPE_CHECKING:
+    from convsmith.display import Display
+    from convsmith.studies.auto import AutoResult
+
+PLACE, LINE = 15, "the best classifier that some minutes on this machine can make, with an honest estimate"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument("--minutes", type=float, default=5.0, metavar="M", help="time for everything [5]")
+    add_config_arguments(parser, file=False)
+    parser.add_argument(
+        "data.source", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="labelled images, as for train --data"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+    config = validate(read_flags(args))
+    from convsmith.studies.auto import auto
+    from convsmith.study_display import StudyDisplay
+
+    with StudyDisplay() as shown:
+        result = auto(
+            config,
+            minutes=args.minutes,
+            name=args.name,
+            runs_dir=Path(args.runs_dir),
+            listener=shown,
+            began=began,
+        )
+    return show(result, shown.display)
+
+
+def show(result: AutoResult, display: Display) -> int:
+    """Print the race and its estimate, and return the exit code."""
+    from convsmith.display import duration
+
+    record = result.record
+    display.line()
+    display.table(
+        {
+            "candidate": [row["candidate"] for row in result.table()],
+            "inner acc": [
+                "" if row["inner accuracy"] is None else f"{row['inner accuracy']:.1%}" for row in result.table()
+            ],
+            "loss": ["" if row["inner loss"] is None else f"{row['inner loss']:.4f}" for row in result.table()],
+            "time": [duration(row["seconds"]) for row in result.table()],
+            "": [row[""] for row in result.table()],
+        },
+        below=("",),
+    )
+    display.line()
+    display.line(f"written: {result.directory}/ (auto.json, model/, report.html), in {duration(record['seconds'])}")
+    display.line(f"next: {command('predict', result.directory)} IMAGE...")
+    display.line()
+    display.prose(result.sentence)
+    return 0
