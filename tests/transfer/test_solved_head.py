@@ -28,7 +28,7 @@ def test_it_is_the_logistic_regression_of_scikit_learn_on_standardised_features(
         values, labels = np.concatenate([values, values[labels == 0]]), np.concatenate([labels, labels[labels == 0]])
     penalty, count = 0.1, len(labels)
     weights = count / (3 * np.bincount(labels)) if balanced else None
-    head = next(solve(values, labels, 3, [penalty], weights))
+    head = solve(values, labels, 3, [penalty], weights)[0]
     standard = (values - values.mean(axis=0)) / values.std(axis=0)
     oracle = LogisticRegression(
         C=1 / (penalty * count), tol=1e-8, max_iter=10_000, class_weight="balanced" if balanced else None
@@ -42,12 +42,12 @@ def test_a_path_of_penalties_gives_what_each_gives_alone() -> None:
     values, labels = features(60, 20, 2)
     penalties = [1.0, 0.1, 0.01]
     for penalty, head in zip(penalties, solve(values, labels, 2, penalties), strict=True):
-        alone = next(solve(values, labels, 2, [penalty]))
+        alone = solve(values, labels, 2, [penalty])[0]
         np.testing.assert_allclose(head.logits(values), alone.logits(values), atol=2e-3)
 
 
 def test_a_feature_that_never_changes_has_no_weight() -> None:
     values, labels = features(60, 5, 2)
     values[:, 2] = 7
-    head = next(solve(values, labels, 2, [0.1]))
+    head = solve(values, labels, 2, [0.1])[0]
     np.testing.assert_allclose(head.weight[:, 2], 0, atol=1e-9)

@@ -16,6 +16,7 @@ from convsmith.memory import explain_memory_errors
 from convsmith.report import images, sections
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
+from convsmith.report.race import race
 from convsmith.rundir import RunDir, open_run
 
 NAME = "report.html"
@@ -69,6 +70,7 @@ def page(inputs: Inputs) -> str:
         "summary": inputs.summary,
         "config": inputs.config,
         "result": sections.result(inputs),
+        "race": race(inputs.run),
         "diagnosis": diagnosis,
         "curves": sections.curves(inputs),
         "confusion": confusion,

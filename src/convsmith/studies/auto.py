@@ -46,6 +46,8 @@ AUTO = RunDir(Path()).auto.name
 WINNER = "winner"  # the folder of the last training, until its files become those of the race's own directory
 CHOSEN = ("model", "optim", "schedule", "regularize", "augment", "transfer")  # sections that the race decides
 
+MACHINE = {"seed", "device", "threads"}  # keys of `train` that the race leaves to the user
+
 
 @dataclass(frozen=True)
 class AutoResult:
@@ -66,18 +68,7 @@ class AutoResult:
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each candidate, in the order of the race."""
-        return [
-            {
-                "candidate": entry["name"],
-                "inner accuracy": _mean(entry, "accuracy"),
-                "inner loss": _mean(entry, "loss"),
-                "seconds": entry["seconds"],
-                "": "winner"
-                if entry["name"] == self.record["winner"]
-                else f"{entry['state']} {entry['reason']}".strip(),
-            }
-            for entry in self.record["candidates"]
-        ]
+        return auto_plan.standings(self.record)
 
     def __fspath__(self) -> str:
         return str(self.directory)
@@ -107,8 +98,8 @@ def auto(
     began = time.monotonic() if began is None else began
     if not 0 < minutes <= MOST_MINUTES:
         raise UserError(f"--minutes {minutes:g}: must be above 0 and at most {MOST_MINUTES:,}")
-    for section in CHOSEN:
-        if keys := sorted(getattr(config, section).model_fields_set):
+    for section in (*CHOSEN, "train"):
+        if keys := sorted(getattr(config, section).model_fields_set - MACHINE):
             raise UserError(f"auto decides {section}.{keys[0]} itself: leave it out, or use `convsmith train`")
     config = own.named(config, parts)
     given = config.model_dump(mode="json", exclude_unset=True)
@@ -408,8 +399,3 @@ def _move_up(run: RunDir) -> None:
     shutil.rmtree(run.path / RACE, ignore_errors=True)
     (run.path / study.STARTED).unlink(missing_ok=True)
     run.study.unlink(missing_ok=True)  # the last: until then, a resume comes here again
-
-
-def _mean(entry: Mapping[str, Any], key: str) -> float | None:
-    folds = entry["folds"]
-    return float(np.mean([fold[key] for fold in folds])) if folds else None

@@ -83,3 +83,20 @@ def sentence(accuracy: float, n: int, how: str) -> str:
         f"accuracy {accuracy:.1%} (95% interval {low:.1%} to {high:.1%}, {how}, {n:,} images, none of which chose "
         "anything)"
     )
+
+
+def standings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each candidate in auto.json, in the order of the race: means over the folds, seconds, and its end."""
+    return [
+        {
+            "candidate": entry["name"],
+            **{key: _mean([fold[key] for fold in entry["folds"]]) for key in ("accuracy", "loss")},
+            "seconds": entry["seconds"],
+            "end": "winner" if entry["name"] == record["winner"] else f"{entry['state']} {entry['reason']}".strip(),
+        }
+        for entry in record["candidates"]
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -46,7 +46,7 @@ def probe(features: Floats, labels: Labels, fold: Fold, classes: int, groups: La
     logits = np.stack([inner[int(row)] for row in rows])  # [N, P, K]
     losses = -log_softmax(logits)[np.arange(len(rows)), :, labels[rows]].mean(axis=0)
     chosen = int(losses.argmin())
-    head = list(solve(features[known], labels[known], classes, PENALTIES[: chosen + 1]))[-1]
+    head = solve(features[known], labels[known], classes, PENALTIES[: chosen + 1])[-1]
     judged: NDArray[np.float64] = np.stack([inner[int(row)][chosen] for row in fold.val])
     return Probed(PENALTIES[chosen], judged, head.logits(features[fold.held_out]), losses)
 

@@ -185,7 +185,7 @@ def _solve_head(experiment: Experiment) -> None:
     given = class_weights(config.train.class_weights, train.labels, experiment.card.classes)
     weights = None if given is None else given.numpy()
     rows, labels = features.train.reshape(-1, width).numpy(), np.tile(train.labels, views)
-    head = next(solve(rows, labels, classes, [config.transfer.head_l2], weights))
+    head = solve(rows, labels, classes, [config.transfer.head_l2], weights)[0]
     averages = [experiment.state.average.model] if experiment.state.average else []
     for model in (experiment.state.model, *averages):
         assert isinstance(model, Classifier)

@@ -48,20 +48,20 @@ def run(args: argparse.Namespace) -> int:
 def show(result: AutoResult, display: Display) -> int:
     """Print the race and its estimate, and return the exit code."""
     from convsmith.display import duration
+    from convsmith.records import shown
 
     record = result.record
     display.line()
+    rows = result.table()
     display.table(
         {
-            "candidate": [row["candidate"] for row in result.table()],
-            "inner acc": [
-                "" if row["inner accuracy"] is None else f"{row['inner accuracy']:.1%}" for row in result.table()
-            ],
-            "loss": ["" if row["inner loss"] is None else f"{row['inner loss']:.4f}" for row in result.table()],
-            "time": [duration(row["seconds"]) for row in result.table()],
-            "": [row[""] for row in result.table()],
+            "candidate": [row["candidate"] for row in rows],
+            "inner accuracy": ["" if row["accuracy"] is None else shown("accuracy", row["accuracy"]) for row in rows],
+            "loss": ["" if row["loss"] is None else shown("loss", row["loss"]) for row in rows],
+            "time": [duration(row["seconds"]) for row in rows],
+            "end": [row["end"] for row in rows],
         },
-        below=("",),
+        below=("end",),
     )
     display.line()
     display.line(f"written: {result.directory}/ (auto.json, model/, report.html), in {duration(record['seconds'])}")

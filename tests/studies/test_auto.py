@@ -1,0 +1,148 @@
+"""`auto`: its decisions as pure functions, the nested choice of penalties, and one race through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convsmith
+from convsmith.cli import main
+from convsmith.errors import UserError
+from convsmith.prediction.calibration import log_softmax
+from convsmith.studies import auto_plan
+from convsmith.studies.auto_candidates import ENLARGED, probes, small_nets
+from convsmith.studies.auto_plan import Score
+from convsmith.studies.auto_probe import probe
+from convsmith.studies.folds import Fold, make_folds
+
+
+def test_few_images_are_crossed_where_there_is_time_and_each_class_is_in_each_fold() -> None:
+    assert auto_plan.folds_for(398, 184, 60) == 5
+    assert auto_plan.folds_for(398, 184, 20) == 0
+    assert auto_plan.folds_for(398, 4, 60) == 4
+    assert auto_plan.folds_for(398, 2, 60) == 0
+    assert auto_plan.folds_for(2_001, 500, 1e6) == 0
+
+
+def test_a_score_is_the_loss_at_the_best_temperature() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    logits = np.eye(3)[labels] * 2 + rng.normal(size=(200, 3))
+    score = Score.of(logits, labels)
+    assert Score.of(10 * logits, labels).loss == pytest.approx(score.loss, rel=1e-4)
+    assert Score.of(10 * logits, labels).temperature == pytest.approx(10 * score.temperature, rel=1e-2)
+    assert score.loss < -log_softmax(logits * 3)[np.arange(200), labels].mean()
+
+
+def test_the_lowest_mean_loss_wins_and_of_equal_ones_the_first() -> None:
+    def score(loss: float) -> Score:
+        return Score(loss, 0.9, 10, 1.0)
+
+    assert auto_plan.best({"a": [score(0.3), score(0.1)], "b": [score(0.1), score(0.2)]}) == "b"
+    assert auto_plan.best({"a": [score(0.2)], "b": [score(0.2)]}) == "a"
+
+
+def test_a_training_is_stopped_only_if_it_could_hardly_catch_up() -> None:
+    assert auto_plan.is_lost(0.40, 100, 0.5, 0.97)
+    assert not auto_plan.is_lost(0.40, 100, 0.2, 0.97)  # too early to say
+    assert not auto_plan.is_lost(0.90, 100, 0.5, 0.95)  # it may still lose most of its errors
+    assert not auto_plan.is_lost(0.90, 30, 0.9, 0.95)  # few images say little
+    assert auto_plan.is_lost(0.90, 3_000, 0.9, 0.97)
+
+
+def test_epochs_fill_the_share_of_the_time_and_never_exceed_it() -> None:
+    for seconds in (10.0, 40.0, 100.0, 1_000.0):
+        epochs = auto_plan.fitting_epochs(3, 30, 0.5, 2.0, 6.0, seconds)
+        assert epochs in (0, *range(3, 31))
+        assert not epochs or 6 * (2 + 0.5 * epochs) * auto_plan.SLOWER <= seconds
+    assert auto_plan.fitting_epochs(3, 30, 0.5, 2.0, 6.0, 1_000) == 30
+    assert auto_plan.fitting_epochs(3, 30, 0.5, 2.0, 6.0, 10) == 0
+
+
+def test_the_sentence_is_that_of_the_record() -> None:
+    assert auto_plan.sentence(383 / 398, 398, "out of fold") == (
+        "accuracy 96.2% (95% interval 93.9% to 97.7%, out of fold, 398 images, none of which chose anything)"
+    )
+
+
+def test_candidates_follow_the_size_of_the_images() -> None:
+    at_hand = {"timm/one": (Path("one.safetensors"), 224)}
+    sizes = {side: [c.layer["data"]["image_size"] for c in probes(at_hand, side)] for side in (32, 224, 500)}
+    assert sizes == {32: [ENLARGED, 224], 224: [224], 500: [224, 288]}
+    assert [net.name for net in small_nets(8, 1_000)] == ["simple-cnn", "simple-cnn ema"]
+    assert all(net.layer["data"] == {"image_size": 64} for net in small_nets(300, 1_000))
+
+
+def data(images: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    labels = np.arange(images) % 2
+    features = rng.normal(size=(images, 30))
+    features[:, 0] += 2 * labels
+    return features.astype(np.float32), labels.astype(np.int64)
+
+
+def test_what_a_fold_chooses_does_not_depend_on_the_images_that_it_holds_out() -> None:
+    features, labels = data()
+    for fold in make_folds(labels, 3, 1, 0.2, 0, ["a", "b"]):
+        found = probe(features, labels, fold, 2, None, 0)
+        others, wrong = features.copy(), labels.copy()
+        others[fold.held_out] = np.random.default_rng(2).normal(size=others[fold.held_out].shape)
+        wrong[fold.held_out] = 1 - wrong[fold.held_out]
+        again = probe(others, wrong, fold, 2, None, 0)
+        assert again.penalty == found.penalty
+        np.testing.assert_array_equal(again.val, found.val)
+        assert not np.array_equal(again.held_out, found.held_out)
+
+
+def test_images_of_a_group_are_not_on_both_sides_of_the_inner_validation() -> None:
+    features, labels = data(60)
+    features, labels = np.repeat(features, 2, axis=0), np.repeat(labels, 2)  # each image twice: leaking would pay
+    features += np.random.default_rng(3).normal(size=features.shape).astype(np.float32) * 1e-3
+    groups = np.arange(len(labels)) // 2
+    rows = np.arange(len(labels))
+    fold = Fold(1, 1, rows[:80], rows[80:100], rows[100:])
+    apart = probe(features, labels, fold, 2, groups, 0).losses.min()
+    assert probe(features, labels, fold, 2, None, 0).losses.min() < apart
+
+
+def test_auto_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["auto", "digits", "--minutes", "0.05", "--name", "race", "--data.limit", "300", "--track.wandb", "off"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    record = json.loads(Path("runs/race/auto.json").read_text())
+    assert said.splitlines()[-1] == record["estimate"]["sentence"]
+    assert "none of which chose anything" in record["estimate"]["sentence"]
+    assert record["folds"] == 0  # too little time for folds
+    splits = json.loads(Path("runs/race/splits.json").read_text())["splits"]
+    assert record["estimate"]["n"] == len(splits["val"])
+    assert len(splits["train"]) + len(splits["val"]) == 300
+    run = convsmith.load("runs/race")  # a run like any other
+    assert run.summary["name"] == "race"
+    assert run.evaluate("val")["accuracy"] == pytest.approx(record["estimate"]["accuracy"])
+    assert record["winner"] in Path("runs/race/report.html").read_text()
+    assert {row["kind"] for row in convsmith.runs()} == {"run"}
+    assert not {"study.yaml", "race", "winner"} & {entry.name for entry in Path("runs/race").iterdir()}
+    assert main(words) == 0  # it has ended before
+    assert capsys.readouterr().out.splitlines()[-1] == record["estimate"]["sentence"]
+    assert main([*words, "--data.limit", "200"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"minutes": 0}, "--minutes 0: must be above 0"),
+        ({"epochs": 3}, "train.epochs"),
+        ({"lr": 0.1}, "auto decides optim.lr itself"),
+        ({"augment": {"hflip": True}}, "auto decides augment.hflip itself"),
+    ],
+)
+def test_what_the_race_decides_is_refused(tmp_path: Path, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        convsmith.auto("digits", runs_dir=tmp_path, show=False, **settings)  # type: ignore[arg-type]
