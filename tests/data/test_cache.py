@@ -20,7 +20,7 @@ from convsmith.data import cache as module
 from convsmith.data import native
 from convsmith.data.cache import Failure, Images, open_images, pixel_moments
 from convsmith.data.config import DataConfig, DecodeRules
-from convsmith.data.decode import decode
+from convsmith.data.decode import DecodeError, decode
 from convsmith.data.depth import scan
 from convsmith.data.native import native_shape
 from convsmith.data.source import Index, recall, remember
@@ -120,14 +120,33 @@ def test_many_failures_are_cut_short_and_none_left_is_an_error(plant: Plant, cac
             open_images(source_of(root), RULES, cache, on_error=on_error)  # type: ignore[arg-type]
 
 
-def test_an_unreadable_file_stops_and_is_not_remembered(plant: Plant, cache: Path) -> None:
+def test_an_unreadable_file_stops_or_is_skipped_until_it_can_be_read(plant: Plant, cache: Path) -> None:
     root = plant(*PATHS)
-    source = source_of(root)
     (root / "owl/5.png").rename(root / "away")
-    with pytest.raises(UserError, match=r"cannot read 'owl/5\.png' of .*: No such file"):
-        open_images(source, RULES, cache, on_error="skip")
-    (root / "away").rename(root / "owl/5.png")
+    (root / "owl/5.png").symlink_to(root / "nowhere")
+    source = source_of(root)
+    with pytest.raises(UserError, match=r"cannot read 'owl/5\.png' of .*: No such file.*; data\.on_error=skip leaves"):
+        open_images(source, RULES, cache)
+    for _ in range(2):  # decoded, then from the cache
+        skipped = open_images(source, RULES, cache, on_error="skip")
+        assert [(failure.id, failure.kind) for failure in skipped.failures] == [("owl/5.png", "unreadable")]
+        assert len(skipped.kept) == 79
+    with pytest.raises(UserError, match=r"1 of 80 images of .* cannot be decoded: owl/5\.png \(unreadable\)"):
+        open_images(source, RULES, cache)
+    (root / "away").rename(root / "nowhere")
     assert len(open_images(source, RULES, cache).kept) == 80
+    assert len(open_images(source, RULES, cache, on_error="skip").kept) == 80
+
+
+def test_memory_that_runs_out_is_no_fault_of_an_image(
+    plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_memory(record: object, rules: object) -> None:
+        raise DecodeError("unreadable", "decoding it takes more memory than is free")
+
+    monkeypatch.setattr("convsmith.data.cache.decode_deep", without_memory)
+    with pytest.raises(UserError, match=r"cannot read 'a/1\.png' of .*: decoding it takes more memory than is free$"):
+        open_images(source_of(plant("a/1.png", "b/1.png")), RULES, cache, on_error="skip")
 
 
 def test_an_interrupted_build_leaves_nothing(plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ from convsmith.data.raster import Depth
 from convsmith.data.remarks import Remark
 from convsmith.data.source import Record, Source
 from convsmith.data.stored import Arrays, read_arrays, write_arrays
-from convsmith.errors import UserError
-from convsmith.files import sync_folder, written_whole
+from convsmith.errors import UserError, command
+from convsmith.files import open_file, sync_folder, written_whole
 from convsmith.terminal import warn
 
 CACHE_VERSION = 2  # increase this whenever decoding or the files' form changes, so that old ones are not used again
@@ -88,15 +88,17 @@ def open_images(
     images = _found(folder, source, rules)
     if not isinstance(images, Images):
         with _cache_errors(cache):
-            images = _build_once(source, rules, folder, progress)
+            images = _build_once(source, rules, folder, on_error, progress)
     if images.failures and (on_error == "stop" or not len(images.kept)):
         shown = ", ".join(f"{failure.id} ({failure.kind})" for failure in images.failures[:10])
         more = f" and {len(images.failures) - 10} more" if len(images.failures) > 10 else ""
+        known = Path(source.name).exists()  # several sources have a name of all of them
+        check = command("data", "check", source.name) if known else "convsmith data check"
         reasons = (f"{failure.id}: {failure.message}; " for failure in images.failures if failure.kind == "unsupported")
         raise UserError(
             f"{len(images.failures)} of {len(source)} images of {source.name} cannot be decoded: {shown}{more}; "
             f"{next(reasons, '')}"
-            f"'convsmith data check {source.name}' lists them, data.on_error=skip leaves them out"
+            f"'{check}' lists them, data.on_error=skip leaves them out"
         )
     return images
 
@@ -129,11 +131,26 @@ class _DamagedError(Exception):
 
 
 def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | None:
-    """The images in `folder`; None if it does not exist, or what is wrong with it."""
+    """The images in `folder`; None if there are none, or a file that was missing can be read now; or what is wrong."""
     try:
-        return _load(folder, source, rules) if os.path.exists(folder) else None
+        images = _load(folder, source, rules) if os.path.exists(folder) else None
     except _DamagedError as error:
         return str(error)
+    unread = [failure.id for failure in images.failures if failure.kind == "unreadable"] if images else []
+    if unread and not all(_is_unreadable(source.read(source.ids.index(name))) for name in unread):
+        return None
+    return images
+
+
+def _is_unreadable(record: Record) -> bool:
+    """Whether a record is a file that cannot be opened, such as a link that leads nowhere."""
+    if not isinstance(record, Path):
+        return False
+    try:
+        open_file(record).close()
+    except OSError:
+        return True
+    return False
 
 
 def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
@@ -184,7 +201,7 @@ def _checksums(path: Path, shape: tuple[int, ...], inode: int, changed_ns: int) 
     return tuple(thread_map(lambda block: zlib.crc32(block.data), blocks))
 
 
-def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> Images:
+def _build_once(source: Source, rules: DecodeRules, folder: Path, on_error: str, progress: Progress | None) -> Images:
     """Build `folder` unless another process does so first; leave nothing behind if that fails."""
     from filelock import FileLock
 
@@ -200,7 +217,7 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
         shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir()
         try:
-            _build(source, rules, partial, progress)
+            _build(source, rules, partial, on_error, progress)
             partial.rename(folder)
             sync_folder(folder.parent)
         except BaseException:
@@ -212,7 +229,7 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, progress: Prog
     return images
 
 
-def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress | None) -> None:
+def _build(source: Source, rules: DecodeRules, folder: Path, on_error: str, progress: Progress | None) -> None:
     image_bytes = math.prod(_shape(rules))
     needed = len(source) * image_bytes
     free = shutil.disk_usage(folder).free
@@ -243,8 +260,11 @@ def _build(source: Source, rules: DecodeRules, folder: Path, progress: Progress 
     with written_whole(folder / PIXELS) as file:
         for row, result in enumerate(thread_map(examine, records, progress, len(source), image_bytes)):
             if isinstance(result, DecodeError):
-                if result.kind == "unreadable":  # the fault lies with the machine, not the data: do not cache it
-                    raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}")
+                if result.kind == "unreadable":  # the fault lies with the machine, not the data
+                    is_file = _is_unreadable(source.read(row))
+                    if on_error == "stop" or not is_file:  # memory is free again the next time
+                        hint = "; data.on_error=skip leaves such files out" if is_file else ""
+                        raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}{hint}")
                 failures.append(Failure(source.ids[row], result.kind, result.message))
             else:
                 (pixels, depth, said), image_moments = result
