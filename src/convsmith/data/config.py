@@ -37,7 +37,7 @@ class MinImages(Section):
 class DataConfig(Section):
     source: str | tuple[str, ...] = Field(
         "digits",
-        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder or an archive of images, "
+        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder or archive of images, "
         "or Parquet; several are joined",
     )
     classes: tuple[str, ...] | MinImages | None = Field(
