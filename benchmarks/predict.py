@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -60,12 +61,8 @@ def loop(model: str, run: Path, photos: Path, out: Path) -> None:
             return transform(Image.open(self.files[index]).convert("RGB"))
 
     net = timm.create_model(model, num_classes=len(classes))
-    net.load_state_dict(
-        {
-            key.removeprefix("net.").replace("head.", "classifier."): value
-            for key, value in load_file(run / "model/model.safetensors").items()
-        }
-    )
+    ours = load_file(run / "model/model.safetensors")  # whose names are timm's below net., but for the head
+    net.load_state_dict({re.sub("^net[.]", "", re.sub("^head[.]", "classifier.", key)): ours[key] for key in ours})
     net.eval()
     dataset = Photos()
     found = []
