@@ -283,4 +283,4 @@ def test_what_train_ignores_is_ignored_in_folders(photos: Path) -> None:
 
 
 def test_batches_are_of_as_many_images_as_fit_into_a_cache() -> None:
-    assert [evaluate.images_per_pass(side) for side in (8, 32, 112, 224, 448, 4000)] == [256, 256, 128, 32, 8, 1]
+    assert [evaluate.images_per_pass(side) for side in (8, 32, 112, 224, 448, 4000)] == [256, 256, 64, 16, 4, 1]
