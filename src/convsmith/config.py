@@ -66,7 +66,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         if self.train.loss == "focal" and self.regularize.label_smoothing:
-            raise ValueError("train.loss=focal cannot be combined with regularize.label_smoothing: set one of them")
+            raise ValueError("--train.loss focal cannot be combined with --regularize.label_smoothing: set one of them")
         if self.train.class_weights == "balanced" and self.data.sampling == "balanced":
             raise ValueError("train.class_weights and data.sampling both correct class imbalance: choose one")
         if self.transfer.head_l2 is not None and (self.augment.mixup or self.augment.cutmix):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
-import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich import console as rich_console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +18,7 @@ from rich.text import Text
 from convsmith.errors import command
 from convsmith.events import (
     Counted,
+    Ended,
     EpochEnd,
     FeatureExtractionProgress,
     Finished,
@@ -34,7 +33,7 @@ from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, shown, worth_showing
 from convsmith.rundir import RunDir
-from convsmith.terminal import lines_of, spelled, visible
+from convsmith.terminal import lines_of, plural, spelled, visible, wrap
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
 COLUMNS = (
@@ -44,6 +43,8 @@ COLUMNS = (
 INDENT = 8  # of the lines before the first step
 MOST_CLASSES = 30
 FEW_CLASSES = 6  # in a sentence
+ON_THE_RIGHT = ("output", "parameters", "MACs", "field", "val", "test", "size")  # columns of numbers and shapes
+NO_BREAK = "\u00a0"  # between words of ours that stay in one line
 LONGEST_LIST = 80  # columns of a list of metrics, where the terminal or file is wider
 
 
@@ -61,6 +62,13 @@ class Console(rich_console.Console):
     ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=lines_of(segment.text))
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time that is left, and nothing while it is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.time_remaining is None else super().render(task)
 
 
 class Display:
@@ -114,6 +122,8 @@ class Display:
             case Finished():
                 self.clear()
                 self._finished(event)
+            case Ended():
+                self._ended()
 
     @property
     def live(self) -> bool:
@@ -121,8 +131,8 @@ class Display:
         return self.console.is_terminal or widgets  # without widgets, rich warns at each step of a bar in a notebook
 
     def line(self, text: str = "") -> None:
-        """One line, even if a name in it has line breaks, which are shown escaped."""
-        self.console.print(cell(text))
+        """One line, even if a name in it has line breaks, which are shown escaped; a terminal gets it wrapped."""
+        self.console.print(Text("\n".join(self._lines(text, 0))))
 
     def counted(self, event: Counted) -> None:
         """A bar, or one line at the end where there is no terminal."""
@@ -136,7 +146,7 @@ class Display:
                 TextColumn(event.what),
                 BarColumn(),
                 text,
-                TimeRemainingColumn(),
+                _TimeLeft(),
                 console=self.console,
                 redirect_stdout=not self.console.stderr,  # what goes to stdout may go to a file
             )
@@ -167,14 +177,24 @@ class Display:
 
         A no-break space keeps two words on one line, and is shown as a blank.
         """
-        if not self.live:
-            self.line(line.replace("\u00a0", " "))
-            return
-        width = max(self.console.width, 4 * INDENT)
-        whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
-        lines = textwrap.wrap(visible(line), width, subsequent_indent=" " * indent, **whole)  # type: ignore[arg-type]
-        for wrapped in lines or [""]:
-            self.line(wrapped.replace("\u00a0", " "))
+        self.console.print(Text("\n".join(self._lines(line, indent)).replace(NO_BREAK, " ")))
+
+    def _lines(self, text: str, indent: int) -> list[str]:
+        return wrap(visible(text), self.console.width, indent) if self.live else [visible(text)]
+
+    def written(self, *files: object) -> None:
+        """The files that a command has written."""
+        self.wrapped(f"written: {', '.join(map(str, files))}", indent=len("written: "))
+
+    def next(self, *steps: str, label: str = "next:") -> None:
+        """What can be done next: commands, each in a line of its own."""
+        for number, step in enumerate(steps):
+            typed, _, why = f"{'' if number else label:{len(label)}} {step}".partition("   (")
+            note = f"   ({why}" if why else ""
+            fits = not self.live or len(typed + note) <= self.console.width
+            self.console.print(cell(typed + note if fits else typed))
+            if note and not fits:
+                self.wrapped(f"{'':{len(label)}} {note.strip()}", indent=len(label) + 1)
 
     def prose(self, text: str) -> None:
         """Paragraphs of our own, one a line, each wrapped on a terminal; names in them must be visible."""
@@ -220,8 +240,7 @@ class Display:
         self.labelled(
             "model", f"{event.model}: {event.parameters:,} parameters, {event.macs / 1e6:,.1f} M MACs an image"
         )
-        threads = "1 thread" if event.threads == 1 else f"{event.threads} threads"
-        self.labelled("machine", f"{event.device}, {threads}, {event.layout} layout")
+        self.labelled("machine", f"{event.device}, {plural(event.threads, 'thread')}, {event.layout} layout")
         estimate = f"about {event.memory / 1e6:,.0f} MB for weights, optimiser and activations"
         if event.seconds_per_epoch:
             epoch, count = event.seconds_per_epoch, event.image_epochs
@@ -232,13 +251,15 @@ class Display:
             estimate = f"{times}; {estimate}"
         self.labelled("needs", estimate)
         self.notes(event.notes)
+        if event.watch:
+            self.labelled("watch", event.watch)
         self.console.print(Text(COLUMNS, style="bold" if self.live else ""))
         if self.live:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
+                _TimeLeft(compact=True),
                 console=self.console,
                 transient=True,
             )
@@ -295,25 +316,27 @@ class Display:
             *scores,
             f"{kept} {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
-            "",
-            f"written  {run.path}/",
-            f"           model/  the {kept.split()[0]} weights, with their preprocessing",
-            f"           {', '.join(written)}",
-            f"           {figures}",
         ]
-        if end.tracked:
-            lines.append(f"W&B      {end.tracked}")
-        lines.append("")
-        if self._training.is_own:  # no command could pass them in
-            label, steps = "next, in Python: ", ['run.evaluate("test")', "run.predict(images)"]
-        else:
-            label = "next: "
-            steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
-        steps = steps if self._training.test else steps[1:]
-        lines += [f"{'' if number else label:{len(label)}}{step}" for number, step in enumerate(steps)]
         self.console.print(
             Panel(Text("\n".join(map(visible, lines))), title=cell(summary["name"]), expand=False), soft_wrap=False
         )
+        self.labelled("written", f"{run.path}/")
+        self.labelled("", f"  model/  the {kept.split()[0]} weights, with their preprocessing")
+        self.labelled("", f"  {', '.join(written)}")
+        self.labelled("", f"  {figures}")
+        if end.tracked and end.tracked != self._training.watch:
+            self.labelled("W&B", end.tracked)
+
+    def _ended(self) -> None:
+        """How to go on, after all that a training has written."""
+        assert self._training is not None
+        run = RunDir(self._training.directory)
+        if self._training.is_own:  # no command could pass them in
+            label, steps = "next, in Python:", ['run.evaluate("test")', "run.predict(images)"]
+        else:
+            label = "next:"
+            steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
+        self.next(*(steps if self._training.test else steps[1:]), label=label)
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
         """The record of evaluation-<split>.json, or of other data than the run's."""
@@ -347,12 +370,12 @@ class Display:
         if len(worst) <= 12:
             self._confusion(record)
         self.line()
-        self.line(f"written: {run.evaluation(split)}, {run.predictions(split)}")
+        self.written(run.evaluation(split), run.predictions(split))
         if data:
             self.line(f"         {run.confusion(split)}")
         if split == "test":
             self.line(f"         {run.test_access} records that the test split was opened")
-        self.line(f"next: {command('predict', run.path)} IMAGE...")
+        self.next(f"{command('predict', run.path)} IMAGE...")
 
     def _absent(self, record: dict[str, Any]) -> None:
         """A note on classes without images, which count as zero in macro averages."""
@@ -407,11 +430,6 @@ class Display:
         """A table for rows of predictions that come one after another."""
         return PredictionTable(self, ids, classes, top_k)
 
-    def written(self, files: Sequence[Path]) -> None:
-        """A line for each file that was written."""
-        for number, file in enumerate(files):
-            self.line(f"{' ' * 8 if number else 'written:'} {file}")
-
 
 class PredictionTable:
     """Shows rows of predictions as they come, under one header, in columns as wide as `ids` and `classes` need."""
@@ -454,8 +472,7 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     """A table of columns by heading; numbers and shapes are right-aligned."""
     table = Table(box=None, pad_edge=False)
     for heading in columns:
-        right = heading in ("output", "parameters", "MACs", "field")
-        table.add_column(cell(heading), justify="right" if right else "left", overflow="fold")
+        table.add_column(cell(heading), justify="right" if heading in ON_THE_RIGHT else "left", overflow="fold")
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(cell, cells))
     return table
@@ -478,7 +495,7 @@ def _and_more(names: Sequence[str], count: int) -> str:
 def unused_line(unused: Mapping[str, int]) -> str:
     """How many files are not used, and why: ``3 files: 2 hidden, 1 outside the class folders``."""
     total = sum(unused.values())
-    reasons = ", ".join(f"{count:,}\u00a0{reason}" for reason, count in unused.items())
+    reasons = ", ".join(f"{count:,}{NO_BREAK}{reason}" for reason, count in unused.items())
     return f"{total:,} file{'' if total == 1 else 's'}: {reasons}"
 
 

@@ -35,6 +35,7 @@ class TrainingStarted:
     says whether the data or the network came from Python; `macs` are the multiply-accumulate operations for one image;
     `memory` is in bytes; `seconds_per_epoch` is None if it was not measured. `image_epochs` of the `epochs` train on
     images, the others on features that are computed once. `step` steps have been done; an epoch has `steps` steps.
+    `watch` is the command that shows the run's numbers live, if there is one.
     """
 
     directory: Path
@@ -62,6 +63,7 @@ class TrainingStarted:
     steps: int
     step: int
     notes: tuple[str, ...]
+    watch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ class Finished:
     summary: dict[str, Any]
     evaluation: dict[str, Any] | None
     tracked: str | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """All that a training writes is written, its report included."""
 
 
 @dataclass(frozen=True)

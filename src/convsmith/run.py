@@ -12,7 +12,7 @@ from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.data.sources import Source
 from convsmith.errors import Stopped, UserError, choose, command
-from convsmith.events import Interrupted, Listener, Note, counter, nobody
+from convsmith.events import Ended, Interrupted, Listener, Note, counter, nobody
 from convsmith.prediction.evaluate import evaluate, evaluate_other, moved_source
 from convsmith.prediction.inputs import with_ids
 from convsmith.prediction.predicting import predict_all
@@ -311,6 +311,7 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
                         f"stopped and saved at step {experiment.state.step}; continue with {how}",
                     )
         after_training(run, listener, parts.source, parts.module)
+        listener(Ended())
     return Run(run.path, parts)
 
 

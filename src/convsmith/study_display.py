@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from convsmith import events
-from convsmith.display import Display, duration
+from convsmith.display import NO_BREAK, Display, duration
 from convsmith.records import HEADLINES, METRICS, shown
+from convsmith.terminal import plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,7 +52,7 @@ class StudyDisplay:
         if self.display.live and self._shares:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            text = TextColumn(f"{{task.fields[done]}} of {{task.total}} {event.what}, {{task.fields[left]}}")
+            text = TextColumn(f"{{task.fields[done]}} of {{task.total}} {event.what}{{task.fields[left]}}")
             self._bar = Progress(BarColumn(bar_width=40), text, console=self.display.console, transient=True)
             self._bar.add_task("", total=len(self._shares), done=0, left="")
             self._bar.start()
@@ -61,9 +62,11 @@ class StudyDisplay:
             return
         self._shares[index] = share
         whole = sum(self._shares)
-        left = (time.monotonic() - self._began) * (len(self._shares) - whole) / whole if whole else 0.0
-        done = self._shares.count(1.0)
-        self._bar.update(self._bar.task_ids[0], completed=whole, done=done, left=f"about {duration(left)} left")
+        done, left = self._shares.count(1.0), ""
+        if whole:
+            seconds = (time.monotonic() - self._began) * (len(self._shares) - whole) / whole
+            left = f", about {duration(seconds)} left"
+        self._bar.update(self._bar.task_ids[0], completed=whole, done=done, left=left)
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -96,7 +99,7 @@ def lines(event: object) -> Iterator[str]:
     elif isinstance(event, events.JobDone) and event.record and "best_epoch" in event.record:
         yield _fold(event.name, event.record)
     elif isinstance(event, events.ArmGivenUp):
-        yield f"{event.arm}: given up after {event.done} of {event.runs} runs, to keep the budget"
+        yield f"{event.arm}: given up after {event.done} of {plural(event.runs, 'run')}, to keep the budget"
     elif isinstance(event, events.TrialDone):
         yield _trial(event)
     elif isinstance(event, events.RaceStarted):
@@ -113,15 +116,15 @@ def _crossval(event: events.CrossvalStarted) -> Iterator[str]:
         f"data    {event.source}: {event.images:,} images in {event.runs} folds, each of {event.train:,} train, "
         f"{event.val:,} inner val, {event.held_out:,} held out; {event.sealed:,} test (sealed)"
     )
-    yield f"model   {event.model}; {event.epochs} epochs, {event.threads} threads a fold"
+    yield f"model   {event.model}; {plural(event.epochs, 'epoch')}, {plural(event.threads, 'thread')} a fold"
     yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
 
 
 def _ablation(event: events.AblationStarted) -> Iterator[str]:
     yield _study(event)
     yield (
-        f"arms    {event.arms} with the base, {event.runs} runs each "
-        f"({event.folds} folds, {event.repeats} repeats, {event.seeds} seeds); "
+        f"arms    {event.arms} with the base, {plural(event.runs, 'run')} each "
+        f"({plural(event.folds, 'fold')}, {plural(event.repeats, 'repeat')}, {plural(event.seeds, 'seed')}); "
         f"{event.images:,} images, {event.sealed:,} test (sealed)"
     )
     yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
@@ -142,7 +145,7 @@ def _tuning(event: events.TuningStarted) -> Iterator[str]:
     yield f"data    {event.source}: {event.train:,} train, {event.val:,} val, {event.sealed:,} test (sealed)"
     yield f"space   {', '.join(event.space)}; pruner {event.pruner}, seed {event.seed}"
     yield (
-        f"trials  {event.runs} of up to {event.epochs} epochs, {event.max_workers} at once; "
+        f"trials  {event.runs} of up to {plural(event.epochs, 'epoch')}, {event.max_workers} at once; "
         f"threads per trial: {event.threads}"
     )
     if event.storage:
@@ -213,7 +216,7 @@ def settings(values: Mapping[str, Any]) -> str:
 
 def unbroken(text: str) -> str:
     """The words of `text` with no-break spaces between them, which `Display.wrapped` shows as blanks."""
-    return text.replace(" ", "\u00a0")
+    return text.replace(" ", NO_BREAK)
 
 
 def word(value: Any) -> str:

@@ -7,7 +7,10 @@ that move a terminal's cursor, colour it, reverse the order of letters, or canno
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import sys
+import textwrap
 import unicodedata
 
 #: What Unicode calls ignorable by default and Python printable: fillers and selectors that have no look of their own.
@@ -16,6 +19,11 @@ _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u31
 _DRAWN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
 #: Zero-width (non-)joiners, which Persian, the scripts of India and emoji need.
 _JOINERS = frozenset("\u200c\u200d")
+
+_GLUE = "\ue000"  # in place of a blank at which no line ends; visible text has no such character
+NARROWEST = 32  # columns at which lines are still wrapped
+#: A command in a sentence. It stays in one line, so that it can be pasted; what it is followed by may stay with it.
+_COMMAND = re.compile(r"\b(?:convsmith|wandb|pip) [a-z](?:'[^']*'|[^,;()'])*[^\s,;()']?")
 
 
 def visible(text: str) -> str:
@@ -57,9 +65,33 @@ def lines_of(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
 
 
+def wrap(line: str, width: int, indent: int = 0) -> list[str]:
+    """A sentence in lines of at most `width` columns, those after the first indented; names in it must be visible.
+
+    No word, path or command is broken: one that is wider than the terminal stands in a line of its own.
+    """
+    glued = _COMMAND.sub(lambda found: found[0].replace(" ", _GLUE), line)
+    lines = textwrap.wrap(
+        glued,
+        max(width, NARROWEST),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(_GLUE, " ") for line in lines] or [""]
+
+
+def plural(number: int, what: str) -> str:
+    """``1 thread``, ``1,438 threads``."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def say(line: str = "", error: bool = False) -> None:
-    """Print one line of plain text to stdout, or to stderr."""
-    print(visible(line), file=sys.stderr if error else sys.stdout)
+    """Print one line of plain text to stdout, or to stderr; a terminal gets it wrapped between words."""
+    stream = sys.stderr if error else sys.stdout
+    shown = visible(line)
+    lines = wrap(shown, shutil.get_terminal_size().columns) if stream.isatty() else [shown]
+    print("\n".join(lines), file=stream)
 
 
 def warn(line: str) -> None:

@@ -103,7 +103,7 @@ def test_failures_stop_with_the_list_or_are_counted(plant: Plant, cache: Path) -
             open_images(source, RULES, cache)
         assert str(caught.value) == (
             f"2 of 80 images of {root} cannot be decoded: cat/0.png (truncated), owl/5.png (empty); "
-            f"'convsmith data check {root}' lists them, data.on_error=skip leaves them out"
+            f"convsmith data check {root} lists them, --data.on_error skip leaves them out"
         )
         images = open_images(source, RULES, cache, on_error="skip")
         assert images.failures[1] == Failure("owl/5.png", "empty", "zero bytes")
@@ -116,7 +116,7 @@ def test_many_failures_are_cut_short_and_none_left_is_an_error(plant: Plant, cac
     for path in PATHS:
         (root / path).write_text("gone")
     for on_error in ("stop", "skip"):
-        with pytest.raises(UserError, match=r"80 of 80 .* cannot be decoded: .* and 70 more; 'convsmith data check"):
+        with pytest.raises(UserError, match=r"80 of 80 .* cannot be decoded: .* and 70 more; convsmith data check "):
             open_images(source_of(root), RULES, cache, on_error=on_error)  # type: ignore[arg-type]
 
 
@@ -343,7 +343,7 @@ def test_a_cache_that_cannot_be_written_is_named(plant: Plant, tmp_path: Path, m
     place = tmp_path / "full"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match=r"\(No space left on device\): set data\.cache or CONVSMITH_CACHE"):
+        with pytest.raises(UserError, match=r"\(No space left on device\): set --data\.cache or CONVSMITH_CACHE"):
             open_images(source, RULES, place)
     assert not [path for path in (place / "images").iterdir() if path.is_dir()]
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -236,7 +236,7 @@ def test_wrong_patterns_are_one_line(setting: str, message: str) -> None:
         ("id|group\na/1.png|p\n", r"has one column, 'id\|group'"),
         (
             "id,eye,age\na/1.png,l,3\n",
-            r"several columns that may hold the groups: set data\.group_column to one of eye, age",
+            r"several columns that may hold the groups: set --data\.group_column to one of eye, age",
         ),
         ("id,group\n1,p\n../x.png,p\n", r"line 3 of .*: '\.\./x\.png' lies outside the data: give paths below it"),
         ("id,group\na/1.png,p\n", r"assigns no group to 1 of 2 images, the first of which is 'a/2\.png': add rows"),

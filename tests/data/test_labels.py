@@ -194,11 +194,11 @@ def test_numbers_are_classes_in_their_order(plant: Plant) -> None:
         ("image,label,label\n1,cat,cat\n2,owl,owl\n", "several columns that may hold the labels|has 2 columns 'label'"),
         (
             "image,dx,age\n1,mel,50\n2,nv,40\n",
-            "several columns that may hold the labels: set data.label_column to one of dx, age",
+            "several columns that may hold the labels: set --data.label_column to one of dx, age",
         ),
         (
             "image,file,label\n1,2,cat\n2,3,owl\n",
-            "several columns that may name the images: set data.image_column to one of image, file",
+            "several columns that may name the images: set --data.image_column to one of image, file",
         ),
         ("image;label,x\n1,cat\n2,owl\n", "may be separated by comma and semicolon: put column names that hold one"),
     ],

@@ -101,7 +101,7 @@ def test_class_labels_are_told_from_other_numbers_and_several_are_listed(tmp_pat
     write(tmp_path / "t.parquet", named(table, kind=["x", "y"]))
     assert opened(tmp_path / "t.parquet").classes == ("x", "y")
     write(tmp_path / "t.parquet", named(table, kind=["x", "y"], size=["s", "l"]))
-    assert "set data.label_column to one of kind, size" in refused(lambda: opened(tmp_path / "t.parquet"))
+    assert "set --data.label_column to one of kind, size" in refused(lambda: opened(tmp_path / "t.parquet"))
     assert opened(tmp_path / "t.parquet", label_column="size").classes == ("s", "l")
     assert "'seize' does not exist. Did you mean 'size'?" in refused(
         lambda: opened(tmp_path / "t.parquet", label_column="seize")

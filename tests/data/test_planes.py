@@ -107,7 +107,7 @@ def test_multispectral_tiff(order: str, compression: str | None) -> None:
     assert read_header(data) == ("TIFF", 12, 10, 13)
     expected = np.rint((array + 20.0) / 255 * 255)
     np.testing.assert_array_equal(decode(data, DecodeRules(channels=13, range=(-20, 235))), expected)
-    with pytest.raises(DecodeError, match=r"samples from -20 to 235 lie outside 0\.\.65535: set data.range to auto"):
+    with pytest.raises(DecodeError, match=r"samples from -20 to 235 lie outside 0\.\.65535: set --data.range to auto"):
         decode(data, DecodeRules(channels=13))
 
 

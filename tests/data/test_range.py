@@ -95,7 +95,7 @@ def test_images_of_8_bits_are_untouched() -> None:
 
 def test_what_lies_outside_the_full_range_is_refused_with_advice() -> None:
     for samples in (scans(1, "int16", -1000, 3000)[0], scans(1, "float32", -1, 9)[0]):
-        with pytest.raises(DecodeError, match=r"set data\.range to auto, or to the \[low, high\]"):
+        with pytest.raises(DecodeError, match=r"set --data\.range to auto, or to the \[low, high\]"):
             decode(tiff(samples), DecodeRules())
     with pytest.raises(DecodeError, match="16-bit colour"):
         decode(tiff(np.zeros((9, 9, 3), np.uint16)), DecodeRules(range=(0, 9)))
@@ -145,7 +145,7 @@ def test_auto_is_full_where_no_image_is_deep(tmp_path: Path) -> None:
 def test_a_range_that_is_hardly_used_is_noted(tmp_path: Path) -> None:
     (note,) = open_dataset(DataConfig(source=str(plant(tmp_path / "narrow", scans(40))))).notes
     assert "980 to 1,100, which is 0.2% of the range from 0 to 65,535" in note
-    assert "data.range=auto" in note
+    assert "--data.range auto" in note
     wide = str(plant(tmp_path / "wide", scans(40, low=0, high=9_000)))
     assert not open_dataset(DataConfig(source=wide)).notes
     assert "of the range from 0 to 1e+06" in open_dataset(DataConfig(source=wide, range=(0, 1e6))).notes[0]
@@ -175,7 +175,9 @@ def test_data_check_proposes_to_train_with_the_range_that_was_checked(
 
 def test_a_training_that_needs_a_range_says_so(tmp_path: Path) -> None:
     root = plant(tmp_path / "scans", scans(8, "int16", -1000, 1000))
-    with pytest.raises(UserError, match=r"a/000\.tif: .* samples from .* set data\.range to auto, or .*; 'convsmith"):
+    with pytest.raises(
+        UserError, match=r"a/000\.tif: .* samples from .* set --data\.range to auto, or .*; convsmith data check"
+    ):
         open_dataset(DataConfig(source=str(root), cache=str(tmp_path / "cache")))
 
 

@@ -265,7 +265,7 @@ def test_parquet_whose_images_lie_beside_it(plant: Plant) -> None:
     [
         (
             {"img": [b"x"], "tag": [["a"]]},
-            r"has no label column that is found .*: set data\.label_column to one of img, tag",
+            r"has no label column that is found .*: set --data\.label_column to one of img, tag",
         ),
         ({"img": [b"x"], "a": ["a"], "b": ["b"]}, r"several columns that may hold the labels: set .* to one of a, b"),
         ({"picture": [b"x"], "label": [1]}, r"holds a single class, '1'"),
@@ -345,7 +345,7 @@ def test_without_a_network_the_error_says_what_to_do(name: str, cache: Path, mon
     for place in ("torchvision.datasets.utils.urllib.request.urlopen", "urllib.request.urlretrieve"):
         monkeypatch.setattr(place, offline)
     with pytest.raises(
-        UserError, match=rf"cannot download or read '{name}' in '{cache}/downloads/{name}'.*data\.source=PATH"
+        UserError, match=rf"cannot download or read '{name}' in '{cache}/downloads/{name}'.*--data PATH"
     ):
         opened(name)
 

@@ -161,7 +161,7 @@ def test_only_how_data_are_read_can_be_set(run: RunDir, capsys: Captured) -> Non
     (Path("june") / "1" / "broken.png").write_bytes(b"no image")
     command = ["evaluate", str(run.path), "--data", "june"]
     assert main(command) == 2
-    assert "data.on_error=skip leaves them out" in capsys.readouterr().err
+    assert "--data.on_error skip leaves them out" in capsys.readouterr().err
     assert main([*command, "--data.on_error", "skip"]) == 0
     assert evaluation(run, "june")["n"] == 10
     assert main(["evaluate", str(run.path), "--data.on_error", "skip"]) == 2

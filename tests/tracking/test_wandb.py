@@ -21,8 +21,9 @@ from PIL import Image
 from convsmith.contracts import Tracker
 from convsmith.tracking import wandb as tracking
 from convsmith.tracking.config import TrackConfig
+from convsmith.tracking.csv import COLUMNS
 from convsmith.tracking.null import NullTracker
-from convsmith.tracking.wandb import WandbTracker, open_tracker, watching
+from convsmith.tracking.wandb import WandbTracker, grouped, open_tracker, watched, watching
 
 OFFLINE = TrackConfig(wandb="offline", group="folds")
 ROWS = [
@@ -92,8 +93,9 @@ def scanned(file):
 
 
 def epochs(found):
+    """The rows of epochs, by the names of metrics.csv."""
     items = [record["history"]["item"] for record in found if record["type"] == "history"]
-    return [{name: item.get(name) for name in (*ROWS[0], "step")} for item in items if "epoch" in item]
+    return [{name: item.get(grouped(name)) for name in (*ROWS[0], "step")} for item in items if "epoch" in item]
 
 
 def exit_codes(found):
@@ -161,30 +163,53 @@ def test_wandb_reads_back_config_and_summary(finished):
     assert run["config"]["update"]["data"] == {"source": "digits"}
     summaries = [record["summary"]["update"] for record in found if record["type"] == "summary"]
     assert [summary["best_epoch"] for summary in summaries if "best_epoch" in summary] == [5, 6]
-    assert [summary["val"] for summary in summaries if "val" in summary] == [{"accuracy": 0.5}]
+    assert "val" not in {name for summary in summaries for name in summary}
+    shown = [summary["val/accuracy"] for summary in summaries if "val/accuracy" in summary]
+    assert shown[-1] == 0.5, "of the epoch that is kept, in place of the last one"
     assert exit_codes(found) == [0, 0]
 
 
-def test_charts_run_over_the_optimiser_step(finished):
+def test_charts_are_grouped_and_run_over_epochs_or_steps(finished):
     *_, found = finished
     metrics = [record["metric"] for record in found if record["type"] == "metric"]
-    assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)
+    axes = {metric["glob_name"]: metric["step_metric"] for metric in metrics if "glob_name" in metric}
+    assert axes == {"train/*": "epoch", "val/*": "epoch", "step/*": "step"}
+    logged = {name for record in found if record["type"] == "history" for name in record["history"]["item"]}
+    assert {name.partition("/")[0] for name in logged if not name.startswith("_")} == {"epoch", "step", "train", "val"}
+
+
+def test_every_column_of_metrics_csv_has_a_name_of_its_own_in_a_group():
+    names = [grouped(name) for name in (*COLUMNS, "step", "step_loss", "step_learning_rate")]
+    assert len(set(names)) == len(names)
+    pairs = {"train_loss": "train/loss", "val_f1": "val/f1", "learning_rate": "train/learning_rate"}
+    pairs |= {"clean_train_loss": "train/clean_loss", "step_loss": "step/loss", "epoch": "epoch"}
+    assert {name: grouped(name) for name in pairs} == pairs
+
+
+def test_how_to_watch_a_run_is_known_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "wandb leet runs/x/wandb"
+    for mode, expected in [("offline", command), ("auto", command), ("online", None), ("off", None)]:
+        assert watched(TrackConfig(wandb=mode), Path("runs/x")) == expected
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert watched(TrackConfig(wandb="auto"), Path("runs/x")) is None
+    assert watched(TrackConfig(wandb="offline"), Path("runs/x")) == command
 
 
 def test_figures_and_samples_are_pictures_with_captions(finished):
     run_dir, *_, found = finished
     item = next(
-        item["history"]["item"] for item in found if "samples.captions" in item.get("history", {}).get("item", {})
+        item["history"]["item"] for item in found if "val/samples.captions" in item.get("history", {}).get("item", {})
     )
-    assert item["samples.captions"] == ["cat 90%", "Wüste 40%"]
-    assert item["scalar"] == 0.1
-    assert str(item["lost"]).lower() == "nan"
+    assert item["val/samples.captions"] == ["cat 90%", "Wüste 40%"]
+    assert item["train/scalar"] == 0.1
+    assert str(item["train/lost"]).lower() == "nan"
     (files,) = run_dir.glob("wandb/*run-*/files/media")
-    with Image.open(next(files.parent.glob(item["samples.filenames"][0]))) as sample:
+    with Image.open(next(files.parent.glob(item["val/samples.filenames"][0]))) as sample:
         np.testing.assert_array_equal(np.asarray(sample), image(0))
-    with Image.open(files.parent / item["samples.filenames"][1]) as sample:
+    with Image.open(files.parent / item["val/samples.filenames"][1]) as sample:
         np.testing.assert_array_equal(np.asarray(sample), image(1)[:, :, 0])
-    with Image.open(files.parent / item["confusion.filenames"][0]) as drawing:
+    with Image.open(files.parent / item["val/confusion.filenames"][0]) as drawing:
         assert drawing.size == (640, 480)
 
 

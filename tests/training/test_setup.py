@@ -58,7 +58,7 @@ def test_batch_norm_never_sees_a_batch_of_one(images: int, batch_size: int, tmp_
 
 
 def test_batches_of_one_image_are_refused_where_batch_norm_cannot_train_on_them(tmp_path: Path) -> None:
-    message = "batch norm cannot be trained on batches of one image: set train.batch_size to 2 or more"
+    message = "batch norm cannot be trained on batches of one image: set --train.batch_size to 2 or more"
     with pytest.raises(UserError, match=message):
         train(9, 1, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -315,11 +315,11 @@ MISTAKES = [
     (["--model", "small-resnet", "--transfer.weights", "weights.safetensors"], "is of another architecture; missing: "),
     (
         ["--transfer.weights", "none", "--model", "small-resnet"],
-        "since random ones have no statistics to keep: set transfer.weights",
+        "since random ones have no statistics to keep: set --transfer.weights",
     ),
     (
         ["--transfer.freeze", "none"],
-        "unfreeze has nothing to unfreeze: set transfer.freeze as well, for example to all-but-head",
+        "unfreeze has nothing to unfreeze: set --transfer.freeze as well, for example to all-but-head",
     ),
     (["--transfer.unfreeze", "{aftr: 1}"], "unknown key 'transfer.unfreeze.aftr'. Did you mean 'after'?"),
     (

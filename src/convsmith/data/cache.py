@@ -98,7 +98,7 @@ def open_images(
         raise UserError(
             f"{len(images.failures)} of {len(source)} images of {source.name} cannot be decoded: {shown}{more}; "
             f"{next(reasons, '')}"
-            f"'{check}' lists them, data.on_error=skip leaves them out"
+            f"{check} lists them, --data.on_error skip leaves them out"
         )
     return images
 
@@ -225,7 +225,7 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, on_error: str,
             raise
         images = _found(folder, source, rules)
     if not isinstance(images, Images):
-        raise UserError(f"the disk of '{folder}' does not keep what is written ({images}): set data.cache to another")
+        raise UserError(f"the disk of '{folder}' does not keep what is written ({images}): set --data.cache to another")
     return images
 
 
@@ -236,7 +236,7 @@ def _build(source: Source, rules: DecodeRules, folder: Path, on_error: str, prog
     if needed > free:
         raise UserError(
             f"the decoded images of {source.name} need {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free "
-            f"in '{folder.parent}': make room, or set data.cache or CONVSMITH_CACHE to another disk"
+            f"in '{folder.parent}': make room, or set --data.cache or CONVSMITH_CACHE to another disk"
         )
 
     def examine(record: Record) -> tuple[Decoded, Moments] | DecodeError:
@@ -314,6 +314,6 @@ def _cache_errors(cache: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write to the cache folder '{cache}' ({reason}): set data.cache or CONVSMITH_CACHE to a writable "
+            f"cannot write to the cache folder '{cache}' ({reason}): set --data.cache or CONVSMITH_CACHE to a writable "
             f"folder on a disk with enough space"
         ) from error

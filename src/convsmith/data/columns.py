@@ -55,8 +55,8 @@ def _found(file: ColumnFile, what: str, named: str | None, fits: Callable[[str],
         ranks = {name: rank for name in names if (rank := fits(name))}
         best = [name for name, rank in ranks.items() if rank == max(ranks.values())]
         if len(best) != 1:
-            said = f"has several columns that may hold the {what}s: set {key} to one of {', '.join(best)}"
-            none = f"has no {what} column that is found by name or type: set {key} to one of {', '.join(names)}"
+            said = f"has several columns that may hold the {what}s: set --{key} to one of {', '.join(best)}"
+            none = f"has no {what} column that is found by name or type: set --{key} to one of {', '.join(names)}"
             raise UserError(f"'{file.path}' {said if best else none}")
         column = best[0]
     kind = _values(file.schema.field(column).type)

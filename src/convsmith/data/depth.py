@@ -82,7 +82,7 @@ def range_note(depths: Depths, limits: Literal["full"] | Limits) -> str | None:
         return None
     low, high = (0.0, float(np.nanmax(depths[:, 2]))) if limits == "full" else limits
     share = max((min(used[1], high) - max(used[0], low)) / (high - low), 0.0)
-    rest = "data.range=auto uses all 256" if used[0] < used[1] else "all samples are the same"
+    rest = "--data.range auto uses all 256" if used[0] < used[1] else "all samples are the same"
     if share >= LEAST:
         return None
     return (

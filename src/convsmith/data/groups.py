@@ -68,7 +68,7 @@ def _by_table(config: DataConfig, table: Table, names: Names, ids: Sequence[str]
     if config.group_column is not None:
         column = table.named("data.group_column", config.group_column)
     else:
-        column = only_other(table, "groups", "set data.group_column to one of", GROUP_NAMES, (image,))
+        column = only_other(table, "groups", "set --data.group_column to one of", GROUP_NAMES, (image,))
     groups = [""] * len(ids)
     for line, (cell, group) in table.rows(image, column):
         try:

@@ -142,7 +142,7 @@ def _by_table(config: DataConfig, table: Table, names: Names, paths: Sequence[st
     if config.label_column is not None:
         label = table.named("data.label_column", config.label_column)
     else:
-        label = only_other(table, "labels", "set data.label_column to one of", LABEL_NAMES, (image, split))
+        label = only_other(table, "labels", "set --data.label_column to one of", LABEL_NAMES, (image, split))
     labels: dict[int, str] = {}
     splits: dict[int, str] = {}
     missing: list[str] = []
@@ -172,7 +172,7 @@ def _by_table(config: DataConfig, table: Table, names: Names, paths: Sequence[st
         first = f", the first of which names '{missing[0]}'," if missing else ""
         raise UserError(
             f"none of the {len(missing):,} rows of {table.what}{first} is about an image below {names.where}: write "
-            f"paths below it into the column '{image}', or set data.image_column"
+            f"paths below it into the column '{image}', or set --data.image_column"
         )
     unused = {
         NO_ROW: [path for row, path in enumerate(paths) if row not in labels],
@@ -206,7 +206,7 @@ def _split_column(config: DataConfig, table: Table) -> str | None:
                 f"train, val or test, or rename the column"
             )
     if len(found) > 1:
-        raise UserError(f"{table.what} has several columns of splits: set data.split_column to {' or '.join(found)}")
+        raise UserError(f"{table.what} has several columns of splits: set --data.split_column to {' or '.join(found)}")
     return found[0] if found else None
 
 

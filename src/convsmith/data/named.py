@@ -139,7 +139,7 @@ def _load(name: str, named: _Named, folder: Path) -> tuple[tuple[str, ...], Arra
         here = f"; for the folder here: ./{name}" if Path(name).exists() else ""
         raise UserError(
             f"cannot download or read '{name}' in '{folder}' ({first_line(error)}): go online, delete the folder if it "
-            f"is damaged, or use a folder of images or Parquet instead, data.source=PATH{here}"
+            f"is damaged, or use a folder of images or Parquet instead, --data PATH{here}"
         ) from error
     assert classes is not None
     return classes, arrays

@@ -170,7 +170,7 @@ def refuse_out_of_range(depth: Depth, rules: DecodeRules) -> None:
         raise DecodeError(
             "unsupported",
             f"the {'float' if white == 1 else 'integer'} samples from {low:g} to {high:g} lie outside 0..{white:g}: "
-            f"set data.range to auto, or to the [low, high] that become black and white",
+            f"set --data.range to auto, or to the [low, high] that become black and white",
         )
 
 

@@ -125,7 +125,7 @@ def _refuse_unread(config: DataConfig, what: str, *read: str) -> None:
         )
     for key in COLUMN_KEYS:
         if getattr(config, key) is not None and key not in read and not (key == "image_column" and config.groups):
-            raise UserError(f"data.{key} needs a table, but {what} has none: set data.labels to one, or leave it out")
+            raise UserError(f"data.{key} needs a table, but {what} has none: set --data.labels to one, or leave it out")
 
 
 def from_arrays(

@@ -129,10 +129,10 @@ class Table:
             return fitting[0]
         listed = ", ".join(fitting or known or self.columns)
         if len(fitting) > 1:
-            raise UserError(f"{self.what} has several columns that may name the images: set {key} to one of {listed}")
+            raise UserError(f"{self.what} has several columns that may name the images: set --{key} to one of {listed}")
         raise UserError(
             f"no column of {self.what} names images of {names.where}: its columns are {listed}, its first row is "
-            f"{self._first_row()}; set {key}, or correct the names"
+            f"{self._first_row()}; set --{key}, or correct the names"
         )
 
     def _first_row(self) -> str:

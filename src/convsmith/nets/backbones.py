@@ -126,7 +126,7 @@ def _adapted(
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"model '{name}' does not accept {image_size} x {image_size} images ({first_line(error)}); "
-            "use another data.image_size or another architecture"
+            "use another --data.image_size or another architecture"
         ) from error
     finally:
         handle.remove()

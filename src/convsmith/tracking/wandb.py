@@ -45,7 +45,7 @@ def open_tracker(
     `run_config` is the configuration that W&B shows; `resume_id` is the `run_id` of the tracker whose run is
     resumed. `warn` is called with one line if something goes wrong, in the thread that calls the tracker.
     """
-    if config.wandb == "off" or (config.wandb == "auto" and os.environ.get("WANDB_MODE") == "disabled"):
+    if _is_off(config):
         return NullTracker(resume_id)
     run_id = resume_id or secrets.token_hex(4)
     init = {
@@ -53,7 +53,7 @@ def open_tracker(
         "group": config.group,
         "name": name,
         "id": run_id,
-        "dir": str(run_dir.absolute()),
+        "dir": str(run_dir.absolute()),  # in which wandb makes its folder
         "config": dict(run_config),
     }
     try:
@@ -61,6 +61,22 @@ def open_tracker(
     except OSError as error:
         warn(f"W&B is off for this run, because its process did not start ({error})")
         return NullTracker(run_id)
+
+
+def watched(config: TrackConfig, run_dir: Path) -> str | None:
+    """The command that shows a run as it goes, from W&B's files in the run directory; None where it has none.
+
+    It is known before W&B has started; whether a run goes online may be known only later.
+    """
+    return None if config.wandb == "online" or _is_off(config) else watching(_folder(run_dir.absolute()))
+
+
+def _is_off(config: TrackConfig) -> bool:
+    return config.wandb == "off" or (config.wandb == "auto" and os.environ.get("WANDB_MODE") == "disabled")
+
+
+def _folder(run_dir: Path) -> Path:
+    return run_dir / "wandb"
 
 
 class WandbTracker:
@@ -74,7 +90,7 @@ class WandbTracker:
         self.run_id: str = init["id"]
         self.where: str | None = None
         self._warn = warn
-        self._folder = Path(init["dir"], "wandb")
+        self._folder = _folder(Path(init["dir"]))
         self._process = subprocess.Popen(
             python_module("convsmith.tracking.wandb_process"),
             stdin=subprocess.PIPE,
@@ -96,12 +112,13 @@ class WandbTracker:
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Log numbers, texts, matplotlib figures, or lists of (image uint8 [H, W, 3] or [H, W], caption).
 
-        `step` is the optimiser step, which is the x axis of all charts. Never waits.
+        W&B has them as `grouped` says, and pictures, which are of val images, under ``val/``. `step` is the optimiser
+        step: the x axis of what is logged within an epoch. That of all else is the epoch. Never waits.
         """
         if not self._lost:
             try:
-                pictures = {name: _pictures(value) for name, value in values.items() if _drawn(value)}
-                plain = {name: value for name, value in values.items() if name not in pictures}
+                pictures = {f"val/{name}": _pictures(value) for name, value in values.items() if _drawn(value)}
+                plain = {grouped(name): value for name, value in values.items() if not _drawn(value)}
                 self._send({"values": plain | {"step": step}, "pictures": pictures})
             except Exception as error:  # a tracker may lose values, but must never stop a run
                 self._warnings.put(f"W&B did not receive {', '.join(values)} of step {step}: {error}")
@@ -109,7 +126,7 @@ class WandbTracker:
 
     def close(self, summary: Mapping[str, Any], failed: bool = False) -> None:
         """End the W&B run with `summary`. Waits up to `CLOSE_SECONDS`, but not for a run that is lost already."""
-        self._send({"summary": dict(summary), "failed": failed})
+        self._send({"summary": _flat(summary), "failed": failed})
         self._put(None)
         try:
             self._process.wait(0 if self._lost else CLOSE_SECONDS)
@@ -160,6 +177,27 @@ class WandbTracker:
     def _pass_on_warnings(self) -> None:
         while not self._warnings.empty():
             self._warn(self._warnings.get())
+
+
+def grouped(name: str) -> str:
+    """The name in W&B of a column of metrics.csv: ``train/loss``, ``val/accuracy``, ``train/learning_rate``.
+
+    W&B shows a group of charts for what stands before a slash. `epoch` and `step` are axes.
+    """
+    if name in ("epoch", "step"):
+        return name
+    for group in ("val", "step", "train"):
+        if name.startswith(f"{group}_"):
+            return f"{group}/{name.removeprefix(f'{group}_')}"
+    return f"train/{name.replace('train_', '')}"
+
+
+def _flat(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"val": {"accuracy": 0.9}}`` -> ``{"val/accuracy": 0.9}``: the kept epoch's instead of the last one's."""
+    flat: dict[str, Any] = {}
+    for name, value in summary.items():
+        flat |= {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 ANSWER_SECONDS = 5.0  # the time for the W&B server to respond at all
 INIT_SECONDS = 15.0  # the time for it to accept the run before the run continues offline
 EXIT_SECONDS = 3.0
+AXES = {"step": ("step",), "epoch": ("train", "val")}  # x axes, with the groups of charts that run over them
 
 
 def main() -> None:
@@ -48,8 +49,10 @@ def track(messages: Iterator[dict[str, Any]], report: Callable[..., None]) -> No
     run = start(opening["mode"], opening["init"], report)
     report(url=run.url)
     # With these, each call to log writes a row at once, and rows that a resume repeats are put in their place.
-    run.define_metric("step", hidden=True)
-    run.define_metric("*", step_metric="step")
+    for axis, groups in AXES.items():
+        run.define_metric(axis, hidden=True)
+        for group in groups:
+            run.define_metric(f"{group}/*", step_metric=axis)
     failed = True
     for message in messages:
         if "summary" in message:

@@ -103,7 +103,7 @@ def refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        fix = "set train.batch_size to 2 or more" if images > 1 else "there is only one train image: give more"
+        fix = "set --train.batch_size to 2 or more" if images > 1 else "there is only one train image: give more"
         raise UserError(f"batch norm cannot be trained on batches of one image: {fix}") from None
 
 
@@ -190,7 +190,9 @@ def measure_layout(
     if device.type == "cpu" and (unsafe := unsafe_channels_last(model)):
         # Do not even measure it: because of oneDNN issue 6035, gradients would be wrong or the process would crash.
         if config.train.layout == "channels_last":
-            raise UserError(f"train.layout=channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto")
+            raise UserError(
+                f"--train.layout channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto"
+            )
         layouts = ["contiguous"]
     question = [config.model.model_dump(mode="json"), repr(model), config.train.batch, config.train.threads]
     question += [device.type, torch.__version__, config.data.image_size, config.data.channels]

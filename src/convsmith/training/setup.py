@@ -32,6 +32,7 @@ from convsmith.prediction.model_file import FORMATS, ModelCard
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, set_threads
 from convsmith.tracking import csv
+from convsmith.tracking.wandb import watched
 from convsmith.training import checkpoint, footprint
 from convsmith.training.config import AUTO
 from convsmith.training.gather import (
@@ -410,6 +411,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         steps=experiment.steps,
         step=experiment.state.step,
         notes=experiment.notes,
+        watch=watched(config.track, experiment.run.path),
     )
 
 

@@ -69,7 +69,7 @@ class TransferConfig(Section):
     def _something_to_unfreeze(self) -> TransferConfig:
         if self.unfreeze is not None and not self.freeze:
             raise ValueError(
-                f"unfreeze has nothing to unfreeze: set transfer.freeze as well, for example to {ALL_BUT_HEAD}"
+                f"unfreeze has nothing to unfreeze: set --transfer.freeze as well, for example to {ALL_BUT_HEAD}"
             )
         return self
 

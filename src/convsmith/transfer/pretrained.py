@@ -54,7 +54,7 @@ def hub_weights(model: str, cache: Path) -> tuple[Tensors, str]:
     if not slash or library not in _LIBRARIES:
         refuse_unknown(model)
         raise UserError(
-            f"transfer.weights=default: '{model}' has no pretrained weights; choose a --model that has some, such as "
+            f"--transfer.weights default: '{model}' has no pretrained weights; choose a --model that has some, such as "
             "torchvision/resnet18 or timm/tf_efficientnet_lite0, or set --transfer.weights to a file or a run"
         )
     _LIBRARIES[library].refuse_unknown(name)
@@ -62,7 +62,9 @@ def hub_weights(model: str, cache: Path) -> tuple[Tensors, str]:
         return read_tensors(file), f"'{file}'"
     origin = lookup.origin(model)
     if origin is None:
-        raise UserError(f"transfer.weights=default: {library} has no weights of '{name}'; give a file or a run instead")
+        raise UserError(
+            f"--transfer.weights default: {library} has no weights of '{name}'; give a file or a run instead"
+        )
     if origin.kept is None and (reason := lookup.unreachable(origin)):
         raise lookup.absent(model, origin, reason, cache)
     try:

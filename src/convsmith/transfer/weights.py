@@ -44,7 +44,7 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
         if config.transfer.freeze_statistics and not own_module:
             raise UserError(
                 "transfer.freeze_statistics needs pretrained weights, since random ones have no statistics to keep: "
-                "set transfer.weights, or --transfer.freeze_statistics false"
+                "set --transfer.weights, or --transfer.freeze_statistics false"
             )
         return None
     if own_module:

@@ -65,11 +65,10 @@ def show(result: AblationResult, display: Display) -> int:
     for name, reason in result.failed.items():
         display.line(f"failed: {name}: {reason}")
     display.line()
-    display.line(
-        f"written: {RunDir(directory).ablation}, ablation.csv, ablation.tex, conclusion.md, figures/forest.png, arms/"
-    )
+    files = "ablation.csv", "ablation.tex", "conclusion.md", "figures/forest.png", "arms/"
+    display.written(RunDir(directory).ablation, *files)
     if result.failed:
-        display.line(f"next: {command('resume', directory)}   (tries the failed runs again)")
+        display.next(f"{command('resume', directory)}   (tries the failed runs again)")
     else:
-        display.line(f"next: {command('train', directory / 'arms' / result.best / 'config.yaml')}")
+        display.next(command("train", directory / "arms" / result.best / "config.yaml"))
     return 1 if result.failed else 0

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from convsmith.studies.auto import AutoResult
 
 PLACE, LINE = 15, "the best classifier that some minutes on this machine can make, with an honest estimate"
+EXAMPLES = {
+    "convsmith auto photos/": "the best that five minutes can make",
+    "convsmith auto photos/ --minutes 30 --name flowers": "with more time and a name; after a kill, the same again",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

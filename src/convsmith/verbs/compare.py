@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
     display = Display()
     _print(comparison, display)
     display.line()
-    display.line(f"written: {comparison.path}")
-    display.line("next: convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
+    display.written(comparison.path)
+    display.next("convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
     return 0
 
 

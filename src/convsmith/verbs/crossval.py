@@ -85,13 +85,11 @@ def show(result: CrossvalResult, display: Display) -> int:
         display.line(f"missing: {name} failed: {reason}")
     if not result.std:
         display.line("fewer than two folds are done, so no interval can be computed")
-    written = f"{RunDir(directory).crossval}, predictions-oof.csv, figures/confusion.png, folds/"
+    files = ("predictions-oof.csv", "figures/confusion.png", "folds/") if result.per_fold else ()
     display.line()
-    display.line(f"written: {written if result.per_fold else RunDir(directory).crossval}")
+    display.written(RunDir(directory).crossval, *files)
     if result.failed:
-        display.line(f"next: {command('resume', directory)}   (tries the failed folds again)")
+        display.next(f"{command('resume', directory)}   (tries the failed folds again)")
     else:
-        display.line(
-            f"next: {command('train', directory / 'config.yaml')}   (one net, trained on the whole train split)"
-        )
+        display.next(f"{command('train', directory / 'config.yaml')}   (one net, trained on the whole train split)")
     return 1 if result.failed else 0

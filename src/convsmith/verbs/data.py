@@ -40,13 +40,12 @@ def run(args: argparse.Namespace) -> int:
     for line in summary_lines(audit):
         display.line(line)
     if out:
-        display.line(f"written: {out}")
+        display.written(out)
     steps = [] if out else [f"{command('data', 'check', *args.source)} --out FILE.json   (a verdict for each file)"]
     sources = [word for source in args.source for word in ("--data", source)]
     flags = ["--data.range", args.range] if args.range != "full" else []
     if audit.is_broken:
         flags += ["--data.on_error", "skip"]
     steps.append(command("train", *sources, *flags))
-    for number, step in enumerate(steps):
-        display.line(f"{'' if number else 'next:':6}{step}")
+    display.next(*steps)
     return 0

@@ -6,6 +6,7 @@ import argparse
 
 from convsmith.errors import UserError, command
 from convsmith.explain.options import FIGURES
+from convsmith.terminal import plural
 from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_reading, setting_words
 
 PLACE, LINE = 70, "heat maps of what the net looked at, and pictures of how it works"
@@ -51,15 +52,15 @@ def run(args: argparse.Namespace) -> int:
         display.wrapped(paragraph, indent=0)
     if args.figure is None:
         display.line()
-        display.line(f"written: {found.directory}/: {found.written[0].name}, and a PNG for each image")
+        display.written(f"{found.directory}/: {found.written[0].name}, and a PNG for each image")
     else:
-        display.line(f"written: {', '.join(map(str, found.written))}")
+        display.written(*found.written)
     names = list(FIGURES)
     after = names[(names.index(args.figure) + 1) % len(names)] if args.figure else "feature-maps"
-    display.line(f"next: {command('explain', args.directory)} --figure {after}")
+    display.next(f"{command('explain', args.directory)} --figure {after}")
     if found.unreadable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.unreadable[:10])
-        count = len(found.unreadable)
-        files = "1 file" if count == 1 else f"{count} files"
-        raise UserError(f"{files} could not be read; the others were explained: {reasons}")
+        raise UserError(
+            f"{plural(len(found.unreadable), 'file')} could not be read; the others were explained: {reasons}"
+        )
     return 0

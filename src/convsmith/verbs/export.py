@@ -46,16 +46,16 @@ def run(args: argparse.Namespace) -> int:
     source = moved_source(directory, data) if data else None
     out = Path(args.out) if args.out else None
     made = export(directory, args.format, out, args.preprocessing, source=source, images=args.images)
-    show = Display().line
+    display = Display()
     kind = f"ONNX opset {OPSET}" if args.format == "onnx" else "torch.export"
-    show(f"written  {made.path}: {kind}, {made.path.stat().st_size / 1e6:.1f} MB, batches of any size")
+    display.labelled("written", f"{made.path}: {kind}, {made.path.stat().st_size / 1e6:.1f} MB, batches of any size")
     if made.script:
-        show(f"         {made.script}: predicts with it, by NumPy, Pillow and onnxruntime alone")
-    show(f"takes    {made.takes}")
-    show(
-        f"checked  {made.compared}: the logits, up to {made.scale:.3g}, differ from PyTorch's "
-        f"by at most {made.difference:.1e}"
+        display.labelled("", f"{made.script}: predicts with it, by NumPy, Pillow and onnxruntime alone")
+    display.labelled("takes", made.takes)
+    display.labelled(
+        "checked",
+        f"{made.compared}: the logits, up to {made.scale:.3g}, differ from PyTorch's by at most {made.difference:.1e}",
     )
     readable = made.path if args.format == "onnx" else args.directory  # predict opens no torch.export archive
-    show(f"next: {command('predict', readable)} IMAGE")
+    display.next(f"{command('predict', readable)} IMAGE")
     return 0

@@ -58,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
     for line in curve_lines(curve, advice.rate, plain):
         display.line(line)
     display.line()
-    display.line(f"ended    {result.ended}")
-    display.line(f"lr       {'no suggestion' if advice.rate is None else f'{advice.rate:.2g} is suggested'}")
-    display.wrapped(f"because  {advice.reason}", indent=9)
-    display.line(f"config   has lr {result.lr:g}, which stays as it is")
-    display.line(f"written  {result.directory}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
+    display.labelled("ended", result.ended)
+    display.labelled("lr", "no suggestion" if advice.rate is None else f"{advice.rate:.2g} is suggested")
+    display.labelled("because", advice.reason)
+    display.labelled("config", f"has lr {result.lr:g}, which stays as it is")
+    display.labelled("written", f"{result.directory}/: lr_find.csv, figures/lr_find.svg, figures/lr_find.png")
     if advice.rate is not None:
-        display.line(f"next: {_again('train', args)} --lr {advice.rate:.2g}")
+        display.next(f"{_again('train', args)} --lr {advice.rate:.2g}")
     elif advice.again is not None:
-        display.line(f"next: {_again('lr-find', args, advice.again)}")
+        display.next(_again("lr-find", args, advice.again))
     return 0
 
 

@@ -85,12 +85,13 @@ def run(args: argparse.Namespace) -> int:
         if out is not None:
             table.show(first)
             table.counts(counts)
-        display.written([path for path in (out, features) if path])
+        if made := [path for path in (out, features) if path]:
+            display.written(*made)
     if failed := counts[None]:
         listed = "; ".join(broken) + (f"; and {failed - len(broken)} more" if failed > len(broken) else "")
         if failed == len(files):
             raise UserError(f"none of {len(files)} files could be read: {listed}")
         raise UserError(f"{failed} of {len(files)} files could not be read; the others were predicted: {listed}")
     if (Path(args.directory) / "config.yaml").exists() and not args.quiet:  # an exported file has no stages to explain
-        display.line(f"next: {command('explain', args.directory, ids[0])}   (where the model looked)")
+        display.next(f"{command('explain', args.directory, ids[0])}   (where the model looked)")
     return 0

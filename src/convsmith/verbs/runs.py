@@ -22,25 +22,22 @@ def run(args: argparse.Namespace) -> int:
         say(f"there are no runs in '{args.folder}'")
         say(f"next: {command('train')}")
         return 0
-    from rich.table import Table
-
-    from convsmith.display import Display, cell
+    from convsmith.display import Display
 
     display = Display()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("run", "kind", "state", "val", "test", "size", "changed"):
-        table.add_column(heading, justify="right" if heading in ("val", "test", "size") else "left")
-    for row in found:
-        shares = ("" if row[name] is None else f"{row[name]:.1%}" for name in ("val_accuracy", "test_accuracy"))
-        cells = (
-            row["kind"],
-            row["state"],
-            *shares,
-            f"{row['bytes'] / 1e6:,.1f} MB",
-            f"{row['changed']:%Y-%m-%d %H:%M}",
-        )
-        table.add_row(cell(row["directory"].name), *map(cell, cells))
-    display.console.print(table)
+    shares = {
+        name: ["" if row[key] is None else f"{row[key]:.1%}" for row in found]
+        for name, key in (("val", "val_accuracy"), ("test", "test_accuracy"))
+    }
+    columns = {
+        "run": [row["directory"].name for row in found],
+        "kind": [row["kind"] for row in found],
+        "state": [row["state"] for row in found],
+        **shares,
+        "size": [f"{row['bytes'] / 1e6:,.1f} MB" for row in found],
+        "changed": [f"{row['changed']:%Y-%m-%d %H:%M}" for row in found],
+    }
+    display.table(columns, below=("kind", "size", "changed"))
     stopped = next((row for row in found if row["state"] in ("stopped", "incomplete")), None)
     finished = [str(row["directory"]) for row in found if (row["kind"], row["state"]) == ("run", "finished")]
     if stopped is not None:
@@ -50,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         return 0
     display.line()
-    display.line(f"next: {step}")
+    display.next(step)
     return 0

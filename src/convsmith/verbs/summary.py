@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
     found = of_config(decide(settings, listener=display)) if settings else of_run(Path(args.config))
     display.layers(found.layers, found.title)
     step = f"{command('predict', given)} IMAGE..." if is_run else command("train", *given_words(args))
-    display.line(f"next: {step}")
+    display.next(step)
     return 0

@@ -56,7 +56,7 @@ def show(result: TuningResult, display: Display) -> int:
     if result.missing:
         wanted = result.missing + sum(trial["state"] in ENDED for trial in result.trials)
         display.line(f"not done: {result.missing} of {wanted} trials ({result.failed})")
-        display.line(f"next: {command('resume', result.directory)}")
+        display.next(command("resume", result.directory))
     return 0 if result.best and not result.missing else 1
 
 
@@ -74,7 +74,7 @@ def _results(result: TuningResult, display: Display) -> None:
     display.line(f"trials: {', '.join(counted) or 'none'}")
     if not ranked:
         display.line()
-        display.line(f"written: {path / TRIALS}, trials/")
+        display.written(path / TRIALS, "trials/")
         return
     shown = ranked[:SHOWN]
     columns = {
@@ -97,8 +97,7 @@ def _results(result: TuningResult, display: Display) -> None:
         "that it was measured on.\nFor an unbiased score, cross-validate best.yaml, or train it and evaluate once on "
         "the test split, which no trial has seen."
     )
-    figures = "figures/history.png" + (", figures/importance.png" if result.importances else "")
+    figures = ["figures/history.png", *(["figures/importance.png"] if result.importances else [])]
     display.line()
-    display.line(f"written: {best}, {TRIALS}, {figures}, trials/")
-    display.line(f"next: {command('crossval', best)}")
-    display.line(f"      {command('train', best)}")
+    display.written(best, TRIALS, *figures, "trials/")
+    display.next(command("crossval", best), command("train", best))
