@@ -193,6 +193,7 @@ class InputSpec:
     interpolation: str
     background: str | None = None
     range: tuple[float, float] | None = None  # of samples of more than 8 bits; None: the full range of their type
+    is_size_alone: bool = False  # the weights are random, so that only the network itself asks for a size
 
 
 @runtime_checkable

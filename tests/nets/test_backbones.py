@@ -78,9 +78,29 @@ def test_other_channels_change_the_first_convolution_and_say_so():
     check_contract(model, 1, 32, 4)
 
 
-def test_an_architecture_without_a_linear_head_is_refused():
-    with pytest.raises(UserError, match="'torchvision/squeezenet1_0' cannot be used: its head is not a linear layer"):
-        torchvision_backbone("squeezenet1_0", 3, 64, 5)
+def test_a_head_that_is_a_convolution_becomes_linear_on_the_averaged_features():
+    model = torchvision_backbone("squeezenet1_1", 3, 64, 5)
+    assert model.head_name == "classifier.1"
+    check_contract(model, 3, 64, 5)
+    images = torch.randn(2, 3, 64, 64)
+    maps = model.net.features(images)
+    torch.testing.assert_close(model.features(images), maps.mean(dim=(2, 3)))
+
+
+def test_a_convolution_on_pooled_features_is_the_same_linear_layer():
+    import timm
+
+    model = timm_backbone("dla34", 3, 64, 5).eval()
+    check_contract(model, 3, 64, 5)
+    theirs = timm.create_model("dla34", num_classes=5).eval()
+    own = model.state_dict()
+    state = {
+        key: own[f"head.{key[3:]}"].reshape(value.shape) if key.startswith("fc.") else own[f"net.{key}"]
+        for key, value in theirs.state_dict().items()
+    }
+    theirs.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images), rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_too_small_is_refused():
@@ -114,5 +134,5 @@ def test_unknown_timm_architecture():
 
 
 def test_timm_models_that_cannot_be_adapted_are_refused():
-    with pytest.raises(UserError, match="'timm/dla34' cannot be used: its head is not a linear layer"):
-        timm_backbone("dla34", 3, 64, 5)
+    with pytest.raises(UserError, match=r"'timm/levit_128s' cannot be used: its head is neither a linear layer nor"):
+        timm_backbone("levit_128s", 3, 224, 5)

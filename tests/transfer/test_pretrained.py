@@ -169,6 +169,9 @@ def test_timms_weights_say_what_they_expect() -> None:
     fixed = expected_input("timm/vit_tiny_patch16_224")
     assert fixed is not None
     assert fixed.smallest == 224, "its positions are learnt for one size"
+    torchvisions = expected_input("torchvision/vit_b_16")
+    assert torchvisions is not None
+    assert torchvisions.smallest == 224
 
 
 def test_of_our_own_networks_nothing_is_known() -> None:

@@ -34,6 +34,7 @@ from convsmith.training.loop import Event, epochs
 from convsmith.training.own import Parts
 from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles
+from convsmith.transfer.weights import own_size
 from convsmith.verbs.flags import read_settings
 from test_resume import same_run
 
@@ -285,6 +286,26 @@ def test_what_the_user_sets_wins_over_what_weights_expect() -> None:
 )
 def test_small_images_are_enlarged_no_more_than_needed(native: tuple[int, int] | None, size: int) -> None:
     assert as_expected(DataConfig(), SPEC, Native(native, 3)).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("model", "native", "size"),
+    [
+        ("timm/vit_tiny_patch16_224", (32, 32), 224),
+        ("timm/vit_tiny_patch16_224", None, 224),
+        ("torchvision/resnet18", (32, 32), 32),
+        ("torchvision/resnet18", None, 224),
+        ("simple-cnn", None, None),
+    ],
+)
+def test_a_network_with_random_weights_asks_for_its_size_alone(
+    model: str, native: tuple[int, int] | None, size: int | None
+) -> None:
+    spec = own_size(compose("baseline", None, {"model.name": model}))
+    shape = None if native is None else Native(native, 3)
+    filled = as_expected(DataConfig(), spec, shape)
+    assert filled == DataConfig().model_copy(update={"image_size": size})
+    assert as_expected(DataConfig(image_size=64), spec, shape).image_size == 64
 
 
 def test_gray_asked_for_gets_the_mean_of_the_means() -> None:

@@ -31,6 +31,8 @@ def as_expected(config: DataConfig, spec: InputSpec | None, native: Native | Non
     own = side(native.size if native else None)
     channels = spec.channels if native is None or native.channels in (1, 3) else native.channels
     size = spec.size if own is None or own >= spec.size else max(own, spec.smallest)
+    if spec.is_size_alone:
+        return config if "image_size" in given else config.model_copy(update={"image_size": size})
     wanted: dict[str, Any] = {"image_size": size, "channels": channels, "interpolation": spec.interpolation}
     if not given & {"resize", "crop"}:
         wanted |= {"resize": spec.resize, "crop": spec.crop}

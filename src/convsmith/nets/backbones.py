@@ -24,8 +24,9 @@ _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
 class Backbone(nn.Module):
     """A library's network with its last linear layer as `head`: a `contracts.Classifier`.
 
-    `net` is the library's module with its original parameter names and an identity in place of the head;
-    `head_name` is the original name of the head, and `changes` describes what was adapted. The stages go from `stem`
+    A head that is a 1 x 1 convolution becomes the linear layer of the same weights on the averaged features. `net` is
+    the library's module with its original parameter names and an identity in place of the head; `head_name` is the
+    original name of the head, and `changes` describes what was adapted. The stages go from `stem`
     to the last one; every parameter of `net` is in exactly one. A stage of several modules is a ModuleList, which is
     never called itself: to see the stage's output, hook its last module.
     """
@@ -33,6 +34,8 @@ class Backbone(nn.Module):
     def __init__(self, name: str, net: nn.Module, head_name: str, changes: tuple[str, ...] = ()) -> None:
         super().__init__()
         head = net.get_submodule(head_name)
+        if isinstance(head, nn.Conv2d):
+            head = _as_linear(head)
         assert isinstance(head, nn.Linear)
         _replace(net, head_name, nn.Identity())
         self.name, self.head_name, self.changes = name, head_name, changes
@@ -75,8 +78,10 @@ def torchvision_backbone(name: str, channels: int, image_size: int, classes: int
     refuse_unknown_torchvision(name)
     net = models.get_model(name, weights=None, num_classes=classes, **_TORCHVISION_OPTIONS.get(name, {}))
     changes = () if channels == 3 else (_adapt_stem(net, channels),)
-    linears = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
-    return _adapted(f"torchvision/{name}", net, linears[-1] if linears else None, changes, channels, image_size)
+    last = {
+        kind: path for path, module in net.named_modules() for kind in (nn.Linear, nn.Conv2d) if type(module) is kind
+    }
+    return _adapted(f"torchvision/{name}", net, last.get(nn.Linear) or last[nn.Conv2d], changes, channels, image_size)
 
 
 def timm_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
@@ -115,28 +120,54 @@ def _adapted(
 ) -> Backbone:
     """Make a Backbone, after running one image to check that the size fits and that the head produces the logits."""
     head = net.get_submodule(head_name) if head_name else None
+    if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) and head.groups == 1:
+        assert head_name is not None
+        backbone = Backbone(name, net, head_name, changes)
+        features = _output(name, net, channels, image_size)
+        if isinstance(features, Tensor) and features.shape == (1, head.in_channels):
+            return backbone
     if head_name is None or not isinstance(head, nn.Linear):
-        raise UserError(f"model '{name}' cannot be used: its head is not a linear layer; choose another architecture")
+        raise UserError(
+            f"model '{name}' cannot be used: its head is neither a linear layer nor a 1 x 1 convolution; choose "
+            "another architecture"
+        )
     outputs: list[Tensor] = []
     handle = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    net.eval()
     try:
-        with torch.no_grad():
-            logits = net(torch.zeros(1, channels, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"model '{name}' does not accept {image_size} x {image_size} images ({first_line(error)}); "
-            "use another --data.image_size or another architecture"
-        ) from error
+        logits = _output(name, net, channels, image_size)
     finally:
         handle.remove()
-        net.train()
     if len(outputs) != 1 or not isinstance(logits, Tensor) or not torch.equal(outputs[0], logits) or logits.dim() != 2:
         raise UserError(
             f"model '{name}' cannot be used: its logits do not come from a single last linear layer; "
             "choose another architecture"
         )
     return Backbone(name, net, head_name, changes)
+
+
+def _output(name: str, net: nn.Module, channels: int, image_size: int) -> Any:
+    """What the network makes of one image of zeros. Raises UserError if it does not accept images of this size."""
+    net.eval()
+    try:
+        with torch.no_grad():
+            return net(torch.zeros(1, channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"model '{name}' does not accept {image_size} x {image_size} images ({first_line(error)}); "
+            "use another --data.image_size or another architecture"
+        ) from error
+    finally:
+        net.train()
+
+
+def _as_linear(convolution: nn.Conv2d) -> nn.Linear:
+    """The linear layer that computes on features [N, C] what a 1 x 1 convolution does on maps [N, C, 1, 1]."""
+    linear = nn.Linear(convolution.in_channels, convolution.out_channels, bias=convolution.bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(convolution.weight[..., 0, 0])
+        if convolution.bias is not None:
+            linear.bias.copy_(convolution.bias)
+    return linear
 
 
 def first_convolution(net: nn.Module) -> tuple[str, nn.Conv2d]:

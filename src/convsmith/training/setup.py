@@ -140,7 +140,7 @@ def prepare(
         given = weights.locate(config, parts.module is not None)
         if given is None and config.transfer.weights != NO_WEIGHTS:  # the library has none
             config = config.with_values(transfer={"weights": NO_WEIGHTS})
-        dataset, device = open_data(config, parts, progress, given.spec if given else None)
+        dataset, device = open_data(config, parts, progress, given.spec if given else weights.own_size(config))
         if data_hash is not None:
             recorded = dataset.of_hash(data_hash)
             if recorded is None:

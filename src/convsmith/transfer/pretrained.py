@@ -32,6 +32,8 @@ WRAPPERS = ("state_dict", "model")  # keys under which training scripts store we
 
 # Auxiliary heads that are only for training; our networks are built without them.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# torchvision's networks that take images of a single size, since they have learnt a value for each position.
+_FIXED = ("vit_", "maxvit_")
 # torchvision trained these with mean and standard deviation 0.5; its `transform_input` converts from the usual ones.
 _HALVED = ("googlenet", "inception_v3")
 
@@ -186,7 +188,7 @@ def _torchvision_expects(name: str) -> InputSpec | None:
     halved = name in _HALVED
     return InputSpec(
         size=size,
-        smallest=min(size, SMALLEST),
+        smallest=size if name.startswith(_FIXED) else min(size, SMALLEST),
         channels=3,
         mean=(0.5,) * 3 if halved else tuple(transforms.mean),
         std=(0.5,) * 3 if halved else tuple(transforms.std),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -74,11 +74,22 @@ def _has_none(config: RunConfig) -> bool:
     return lookup.origin(model) is None
 
 
+def own_size(config: RunConfig) -> InputSpec | None:
+    """The size that a library's network itself asks for where it starts from random weights; None for other networks.
+
+    Small images keep their size, unless the network takes a single one.
+    """
+    spec = expected_input(config.model.name)
+    if spec is None:
+        return None
+    return replace(spec, is_size_alone=True, smallest=spec.size if spec.smallest == spec.size else 0)
+
+
 def expected(config: RunConfig) -> tuple[RunConfig, InputSpec | None]:
     """The architecture and input that `locate` would find, without reading or downloading a library's weights."""
     name = config.transfer.weights
     if name == NO_WEIGHTS:
-        return config, None
+        return config, own_size(config)
     if Path(name).is_dir():
         found = _of_run(config, Path(name))
         return config.model_copy(update={"model": found.model}), found.spec
