@@ -23,6 +23,7 @@ LEAVES: dict[str, set[str]] = {
     "plainyaml": {"errors", "files", "terminal"},
     "files": {"errors"},
     "memory": {"errors"},
+    "network": {"errors"},
     "records": {"errors", "files"},
 }
 #: Who may import what, besides itself and the leaves.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from convsmith import network
 from convsmith.transfer import lookup
 from convsmith.transfer.pretrained import hub_weights
 
@@ -86,7 +87,7 @@ def silent() -> Iterator[str]:
 
 
 def test_a_server_that_does_not_answer_costs_seconds(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "REACHED_WITHIN", 0.1)
+    monkeypatch.setattr(network, "REACHED_WITHIN", 0.1)
     began = time.perf_counter()
     assert lookup.unreachable(lookup.Origin("", silent, None)) is not None
     assert time.perf_counter() - began < 2
@@ -94,8 +95,8 @@ def test_a_server_that_does_not_answer_costs_seconds(silent: str, monkeypatch: p
 
 def test_a_name_that_is_never_looked_up_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = threading.Event()
-    monkeypatch.setattr(lookup, "REACHED_WITHIN", 0.1)
-    monkeypatch.setattr(lookup, "_asked", lambda address: waiting.wait(5))
+    monkeypatch.setattr(network, "REACHED_WITHIN", 0.1)
+    monkeypatch.setattr(network, "_asked", lambda address: waiting.wait(5))
     assert lookup.unreachable(lookup.Origin("", "https://example.org/a", None)) == "no answer within 0.15 s"
     waiting.set()
 

@@ -37,8 +37,8 @@ class MinImages(Section):
 class DataConfig(Section):
     source: str | tuple[str, ...] = Field(
         "digits",
-        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, or a path: a folder or archive of images, "
-        "or Parquet; several are joined",
+        description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, hf:NAME (of the Hugging Face hub), or a "
+        "path: a folder or an archive of images, or Parquet; several are joined",
     )
     classes: tuple[str, ...] | MinImages | None = Field(
         None, description="the classes to use, as '[cat, dog]', or 'min_images: 5'; none: all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,26 +38,39 @@ UNLABELLED = "rows of the test split without a label"
 
 
 def open_parquet(root: Path, files: Sequence[File], cache: Path, config: DataConfig) -> Source:
-    """The rows of Parquet or Arrow `files` below `root`.
+    """The rows of Parquet or Arrow `files` below `root`, divided by the names of files or folders, or else by a column.
 
-    Splits come from file or folder names, or else from a column; if all names are of the same split, the data counts
-    as not divided. Class names come from the schema's ClassLabel, else from the labels themselves. Rows of the test
-    split whose label is missing or -1 are `unused`. Raises UserError.
+    If all names are of the same split, the data counts as not divided. Raises UserError.
     """
+    splits = [split_of(file.path) for file in files]
+    if "" in splits and any(splits):
+        stray = files[splits.index("")].path
+        raise UserError(f"'{root / stray}' belongs to no split: name it train-*, validation-* or test-*, or remove it")
+    return open_rows(str(root), root, files, splits, cache, config)
+
+
+def open_rows(
+    name: str,
+    root: Path,
+    files: Sequence[File],
+    splits: Sequence[str],
+    cache: Path,
+    config: DataConfig,
+    unused: Mapping[str, tuple[str, ...]] | None = None,
+) -> Source:
+    """The rows of Parquet or Arrow `files` below `root`, each file of one of `splits` or, where all are '', of none.
+
+    Class names come from the schema's ClassLabel, else from the labels themselves. Rows of the test split whose label
+    is missing or -1 are `unused`, beside those that the caller names. Raises UserError.
+    """
+    if len(set(splits)) == 1:
+        splits = [""] * len(files)
+    if any(splits) and "train" not in splits:
+        raise UserError(f"'{name}' has no files for train, only for {', '.join(sorted(set(splits)))}: add them")
     columns = (config.image_column, config.label_column, config.split_column)
     fingerprint = fingerprint_files(root, files)
     if any(columns):
         fingerprint = hashlib.sha256(repr((fingerprint, columns)).encode()).hexdigest()
-    splits = [split_of(file.path) for file in files]
-    if len(set(splits)) == 1:
-        splits = [""] * len(files)
-    if "" in splits and any(splits):
-        stray = files[splits.index("")].path
-        raise UserError(f"'{root / stray}' belongs to no split: name it train-*, validation-* or test-*, or remove it")
-    if any(splits) and "train" not in splits:
-        raise UserError(
-            f"'{root}' has no train-*.parquet, only {', '.join(sorted(set(splits)))}: add one, or rename the files"
-        )
     paths = [root / file.path for file in files]
     index = recall(cache, fingerprint) or remember(cache, fingerprint, _read_index(paths, splits, config))
     ids, rows = numbered_ids(index.given), _Rows(root, paths, config)
@@ -68,14 +81,14 @@ def open_parquet(root: Path, files: Sequence[File], cache: Path, config: DataCon
 
     unlabelled = tuple(ids[row] for row in np.flatnonzero(index.labels < 0))
     return Source(
-        name=str(root),
+        name=name,
         classes=index.classes,
         ids=tuple(ids[row] for row in kept),
         labels=index.labels[kept],
         given=index.given[kept],
         fingerprint=fingerprint,
         read=read,
-        unused={UNLABELLED: unlabelled} if unlabelled else {},
+        unused={**(unused or {}), **({UNLABELLED: unlabelled} if unlabelled else {})},
     )
 
 
@@ -147,7 +160,7 @@ class _Rows:
                 start += count
 
 
-def _read_index(paths: Sequence[Path], splits: list[str], config: DataConfig) -> Index:
+def _read_index(paths: Sequence[Path], splits: Sequence[str], config: DataConfig) -> Index:
     """The index of all rows; the label of a row of the test split that has none is -1."""
     labels: list[list[Any]] = []
     given: list[list[str]] = []

@@ -18,6 +18,7 @@ from convsmith.data.archives import archive_of, open_archive
 from convsmith.data.arrow import ARROW, PARQUET
 from convsmith.data.config import ARRAYS, COLUMN_KEYS, MAX_CHANNELS, DataConfig
 from convsmith.data.folders import open_folder
+from convsmith.data.hub import PREFIX, open_hub
 from convsmith.data.joined import join
 from convsmith.data.labels import open_labelled
 from convsmith.data.named import open_digits, open_named
@@ -80,6 +81,9 @@ def _open(name: str, config: DataConfig) -> Source:
     if name in SOURCES:
         _refuse_unread(config, name)
         return SOURCES[name](cache)
+    if name.startswith(PREFIX):
+        _refuse_unread(config, name, *COLUMN_KEYS)
+        return open_hub(name, cache, config)
     path = Path(name).expanduser()
     if path.is_dir():
         tree = walk(path)

@@ -7,16 +7,13 @@ hand (``<timm name>.safetensors``, ``<torchvision name>.pth``); then where the l
 
 from __future__ import annotations
 
-import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from convsmith.errors import UserError, first_line
+from convsmith import network
+from convsmith.errors import UserError
 
 SUFFIXES = {"timm": ".safetensors", "torchvision": ".pth"}  # of the files that people put into the folder
-REACHED_WITHIN = 2.0  # seconds for the first answer of a server, below which most answer in a tenth
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm names them on the hub, the safe one first
 _HUB_FOLDER = "models--timm--"  # in Hugging Face's cache, before the name of a model of timm's
 
@@ -138,23 +135,7 @@ def unreachable(origin: Origin) -> str | None:
 
         if HF_HUB_OFFLINE:
             return "HF_HUB_OFFLINE is set"
-    answer: list[str | None] = []
-    # Looking up a name has no time limit of its own.
-    asking = threading.Thread(target=lambda: answer.append(_asked(origin.address)), daemon=True)
-    asking.start()
-    asking.join(1.5 * REACHED_WITHIN)
-    return answer[0] if answer else f"no answer within {1.5 * REACHED_WITHIN:g} s"
-
-
-def _asked(address: str) -> str | None:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=REACHED_WITHIN):
-            return None
-    except urllib.error.HTTPError:
-        return None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return str(reason.strerror if isinstance(reason, OSError) and reason.strerror else first_line(reason))
+    return network.unreachable(origin.address)
 
 
 def absent(model: str, origin: Origin, reason: str, cache: Path) -> WeightsAbsent:
