@@ -13,6 +13,7 @@ from convsmith.errors import UserError, nearest
 from convsmith.files import BITS, fits
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 
@@ -100,9 +101,29 @@ def size_of(height: int, width: int) -> Size:
     return height if height == width else (height, width)
 
 
+def covers(size: Size, other: Size) -> bool:
+    """Whether nothing of `other` is larger."""
+    return all(ours >= theirs for ours, theirs in zip(hw(size), hw(other), strict=True))
+
+
+def size_word(size: Size) -> str:
+    """A size as it is set: ``32`` or ``[32, 48]``."""
+    return str(size if isinstance(size, int) else list(size))
+
+
 def size_text(size: Size) -> str:
     """Height x width, for people: ``32 x 32``."""
     return " x ".join(map(str, hw(size)))
+
+
+def channels_text(channels: int) -> str:
+    """What the channels of an image are, for people."""
+    return {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
+
+
+def gray_or_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """What can be shown of pixels [..., H, W, C]: [..., H, W] of one or two channels, else the first three."""
+    return pixels[..., 0] if pixels.shape[-1] < 3 else pixels[..., :3]
 
 
 Kind = TypeVar("Kind", bound=Section)
@@ -161,7 +182,7 @@ def _words(kinds: tuple[Any, ...]) -> set[str]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of network inputs: `images` float [B, C, S, S], `labels` int64 [B].
+    """A batch of network inputs: `images` float [B, C, H, W], `labels` int64 [B].
 
     With mixup and cutmix, each image belongs to its label with `weight` (at least 1/2, on the host) and to its entry
     in `others` with 1 - `weight`; otherwise `others` is None. If `features` is true, `images` holds the output of
@@ -183,7 +204,7 @@ class InputSpec:
     centre square that is kept, as a fraction of the shorter side. Small images are enlarged to at least `smallest`.
     """
 
-    size: int
+    size: Size
     smallest: int
     channels: int
     mean: tuple[float, ...]

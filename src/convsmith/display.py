@@ -15,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from convsmith.contracts import size_text
 from convsmith.errors import command
 from convsmith.events import (
     Counted,
@@ -224,9 +225,9 @@ class Display:
     def _started(self, event: TrainingStarted) -> None:
         """Data, model, machine, and the time and memory that the training will need, before its first step."""
         self._training = event
-        size = f"{event.image_size} x {event.image_size} x {event.channels}"
+        size = f"{size_text(event.image_size)} x {event.channels}"
         if event.working_size != event.image_size:
-            size += f" from {event.working_size} x {event.working_size} in the cache"
+            size += f" from {size_text(event.working_size)} in the cache"
         sealed = f"{event.test:,} test (sealed)" if event.test else "no test split"
         self.labelled("run", str(event.directory))
         self.labelled(

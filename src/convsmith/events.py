@@ -45,8 +45,8 @@ class TrainingStarted:
     test: int
     unused: Mapping[str, int]
     classes: tuple[str, ...]
-    image_size: int
-    working_size: int
+    image_size: int | tuple[int, int]
+    working_size: int | tuple[int, int]
     channels: int
     resize: str
     model: str

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convsmith.contracts import channels_text, hw, size_text, size_word
 from convsmith.data.config import Preprocessing
 from convsmith.data.decode import DecodeError
 from convsmith.data.preprocess import InputPixels, ToInput
@@ -60,7 +61,7 @@ class Export:
 
 
 class FromPixels(nn.Module):
-    """Preprocessing and network in one graph: uint8 [N, W, W, C], W the working size -> logits [N, K].
+    """Preprocessing and network in one graph: uint8 [N, H, W, C] of the working size -> logits [N, K].
 
     Antialiased resizing from one fixed size to another is linear in each direction, so it is a matrix product, which
     every runtime computes alike; their own resize operators differ.
@@ -68,7 +69,8 @@ class FromPixels(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    matrix: Tensor
+    down: Tensor
+    across: Tensor
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -79,15 +81,16 @@ class FromPixels(nn.Module):
         size, working = preprocessing.image_size, preprocessing.working_size
         self.resizes = size != working
         if self.resizes:
-            eye = torch.eye(working)[None, None]
             mode = preprocessing.interpolation
-            matrix = nn.functional.interpolate(eye, (size, working), mode=mode, antialias=True)[0, 0]
-            self.register_buffer("matrix", matrix)
+            for name, to, side in zip(("down", "across"), hw(size), hw(working), strict=True):
+                eye = torch.eye(side)[None, None]
+                matrix = nn.functional.interpolate(eye, (to, side), mode=mode, antialias=True)[0, 0]
+                self.register_buffer(name, matrix)
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.resizes:
-            images = (self.matrix @ images @ self.matrix.T).clamp(0, 255)
+            images = (self.down @ images @ self.across.T).clamp(0, 255)
         logits: Tensor = self.model(self.shift + images * self.scale)
         return logits
 
@@ -95,19 +98,20 @@ class FromPixels(nn.Module):
 def metadata(card: ModelCard, preprocessing: PreprocessingIn) -> dict[str, str]:
     """The metadata of the file, each value as JSON: classes, preprocessing, and a description of its input."""
     settings = card.preprocessing
-    side, channels = settings.working_size, settings.channels
-    order = "gray" if channels == 1 else "RGB"
-    pixels = f"uint8 [N, {side}, {side}, {channels}], {order}"
+    working, channels = settings.working_size, settings.channels
+    order = channels_text(channels)
+    pixels = f"uint8 [N, {', '.join(map(str, settings.prepared_shape))}], {order}"
     resize = settings.resize if settings.crop == 1 else f"{settings.resize} {settings.crop:g}"
-    how = f"the upright image as a square of {side} pixels (resize: {resize}, {settings.interpolation})"
+    form = f"a square of {working}" if isinstance(working, int) else size_text(working)
+    how = f"the upright image as {form} pixels (resize: {resize}, {settings.interpolation})"
     if settings.range != "full":
         how += f", samples of more than 8 bits scaled from {settings.range[0]:g}..{settings.range[1]:g} to 0..255"
     if preprocessing == "graph":
         says = {"kind": "pixels", "input": pixels, "how": how}
     else:
-        floats = f"float32 [N, {channels}, {settings.image_size}, {settings.image_size}], {order}"
-        if settings.image_size != side:
-            how += f", resized to {settings.image_size} with antialiasing ({settings.interpolation})"
+        floats = f"float32 [N, {', '.join(map(str, (channels, *hw(settings.image_size))))}], {order}"
+        if settings.image_size != working:
+            how += f", resized to {size_word(settings.image_size)} with antialiasing ({settings.interpolation})"
         says = {"kind": "normalised", "input": floats, "how": f"{how}; then (pixels / 255 - mean) / std by channel"}
     values = {"classes": card.classes, "preprocessing": settings.model_dump(mode="json"), "input": says}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in versioned(values).items()}
@@ -185,7 +189,7 @@ def _compared_on(
         return InputPixels(np.concatenate(parts)), "images given"
     if run.alone and source is None:
         rules = predictor.card.preprocessing
-        shape = (IMAGES, rules.working_size, rules.working_size, rules.channels)
+        shape = (IMAGES, *rules.prepared_shape)
         random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return InputPixels(random), "images of random pixels (give real ones with --images)"
     val = run_dataset(run, source).val

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from convsmith.config import RunConfig
+from convsmith.contracts import Size, size_text
 from convsmith.data.dataset import input_shape
 from convsmith.errors import UserError
 from convsmith.memory import explain_memory_errors
@@ -22,11 +23,11 @@ from convsmith.transfer import weights
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The layers of a network for images [N, channels, image_size, image_size] and this number of classes."""
+    """The layers of a network for images [N, channels, *hw(image_size)] and this number of classes."""
 
     name: str
     channels: int
-    image_size: int
+    image_size: Size
     classes: int
     layers: tuple[LayerRow, ...]
 
@@ -41,7 +42,7 @@ class ModelSummary:
 
     @property
     def title(self) -> str:
-        return f"{self.name} on {self.image_size} x {self.image_size} x {self.channels}, {self.classes} classes"
+        return f"{self.name} on {size_text(self.image_size)} x {self.channels}, {self.classes} classes"
 
     def table(self) -> list[dict[str, Any]]:
         """One row per layer."""
@@ -72,5 +73,5 @@ def of_run(directory: Path, parts: Parts = NO_PARTS) -> ModelSummary:
     return _traced(model, card.architecture.name, seen.channels, seen.image_size, classes)
 
 
-def _traced(model: nn.Module, name: str, channels: int, size: int, classes: int) -> ModelSummary:
+def _traced(model: nn.Module, name: str, channels: int, size: Size, classes: int) -> ModelSummary:
     return ModelSummary(name, channels, size, classes, tuple(trace(model, channels, size)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from convsmith.contracts import Size
 from convsmith.data.config import DataConfig
 from convsmith.data.sources import cache_folder
 from convsmith.errors import UserError
@@ -72,7 +73,7 @@ def _described(name: str, cache: Path) -> dict[str, Any]:
     }
 
 
-def _facts(name: str, channels: int, size: int) -> tuple[int | None, int | None]:
+def _facts(name: str, channels: int, size: Size) -> tuple[int | None, int | None]:
     """Parameters, and MACs for one image; None for a network that cannot be built or run without its weights."""
     try:
         with torch.device("meta"):

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from convsmith.contracts import gray_or_rgb
 from convsmith.data import limits
 from convsmith.data.cache import open_images
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import DecodeError, decode, decode_deep, from_array, read_header
 from convsmith.data.folders import open_folder
 from convsmith.data.native import native_shape
-from convsmith.data.planes import picture
 from convsmith.data.remarks import is_other_profile, sentences
 from convsmith.data.source import walk
 
@@ -177,6 +177,6 @@ def test_pages_and_profiles_are_said_once(tmp_path: Path) -> None:
 
 def test_pictures_show_the_first_three_channels_or_gray() -> None:
     pixels = values(4, 5, 7)
-    np.testing.assert_array_equal(np.asarray(picture(pixels)), pixels[:, :, :3])
-    np.testing.assert_array_equal(np.asarray(picture(pixels[:, :, :2])), pixels[:, :, 0])
-    np.testing.assert_array_equal(np.asarray(picture(pixels[:, :, 0])), pixels[:, :, 0])
+    np.testing.assert_array_equal(gray_or_rgb(pixels), pixels[:, :, :3])
+    np.testing.assert_array_equal(gray_or_rgb(pixels[:, :, :2]), pixels[:, :, 0])
+    np.testing.assert_array_equal(gray_or_rgb(pixels[:, :, :1]), pixels[:, :, 0])

@@ -18,11 +18,11 @@ from convsmith.data.config import AugmentConfig
 SIDE = 20
 
 
-def images(channels: int = 3, side: int = SIDE) -> torch.Tensor:
+def images(channels: int = 3, size: tuple[int, int] = (SIDE, SIDE)) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (7, channels, side, side), generator=draw, dtype=torch.uint8)
-    slope = torch.linspace(40, 190, side).to(torch.uint8).expand(1, channels, side, side)
-    return torch.cat([noise, slope, torch.full((1, channels, side, side), 77, dtype=torch.uint8), noise[:1] // 3 + 60])
+    noise = torch.randint(0, 256, (7, channels, *size), generator=draw, dtype=torch.uint8)
+    slope = torch.linspace(40, 190, size[1]).to(torch.uint8).expand(1, channels, *size)
+    return torch.cat([noise, slope, torch.full((1, channels, *size), 77, dtype=torch.uint8), noise[:1] // 3 + 60])
 
 
 def sheared(image: torch.Tensor, x: float = 0.0, y: float = 0.0) -> torch.Tensor:
@@ -52,13 +52,13 @@ TORCHVISIONS = {
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [SIDE, 33])
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (33, 33), (SIDE, 33)])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_each_operation_is_torchvisions_at_every_strength(name: str, side: int, channels: int) -> None:
-    batch, operation = images(channels, side), OPERATIONS[name]
+def test_each_operation_is_torchvisions_at_every_strength(name: str, size: tuple[int, int], channels: int) -> None:
+    batch, operation = images(channels, size), OPERATIONS[name]
     for rand in (False, True):
         for level in (0, 1, 7, 13, 22, BINS):
-            strength = operation.largest(side, rand) * level / BINS
+            strength = operation.largest(size, rand) * level / BINS
             for signed in (strength, -strength) if operation.signed else (strength,):
                 ours = operation.apply(batch, torch.full((len(batch),), signed)).int()
                 theirs = torch.stack([TORCHVISIONS[name](image, signed) for image in batch]).int()
@@ -66,19 +66,19 @@ def test_each_operation_is_torchvisions_at_every_strength(name: str, side: int, 
                 assert ((ours - theirs).abs() > 1).float().mean() < 0.004, (rand, level, signed)
 
 
-@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (40, 96)])
 @pytest.mark.parametrize(("policy", "rand"), [(v2.TrivialAugmentWide, False), (v2.RandAugment, True)])
-def test_operations_and_strengths_are_those_of_torchvisions_policy(policy, rand: bool, side: int) -> None:
+def test_operations_and_strengths_are_those_of_torchvisions_policy(policy, rand: bool, size: tuple[int, int]) -> None:
     space = policy._AUGMENTATION_SPACE
     assert set(space) == set(OPERATIONS)
     for name, operation in OPERATIONS.items():
         strengths, signed = space[name]
-        theirs = strengths(BINS + 1, side, side)
+        theirs = strengths(BINS + 1, *size)
         assert operation.signed == signed
         if theirs is None:
-            assert operation.largest(side, rand) == 0
+            assert operation.largest(size, rand) == 0
             continue
-        ours = operation.largest(side, rand) * torch.arange(BINS + 1) / BINS
+        ours = operation.largest(size, rand) * torch.arange(BINS + 1) / BINS
         of_theirs = {"Posterize": lambda ours: 8 - ours.round(), "Solarize": lambda ours: 1 - ours}
         torch.testing.assert_close(of_theirs.get(name, lambda ours: ours)(ours).float(), theirs.float())
 
@@ -96,7 +96,7 @@ def test_trivial_draws_each_operation_equally_often_and_applies_one_to_each_imag
                 strengths.extend((strength * BINS).round().int().tolist())
             return operation.apply(batch, strength)
 
-        return type(operation)(apply, operation.trivial, operation.rand, operation.signed, operation.translates)
+        return type(operation)(apply, operation.trivial, operation.rand, operation.signed, operation.along)
 
     for name in OPERATIONS:
         monkeypatch.setitem(OPERATIONS, name, watched(name))

@@ -128,8 +128,8 @@ def areas(curves):
 
 def test_a_true_map_scores_better_than_random_ones_and_its_opposite_worse():
     model, generator = Quarter(), torch.Generator().manual_seed(0)
-    random_gone = areas(random_orders(deletion, model, IMAGES, LABELS, 4, generator))
-    random_come = areas(random_orders(insertion, model, 2 * TRUTH[:, None], LABELS, 4, generator))
+    random_gone = areas(random_orders(deletion, model, IMAGES, LABELS, (4, 4), generator))
+    random_come = areas(random_orders(insertion, model, 2 * TRUTH[:, None], LABELS, (4, 4), generator))
     assert (areas(deletion(model, IMAGES, LABELS, TRUTH)) < random_gone).all()
     assert (areas(deletion(model, IMAGES, LABELS, 1 - TRUTH)) > random_gone).all()
     assert (areas(insertion(model, 2 * TRUTH[:, None], LABELS, TRUTH)) > random_come).all()
@@ -137,7 +137,7 @@ def test_a_true_map_scores_better_than_random_ones_and_its_opposite_worse():
 
 def test_each_image_has_random_maps_of_its_own():
     """Images that shared their random maps would not be independent, which the interval over them supposes."""
-    curves = random_orders(deletion, small_net(), IMAGES, LABELS, 4, torch.Generator().manual_seed(0))
+    curves = random_orders(deletion, small_net(), IMAGES, LABELS, (4, 4), torch.Generator().manual_seed(0))
     assert not torch.equal(curves[0], curves[1])
 
 

@@ -179,12 +179,12 @@ def test_a_net_that_looks_at_one_corner_has_its_heat_there():
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 9), st.integers(9, 40), st.integers(0, 2**31))
+@given(st.integers(1, 9), st.tuples(st.integers(9, 40), st.integers(9, 40)), st.integers(0, 2**31))
 def test_enlarged_maps_lie_between_nothing_and_one(side, size, seed):
     maps = torch.rand(2, side, side, generator=torch.Generator().manual_seed(seed))
     maps[1] = 0
     found = enlarge(maps, size)
-    assert found.shape == (2, size, size)
+    assert found.shape == (2, *size)
     assert found.min() >= 0
     assert float(found[0].max()) == pytest.approx(1)
     assert not found[1].any()

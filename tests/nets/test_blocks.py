@@ -162,11 +162,11 @@ def test_what_a_block_leaves_open_comes_from_the_model():
         residual=st.booleans(),
         order=st.permutations(ORDER).map(tuple),
     ),
-    st.integers(1, 12),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
 )
 def test_sizes_are_told_or_refused_as_the_forward_pass_would(config, size):
     block = ConvBlock(3, config, DEFAULTS, "block 1").eval()
-    x = torch.zeros(1, 3, size, size)
+    x = torch.zeros(1, 3, *size)
     try:
         told = block.output_size(size)
     except UserError as error:
@@ -176,7 +176,7 @@ def test_sizes_are_told_or_refused_as_the_forward_pass_would(config, size):
             with pytest.raises(RuntimeError):
                 block(x)
     else:
-        assert block(x).shape == (1, 3, told, told)
+        assert block(x).shape == (1, 3, *told)
 
 
 def test_residual_adds_the_input():
@@ -190,7 +190,7 @@ def test_residual_adds_the_input():
 def test_residual_of_another_shape_is_refused(config):
     block = ConvBlock(3, BlockConfig(residual=True, **config), DEFAULTS, "block 7")
     with pytest.raises(UserError, match=r"^block 7 residual: its input \(3, 8, 8\) and its output"):
-        block.output_size(8)
+        block.output_size((8, 8))
 
 
 def test_convolutions_unsafe_in_channels_last_are_named():

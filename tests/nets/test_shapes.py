@@ -70,7 +70,7 @@ def test_equation_is_worked_out(window, text):
 
 def test_a_size_that_does_not_fit_is_refused_with_its_equation():
     with pytest.raises(UserError) as error:
-        fitted_size("block 3 conv", 2, 5, 0, 1, "use a smaller kernel")
+        fitted_size("block 3 conv", (2, 2), 5, 0, 1, "use a smaller kernel")
     assert str(error.value) == (
         "block 3 conv: (2 - 5 + 2*0)/1 + 1 = -2: a 5 x 5 window does not fit into 2 x 2 pixels; use a smaller kernel"
     )

@@ -41,7 +41,7 @@ def predictor() -> Predictor:
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nine images and a broken file, of which three are predicted at a time, in the working folder."""
     monkeypatch.setattr(predicting, "SOME", 2)
-    monkeypatch.setattr("convsmith.prediction.predictor.images_per_pass", lambda side: 3)
+    monkeypatch.setattr("convsmith.prediction.predictor.images_per_pass", lambda height, width: 3)
     monkeypatch.chdir(tmp_path)
     folder = Path("photos")
     folder.mkdir()
@@ -283,4 +283,4 @@ def test_what_train_ignores_is_ignored_in_folders(photos: Path) -> None:
 
 
 def test_batches_are_of_as_many_images_as_fit_into_a_cache() -> None:
-    assert [evaluate.images_per_pass(side) for side in (8, 32, 112, 224, 448, 4000)] == [256, 256, 64, 16, 4, 1]
+    assert [evaluate.images_per_pass(side, side) for side in (8, 32, 112, 224, 448, 4000)] == [256, 256, 64, 16, 4, 1]

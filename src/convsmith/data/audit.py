@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from convsmith import records
+from convsmith.contracts import gray_or_rgb
 from convsmith.data.classes import look_alike
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import array_raster, opened
@@ -22,7 +23,7 @@ from convsmith.data.depth import auto_range, range_note, scan
 from convsmith.data.faults import SUFFIXES, DecodeError, Kind
 from convsmith.data.native import native_shape
 from convsmith.data.parallel import thread_map
-from convsmith.data.planes import Planes, picture
+from convsmith.data.planes import Planes
 from convsmith.data.raster import SHALLOW, Depth, Pixels, Raster, joined
 from convsmith.data.remarks import Remark, sentences
 from convsmith.data.source import SPLITS, Record, Source
@@ -278,7 +279,7 @@ def _found(raster: Raster | Planes) -> _Finding:
             if not is_deep:
                 whole = pixels if pixels.ndim == 3 else pixels[:, :, None].repeat(3, axis=2)
                 content.update(np.ascontiguousarray(whole).data)
-            yield np.asarray(picture(pixels).convert("L"))
+            yield np.asarray(_image(pixels).convert("L"))
 
     # At once to the size at which the hash begins, since imagehash makes copies.
     small = joined(gray_and_hashed(), raster.width, raster.height).resize((32, 32), Image.Resampling.LANCZOS)
@@ -287,6 +288,11 @@ def _found(raster: Raster | Planes) -> _Finding:
             content.update(np.ascontiguousarray(samples.astype("<f8")).data)
     phash = int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
     return _Finding("ok", "", (raster.width, raster.height), content.digest(), phash, depth, raster.remarks)
+
+
+def _image(pixels: Pixels) -> Image.Image:
+    """What can be shown of uint8 [h, W] or [h, W, C]."""
+    return Image.fromarray(np.ascontiguousarray(pixels if pixels.ndim == 2 else gray_or_rgb(pixels)))
 
 
 def _group(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], rows: list[int]) -> DuplicateGroup:

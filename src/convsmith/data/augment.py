@@ -6,6 +6,7 @@ normalisation, where 0 is the mean colour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from convsmith.contracts import Batch
+from convsmith.contracts import Batch, Size, hw
 from convsmith.data.config import AugmentConfig
 from convsmith.data.preprocess import ToInput
 
@@ -30,9 +31,9 @@ def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) 
         mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
     outside = None
-    if most := config.shift_pixels(width):
-        moves = torch.randint(-most, most + 1, (2, count, 1), generator=generator, device=device)
-        rows, columns = rows + moves[0], columns + moves[1]
+    if config.shift:
+        down, across = (_drawn(count, config.shift_pixels(side), generator) for side in (height, width))
+        rows, columns = rows + down, columns + across
         if config.shift_fill == "reflect":
             rows, columns = _reflect(rows, height), _reflect(columns, width)
         else:
@@ -41,6 +42,11 @@ def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) 
     images = torch.arange(count, device=device)[:, None, None]
     moved = pixels[images, rows[:, :, None], columns[:, None, :]]
     return moved if outside is None else moved.masked_fill_(outside[..., None], 0)
+
+
+def _drawn(count: int, most: int, generator: Generator) -> Tensor:
+    """Whole numbers from -most to most: int64 [count, 1]."""
+    return torch.randint(-most, most + 1, (count, 1), generator=generator, device=generator.device)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
@@ -54,13 +60,15 @@ def _outside(index: Tensor, size: int) -> Tensor:
     return (index < 0) | (index >= size)
 
 
-def crop_and_rotate(images: Tensor, size: int, config: AugmentConfig, generator: Generator) -> Tensor:
+def crop_and_rotate(images: Tensor, size: Size, config: AugmentConfig, generator: Generator) -> Tensor:
     """Random resized crop and rotation in one bilinear resampling, with reflection at the borders.
 
-    float [B, C, W, W] in [0, 255] -> [B, C, size, size]. The crop's area is uniform in
-    [random_resized_crop, 1], and the log of its aspect ratio in [log 3/4, log 4/3] (Szegedy et al. 2015).
+    float [B, C, H, W] in [0, 255] -> [B, C, h, w] of the given size. The crop's area is uniform in
+    [random_resized_crop, 1], and the log of its aspect ratio, as a share of the image's, in [log 3/4, log 4/3]
+    (Szegedy et al. 2015).
     """
     count, device = len(images), images.device
+    slant = images.shape[-2] / images.shape[-1]  # positions run from -1 to 1 in both directions
     scale_x = scale_y = torch.ones(count, device=device)
     centre = torch.zeros(2, count, device=device)
     angle = torch.zeros(count, device=device)
@@ -77,12 +85,12 @@ def crop_and_rotate(images: Tensor, size: int, config: AugmentConfig, generator:
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.stack(
         [
-            torch.stack([cos * scale_x, -sin * scale_y, centre[0]], dim=1),
-            torch.stack([sin * scale_x, cos * scale_y, centre[1]], dim=1),
+            torch.stack([cos * scale_x, -sin * scale_y * slant, centre[0]], dim=1),
+            torch.stack([sin * scale_x / slant, cos * scale_y, centre[1]], dim=1),
         ],
         dim=1,
     )
-    grid = torch.nn.functional.affine_grid(matrix, [count, images.shape[1], size, size], align_corners=False)
+    grid = torch.nn.functional.affine_grid(matrix, [count, images.shape[1], *hw(size)], align_corners=False)
     return torch.nn.functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
@@ -115,19 +123,21 @@ def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -
 
 
 def _moved(images: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """uint8 [n, C, S, S] where the output pixel (x', y') shows the input pixel (a x' + b y' + x, c x' + d y' + y).
+    """uint8 [n, C, H, W] where the output pixel (x', y') shows the input pixel (a x' + b y' + x, c x' + d y' + y).
 
     Positions are in pixels from the image's centre. The nearest pixel is taken; outside the image, pixels are black.
     """
-    half = images.shape[-1] / 2
-    matrix = torch.stack([torch.stack([a, b, x / half], dim=1), torch.stack([c, d, y / half], dim=1)], dim=1)
+    height, width = images.shape[-2:]
+    first = torch.stack([a, b * (height / width), x / (width / 2)], dim=1)
+    second = torch.stack([c * (width / height), d, y / (height / 2)], dim=1)
+    matrix = torch.stack([first, second], dim=1)
     grid = torch.nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(torch.uint8)
 
 
 def _shear_x(images: Tensor, slope: Tensor) -> Tensor:
     one, zero = torch.ones_like(slope), torch.zeros_like(slope)
-    return _moved(images, one, slope, zero, one, slope * images.shape[-1] / 2, zero)
+    return _moved(images, one, slope, zero, one, slope * images.shape[-2] / 2, zero)
 
 
 def _shear_y(images: Tensor, slope: Tensor) -> Tensor:
@@ -213,31 +223,32 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of TrivialAugment and RandAugment on uint8 [n, C, S, S] with one strength per image, float [n].
+    """An operation of TrivialAugment and RandAugment on uint8 [n, C, H, W] with one strength per image, float [n].
 
     `trivial` and `rand` are the largest strengths in TrivialAugment's wide space and in RandAugment's; `signed`
-    strengths have a random sign. Strengths of translations are in pixels, but `rand` is a fraction of the side.
+    strengths have a random sign. Strengths of translations are in pixels, but `rand` is a fraction of the side `along`
+    which they move (the last dimension but one or the last).
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
     trivial: float = 0.0
     rand: float = 0.0
     signed: bool = False
-    translates: bool = False
+    along: int | None = None
 
-    def largest(self, side: int, rand: bool) -> float:
+    def largest(self, shape: Sequence[int], rand: bool) -> float:
         """The largest strength. TrivialAugment's translation by 32 pixels would leave nothing of a smaller image."""
-        if not self.translates:
+        if self.along is None:
             return self.rand if rand else self.trivial
-        return self.rand * side if rand else min(self.trivial, side)
+        return self.rand * shape[self.along] if rand else min(self.trivial, shape[self.along])
 
 
 OPERATIONS: dict[str, Operation] = {
     "Identity": Operation(lambda images, _: images),
     "ShearX": Operation(_shear_x, 0.99, 0.3, signed=True),
     "ShearY": Operation(_shear_y, 0.99, 0.3, signed=True),
-    "TranslateX": Operation(_translate_x, 32, 150 / 331, signed=True, translates=True),
-    "TranslateY": Operation(_translate_y, 32, 150 / 331, signed=True, translates=True),
+    "TranslateX": Operation(_translate_x, 32, 150 / 331, signed=True, along=-1),
+    "TranslateY": Operation(_translate_y, 32, 150 / 331, signed=True, along=-2),
     "Rotate": Operation(_rotate, 135, 30, signed=True),
     "Brightness": Operation(_brightness, 0.99, 0.9, signed=True),
     "Color": Operation(_colour, 0.99, 0.9, signed=True),
@@ -252,7 +263,7 @@ BINS = 30  # the number of steps from no change to the largest strength
 
 
 def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generator) -> Tensor:
-    """Apply the random operations of TrivialAugment (wide) or RandAugment to each image; pixels [B, C, S, S] -> uint8.
+    """Apply the random operations of TrivialAugment (wide) or RandAugment to each image; pixels [B, C, H, W] -> uint8.
 
     TrivialAugment (Mueller and Hutter 2021) applies one operation with a strength drawn for each image; RandAugment
     (Cubuk et al. 2020) applies `rand_ops` of them in turn with the strength `rand_magnitude`. Operations and strengths
@@ -260,7 +271,7 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
     """
     if images.is_floating_point():
         images = images.round().clamp(0, 255).to(torch.uint8)
-    count, side = len(images), images.shape[-1]
+    count = len(images)
     for _ in range(config.rand_ops or 1):
         chosen = draws.integers(len(OPERATIONS), size=count)
         bins = np.full(count, config.rand_magnitude) if config.rand_ops else draws.integers(BINS + 1, size=count)
@@ -269,7 +280,7 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
         for number, operation in enumerate(OPERATIONS.values()):
             members = np.flatnonzero(chosen == number)
             if len(members):
-                strength = operation.largest(side, bool(config.rand_ops)) * bins[members] / BINS
+                strength = operation.largest(images.shape, bool(config.rand_ops)) * bins[members] / BINS
                 strength = strength * signs[members] if operation.signed else strength
                 at = torch.from_numpy(members).to(images.device)
                 strengths = torch.from_numpy(strength.astype(np.float32)).to(images.device)
@@ -281,14 +292,15 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
     """Set a square of each image to 0, the mean colour, in place (DeVries and Taylor 2017).
 
-    Normalised float [B, C, S, S]. The squares have sides of `side` pixels and uniformly drawn centres, and are clipped
+    Normalised float [B, C, H, W]. The squares have sides of `side` pixels and uniformly drawn centres, and are clipped
     at the borders.
     """
-    size = images.shape[-1]
-    centres = torch.randint(0, size, (2, len(images), 1), generator=generator, device=images.device)
-    first = centres - side // 2
-    line = torch.arange(size, device=images.device)
-    inside = (line >= first) & (line < first + side)
+    inside = []
+    for size in images.shape[-2:]:
+        centres = torch.randint(0, size, (len(images), 1), generator=generator, device=images.device)
+        first = centres - side // 2
+        line = torch.arange(size, device=images.device)
+        inside.append((line >= first) & (line < first + side))
     return images.masked_fill_(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.0)
 
 
@@ -306,14 +318,15 @@ def mix(
     share = float(draws.beta(alpha, alpha))
     partner = torch.randperm(len(images), generator=generator, device=images.device)
     if use_cutmix:
-        size = images.shape[-1]
-        side = round(size * (1 - share) ** 0.5)
-        top, left = (int(centre) - side // 2 for centre in draws.integers(0, size, 2))
-        rows = slice(max(top, 0), min(top + side, size))
-        columns = slice(max(left, 0), min(left + side, size))
+        box = []
+        for size in images.shape[-2:]:
+            side = round(size * (1 - share) ** 0.5)
+            start = int(draws.integers(0, size)) - side // 2
+            box.append(slice(max(start, 0), min(start + side, size)))
+        rows, columns = box
         mixed = images.clone()
         mixed[:, :, rows, columns] = images[partner][:, :, rows, columns]
-        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / size**2
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / math.prod(images.shape[-2:])
     else:
         mixed = torch.lerp(images[partner], images, share)
     if share < 0.5:
@@ -322,7 +335,7 @@ def mix(
 
 
 class Augment:
-    """Turns uint8 [B, W, W, C] and labels [B] into an augmented Batch, for training.
+    """Turns uint8 [B, H, W, C] and labels [B] into an augmented Batch, for training.
 
     `generator` is on the device, where it draws values per image. `key` ([seed, epoch, step]) identifies the batch
     and seeds the NumPy generator that draws values per batch, so that nothing waits for the device.

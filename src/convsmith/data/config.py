@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from convsmith.contracts import InputSpec, Section, checked, refuse_unwritable
+from convsmith.contracts import InputSpec, Section, Size, checked, covers, hw, refuse_unwritable, size_of, size_word
 from convsmith.errors import UserError
 from convsmith.files import parse_json
 
@@ -18,6 +18,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Deviation = Annotated[float, Field(gt=0)]
 Limits = tuple[float, float]
 
+SIDES = {"image_size": (4, 2048), "working_size": (4, 4096)}  # the least and the most pixels of a side
 MAX_CHANNELS = 16  # of an image
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
@@ -43,14 +44,13 @@ class DataConfig(Section):
     classes: tuple[str, ...] | MinImages | None = Field(
         None, description="the classes to use, as '[cat, dog]', or 'min_images: 5'; none: all"
     )
-    image_size: int | None = Field(
-        None, ge=4, le=2048, description="side in pixels of the network's square input; none: that of the data, else 64"
-    )
-    working_size: int | None = Field(
+    image_size: Size | None = Field(
         None,
-        ge=4,
-        le=4096,
-        description="side in pixels of the cached images; none: image_size, or 1.15 x that with random_resized_crop",
+        description="pixels of the network's input: the side of a square, or '[height, width]'; none: that of the "
+        "data, else 64",
+    )
+    working_size: Size | None = Field(
+        None, description="pixels of the cached images; none: image_size, or 1.15 x that with random_resized_crop"
     )
     channels: int | None = Field(
         None,
@@ -168,6 +168,25 @@ class DataConfig(Section):
             raise ValueError("must name two or more classes, as '[cat, dog]', or be a rule, 'min_images: 5'")
         return tuple(names)
 
+    @field_validator("image_size", "working_size", mode="before")
+    @classmethod
+    def _side_or_two(cls, value: Any, info: ValidationInfo) -> Any:
+        least, most = SIDES[str(info.field_name)]
+        given = value
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = parse_json(value)
+        if value is None:
+            return None
+        sides = list(value) if isinstance(value, list | tuple) else [value, value]
+        whole = all(isinstance(side, int) and not isinstance(side, bool) and least <= side <= most for side in sides)
+        if not whole or len(sides) != 2:
+            raise ValueError(
+                f"data.{info.field_name} must be a whole number from {least} to {most}, the side of a square, or "
+                f"'[height, width]' of two such numbers, but got '{given}'"
+            )
+        return size_of(*sides)
+
     @field_validator("range", mode="before")
     @classmethod
     def _full_auto_or_limits(cls, value: Any) -> Any:
@@ -182,8 +201,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _room_for_both(self) -> DataConfig:
-        if self.image_size and self.working_size and self.working_size < self.image_size:
-            raise ValueError(f"data.working_size {self.working_size} is smaller than data.image_size {self.image_size}")
+        if self.image_size and self.working_size and not covers(self.working_size, self.image_size):
+            working, image = (size_word(size) for size in (self.working_size, self.image_size))
+            raise ValueError(f"data.working_size {working} is smaller than data.image_size {image}")
         if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("data.val_fraction and data.test_fraction together leave nothing to train on")
         return self
@@ -272,7 +292,7 @@ class DecodeRules(Section):
     were trained before it existed do not store it, which means full.
     """
 
-    working_size: int | None = None
+    working_size: Size | None = None
     channels: Channels = 3
     resize: Resize = "stretch"
     crop: float = 1.0
@@ -289,16 +309,16 @@ class DecodeRules(Section):
 class Preprocessing(DecodeRules):
     """How a file becomes the network's input: the same in training, evaluation, prediction and export.
 
-    All of the decoding rules must be given, and the steps that follow: the side of the network's input in pixels,
+    All of the decoding rules must be given, and the steps that follow: the size of the network's input in pixels,
     and `mean` and `std` per channel, for pixel values scaled to [0, 1].
     """
 
-    working_size: int
+    working_size: Size
     channels: Channels
     resize: Resize
     interpolation: Interpolation
     background: str
-    image_size: int
+    image_size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -310,9 +330,14 @@ class Preprocessing(DecodeRules):
             raise ValueError(f"there are {self.channels} channels, but {len(self.mean)} means")
         return self
 
+    @property
+    def prepared_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a prepared image."""
+        return (*hw(self.working_size), self.channels)
+
     def input_spec(self) -> InputSpec:
         """What weights that were trained with this preprocessing expect: images of this size, prepared in this way."""
         names = ("channels", "mean", "std", "resize", "crop", "interpolation", "background")
         same = {name: getattr(self, name) for name in names}
         limits = None if self.range == "full" else self.range
-        return InputSpec(size=self.image_size, smallest=self.image_size, range=limits, **same)
+        return InputSpec(size=self.image_size, smallest=max(hw(self.image_size)), range=limits, **same)

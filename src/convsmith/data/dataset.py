@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.contracts import InputSpec
+from convsmith.contracts import InputSpec, Size, covers, hw, size_of, size_word
 from convsmith.data.cache import Failure, Images, Moments, open_images, pixel_moments
 from convsmith.data.classes import look_alike, with_classes, without_val
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
@@ -294,7 +294,7 @@ def open_dataset(
     _fitting_statistics(config)
     if config.working_size is None:
         assert config.image_size is not None
-        config = config.model_copy(update={"working_size": math.ceil(config.image_size * headroom)})
+        config = config.model_copy(update={"working_size": _scaled(config.image_size, headroom)})
     if config.range == "auto":
         assert config.channels is not None
         depths, decodes = scan(source, cache, progress, config.channels)
@@ -343,7 +343,7 @@ def _refuse_undecodable(source: Source, kept: Rows) -> None:
 
 def input_shape(
     config: DataConfig, spec: InputSpec | None = None, source: Source | None = None
-) -> tuple[int, int, int]:
+) -> tuple[int, Size, int]:
     """The network's input channels, image size and number of classes; decodes and downloads nothing."""
     known = None if source or config.classes else known_shape(config.title)
     if known is None:
@@ -386,12 +386,18 @@ def channel_statistics(subset: Subset) -> tuple[tuple[float, ...], tuple[float, 
     return mean, tuple(math.sqrt(value) / count / 255 if value else 1.0 for value in spread)
 
 
+def _scaled(size: Size, factor: float) -> Size:
+    height, width = (math.ceil(side * factor) for side in hw(size))
+    return size_of(height, width)
+
+
 def _sized(config: DataConfig, native: Native) -> DataConfig:
     size = config.image_size
     if size is None:
         size = side(native.size) or DEFAULT_SIZE
-        if config.working_size is not None and config.working_size < size:
-            raise UserError(f"data.working_size {config.working_size} is smaller than data.image_size {size}: set both")
+        if config.working_size is not None and not covers(config.working_size, size):
+            working = size_word(config.working_size)
+            raise UserError(f"data.working_size {working} is smaller than data.image_size {size}: set both")
     return config.model_copy(update={"image_size": size, "channels": config.channels or native.channels})
 
 

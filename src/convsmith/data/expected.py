@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convsmith.contracts import InputSpec
+from convsmith.contracts import InputSpec, hw, size_text
 from convsmith.data.config import DataConfig
 from convsmith.data.native import Native
 
@@ -30,7 +30,7 @@ def as_expected(config: DataConfig, spec: InputSpec | None, native: Native | Non
     given = {key for key in config.model_fields_set if getattr(config, key) is not None}
     own = side(native.size if native else None)
     channels = spec.channels if native is None or native.channels in (1, 3) else native.channels
-    size = spec.size if own is None or own >= spec.size else max(own, spec.smallest)
+    size = spec.size if own is None or own >= min(hw(spec.size)) else max(own, spec.smallest)
     if spec.is_size_alone:
         return config if "image_size" in given else config.model_copy(update={"image_size": size})
     wanted: dict[str, Any] = {"image_size": size, "channels": channels, "interpolation": spec.interpolation}
@@ -58,8 +58,7 @@ def differences(config: DataConfig, spec: InputSpec) -> list[str]:
     assert config.mean is not None, "resolve the config first"
     messages = []
     if config.image_size != spec.size:
-        size = config.image_size
-        messages.append(f"they expect {spec.size} x {spec.size} pixels and get {size} x {size}")
+        messages.append(f"they expect {size_text(spec.size)} pixels and get {size_text(config.image_size)}")
     if config.channels != spec.channels:
         messages.append(
             f"they expect {spec.channels} channels and get {config.channels}: the stem's weights are summed"

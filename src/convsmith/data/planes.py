@@ -88,14 +88,6 @@ class Planes:
         return tuple(Image.fromarray(np.ascontiguousarray(pixels[:, :, band])) for band in range(self.channels))
 
 
-def picture(pixels: Pixels) -> Image.Image:
-    """What can be shown of uint8 [H, W] or [H, W, C]: gray or RGB, the first three channels of more, gray of two."""
-    channels = pixels.shape[2] if pixels.ndim > 2 else 1
-    if channels < 3:
-        return Image.fromarray(np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels)[:, :, 0]))
-    return Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
-
-
 class ArrayFile(NamedTuple):
     """What the header of a file says of its samples, and how to `read` them: [H, W, C]."""
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convsmith.contracts import hw
 from convsmith.data.config import DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, decode, from_array, from_image
 from convsmith.errors import UserError
@@ -24,7 +25,7 @@ from convsmith.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class InputPixels:
-    """N prepared images: `array` uint8 [N, W, W, C], where W is the working size. They are never prepared again.
+    """N prepared images: `array` uint8 [N, H, W, C] of the working size. They are never prepared again.
 
     `prepare` and the subsets of a data set create them; code that computes logits accepts nothing else.
     """
@@ -39,14 +40,14 @@ class InputPixels:
         return len(self.array)
 
     def tensor(self, device: torch.device) -> Tensor:
-        """A copy of the pixels as a tensor uint8 [N, W, W, C] on a device."""
+        """A copy of the pixels as a tensor uint8 [N, H, W, C] on a device."""
         return torch.tensor(self.array, device=device)
 
 
 def prepare(image: Any, rules: DecodeRules) -> InputPixels:
     """Prepare one image (a path, encoded bytes, a PIL image, an array or a tensor) by the decoding rules: N = 1.
 
-    Arrays are uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels; tensors are uint8 [H, W] or [C, H, W], or floats in
+    Arrays are uint8 [H, W] or [H, W, C] with up to 16 channels; tensors are uint8 [H, W] or [C, H, W], or floats in
     [0, 1] of those shapes. Raises DecodeError if the image cannot be decoded, UserError if it is not an image at all.
     """
     if isinstance(image, str | Path):
@@ -80,7 +81,7 @@ def _as_array(image: Any) -> Pixels:
 
 
 class ToInput:
-    """uint8 [B, W, W, C] (working size) -> normalised float32 [B, C, S, S] (image size) in a given memory format.
+    """uint8 [B, H, W, C] (working size) -> normalised float32 [B, C, h, w] (image size) in a given memory format.
 
     If the working size is larger, the whole image is resized with antialiasing; nothing is cropped.
     """
@@ -105,17 +106,17 @@ class ToInput:
         return torch.addcmul(self.shift, floats, self.scale)
 
     def resize(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, W, W, C] -> [B, C, S, S], uint8 if no resizing is needed, else float in [0, 255]."""
+        """uint8 [B, H, W, C] -> [B, C, h, w], uint8 if no resizing is needed, else float in [0, 255]."""
         images = pixels.permute(0, 3, 1, 2)
-        size = self.preprocessing.image_size
-        if images.shape[-1] == size:
+        size = hw(self.preprocessing.image_size)
+        if images.shape[-2:] == size:
             return images
         mode = self.preprocessing.interpolation
-        images = torch.nn.functional.interpolate(images.float(), (size, size), mode=mode, antialias=True)
+        images = torch.nn.functional.interpolate(images.float(), size, mode=mode, antialias=True)
         return images.clamp_(0, 255)
 
     def back(self, images: Tensor) -> Pixels:
-        """The inverse of `normalize`: float32 [B, C, S, S] -> pixels uint8 [B, S, S, C] on the CPU."""
+        """The inverse of `normalize`: float32 [B, C, h, w] -> pixels uint8 [B, h, w, C] on the CPU."""
         pixels = ((images - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convsmith.contracts import Size, hw
 from convsmith.explain.gradcam import enlarge, evaluating
 
 BATCH = 256  # images of 64 x 64 pixels at a time, and proportionally fewer of larger ones
@@ -28,23 +30,24 @@ Verdict = Literal["better", "worse", "no difference shown", "too few images"]
 Curve = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
-def occlusion_window(size: int) -> tuple[int, int]:
-    """Side and stride in pixels of the occluding square, for images of `size` pixels: a quarter and an eighth."""
-    return max(1, round(size / 4)), max(1, round(size / 8))
+def occlusion_window(size: Size) -> tuple[int, int]:
+    """Side and stride in pixels of the occluding square: a quarter and an eighth of the image's shorter side."""
+    side = min(hw(size))
+    return max(1, round(side / 4)), max(1, round(side / 8))
 
 
 def occlusion(model: nn.Module, images: Tensor, classes: Tensor, window: int, stride: int) -> Tensor:
-    """The drop in the probability of each image's class when a square is covered: float [N, S, S].
+    """The drop in the probability of each image's class when a square is covered: float [N, H, W].
 
-    `images` float [N, C, S, S], `classes` int64 [N]. The square of `window` pixels moves by `stride`; the last squares
+    `images` float [N, C, H, W], `classes` int64 [N]. The square of `window` pixels moves by `stride`; the last squares
     may extend over the edge. A pixel's value is the mean over the squares that cover it, negative where covering helps.
 
     Source: M. D. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014), section 4.2.
     """
-    size = images.shape[-1]
-    starts = [number * stride for number in range(math.ceil((size - window) / stride) + 1)]
-    mask = torch.zeros(len(starts) ** 2, size, size, dtype=torch.bool, device=images.device)
-    for number, (top, left) in enumerate((top, left) for top in starts for left in starts):
+    size = images.shape[-2:]
+    tops, lefts = ([n * stride for n in range(math.ceil((side - window) / stride) + 1)] for side in size)
+    mask = torch.zeros(len(tops) * len(lefts), *size, dtype=torch.bool, device=images.device)
+    for number, (top, left) in enumerate(product(tops, lefts)):
         mask[number, top : top + window, left : left + window] = True
     before = class_probability(model, images, classes)
     found = []
@@ -74,12 +77,15 @@ def insertion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, s
 
 
 def blurred(images: Tensor) -> Tensor:
-    """`images` float [N, C, S, S] blurred by a Gaussian of S / 8 pixels: shapes disappear and colours remain."""
+    """`images` float [N, C, H, W] blurred by a Gaussian of an eighth of their shorter side: shapes disappear and
+    colours remain.
+    """
     from torchvision.transforms.functional import gaussian_blur
 
-    sigma = images.shape[-1] / 8
+    side = min(images.shape[-2:])
+    sigma = side / 8
     # The padding reflects the image once, so the window must not reach further than its side.
-    reach = min(math.ceil(2 * sigma), images.shape[-1] - 1)
+    reach = min(math.ceil(2 * sigma), side - 1)
     result: Tensor = gaussian_blur(images, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
     return result
 
@@ -104,17 +110,17 @@ def area_under_curve(curves: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def random_orders(
-    curve: Curve, model: nn.Module, images: Tensor, classes: Tensor, side: int, generator: torch.Generator
+    curve: Curve, model: nn.Module, images: Tensor, classes: Tensor, size: Sequence[int], generator: torch.Generator
 ) -> Tensor:
     """The baseline of a score: its mean curve over random maps drawn with `generator`, [N, STEPS + 1].
 
-    The random maps are as coarse as the one that is scored: `side` x `side` values, enlarged in the same way. Maps of
+    The random maps are as coarse as the one that is scored: of `size`, enlarged in the same way. Maps of
     single pixels would not be comparable: scattered pixels disturb a net more than a patch of the same area.
     """
     curves = []
     for _ in range(RANDOM_ORDERS):
-        noise = torch.rand(len(images), side, side, generator=generator)
-        curves.append(curve(model, images, classes, enlarge(noise, images.shape[-1]).to(images.device)))
+        noise = torch.rand(len(images), *size, generator=generator)
+        curves.append(curve(model, images, classes, enlarge(noise, images.shape[-2:]).to(images.device)))
     return torch.stack(curves).mean(dim=0)
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convsmith.contracts import Size, hw
 from convsmith.data.dataset import Subset
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source
@@ -43,7 +44,7 @@ class ExplainContext:
         return self.predictor.classes
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> Size:
         """Height and width in pixels of what the model sees."""
         return self.predictor.card.preprocessing.image_size
 
@@ -83,7 +84,7 @@ class ExplainContext:
 
     def stage(self, name: str | None) -> str:
         """The stage called `name`, or the last one with feature maps; raises what `stage_with_maps` raises."""
-        blank = torch.zeros(1, self.predictor.card.preprocessing.channels, self.image_size, self.image_size)
+        blank = torch.zeros(1, self.predictor.card.preprocessing.channels, *hw(self.image_size))
         return stage_with_maps(self.model, blank.to(self.predictor.device), name)
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convsmith.contracts import hw
 from convsmith.data.decode import DecodeError
 from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError, choose
@@ -139,13 +140,13 @@ def explain_examples(
         images = torch.stack([example.image for example in part])
         targets = torch.tensor([example.target for example in part], device=images.device)
         maps = grad_cam(model, stages_of(model)[stage], images, targets).float()
-        heat = enlarge(maps, context.image_size)
+        heat = enlarge(maps, hw(context.image_size))
         covered = occlusion(model, images, targets, window, stride)
         curves = {}
         for name, score in SCORES.items():
             ours = score.curve(model, images, targets, heat)
             # Each image has its own random maps, so that the images are independent.
-            random = random_orders(score.curve, model, images, targets, maps.shape[-1], generators[name])
+            random = random_orders(score.curve, model, images, targets, maps.shape[-2:], generators[name])
             curves[name] = (ours.cpu().numpy(), random.cpu().numpy())
         for at, example in enumerate(part):
             scores = {name: Judged(ours[at], random[at]) for name, (ours, random) in curves.items()}

@@ -8,6 +8,7 @@ Source: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Network
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from convsmith.contracts import Classifier
+from convsmith.contracts import Classifier, gray_or_rgb
 from convsmith.data.augment import LUMA
 from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError, choose
@@ -41,8 +42,16 @@ def stages_of(model: nn.Module) -> dict[str, nn.Module]:
     return {name: _last(stage) for name, stage in stages.items()}
 
 
+def _alike(maps: Sequence[int], images: Sequence[int]) -> bool:
+    """Whether height and width have the same ratio, to the pixel that a rounded stride leaves."""
+    (rows, columns), (height, width) = maps, images
+    if height == width:
+        return rows == columns
+    return abs(rows - columns * height / width) <= 1 or abs(columns - rows * width / height) <= 1
+
+
 def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The outputs of the stages for `images` [N, C, S, S], by name and in order: each [N, K, h, h].
+    """The outputs of the stages for `images` [N, C, H, W], by name and in order: each [N, K, h, w].
 
     Stages that return no maps (fully connected ones, tokens of a transformer) are left out.
     """
@@ -50,8 +59,8 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            # Images are square, and so are maps: the output [N, h, w, K] of a transformer is not a map.
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
+            # Maps have the form of the images: the output [N, h, w, K] of a transformer is not a map.
+            if isinstance(output, Tensor) and output.ndim == 4 and _alike(output.shape[2:], images.shape[2:]):
                 found[name] = output.clone()  # an in-place layer may follow
 
         return hook
@@ -82,7 +91,7 @@ def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) ->
     stages = stages_of(model)
     if name is not None and name not in stages:
         raise choose("stage", name, stages)
-    shapes = {stage: maps.shape[-1] for stage, maps in feature_maps(model, image).items()}
+    shapes = {stage: math.prod(maps.shape[-2:]) for stage, maps in feature_maps(model, image).items()}
     if not shapes:
         raise UserError("no stage of this model returns feature maps, which Grad-CAM needs: choose a convolutional one")
     if name is None:
@@ -116,9 +125,9 @@ def grad_cam(model: nn.Module, module: nn.Module, images: Tensor, classes: Tenso
     return (weights * kept[0].detach()).sum(dim=1).relu()
 
 
-def enlarge(maps: Tensor, size: int) -> Tensor:
-    """Enlarge maps [N, h, w] bilinearly to [N, size, size], each divided by its maximum: in [0, 1]. Zeros stay zero."""
-    enlarged = nn.functional.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge maps [N, h, w] bilinearly to [N, *size], each divided by its maximum: in [0, 1]. Zeros stay zero."""
+    enlarged = nn.functional.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     return enlarged / enlarged.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
@@ -141,18 +150,19 @@ def heat_maps(
         assert stage is not None
         chosen = torch.as_tensor(np.asarray(classes[start : start + BATCH]), dtype=torch.int64, device=device)
         maps = grad_cam(model, stages_of(model)[stage], images, chosen)
-        found.append(enlarge(maps.float(), pixels.array.shape[1]).cpu().numpy())
+        found.append(enlarge(maps.float(), pixels.array.shape[1:3]).cpu().numpy())
     return np.concatenate(found) if found else np.zeros(pixels.array.shape[:3], np.float32)
 
 
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image uint8 [W, W, 1 or 3] under its map, float [W, W] in [0, 1]: uint8 RGB [W, W, 3].
+    """An image uint8 [H, W, C] under its map, float [H, W] in [0, 1]: uint8 RGB [H, W, 3].
 
     The image is shown in gray, so that colour means only heat; the hotter a pixel, the more colour covers it.
     """
     from matplotlib import colormaps
 
-    gray = pixels.astype(np.float32) @ np.array(LUMA if pixels.shape[-1] == 3 else [1.0])
+    seen = gray_or_rgb(pixels).astype(np.float32)
+    gray = seen @ np.array(LUMA) if seen.ndim == 3 else seen
     colour = colormaps[HEAT](np.clip(heat, 0, 1))[..., :3] * 255
     opacity = OPACITY * np.clip(heat, 0, 1)[..., None]
     result: NDArray[np.uint8] = np.rint((1 - opacity) * gray[..., None] + opacity * colour).astype(np.uint8)

@@ -5,6 +5,7 @@ Each has a caption whose statements about the picture are computed from the numb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.contracts import Classifier
+from convsmith.contracts import Classifier, hw, size_of, size_text
 from convsmith.data.decode import DecodeError
 from convsmith.errors import UserError, choose
 from convsmith.events import Counted, Listener, nobody
@@ -103,8 +104,8 @@ def stage_maps(context: ExplainContext, options: FigureOptions) -> NetworkFigure
             raise UserError(f"stage '{options.stage}' has no feature maps. Stages that have: {', '.join(found)}")
         found = {options.stage: found[options.stage]}
     shown = {name: found[name] for name in evenly(found, ROWS)}
-    table: Table = [{"stage": name, "maps": len(maps), "size": maps.shape[-1]} for name, maps in shown.items()]
-    sizes = ", ".join(f"{row['size']} x {row['size']} in {row['stage']}" for row in table)
+    table: Table = [{"stage": name, "maps": len(maps), "size": _size(maps)} for name, maps in shown.items()]
+    sizes = ", ".join(f"{size_text(size_of(*maps.shape[-2:]))} in {name}" for name, maps in shown.items())
     caption = (
         f"These are the feature maps of one image, for each stage at most the {COLUMNS} maps that vary most over their "
         f"positions. The maps have these sizes: {sizes}. Each row has its own scale."
@@ -338,8 +339,13 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _images(context: ExplainContext, most: int) -> int:
-    size = context.image_size
-    return max(16, most * 64**2 // max(size, 64) ** 2)
+    return max(16, most * 64**2 // max(math.prod(hw(context.image_size)), 64**2))
+
+
+def _size(maps: Tensor) -> int | str:
+    """The side of square maps [..., h, w], else height x width."""
+    size = size_of(*maps.shape[-2:])
+    return size if isinstance(size, int) else size_text(size)
 
 
 def _known_stage(model: nn.Module, name: str) -> nn.Module:

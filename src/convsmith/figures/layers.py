@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convsmith.contracts import gray_or_rgb
 from convsmith.figures.style import BLUE, GREY, VERMILLION, label_axes, line_style, new_figure
 from convsmith.terminal import visible
 
@@ -234,9 +235,7 @@ def _row_title(axes: Axes, text: str) -> None:
 
 
 def _picture(axes: Axes, pixels: NDArray[np.uint8]) -> None:
-    axes.imshow(
-        pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, "gray", vmin=0, vmax=255, interpolation="nearest"
-    )
+    axes.imshow(gray_or_rgb(pixels), "gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def _bare(axes: Axes, title: str) -> None:

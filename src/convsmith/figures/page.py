@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
+from convsmith.contracts import gray_or_rgb, size_text
 from convsmith.figures.style import start_of
 from convsmith.records import shown
 from convsmith.terminal import lines_of
@@ -47,6 +48,7 @@ def render(template: Path, values: dict[str, Any]) -> str:
         "percent": percent,
         "shown": lambda value, metric: "" if value is None else shown(metric, value),
         "number": number,
+        "size_text": size_text,
         "interval": interval,
         "shape": shape,
         "short": short,
@@ -111,7 +113,7 @@ def _digest(text: str) -> str:
 
 
 def thumbnail_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [H, W, 1 or 3] as a data URI: PNG up to 64 pixels, else a JPEG of at most 112."""
+    """uint8 [H, W, C] as a data URI: PNG up to 64 pixels, else a JPEG of at most 112."""
     image = _image(pixels)
     image.thumbnail((LONGEST, LONGEST))
     kind, options = ("png", {"optimize": True}) if max(image.size) <= LOSSLESS else ("jpeg", {"quality": 82})
@@ -119,7 +121,7 @@ def thumbnail_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def pixels_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [H, W, 1 or 3] as a data URI, lossless."""
+    """uint8 [H, W, C] as a data URI, lossless."""
     return _encoded(_image(pixels), "png", {"optimize": True})
 
 
@@ -129,7 +131,7 @@ def png_uri(png: bytes) -> str:
 
 
 def _image(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    return Image.fromarray(np.ascontiguousarray(gray_or_rgb(pixels)))
 
 
 def _encoded(image: Image.Image, kind: str, options: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convsmith.contracts import Size, hw, size_text
 from convsmith.errors import UserError, choose, first_line
 
 # Containers that hold stages rather than being one.
@@ -71,7 +72,7 @@ def library_network(model: str) -> nn.Module:
     return net
 
 
-def torchvision_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
+def torchvision_backbone(name: str, channels: int, image_size: Size, classes: int) -> Backbone:
     """torchvision's classification network `name`, untrained. Only the input channels of its stem are adapted."""
     from torchvision import models
 
@@ -84,7 +85,7 @@ def torchvision_backbone(name: str, channels: int, image_size: int, classes: int
     return _adapted(f"torchvision/{name}", net, last.get(nn.Linear) or last[nn.Conv2d], changes, channels, image_size)
 
 
-def timm_backbone(name: str, channels: int, image_size: int, classes: int) -> Backbone:
+def timm_backbone(name: str, channels: int, image_size: Size, classes: int) -> Backbone:
     """timm's network `name`, untrained, with the input channels adapted by timm."""
     refuse_unknown_timm(name)
     import timm
@@ -116,7 +117,7 @@ def refuse_unknown_timm(name: str) -> None:
 
 
 def _adapted(
-    name: str, net: nn.Module, head_name: str | None, changes: tuple[str, ...], channels: int, image_size: int
+    name: str, net: nn.Module, head_name: str | None, changes: tuple[str, ...], channels: int, image_size: Size
 ) -> Backbone:
     """Make a Backbone, after running one image to check that the size fits and that the head produces the logits."""
     head = net.get_submodule(head_name) if head_name else None
@@ -145,15 +146,15 @@ def _adapted(
     return Backbone(name, net, head_name, changes)
 
 
-def _output(name: str, net: nn.Module, channels: int, image_size: int) -> Any:
+def _output(name: str, net: nn.Module, channels: int, image_size: Size) -> Any:
     """What the network makes of one image of zeros. Raises UserError if it does not accept images of this size."""
     net.eval()
     try:
         with torch.no_grad():
-            return net(torch.zeros(1, channels, image_size, image_size))
+            return net(torch.zeros(1, channels, *hw(image_size)))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"model '{name}' does not accept {image_size} x {image_size} images ({first_line(error)}); "
+            f"model '{name}' does not accept {size_text(image_size)} images ({first_line(error)}); "
             "use another --data.image_size or another architecture"
         ) from error
     finally:

@@ -175,8 +175,8 @@ class ConvBlock(nn.Module):
             y = getattr(self, part)(y)
         return x + y if self.config.residual else y
 
-    def output_size(self, size: int) -> int:
-        """Height of the output for an input of `size` x `size`; raises UserError if a window does not fit."""
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output for those of the input; raises UserError if a window does not fit."""
         config, result = self.config, size
         for part in config.order:
             if part == "conv":
@@ -186,7 +186,7 @@ class ConvBlock(nn.Module):
                 fix = "use a smaller pool_size, pool: none or a larger image"
                 stride = config.pool_stride or config.pool_size
                 result = fitted_size(f"{self.name} pool", result, config.pool_size, 0, stride, fix)
-        before, after = (self.in_channels, size, size), (config.channels, result, result)
+        before, after = (self.in_channels, *size), (config.channels, *result)
         if config.residual and before != after:
             raise UserError(
                 f"{self.name} residual: its input {before} and its output {after} (channels, height, width) differ; "

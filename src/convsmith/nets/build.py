@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from convsmith import memory
+from convsmith.contracts import Size
 from convsmith.errors import UserError, choose
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
 from convsmith.nets.config import LIBRARIES, MODELS, ModelConfig
@@ -20,14 +21,14 @@ from convsmith.nets.resnet import SmallResNet
 Network: TypeAlias = ConvNet | SmallResNet | Backbone
 
 # name after the slash, channels, image size, classes -> network
-_BACKBONES: dict[str, Callable[[str, int, int, int], Backbone]] = {
+_BACKBONES: dict[str, Callable[[str, int, Size, int], Backbone]] = {
     "torchvision": torchvision_backbone,
     "timm": timm_backbone,
 }
 
 
-def build(config: ModelConfig, channels: int, image_size: int, classes: int) -> Network:
-    """An untrained `contracts.Classifier` for images [N, channels, image_size, image_size].
+def build(config: ModelConfig, channels: int, image_size: Size, classes: int) -> Network:
+    """An untrained `contracts.Classifier` for images [N, channels, *hw(image_size)].
 
     The weights are drawn from torch's global generator, so that the same seed gives the same weights. Raises UserError
     for an unknown name, for a setting that the model does not use, and for sizes that do not fit.

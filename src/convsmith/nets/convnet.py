@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from convsmith.contracts import Size, hw
 from convsmith.errors import UserError
 from convsmith.nets.blocks import ACTIVATIONS, ConvBlock
 from convsmith.nets.config import BlockConfig, ModelConfig
@@ -36,11 +38,11 @@ class ConvNet(nn.Module):
     connected layers.
     """
 
-    def __init__(self, config: ModelConfig, channels: int, image_size: int, classes: int) -> None:
+    def __init__(self, config: ModelConfig, channels: int, image_size: Size, classes: int) -> None:
         super().__init__()
         if not config.blocks:
             raise UserError("model 'convnet' needs model.blocks: give at least one, such as '[{channels: 32}]'")
-        blocks, width, size = [], channels, image_size
+        blocks, width, size = [], channels, hw(image_size)
         for number, block_config in enumerate(config.blocks, start=1):
             block = ConvBlock(width, block_config, config, name=f"block {number}")
             blocks.append(block)
@@ -51,7 +53,7 @@ class ConvNet(nn.Module):
             self.first_convolution.weight.requires_grad_(False)
         self.global_pool = GLOBAL_POOLS[config.global_pool]()
         self.flatten = nn.Flatten()
-        features = width if config.global_pool != "none" else width * size * size
+        features = width if config.global_pool != "none" else width * math.prod(size)
         self.hidden = nn.Sequential()
         for index, neurons in enumerate(config.hidden or ()):
             # Only the linear layers are numbered, so that their names do not depend on the dropout.
@@ -93,7 +95,7 @@ def _fits_whitening(block: BlockConfig, channels: int) -> None:
         )
 
 
-def simple_cnn(config: ModelConfig, channels: int, image_size: int, classes: int) -> ConvNet:
+def simple_cnn(config: ModelConfig, channels: int, image_size: Size, classes: int) -> ConvNet:
     """Two 3 x 3 convolutions with 32 and 64 channels, each pooled by 2, and 200 neurons; for sizes from 4 pixels."""
     filled = {
         "blocks": (BlockConfig(channels=32), BlockConfig(channels=64)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convsmith.contracts import Size
 from convsmith.nets.blocks import ACTIVATIONS, NORMS
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.convnet import ScaledLinear
@@ -52,7 +53,7 @@ class SmallResNet(nn.Module):
     size works. The stages are ``stem``, ``stage1``, ``stage2`` and ``stage3``.
     """
 
-    def __init__(self, config: ModelConfig, channels: int, image_size: int, classes: int) -> None:
+    def __init__(self, config: ModelConfig, channels: int, image_size: Size, classes: int) -> None:
         super().__init__()
         width = config.width
         self.stem = nn.Sequential()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from convsmith.contracts import Size, hw, size_text
 from convsmith.errors import UserError
 
 BYTES = 4  # float32
@@ -37,16 +38,19 @@ def equation(size: int, kernel: int, padding: int, stride: int) -> str:
     return f"floor({quotient}) + 1 = {result}, discards {what}"
 
 
-def fitted_size(layer: str, size: int, kernel: int, padding: int, stride: int, fix: str) -> int:
-    """`output_size` if the window fits; else a UserError that names the layer, the equation and how to fix it."""
-    if kernel > size + 2 * padding:
-        quotient = f"({size} - {kernel} + 2*{padding})/{stride}"
+def fitted_size(layer: str, size: tuple[int, int], kernel: int, padding: int, stride: int, fix: str) -> tuple[int, int]:
+    """Height and width by `output_size` if the window fits; else a UserError that names the layer, the equation and
+    how to fix it.
+    """
+    if kernel > (side := min(size)) + 2 * padding:
+        quotient = f"({side} - {kernel} + 2*{padding})/{stride}"
         floored = quotient if stride == 1 else f"floor({quotient})"
         raise UserError(
-            f"{layer}: {floored} + 1 = {output_size(size, kernel, padding, stride)}: "
-            f"a {kernel} x {kernel} window does not fit into {size} x {size} pixels; {fix}"
+            f"{layer}: {floored} + 1 = {output_size(side, kernel, padding, stride)}: "
+            f"a {kernel} x {kernel} window does not fit into {size_text(size)} pixels; {fix}"
         )
-    return output_size(size, kernel, padding, stride)
+    height, width = (output_size(side, kernel, padding, stride) for side in size)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def estimate(rows: Iterable[LayerRow], *, batch: int, state_per_parameter: int, 
 _VIEWS = ("Flatten", "Identity")
 
 
-def trace(model: nn.Module, channels: int, size: int) -> list[LayerRow]:
+def trace(model: nn.Module, channels: int, size: Size) -> list[LayerRow]:
     """One row for each layer that runs, in the order of execution, on one image of zeros in eval mode.
 
     A layer is a module without children, or one that has parameters itself. Functions called outside
@@ -158,7 +162,7 @@ def trace(model: nn.Module, channels: int, size: int) -> list[LayerRow]:
 
     modes = {module: module.training for module in model.modules()}
     first = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, channels, size, size, device=first.device, dtype=first.dtype)
+    image = torch.zeros(1, channels, *hw(size), device=first.device, dtype=first.dtype)
     _set_receptive_field(image, (1, 1))
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))

@@ -58,14 +58,14 @@ def logits_of(
     return None if stop() else torch.cat(parts).float().cpu().numpy()
 
 
-def images_per_pass(side: int) -> int:
-    """The number of images with this side, in pixels, that a forward pass takes."""
-    return min(MOST, max(1, PASS_PIXELS // side**2))
+def images_per_pass(height: int, width: int) -> int:
+    """The number of images of this size, in pixels, that a forward pass takes."""
+    return min(MOST, max(1, PASS_PIXELS // (height * width)))
 
 
 def batches_of(subset: Subset) -> Iterator[InputPixels]:
     """All images of a subset, in its order."""
-    size = images_per_pass(subset.shape[0])
+    size = images_per_pass(*subset.shape[:2])
     for start in range(0, len(subset), size):
         yield subset.inputs(np.arange(start, min(start + size, len(subset))))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convsmith.contracts import Section
+from convsmith.contracts import Section, hw
 from convsmith.errors import UserError, first_line, missing_extra
 from convsmith.files import open_file, parse_json
 from convsmith.prediction.model_file import ModelCard
@@ -158,8 +158,7 @@ def _foreign(proto: onnx.ModelProto, card: ModelCard, taken: Input) -> str | Non
         if min(tensor.dims, default=0) < 0 or len(tensor.raw_data) != size * math.prod(tensor.dims):
             return f"has {len(tensor.raw_data):,} bytes of its tensor '{tensor.name}' {list(tensor.dims)}"
     settings, pixels = card.preprocessing, taken.kind == "pixels"
-    side, channels = settings.working_size if pixels else settings.image_size, settings.channels
-    image = (side, side, channels) if pixels else (channels, side, side)
+    image = settings.prepared_shape if pixels else (settings.channels, *hw(settings.image_size))
     expected = [
         (onnx.TensorProto.UINT8 if pixels else onnx.TensorProto.FLOAT, *image),
         (onnx.TensorProto.FLOAT, len(card.classes)),

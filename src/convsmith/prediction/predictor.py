@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.contracts import Classifier
+from convsmith.contracts import Classifier, hw
 from convsmith.data.decode import DecodeError
 from convsmith.data.parallel import thread_map
 from convsmith.data.preprocess import InputPixels, prepare
@@ -86,7 +87,7 @@ class Predictor:
         rules = self.card.preprocessing
         if not isinstance(image, InputPixels):
             return prepare(image, rules)
-        if image.array.shape[1:] != (expected := (rules.working_size, rules.working_size, rules.channels)):
+        if image.array.shape[1:] != (expected := rules.prepared_shape):
             found = list(image.array.shape[1:])
             raise UserError(f"these pixels {found} were prepared for another model, which takes {list(expected)}")
         return image
@@ -101,7 +102,7 @@ class Predictor:
             except DecodeError as error:
                 return error
 
-        return thread_map(read, images, result_bytes=rules.working_size**2 * rules.channels)
+        return thread_map(read, images, result_bytes=math.prod(rules.prepared_shape))
 
     def to_input(self) -> Callable[[Tensor], Tensor]:
         """The function that turns prepared pixels, uint8 [B, W, W, C], into the model's input."""
@@ -123,7 +124,7 @@ class Predictor:
         if self.device.type == "cpu":
             keep_freed_memory()
         decoded = zip(ids, self.decoded(read_streams(images)), strict=True)
-        while some := list(islice(decoded, images_per_pass(self.card.preprocessing.working_size))):
+        while some := list(islice(decoded, images_per_pass(*hw(self.card.preprocessing.working_size)))):
             yield self._answers(some, threshold, features)
 
     def _answers(

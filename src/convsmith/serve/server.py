@@ -81,7 +81,7 @@ def serve(
         rules = predictor.card.preprocessing
         with Decoder(rules) as decoder:
             answers = Answers(predictor, _neighbours(run, predictor, source, listener))
-            blank = np.zeros((1, rules.working_size, rules.working_size, rules.channels), np.uint8)
+            blank = np.zeros((1, *rules.prepared_shape), np.uint8)
             # The first answer is slow, since it imports and allocates much: this is it.
             if missing := answers.explain(InputPixels(blank)).get("heat_map_missing"):
                 listener(Note(f"warning: no heat maps: {missing}"))

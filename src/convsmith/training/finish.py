@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 
 from convsmith import records
-from convsmith.contracts import Tracker
+from convsmith.contracts import Tracker, gray_or_rgb
 from convsmith.events import Finished
 from convsmith.figures.curves import learning_curves
 from convsmith.figures.matrices import evaluation_figure
@@ -64,7 +64,7 @@ def _samples(experiment: Experiment, logits: np.ndarray) -> list[tuple[np.ndarra
     chosen = np.linspace(0, len(val) - 1, count).astype(int)
     return [
         (
-            image.squeeze(-1) if image.shape[-1] == 1 else image,
+            gray_or_rgb(image),
             f"{classes[val.labels[at]]}, predicted as {classes[logits[at].argmax()]}",
         )
         for at, image in zip(chosen, val.gather(chosen), strict=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from convsmith import memory
 from convsmith.config import RunConfig
-from convsmith.contracts import Batch
+from convsmith.contracts import Batch, size_word
 from convsmith.data.dataset import Dataset
 from convsmith.errors import UserError
 from convsmith.nets.config import MODELS
@@ -44,7 +44,7 @@ def sizes(config: RunConfig) -> str:
     """The settings on which memory depends, with their values, in the words of the command line."""
     named = [f"train.batch_size {config.train.batch_size}"]
     if config.data.image_size:
-        named.append(f"data.image_size {config.data.image_size}")
+        named.append(f"data.image_size {size_word(config.data.image_size)}")
     model = config.model
     used = MODELS[model.name].uses if model.name in MODELS else frozenset[str]()
     if "width" in used:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from convsmith import files
 from convsmith.config import RunConfig
-from convsmith.contracts import Batch, InputSpec
+from convsmith.contracts import Batch, InputSpec, hw, size_text
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.preprocess import ToInput
@@ -143,12 +144,15 @@ def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
     """Raise UserError for an augmentation that would leave nothing of an image."""
     assert data.image_size is not None
     assert data.working_size is not None
-    for name, pixels, side in (
-        ("cutout", augment.cutout, data.image_size),
-        ("shift", augment.shift_pixels(data.working_size), data.working_size),
+    shifts = [(augment.shift_pixels(side), side) for side in hw(data.working_size)]
+    for name, size, sides in (
+        ("cutout", data.image_size, [(augment.cutout, max(hw(data.image_size)))]),
+        ("shift", data.working_size, shifts),
     ):
-        if pixels >= side:
-            raise UserError(f"augment.{name} {pixels} leaves nothing of an image of {side} x {side} pixels: lower it")
+        for pixels, side in sides:
+            if pixels >= side:
+                what = f"an image of {size_text(size)} pixels"
+                raise UserError(f"augment.{name} {pixels} leaves nothing of {what}: lower it")
 
 
 def build_network(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
@@ -204,7 +208,7 @@ def measure_layout(
     )
     if len(layouts) > 1 and remembered.exists():
         layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
-    count = min(config.train.batch, max(2, MEASURED_PIXELS // dataset.preprocessing().image_size ** 2))
+    count = min(config.train.batch, max(2, MEASURED_PIXELS // math.prod(hw(dataset.preprocessing().image_size))))
     images = first_images(dataset, count, device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = recipe_of(config, dataset, device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convsmith.contracts import Size, hw
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, first_line
 from convsmith.optim.optimizers import DECAY, NO_DECAY, Group
@@ -29,7 +30,7 @@ class Parts:
 NO_PARTS = Parts()
 
 
-def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> None:
+def refuse_unfit(module: nn.Module, channels: int, size: Size, classes: int) -> None:
     """Raise UserError if the user's own module cannot be trained on such images."""
     name = type(module).__name__
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -38,9 +39,10 @@ def refuse_unfit(module: nn.Module, channels: int, size: int, classes: int) -> N
     training = module.training
     try:
         with torch.no_grad():
-            logits = module.eval()(torch.zeros(2, channels, size, size, device=like.device, dtype=like.dtype))
+            logits = module.eval()(torch.zeros(2, channels, *hw(size), device=like.device, dtype=like.dtype))
     except Exception as error:  # whatever the user's code raises
-        raise UserError(f"model {name} fails on images [2, {channels}, {size}, {size}]: {first_line(error)}") from error
+        images = [2, channels, *hw(size)]
+        raise UserError(f"model {name} fails on images {images}: {first_line(error)}") from error
     finally:
         module.train(training)
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

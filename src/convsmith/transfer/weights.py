@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from convsmith.config import RunConfig
-from convsmith.contracts import InputSpec
+from convsmith.contracts import InputSpec, channels_text, size_text
 from convsmith.data.dataset import Dataset
 from convsmith.data.expected import differences, fitting, shown
 from convsmith.data.sources import cache_folder
@@ -106,7 +106,8 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
         if weights.spec is None or weights.spec.size == seen or tensors.keys() != model.state_dict().keys():
             raise
         trained = weights.spec.size
-        raise UserError(f"{error}; they are for {trained} x {trained} images and get {seen} x {seen}") from None
+        assert seen is not None
+        raise UserError(f"{error}; they are for {size_text(trained)} images and get {size_text(seen)}") from None
     refuse_nonfinite(model, f"transfer.weights: {weights.what}")
     assert isinstance(model.head, nn.Linear)
     # A library's initial head may be far too large: timm's EfficientNets draw values up to 0.7 for two classes.
@@ -117,7 +118,7 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     if weights.spec:
         spec = weights.spec
         messages.append(
-            f"they expect {spec.size} x {spec.size} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
+            f"they expect {size_text(spec.size)} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
             f"{spec.interpolation}, mean {shown(spec.mean)}, standard deviation {shown(spec.std)}"
         )
         changed = differences(dataset.config, spec)
@@ -140,7 +141,7 @@ def caches_features(config: RunConfig) -> bool:
 
 
 def _colours(spec: InputSpec) -> str:
-    return "gray" if spec.channels == 1 else "RGB"
+    return channels_text(spec.channels)
 
 
 def _of_run(config: RunConfig, path: Path) -> Weights:
