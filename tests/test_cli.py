@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -155,6 +156,17 @@ def test_predict_writes_csv_and_json_that_agree(inside: Path, capsys: pytest.Cap
     assert [row["id"] for row in rows] == [value["id"] for value in values]
     for row, value in zip(rows, values, strict=True):
         assert row == {key: "" if cell is None else str(cell) for key, cell in value.items()}
+
+
+def test_predict_shows_the_first_rows_of_a_file_and_nothing_if_quiet(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = ["bild-ä.png"] * 30
+    out = call(capsys, "predict", "runs/digits", *many, "--out", "many.csv", "--features", "many.npz")
+    assert len(table(inside / "many.csv")) == 30
+    assert len(re.findall("^bild-ä.png", out, flags=re.MULTILINE)) == 20
+    assert re.search(r"^30 images: 30 \d", out, flags=re.MULTILINE)
+    assert call(capsys, "predict", "runs/digits", *many, "--quiet") == ""
 
 
 def test_predict_names_a_file_that_cannot_be_read_and_predicts_the_rest(
@@ -393,6 +405,9 @@ MISTAKES = [
     ("train runs/digits", "the config of that run is runs/digits/config.yaml"),
     ("predict runs/digits bild-ä.png --top-k 0", "--top-k must be at least 1"),
     ("predict runs/digits bild-ä.png --out p.txt", "must end in .csv or .json"),
+    ("predict runs/digits bild-ä.png --threshold 2", "--threshold must lie between 0 and 1, but got 2"),
+    ("predict runs/digits bild-ä.png --features f.csv", "must end in .npz or .parquet"),
+    ("train --resume", "--resume goes with --name"),
     ("predict runs/digits", "the following arguments are required: PATH"),
     ("presets strnog", "preset 'strnog' does not exist"),
     ("data chekc digits", "action: 'chekc' is not a choice. Did you mean 'check'?"),

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -184,4 +185,8 @@ def _value(column: str, cell: str) -> str | float | None:
         return cell
     if not cell:
         return None
-    return cell if column in ("predicted", ERROR) else float(cell)
+    if column in ("predicted", ERROR):
+        return cell
+    if not math.isfinite(value := float(cell)):
+        raise ValueError(f"{cell} is no probability")
+    return value
