@@ -145,6 +145,13 @@ def tiff(width: int, height: int, data: bytes, compression: int = 1, rows: int |
     return exif(*table, body=data + (places + lengths if many else b""))
 
 
+def array(samples: np.ndarray) -> bytes:
+    """A .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, samples)
+    return stream.getvalue()
+
+
 def bmp_runs(width: int, height: int, body: bytes) -> bytes:
     """A BMP of 8 bits with run lengths."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
@@ -280,6 +287,10 @@ def large() -> dict[str, Make]:
             4096, 4096, lzma.compress(noisy("L", 4096).tobytes(), preset=0), compression=34_925
         ),
         "empty-blocks.tif": lambda: tiff(8, 65_000, _no_blocks(400_000), compression=8, rows=1, strips=65_000),
+        "flat-48.avif": lambda: flat("RGB", 6928, "AVIF", (9, 90, 200), speed=10),
+        "noise-16.avif": lambda: encoded(noisy("RGB", 4000), "AVIF", speed=10, quality=75),
+        "deep-67.npy": lambda: array(np.full((8192, 8192), 300, np.uint16)),
+        "floats-67.npy": lambda: array(np.full((2048, 2048, 16), 0.5, np.float32)),
         "ascii-1.ppm": lambda: b"P3 1180 1180 255\n" + b"1 " * (1180 * 1180 * 3),
         "maximum-2.ppm": lambda: b"P6 1440 1440 100\n" + bytes(1440 * 1440 * 3),
         "maximum-2.pgm": lambda: b"P5 1440 1440 4095\n" + bytes(1440 * 1440 * 2),

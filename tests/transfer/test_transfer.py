@@ -315,6 +315,13 @@ def test_gray_asked_for_gets_the_mean_of_the_means() -> None:
     assert any("the stem's weights are summed" in said for said in differences(gray, SPEC))
 
 
+def test_images_of_other_channels_keep_them_and_get_the_mean_of_the_means() -> None:
+    bands = as_expected(DataConfig(), SPEC, Native((300, 400), 5))
+    assert bands.channels == 5
+    assert bands.mean == pytest.approx((0.5,) * 5)
+    assert any("they expect 3 channels and get 5: the stem's weights are summed" in s for s in differences(bands, SPEC))
+
+
 MISTAKES = [
     (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist: give none, default"),
     (
