@@ -30,7 +30,7 @@ def plant_digits(root: Path, numbers: range, classes: str = "0123456789") -> Pat
     return root
 
 
-def run_on_files(folder: Path) -> tuple[RunDir, Path]:
+def run_on_files(folder: Path, limit: int | None = None) -> tuple[RunDir, Path]:
     """The run `folder`/runs/digits on `folder`/photos, which has train, val and test."""
     photos = folder / "photos"
     for split, numbers in SPLITS.items():
@@ -38,7 +38,7 @@ def run_on_files(folder: Path) -> tuple[RunDir, Path]:
     run = RunDir(folder / "runs" / "digits")
     shutil.copytree(KEPT, run.path)
     config = read_run_config(run.config)
-    config = config.with_values(data={"source": str(photos), "limit": None})
+    config = config.with_values(data={"source": str(photos), "limit": limit})
     run.config.write_text(config.to_yaml(), encoding="utf-8")
     records.write(run.splits, records.Splits, open_dataset(config.data).splits_record())
     for file in [*run.path.glob("evaluation-*"), *run.path.glob("predictions-*"), run.test_access]:

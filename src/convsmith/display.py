@@ -345,6 +345,8 @@ class Display:
         if data := record.get("data"):
             part = f", its {data['split']} split" if data["split"] else ""
             self.line(f"{data['source']}{part}: {record['n']:,} images, by {run.path}")
+            if skipped := data.get("skipped"):
+                self.line(f"{skipped:,} {'file' if skipped == 1 else 'files'} that could not be decoded left out")
             self._absent(record)
             split = data["name"]
         else:

@@ -193,6 +193,8 @@ def _compared_on(
         random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return InputPixels(random), "images of random pixels (give real ones with --images)"
     val = run_dataset(run, source).val
+    if not len(val):
+        raise UserError(f"run '{run.path}' has no validation images to compare on: give some with --images")
     return val.inputs(_spread(len(val))), "validation images"
 
 

@@ -200,7 +200,10 @@ class ConfusionMatrix(BaseModel):
 
 
 class EvaluatedData(BaseModel):
-    """What `evaluate --data` was given: its place, one of its own splits (none: all images), and the images' hash."""
+    """What `evaluate --data` was given: its place, one of its own splits (none: all images), and the images' hash.
+
+    `skipped` files could not be decoded.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -208,6 +211,7 @@ class EvaluatedData(BaseModel):
     source: str
     split: str | None
     hash: str
+    skipped: Whole = 0
 
 
 class Evaluation(Scored):

@@ -53,7 +53,8 @@ def test_other_images_are_scored_as_predict_scores_them(run: RunDir, capsys: Cap
     assert record["accuracy"] == pytest.approx(accuracy_score(true, predicted))
     assert record["confusion_matrix"]["counts"] == confusion_matrix(true, predicted, labels=record["classes"]).tolist()
     assert record["data"] == {"name": "june", "source": str(other.resolve()), "split": None} | {
-        "hash": record["data"]["hash"]
+        "hash": record["data"]["hash"],
+        "skipped": 0,
     }
     with run.predictions("june").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -137,6 +138,16 @@ def test_the_runs_own_data_are_recognised_where_they_have_moved(run: RunDir, kep
     assert run.evaluations() == ["test", "val"]
 
 
+def test_data_of_a_limited_run_are_recognised_too(tmp_path: Path) -> None:
+    run, photos = run_on_files(tmp_path, limit=60)
+    photos.rename(tmp_path / "elsewhere")
+    loaded = convsmith.load(run.path)
+    known = json.loads(run.splits.read_text(encoding="utf-8"))["splits"]
+    for split in ("val", "test"):
+        assert loaded.evaluate(split, data=tmp_path / "elsewhere", show=False)["n"] == len(known[split])
+    assert run.evaluations() == ["test", "val"]
+
+
 @pytest.mark.parametrize("place", ["photos/test", "link", "photos/test/3/..", "photos with one more"])
 def test_the_sealed_test_split_has_no_side_door(run: RunDir, kept: Path, place: str) -> None:
     Path("link").symlink_to(kept / "photos" / "test")
@@ -164,6 +175,7 @@ def test_only_how_data_are_read_can_be_set(run: RunDir, capsys: Captured) -> Non
     assert "--data.on_error skip leaves them out" in capsys.readouterr().err
     assert main([*command, "--data.on_error", "skip"]) == 0
     assert evaluation(run, "june")["n"] == 10
+    assert "1 file that could not be decoded left out" in capsys.readouterr().out
     assert main(["evaluate", str(run.path), "--data.on_error", "skip"]) == 2
     assert "data.on_error says how the images of --data are read: give --data, too" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"data\.image_size cannot be set for a trained model"):

@@ -15,8 +15,9 @@ from convsmith import records
 from convsmith.config import read_run_config
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
+from convsmith.data.parallel import Progress
 from convsmith.data.preprocess import InputPixels
-from convsmith.data.sources import Source, open_source
+from convsmith.data.sources import Source, open_source, with_absolute_paths
 from convsmith.errors import RunFailed, UserError
 from convsmith.events import Listener, counter, nobody
 from convsmith.figures.matrices import evaluation_figure
@@ -25,7 +26,7 @@ from convsmith.files import as_csv, explain_os_errors, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
-from convsmith.prediction.other_data import name_of, open_other, refuse_sealed
+from convsmith.prediction.other_data import name_of, open_other, refuse_sealed, source_for
 from convsmith.rundir import RunDir, open_run
 from convsmith.runtime import select_device, set_threads
 
@@ -153,19 +154,28 @@ def evaluate_other(
     config, known = read_run_config(run.config), records.read(run.splits, records.Splits)
     set_threads(config.train.threads)
     data = data.model_copy(update={"cache": data.cache or config.data.cache})
-    other = open_other(data, read_card(run.model), source, counter(listener, "decoding"))
-    if other.hash == known["hash"]:
+    progress = counter(listener, "decoding")
+    card = read_card(run.model)
+    data, source = with_absolute_paths(data), source_for(data, card, source)
+    if _is_own(run, source, progress):
         if split is None:
             raise UserError(
-                f"{other.config.title} holds the data that run '{run.path}' was trained with: choose one of its "
-                "splits, --split val or --split test"
+                f"{data.title} holds the data that run '{run.path}' was trained with: choose one of its splits, "
+                "--split val or --split test"
             )
-        return evaluate(run, split, command, device, other.source, module)
+        return evaluate(run, split, command, device, source, module)
+    other = open_other(data, source, card, progress)
     images = other.split(split)
     refuse_sealed(run, config.data, known["splits"].get("test", ()), other, images)
     name = name_of(run, other, split)
     model, card = load_model(run.model, where := select_device(device), module)
-    described = {"name": name, "source": other.config.title, "split": split, "hash": other.hash}
+    described: dict[str, Any] = {
+        "name": name,
+        "source": other.config.title,
+        "split": split,
+        "hash": other.hash,
+        "skipped": other.skipped,
+    }
     with explain_os_errors(f"run '{run.path}'"):
         record = evaluate_split(model, card, images, where, run, name, described)[0]
         run.figures.mkdir(exist_ok=True)
@@ -173,7 +183,16 @@ def evaluate_other(
     return record
 
 
-def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
+def _is_own(run: RunDir, source: Source, progress: Progress) -> bool:
+    """Whether these are the images that the run was trained with, as they were."""
+    try:
+        run_dataset(run, source, progress)
+    except UserError:
+        return False
+    return True
+
+
+def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | None = None) -> Dataset:
     """The data of a run, with the splits of its training; UserError if it has changed or is not available any more.
 
     `source` holds the same images where they are arrays, or have moved (`moved_source`).
@@ -190,8 +209,8 @@ def run_dataset(run: RunDir, source: Source | None = None) -> Dataset:
     # What kept images together is in the splits already, and its file may not have moved with the images.
     config = config.model_copy(update={"groups": None})
     known = {name for ids in splits["splits"].values() for name in ids}
-    dataset = open_dataset(config, source=source) if known.issubset(source.ids) else None
-    if dataset is None or dataset.hash != splits["hash"]:
+    dataset = open_dataset(config, progress, source) if known.issubset(source.ids) else None
+    if dataset is None or dataset.of_hash(splits["hash"]) is None:
         raise UserError(f"{source.name} does not hold the images that run '{run.path}' was trained with, as they were")
     return dataset.as_recorded(splits, str(run.path))
 

@@ -19,7 +19,7 @@ from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.dataset import Subset
 from convsmith.data.parallel import Progress
 from convsmith.data.source import SPLIT_WORDS, SPLITS
-from convsmith.data.sources import Source, cache_folder, open_source, with_absolute_paths
+from convsmith.data.sources import Source, cache_folder, open_source
 from convsmith.errors import UserError, command, nearest
 from convsmith.prediction.model_file import ModelCard
 from convsmith.rundir import RunDir
@@ -32,8 +32,8 @@ LONGEST = 100  # characters of a name that becomes a part of names of files
 class OtherData:
     """Images of `source`, prepared for a model and under its classes; `images` are all that can be decoded.
 
-    `config` has the absolute paths of the data. `hash` is that of a run's splits.json if these are its data; `given`
-    [N] are the splits that the source assigns.
+    `config` has the absolute paths of the data. `hash` identifies the images, and `given` [N] are the splits that the
+    source assigns.
     """
 
     config: DataConfig
@@ -57,14 +57,17 @@ class OtherData:
         return self.images.at(np.flatnonzero(np.array(self.given) == name))
 
 
-def open_other(config: DataConfig, card: ModelCard, source: Source | None, progress: Progress | None) -> OtherData:
-    """Open what `config.source` names (or arrays, `source`) for the model of `card`.
-
-    Raises UserError for classes that the model does not have, and for what `open_images` refuses.
-    """
-    config = with_absolute_paths(config)
+def source_for(config: DataConfig, card: ModelCard, source: Source | None) -> Source:
+    """What `config.source` names (or arrays, `source`) under the classes of the model of `card`; raises UserError."""
     source = with_classes(source or open_source(config, fewest_classes=1), config.classes)
-    source = under_classes(source, card.classes)
+    return under_classes(source, card.classes)
+
+
+def open_other(config: DataConfig, source: Source, card: ModelCard, progress: Progress | None) -> OtherData:
+    """Prepare the images of `source`, which is under the model's classes, for the model of `card`.
+
+    `config` has absolute paths. Raises what `open_images` raises.
+    """
     rules = DecodeRules.of(card.preprocessing)
     images = open_images(source, rules, cache_folder(config), config.on_error, progress)
     ids = [source.ids[row] for row in images.kept]
