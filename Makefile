@@ -12,6 +12,10 @@ EXTRAS := tune,cluster,serve,report,dev
 train: $(STAMP)
 	$(BIN)/convsmith train --preset digits
 	$(BIN)/convsmith evaluate "$$(ls -td runs/*/ | head -n 1)" --split test
+	@echo
+	@echo "convsmith is in $(BIN). With your own images, in one folder per class:"
+	@echo "      . $(BIN)/activate"
+	@echo "      convsmith train --data FOLDER"
 
 # Files of tests run beside each other, a process per core, in the order that tests/conftest.py gives them.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,7 @@ import pytest
 
 from convsmith.cli import verb_parser, verbs
 from convsmith.config import RunConfig, fields
+from convsmith.errors import UserError
 from convsmith.verbs.flags import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,33 @@ def test_commands_in_the_docs_parse(page: str, command: str) -> None:
     args = verb_parser(verb).parse_all(arguments)
     if verb == "train" and not args.config:
         assert isinstance(read_settings(args).config, RunConfig)
+
+
+def inline() -> list[tuple[str, str]]:
+    """Commands within sentences and tables, but for those that leave a choice open (`RUN|STUDY`, `[PATH]`)."""
+    found = re.compile(r"`(convsmith [a-z][^`|\[]*)`")
+    return sorted({(page.name, command) for page in PAGES for command in found.findall(page.read_text("utf-8"))})
+
+
+def test_commands_in_sentences_parse() -> None:
+    wrong = []
+    for page, command in inline():
+        if command.endswith("--help"):
+            continue
+        _, verb, *arguments = shlex.split(re.sub(r" [A-Z]\b(?!\.)", " 2", command.replace("...", "")))
+        try:
+            verb_parser(verb).parse_all(arguments)
+        except UserError as error:
+            if "are required" not in str(error):  # `convsmith explain` alone names the verb
+                wrong.append(f"{page}: {command}: {error}")
+    assert not wrong
+
+
+def test_targets_of_make_that_the_docs_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {name for page in PAGES for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text("utf-8"), re.M)}
+    assert named
+    assert named <= targets
 
 
 def test_the_guide_names_every_key_and_only_those_that_exist() -> None:

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGEST = 2_000_000  # bytes of each file: the package has no data of its own
+LARGEST = 1_000_000  # bytes of each file: the package has no data of its own
 SDIST = ("src/", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", ".gitignore", "PKG-INFO")
 
 
@@ -98,6 +98,7 @@ def try_out(wheel: Path, folder: Path) -> str | None:
     for command in (
         [tools / "python", "-m", "pip", "install", "--quiet", wheel],
         [tools / "convsmith", "--version"],
+        [tools / "python", "-m", "convsmith", "train", "--help", "optim"],
         [tools / "convsmith", "train", "--preset", "digits", "--epochs", "1", "--name", "first"],
         [tools / "python", "-c", draw],
         [tools / "convsmith", "predict", "runs/first", "image.png"],

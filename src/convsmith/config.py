@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from convsmith.contracts import Section, problems, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
-from convsmith.errors import UserError, choose, nearest
+from convsmith.errors import UserError, choose, damaged, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
@@ -185,8 +185,8 @@ def read_config(path: Path) -> Layer:
 def read_run_config(path: Path) -> RunConfig:
     """The resolved config of a run. Raises UserError if sections are missing, since defaults would change the run."""
     layer = read_config(path)
-    if missing := [section for section in RunConfig.model_fields if section not in layer]:
-        raise UserError(f"'{path}' is damaged (it has no section {', '.join(missing)}): restore it, or run again")
+    if absent := [section for section in RunConfig.model_fields if section not in layer]:
+        raise damaged(path, f"it has no section {', '.join(absent)}")
     return validate(layer)
 
 

@@ -70,6 +70,16 @@ def choose(what: str, word: str, choices: Iterable[str]) -> UserError:
     return UserError(f"{what} '{word}' does not exist.{nearest(word, names)} Choices: {', '.join(names)}")
 
 
+def damaged(path: object, reason: object) -> UserError:
+    """The error for a file of a run that is not as it was written."""
+    return UserError(f"'{path}' is damaged ({reason}): restore it, or run again")
+
+
+def missing(path: object) -> UserError:
+    """The error for a file of a run that is gone."""
+    return UserError(f"'{path}' is missing: restore it, or run again")
+
+
 def first_line(error: BaseException) -> str:
     """What an error of other origin says, for the middle of a sentence: its first line, or else its name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

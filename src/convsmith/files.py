@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
-from convsmith.errors import UserError, first_line
+from convsmith.errors import UserError, damaged, first_line, missing
 
 if sys.platform != "win32":  # which neither renames nor removes a file that is open, and needs no locks for that
     import fcntl
@@ -186,11 +186,11 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path, LARGEST_JSON))
     except FileNotFoundError:
-        raise UserError(f"'{path}' is missing: restore it, or run again") from None
+        raise missing(path) from None
     except (NotAFileError, IsADirectoryError) as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({first_line(error)}): restore it, or run again") from None
+        raise damaged(path, first_line(error)) from None
 
 
 def parse_json(text: str) -> Any:

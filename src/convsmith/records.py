@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from convsmith.errors import UserError
+from convsmith.errors import UserError, damaged
 from convsmith.files import LARGEST_JSON, parse_json, read_json, read_text, write_json
 
 FORMAT_VERSION = 2
@@ -696,11 +696,6 @@ def refuse_newer(path: Path, version: Any) -> None:
             f"'{path}' was written by a newer convsmith (format_version {version}; this one reads up to "
             f"{FORMAT_VERSION}): pip install --upgrade convsmith"
         )
-
-
-def damaged(path: Path, reason: str) -> UserError:
-    """The error for a file with invalid content."""
-    return UserError(f"'{path}' is damaged ({reason}): restore it, or run again")
 
 
 def read_lines(path: Path, kind: type[Record]) -> list[dict[str, Any]]:

@@ -23,10 +23,9 @@ from typing import Any, Literal, cast
 from filelock import FileLock, Timeout
 
 from convsmith import records
-from convsmith.errors import UserError, command
+from convsmith.errors import UserError, command, damaged
 from convsmith.files import explain_os_errors, open_to_append, sync_folder
 from convsmith.plainyaml import read_yaml
-from convsmith.records import damaged
 from convsmith.terminal import visible, warn
 
 CARD = "model.json"  # in the folder of a model

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convsmith.errors import UserError
+from convsmith.errors import UserError, damaged, missing
 from convsmith.files import open_text
 from convsmith.prediction.metrics import COMPUTE, Averages, Outcomes, confusion_matrix, probabilities
-from convsmith.records import METRICS, damaged
+from convsmith.records import METRICS
 
 
 def evaluation(labels: NDArray[np.int64], logits: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -117,14 +117,14 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     try:
         with open_text(path) as lines:
             reader = csv.DictReader(lines, strict=True)
-            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise damaged(path, f"it has no column {missing[0]}")
+            if absent := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise damaged(path, f"it has no column {absent[0]}")
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise damaged(path, f"row {number} has more or fewer cells than there are columns")
                 yield row
     except FileNotFoundError:
-        raise UserError(f"'{path}' is missing: restore it, or run again") from None
+        raise missing(path) from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
     except (csv.Error, UnicodeDecodeError) as error:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from convsmith.contracts import Section
 from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import ToInput
-from convsmith.errors import UserError, first_line
+from convsmith.errors import UserError, damaged, first_line
 from convsmith.files import parse_json, read_json, write_bytes, write_json
 from convsmith.nets.build import build
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import checksum, load_strictly, read_safetensors, refuse_nonfinite
-from convsmith.records import damaged, problem, unversioned, versioned
+from convsmith.records import problem, unversioned, versioned
 from convsmith.rundir import CARD
 
 WEIGHTS = "model.safetensors"  # beside model.json

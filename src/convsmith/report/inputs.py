@@ -15,7 +15,7 @@ from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import Source
-from convsmith.errors import UserError, command
+from convsmith.errors import UserError, command, damaged
 from convsmith.prediction.evaluate import run_dataset
 from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
@@ -124,9 +124,7 @@ def read_course(run: RunDir) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of metrics.csv and summary.json of a finished run; UserError where they are not of the same training."""
     rows, summary = read_metrics(run.metrics), records.read(run.summary, records.Summary)
     if len(rows) < summary["best_epoch"]:
-        raise records.damaged(
-            run.metrics, f"it ends before epoch {summary['best_epoch']}, the best of {run.summary.name}"
-        )
+        raise damaged(run.metrics, f"it ends before epoch {summary['best_epoch']}, the best of {run.summary.name}")
     return rows, summary
 
 
@@ -134,7 +132,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv, at least one; UserError where it is damaged."""
     rows = [dict(row) for row in metrics_csv.read(path)]
     if not rows:
-        raise records.damaged(path, "it has no complete row")
+        raise damaged(path, "it has no complete row")
     for number, row in enumerate(rows, start=1):
         records.check(path, records.MetricsRow, row, f"row {number}, ")
     return rows

@@ -15,7 +15,7 @@ from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Subset, open_dataset
 from convsmith.data.sources import Source
-from convsmith.errors import UserError, command
+from convsmith.errors import UserError, command, damaged
 from convsmith.figures.page import render
 from convsmith.prediction.evaluate import refuse_lost
 from convsmith.prediction.evaluation import Predictions, read_predictions, read_rows
@@ -168,6 +168,6 @@ def _held_by(file: Path) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for number, row in enumerate(read_rows(file, ("id", "repeat", "fold")), start=1):
         if not (row["repeat"].isdecimal() and row["fold"].isdecimal()):
-            raise records.damaged(file, f"row {number}: it was held out by no fold")
+            raise damaged(file, f"row {number}: it was held out by no fold")
         found.setdefault(row["id"], (int(row["repeat"]), int(row["fold"])))
     return found

@@ -12,6 +12,7 @@ import numpy as np
 from convsmith import files, records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
+from convsmith.errors import damaged
 from convsmith.events import CrossvalStarted, Listener, Note, counter, nobody
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
@@ -239,7 +240,7 @@ def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[
     for fold, record in zip(folds, per_fold, strict=True):
         for row in read_rows(fold.predictions(HELD_OUT), ("id",)):
             if row["id"] not in order:
-                raise records.damaged(fold.predictions(HELD_OUT), f"'{row['id']}' is not in {study.FOLDS}")
+                raise damaged(fold.predictions(HELD_OUT), f"'{row['id']}' is not in {study.FOLDS}")
             rows.append(row | {"repeat": record["repeat"], "fold": record["fold"]})
     rows.sort(key=lambda row: (row["repeat"], order[str(row["id"])]))
     files.write_text(run.predictions("oof"), files.as_csv(rows))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from convsmith.errors import UserError
+from convsmith.errors import damaged, missing
 from convsmith.files import open_to_append, read_bytes, write_text
 from convsmith.records import MONITORS
 
@@ -70,13 +70,13 @@ def read(path: Path) -> list[dict[str, Number]]:
         reader = csv.DictReader(_whole_lines(path), strict=True)
         rows = [{name: _number(cell) for name, cell in row.items()} for row in reader]
     except FileNotFoundError:
-        raise UserError(f"'{path}' is missing: restore it, or train again") from None
+        raise missing(path) from None
     except (csv.Error, ValueError, TypeError):  # TypeError: a row with more or fewer cells than the header
-        raise UserError(f"'{path}' is damaged (it is not a table of numbers): restore it, or train again") from None
-    if rows and (missing := [name for name in _FIRST if name not in rows[0]]):
-        raise UserError(f"'{path}' is damaged (it has no column {missing[0]}): restore it, or train again")
+        raise damaged(path, "it is not a table of numbers") from None
+    if rows and (absent := [name for name in _FIRST if name not in rows[0]]):
+        raise damaged(path, f"it has no column {absent[0]}")
     if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
-        raise UserError(f"'{path}' is damaged (its epochs are not 1, 2, 3, ...): restore it, or train again")
+        raise damaged(path, "its epochs are not 1, 2, 3, ...")
     return rows
 
 
