@@ -50,12 +50,15 @@ KINDS = {
 #: The exception of GCC's run-time library, which SciPy and NumPy ship: it frees the programs that use it.
 _EXCEPTION = re.compile(r"GPL-3\.0-(or-later|only) WITH GCC-exception-3\.1")
 #: Packages whose metadata name no licence, looked into by hand.
+BUNDLED = {"pi-heif": "BSD-3-Clause AND LGPL-3.0-or-later"}  # of libheif and libde265 in its wheels
 NOT_STATED = {"cuda-toolkit": "not stated; only NVIDIA's list of its libraries, without content"}
 
 
 def licence_of(name: str) -> str:
     """What the package's metadata say: an SPDX expression, or else its classifiers, or else its own words."""
     about = metadata.metadata(name)
+    if bundled := BUNDLED.get(canonicalize_name(name)):
+        return bundled
     if expression := about.get("License-Expression"):
         return str(expression)
     classifiers = [line.split(" :: ")[-1] for line in about.get_all("Classifier", []) if line.startswith("License ::")]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import lzma
 import random
@@ -17,6 +18,18 @@ import numpy as np
 from PIL import Image
 
 Make = Callable[[], bytes]
+#: 64 x 48 pixels, red on the left and green on the right, to be turned by 90 degrees: what Pillow cannot write.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ADRpbG9jAAAAAERAAAIAAQAAAAAB7AABAAAAAAAAAIAAAgAAAAACbAABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAA"
+    "AAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABB2lwcnAAAADmaXBjbwAAAHZodmNDAQNwAAAA"
+    "kAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq"
+    "5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xh"
+    "cAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEA"
+    "AQaBAgMFhIYAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAAKxtZGF0AAAAfCgBrwngOSMkv//5/7//9qF5D9pbVwTj+O73/5aB"
+    "//ykb1EY1iyrw31lzFkGKMUsVYjHMYd8Z0rxRWNIJZq1VajPuSUvXvQvoIOOSbbaJcv43lyQuSELbf6dHmd8PewdkiErVQ8E9SIw"
+    "bXudmyS0ckPv1aE+8Blzk94evHAAAAAGRXhpZgAATU0AKgAAAAgAAQESAAMAAAABAAYAAAAAAAA="
+)
 PNG_START = b"\x89PNG\r\n\x1a\n"
 SIDE = 11_585  # squared it is 2**27, rounded down
 MAKES: dict[str, tuple[str, str, dict[str, Any]]] = {  # by name: Pillow's mode and format, and options

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from convsmith.data import containers, limits
 from convsmith.data import decode as module
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import DecodeError, decode, read_header
-from data.hostile_images import MAKES, TRICKS, bmp_runs, encoded, exif, noisy, scans, small
+from data.hostile_images import HEIC, MAKES, TRICKS, bmp_runs, encoded, exif, noisy, scans, small
 
 RULES = DecodeRules(working_size=16)
 
@@ -75,16 +74,6 @@ def test_damage_is_no_bomb(verdicts: dict[str, str]) -> None:
     assert [name for name, found in damaged.items() if found == "bomb"] == []
 
 
-def heic(image: Image.Image) -> bytes:
-    """The image as HEIC; none without the plug-in, in which case nothing can be decoded either."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return b""
-    register_heif_opener()
-    return encoded(image, "HEIF")
-
-
 @pytest.mark.parametrize("codec", limits.SLOW)
 def test_a_file_of_a_slow_format_is_refused_with_the_way_out(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = {
@@ -93,11 +82,11 @@ def test_a_file_of_a_slow_format_is_refused_with_the_way_out(codec: str, monkeyp
         "ppm_plain": b"P2 16 16 255\n" + b"1 " * 256,
         "ppm": b"P5 16 16 100\n" + bytes(256),
         "AVIF": encoded(noisy("RGB", 16), "AVIF"),
-        "HEIF": heic(noisy("RGB", 16)),
+        "HEIF": HEIC,
     }[codec]
-    if not data:
-        pytest.skip("needs the extra heic")
-    for least in (limits.Limit(255, 2**20), limits.Limit(256, 20)):
+    if codec == "HEIF":
+        pytest.importorskip("pi_heif", reason="needs the extra heic")
+    for least in (limits.Limit(255, 2**20), limits.Limit(2**12, 20)):
         monkeypatch.setitem(limits.SLOW, codec, least)
         with pytest.raises(DecodeError, match=r"which is more than \d+ for .*: save it as PNG or JPEG$") as caught:
             decode(data, RULES)

@@ -29,7 +29,7 @@ def _own() -> tuple[str, ...]:
 @cache
 def _with_heif() -> tuple[str, ...]:
     try:
-        from pillow_heif import register_heif_opener
+        from pi_heif import register_heif_opener  # pillow-heif without its encoder, which is under the GPL
     except ImportError:
         reason = "HEIC needs a plug-in: pip install 'convsmith[heic]', or convert the file to JPEG"
         raise DecodeError("unsupported", reason) from None
