@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import convsmith
 from convsmith.cli import main
 from convsmith.errors import UserError
+from convsmith.events import CandidateDone
 from convsmith.prediction.calibration import log_softmax
 from convsmith.studies import auto_plan
 from convsmith.studies.auto_candidates import ENLARGED, probes, small_nets
@@ -108,16 +110,28 @@ def test_images_of_a_group_are_not_on_both_sides_of_the_inner_validation() -> No
     assert probe(features, labels, fold, 2, None, 0).losses.min() < apart
 
 
-def test_auto_from_the_command_line(
+def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    done: list[str] = []
+
+    def killed(event: object) -> None:
+        if isinstance(event, CandidateDone):
+            done.append(event.entry["name"])
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"minutes": 0.05, "name": "race", "track": {"wandb": "off"}}
+    with pytest.raises(KeyboardInterrupt):
+        convsmith.auto({"source": "digits", "limit": "300"}, show=killed, **settings)
+    assert {row["state"] for row in convsmith.runs()} == {"stopped"}
     words = ["auto", "digits", "--minutes", "0.05", "--name", "race", "--data.limit", "300", "--track.wandb", "off"]
     assert main(words) == 0
     said = capsys.readouterr().out
     record = json.loads(Path("runs/race/auto.json").read_text())
     assert said.splitlines()[-1] == record["estimate"]["sentence"]
     assert "none of which chose anything" in record["estimate"]["sentence"]
+    assert [entry["name"] for entry in record["candidates"]].count(done[0]) == 1  # it was not run again
     assert record["folds"] == 0  # too little time for folds
     splits = json.loads(Path("runs/race/splits.json").read_text())["splits"]
     assert record["estimate"]["n"] == len(splits["val"])
