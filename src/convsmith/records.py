@@ -489,6 +489,7 @@ class Auto(Record):
     images: Count
     folds: Whole
     candidates: list[Raced]
+    running: dict[str, Any] | None = None
     winner: str | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
     stopped_because: str | None = None

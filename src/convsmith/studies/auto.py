@@ -164,6 +164,7 @@ def _start(
         "images": len(pool),
         "folds": folds,
         "candidates": [],
+        "running": None,
         "winner": None,
         "temperature": None,
         "stopped_because": None,

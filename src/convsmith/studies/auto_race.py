@@ -34,7 +34,9 @@ from convsmith.training.own import Parts
 from convsmith.transfer.features import FeatureFiles
 
 RACE = "race"  # the folder of what the race needs until it ends
-FIXED = 6.0  # seconds that a training takes besides its epochs, before one was measured
+FIXED = 4.0  # seconds that a training, or preparing a candidate, takes besides its epochs, before one was measured
+VALIDATED = 1.15  # the factor for the validation after each epoch
+SHORTEST = 1.0  # seconds of the shortest training that is worth preparing for
 CLOSING = 6.0  # seconds for the report and the last files, besides what the network has to compute
 SHARE = 0.5  # of the time that is left, which a backbone's features may take
 LAYOUT = "channels_last"  # in which backbones compute features faster, and training, which may be unsafe, is not needed
@@ -65,7 +67,7 @@ class Race:
         self._began, self._before = began, float(record["seconds"])
         self.interrupts, self.listener = interrupts, listener
         self.threads = set_threads(None)
-        self._fixed = FIXED
+        self._fixed, self._preparing = FIXED, FIXED
         self._per_pixel = 0.0  # seconds of a backbone, of the slowest so far
 
     @property
@@ -124,7 +126,10 @@ class Race:
     def prepared(self, layer: Layer, what: str, measured: bool = False) -> setup.Prepared:
         set_threads(self.threads)  # which a small net before may have lowered
         progress = counter(self.listener, f"{what}: decoding")
-        return setup.prepare(self.untracked(layer), self.parts, progress, measured=measured)
+        began = time.monotonic()
+        prepared = setup.prepare(self.untracked(layer), self.parts, progress, measured=measured)
+        self._preparing = max(self._preparing, time.monotonic() - began)
+        return prepared
 
     def untracked(self, layer: Layer) -> RunConfig:
         """The config of a candidate's training, of which there may be dozens."""
@@ -146,6 +151,7 @@ class Race:
             "folds": folds,
         }
         self.record["candidates"].append(entry)
+        self.record["running"] = None
         self.save()
         self.run.log(f"{candidate.name}: {state} {reason}".rstrip())
         self.listener(CandidateDone(entry, self.seconds, 60 * float(self.record["minutes"])))
@@ -173,7 +179,7 @@ class Race:
         if arrays is None:
             return None
         lost = "" if arrays["done"] else "before"
-        return Trained(arrays["val"], arrays["held_out"], 0.0, lost)
+        return Trained(arrays["val"], arrays["held_out"], 0.0, 0.0, lost)
 
     def _keep(self, candidate: Candidate, number: int, val: Logits, held_out: Logits | None, lost: str = "") -> None:
         """Write the logits of a fold, so that a killed race has them."""
@@ -190,7 +196,7 @@ class Race:
         began = time.monotonic()
         size = candidate.layer["data"]["image_size"]
         allowed = SHARE * self.left(self.final_of_best())
-        if len(self.pool) * size**2 * self._per_pixel + self._fixed > allowed:
+        if len(self.pool) * size**2 * self._per_pixel + self._preparing > allowed:
             self.skip(candidate, f"its features would take too long, of {max(allowed, 0):.0f} s", began)
             return
         prepared = self.prepared(merge(candidate.layer, {"train": {"layout": LAYOUT}}), candidate.name, measured=True)
@@ -244,33 +250,20 @@ class Race:
     def train(self, candidate: Candidate, rivals: int) -> None:
         """Train a candidate on each fold, with as many epochs as fit into its share of the time that is left."""
         began = time.monotonic()
-        prepared = self.prepared(candidate.layer, candidate.name)
-        assert prepared.seconds_per_epoch is not None
-        images = len(self.folds[0].train)
-        per_epoch = prepared.seconds_per_epoch * images / len(prepared.dataset.train) * 1.15  # and validation
-        final = len(self.pool) / images if self.crossed else 1.15
+        final = len(self.pool) / len(self.folds[0].train)
         must = not self.raced() and candidate.family == "scratch"  # something has to be trained
-        allowed = self.left(0.0) / rivals
-        epochs = auto_plan.fitting_epochs(
-            candidate.least, candidate.most, per_epoch, self._fixed, len(self.folds) + final, allowed
-        )
-        if not epochs and must:
-            epochs = candidate.least
-        if not epochs:
-            reason = f"{candidate.least} epochs of {per_epoch:.1f} s on each fold would not fit"
-            self.skip(candidate, reason, began)
-            return
-        layer = merge(
-            candidate.layer,
-            {
-                "train": {
-                    "epochs": epochs,
-                    "layout": prepared.config.train.layout,
-                    "threads": prepared.config.train.threads,
-                }
-            },
-        )
-        del prepared
+        allowed = self.left(self.final_of_best()) / rivals
+        running = self.record["running"]
+        if running is not None and running["name"] == candidate.name:  # before it was stopped
+            layer = running["layer"]
+        else:
+            planned = self._planned(candidate, len(self.folds) + final, allowed, must)
+            if isinstance(planned, str):
+                self.skip(candidate, planned, began)
+                return
+            layer = planned
+            self.record["running"] = {"name": candidate.name, "layer": layer}
+            self.save()
         scores, lost = [], []
         for number, fold in enumerate(self.folds):
             leader = self._leader(number)
@@ -292,7 +285,7 @@ class Race:
                 assert trained is not None
                 self._keep(candidate, number, trained.val, trained.held_out, trained.lost)
                 if not trained.lost:
-                    self._fixed = max(1.0, trained.seconds - epochs * per_epoch)
+                    self._fixed = max(SHORTEST, trained.seconds - trained.trained)
             score = asdict(Score.of(trained.val, self.pool.labels[fold.val]))
             scores.append(score | ({"lost": True} if trained.lost else {}))
             lost += [trained.lost] if trained.lost else []
@@ -307,6 +300,23 @@ class Race:
             self._note(candidate, layer, "raced", "", began, scores)
             entry = self.entry(candidate.name)
             entry["final"] = final * (time.monotonic() - began) / len(self.folds)
+
+    def _planned(self, candidate: Candidate, trainings: float, allowed: float, must: bool) -> Layer | str:
+        """What a candidate's trainings change in the config, with the epochs that fit; or in words why none do."""
+        if not must and trainings * SHORTEST + self._preparing > allowed:
+            return f"{max(allowed, 0):.0f} s are too few for {len(self.folds)} trainings"
+        began, images = time.monotonic(), len(self.folds[0].train)
+        prepared = self.prepared(candidate.layer, candidate.name)
+        assert prepared.seconds_per_epoch is not None
+        per_epoch = prepared.seconds_per_epoch * images / len(prepared.dataset.train) * VALIDATED
+        allowed -= time.monotonic() - began
+        least, most = candidate.least, candidate.most
+        epochs = auto_plan.fitting_epochs(least, most, per_epoch, self._fixed, trainings, allowed)
+        if not epochs and not must:
+            return f"{least} epochs of {per_epoch:.1f} s on each fold would not fit"
+        train = prepared.config.train
+        measured = {"epochs": epochs or least, "layout": train.layout, "threads": train.threads}
+        return merge(candidate.layer, {"train": measured})
 
     def _leader(self, number: int) -> float:
         """The best accuracy so far on the inner validation images of a fold; 0 if there is none."""

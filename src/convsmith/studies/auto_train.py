@@ -29,12 +29,14 @@ Splits = Mapping[str, Iterable[str]]
 class Trained:
     """Logits of the inner validation and, where there are such, held-out images: float [N, K].
 
-    `lost` says in words after how many epochs the training was stopped, since it would have lost.
+    `seconds` is all the time that it took; `lost` says after how many epochs the training was stopped, as it would have
+    lost.
     """
 
     val: NDArray[np.floating[Any]]
     held_out: NDArray[np.floating[Any]] | None
     seconds: float
+    trained: float  # of them in epochs
     lost: str = ""
 
 
@@ -81,6 +83,8 @@ def train_on(
         return found
 
     held_out = logits(experiment.dataset.held_out()) if HELD_OUT in splits and not lost else None
-    result = Trained(logits(experiment.dataset.val), held_out, time.monotonic() - began, lost)
+    result = Trained(
+        logits(experiment.dataset.val), held_out, time.monotonic() - began, experiment.state.total_seconds, lost
+    )
     shutil.rmtree(directory, ignore_errors=True)
     return result
