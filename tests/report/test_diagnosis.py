@@ -327,7 +327,11 @@ def test_few_images_are_told_of_pretrained_weights_first(images_per_class):
 
 def test_the_gain_of_pretrained_weights_is_quoted_for_such_a_net_alone():
     config = RunConfig().with_values(
-        model={"name": "timm/resnet18"}, data={"source": "photos"}, optim={"lr": 0.001}, train={"epochs": 12}
+        model={"name": "timm/resnet18"},
+        data={"source": "photos"},
+        optim={"lr": 0.001},
+        train={"epochs": 12},
+        transfer={"weights": "none"},
     )
     arm = {"name": "from scratch", "difference": -0.3, "ci95": [-0.32, -0.28], "verdict": "hurts"}
     base = BASE | {"model": "timm/resnet18", "weights": "pretrained"}
