@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 import convsmith
-from convsmith.contracts import covers, hw, size_of, size_text
+from convsmith.contracts import covers, hw, seen_channels, size_of, size_text
 from convsmith.data.augment import crop_and_rotate
 from convsmith.data.config import AugmentConfig, DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import from_array
@@ -128,3 +128,12 @@ def test_rectangles_of_five_channels_from_files_to_an_exported_model(tmp_path: P
     exported = run.export("onnx", tmp_path / "model.onnx")
     assert exported.takes.startswith("uint8 [N, 10, 23, 5], 5 channels: the upright image as 10 x 23 pixels")
     assert exported.difference < 1e-5
+
+
+def test_what_pictures_show_is_said_where_it_is_not_all() -> None:
+    assert [seen_channels(channels) for channels in (1, 2, 3, 7)] == [
+        "",
+        "Pictures show the first of 2 channels.",
+        "",
+        "Pictures show the first three of 7 channels.",
+    ]

@@ -121,6 +121,13 @@ def channels_text(channels: int) -> str:
     return {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
+def seen_channels(channels: int) -> str:
+    """A sentence on what pictures show of images with this number of channels; none where they show all."""
+    if channels in (1, 3):
+        return ""
+    return f"Pictures show the first {'three ' if channels > 3 else ''}of {channels} channels."
+
+
 def gray_or_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
     """What can be shown of pixels [..., H, W, C]: [..., H, W] of one or two channels, else the first three."""
     return pixels[..., 0] if pixels.shape[-1] < 3 else pixels[..., :3]

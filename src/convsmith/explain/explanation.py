@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from convsmith.contracts import seen_channels
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, choose, command
 from convsmith.events import Listener, Note, nobody
@@ -214,13 +215,14 @@ def _figure_of(context: ExplainContext, entry: Explained, stage: str) -> Figure:
 def reading(context: ExplainContext, stage: str) -> str:
     """How to read the figures of images."""
     window, stride = occlusion_window(context.image_size)
+    channels = seen_channels(context.predictor.card.preprocessing.channels)
     return (
         f"Grad-CAM at stage {stage} (enlarged bilinearly, each map scaled to its own maximum) shows where the net "
         "found evidence for the explained class. Occlusion, the second opinion, shows where covering the image lowers "
         f"the probability of that class: a {window} x {window} square of the mean colour moves in steps of {stride}. "
         "Deletion is the area under the curve of the probability as the hottest pixels are removed first; lower is "
         "better. Insertion is the same area as they are restored first in a blurred image; higher is better. The mean "
-        f"of {RANDOM_ORDERS} random maps of the same coarseness is given in brackets."
+        f"of {RANDOM_ORDERS} random maps of the same coarseness is given in brackets.{' ' * bool(channels)}{channels}"
     )
 
 

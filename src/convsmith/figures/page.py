@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
-from convsmith.contracts import gray_or_rgb, size_text
+from convsmith.contracts import gray_or_rgb, seen_channels, size_text
 from convsmith.figures.style import start_of
 from convsmith.records import shown
 from convsmith.terminal import lines_of
@@ -49,6 +49,7 @@ def render(template: Path, values: dict[str, Any]) -> str:
         "shown": lambda value, metric: "" if value is None else shown(metric, value),
         "number": number,
         "size_text": size_text,
+        "seen_channels": seen_channels,
         "interval": interval,
         "shape": shape,
         "short": short,
