@@ -185,3 +185,21 @@ def test_a_notebook_without_widgets_gets_plain_lines(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "ipywidgets", ModuleType("ipywidgets"))
     sys.modules["ipywidgets"].__spec__ = ModuleSpec("ipywidgets", None)
     assert display.live
+
+
+def test_rows_of_predictions_break_no_word_in_a_narrow_terminal() -> None:
+    name = "photos/2020/holidays/" + "x" * 60 + ".jpg"
+    rows = [
+        {"id": name, "predicted": "golden retriever", "error": None, "p_cat": 0.1, "p_golden retriever": 0.9},
+        {"id": "b.png", "predicted": None, "error": "not-an-image", "p_cat": None, "p_golden retriever": None},
+    ]
+    for live, width in ((True, 40), (True, 200), (False, 40)):
+        display = Display(Console(force_terminal=live, width=width, file=(file := io.StringIO()), no_color=True))
+        table = display.predictions([name, "b.png"], ["cat", "golden retriever"], 2)
+        table.show(rows[:1])
+        table.show(rows[1:])
+        text = file.getvalue()
+        assert text.count("image") == 2, "the header, once, and a reason"
+        assert name in text
+        assert "retriever 90.0%" in text.replace("\n    ", " ")
+        assert "cannot be read: not-an-image" in text

@@ -429,34 +429,49 @@ class Display:
         self.line()
         self.console.print(table)
 
-    def predictions(self, ids: Iterable[str], classes: Iterable[str], top_k: int) -> PredictionTable:
+    def predictions(self, ids: Iterable[str], classes: Sequence[str], top_k: int) -> PredictionTable:
         """A table for rows of predictions that come one after another."""
         return PredictionTable(self, ids, classes, top_k)
 
 
 class PredictionTable:
-    """Shows rows of predictions as they come, under one header, in columns as wide as `ids` and `classes` need."""
+    """Shows rows of predictions as they come, under one header, in columns as wide as `ids` and `classes` need.
 
-    def __init__(self, display: Display, ids: Iterable[str], classes: Iterable[str], top_k: int) -> None:
+    On a terminal that is too narrow for that, an image's name stands above its prediction: no word is broken.
+    """
+
+    def __init__(self, display: Display, ids: Iterable[str], classes: Sequence[str], top_k: int) -> None:
         self._display, self._top_k = display, top_k
-        most = display.console.width // 3
-        self._widths = [min(most, max((cell(name).cell_len for name in names), default=0)) for names in (ids, classes)]
+        lengths = [cell(name).cell_len for name in classes]
+        self._widths = [
+            max(lengths, default=0) for lengths in ([5, *(cell(name).cell_len for name in ids)], [9, *lengths])
+        ]
+        most = sum(length + len("  100.0% ") for length in sorted(lengths)[-top_k:])
+        self._is_narrow = display.live and sum(self._widths) + 4 + most > display.console.width
         self._has_header = False
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        table = Table(box=None, pad_edge=False, show_header=not self._has_header)
-        for heading, width in zip(("image", "predicted"), self._widths, strict=True):
-            table.add_column(heading, width=max(width, len(heading)), overflow="fold")
-        table.add_column("probabilities")
+        if not self._has_header:
+            self._line("image", "predicted", "probabilities")
+            self._has_header = True
         for row in rows:
             if row["error"] is not None:
-                table.add_row(*map(cell, (row["id"], "", f"cannot be read: {row['error']}")))
+                self._line(row["id"], "", f"cannot be read: {row['error']}")
                 continue
             found = sorted(((value, key[2:]) for key, value in row.items() if key.startswith("p_")), reverse=True)
-            listed = "  ".join(f"{name} {value:.1%}" for value, name in found[: self._top_k])
-            table.add_row(*map(cell, (row["id"], row["predicted"], listed)))
-        self._display.console.print(table)
-        self._has_header = True
+            listed = "  ".join(f"{name}{NO_BREAK}{value:.1%}" for value, name in found[: self._top_k])
+            self._line(row["id"], row["predicted"], listed)
+
+    def _line(self, name: str, predicted: str, listed: str) -> None:
+        first, second = (
+            text + " " * (width - cell(text).cell_len)
+            for text, width in zip((name, predicted), self._widths, strict=True)
+        )
+        if not self._is_narrow:
+            self._display.console.print(cell(f"{visible(first)}  {visible(second)}  {listed}".replace(NO_BREAK, " ")))
+            return
+        self._display.console.print(cell(name))
+        self._display.wrapped(f"  {visible(second)}  {listed}" if predicted else f"  {listed}", indent=4)
 
     def counts(self, counts: Mapping[str | None, int]) -> None:
         """How often each answer was given, the most frequent first; None stands for images that cannot be read."""
