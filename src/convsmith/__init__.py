@@ -69,6 +69,7 @@ def train(
 ) -> Run:
     """Train a classifier into a new run directory and return it.
 
+    Without a `preset` and a `config` the data choose the recipe, which `show` is told in a sentence (docs/guide.md).
     Without a `name`, a training that the same settings began and that was interrupted is continued. With `resume`, the
     run of this `name` is continued if it exists.
 

@@ -12,7 +12,6 @@ from convsmith.config import BASELINE, Layer, RunConfig, Settings, preset_layer
 from convsmith.data.config import DataConfig
 from convsmith.data.named import known_shape
 from convsmith.data.sources import Source, cache_folder, open_source
-from convsmith.errors import UserError
 from convsmith.events import Listener, Note, nobody
 from convsmith.nets.build import refuse_unknown
 from convsmith.studies.book import results
@@ -155,8 +154,8 @@ def images_of(config: DataConfig, source: Source | None = None) -> Images:
         return Images(f"small images ({known[1]} x {known[1]} pixels)", known[0] == 1, known[1] > SMALL_SIDE)
     source = source or open_source(config)
     found, train = kind_of(source), train_images(config, source)
-    if found is None:
-        raise UserError(f"none of the sampled images of {source.name} can be decoded: convsmith data check tells why")
+    if found is None:  # which training will report, file by file
+        return Images("images of which none of a sample can be decoded", False, False, train)
     side = round(found.side)
     if found.side <= SMALL_SIDE:
         return Images(f"small images (about {side} x {side} pixels)", found.is_gray, False, train)
