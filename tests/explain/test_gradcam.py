@@ -32,6 +32,7 @@ NETS = {
     "small-resnet": (ModelConfig(name="small-resnet", width=4, depth=1), 16),
     "torchvision residual": (ModelConfig(name="torchvision/resnet18"), 64),
     "torchvision branches": (ModelConfig(name="torchvision/shufflenet_v2_x0_5"), 64),
+    "torchvision convolution as head": (ModelConfig(name="torchvision/squeezenet1_1"), 64),
     "timm": (ModelConfig(name="timm/mobilenetv3_small_050"), 64),
 }
 
