@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,38 @@ def _png() -> bytes:
     return stream.getvalue()
 
 
+def table(name: str, *lines: str) -> Callable[[Path], None]:
+    """A function that writes a CSV file."""
+    return lambda root: (root / name).write_text("\n".join(lines) + "\n") and None
+
+
+def parquet(files: Mapping[str, str]) -> Callable[[Path], None]:
+    """A function that writes Parquet files, each with a row for each letter, which is its label."""
+
+    def make(root: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for name, labels in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"image": [IMAGE] * len(labels), "label": list(labels)}), root / f"{name}.parquet")
+
+    return make
+
+
+def zipped(name: str, *patterns: str) -> Callable[[Path], None]:
+    """A function that writes an archive with the files that the patterns name."""
+
+    def make(root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(root / name, "w") as archive:
+            for path in itertools.chain.from_iterable(map(expanded, patterns)):
+                archive.writestr(path, IMAGE)
+
+    return make
+
+
+ROWS = [(1, "x", "train"), (2, "y", "train"), (3, "x", "test"), (4, "y", "test")]
 IMAGE, SUFFIXES = _png(), (".png", ".jpg", ".jpeg", ".tif", ".webp", ".bmp")
 
 LAYOUTS = (
@@ -216,6 +249,90 @@ LAYOUTS = (
         {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}},
         1,
     ),
+    # labels in tables and names
+    Layout(
+        "dogs vs cats, labels in the names",
+        "train/{cat,dog}.*2.jpg",
+        {"": {"cat": 2, "dog": 2}},
+        settings={"labels": r"(cat|dog)\.\d+"},
+    ),
+    Layout(
+        "classes that hold the same folders",
+        "{cat,dog}/{indoor,outdoor}/*2.jpg",
+        {"": {"cat": 4, "dog": 4}},
+        settings={"labels": "^([^/]+)/"},
+    ),
+    Layout(
+        "covid radiography, images alone",
+        "{COVID,Normal}/{images,masks}/*2.png",
+        {"": {"COVID": 2, "Normal": 2}},
+        4,
+        settings={"labels": "^([^/]+)/images/"},
+    ),
+    Layout(
+        "images and a table, named",
+        "images/{a,b,c}.jpg",
+        {"": {"ant": 2, "bee": 1}},
+        1,
+        settings={"labels": "labels.csv"},
+        make=table("labels.csv", "filename,label", "a.jpg,ant", "b.jpg,bee", "c.jpg,ant"),
+    ),
+    Layout(
+        "a table of paths and splits",
+        "img/{1,2,3,4}.png",
+        {"train": {"x": 1, "y": 1}, "test": {"x": 1, "y": 1}},
+        1,
+        settings={"labels": "meta.csv"},
+        make=table("meta.csv", "path,class,split", *(f"img/{n}.png,{c},{s}" for n, c, s in ROWS)),
+    ),
+    Layout(
+        "parts with their table",
+        "HAM_images_part_1/{a,b}.jpg HAM_images_part_2/{c,d}.jpg",
+        {"": {"mel": 2, "nv": 2}},
+        1,
+        settings={"labels": "meta.csv"},
+        make=table("meta.csv", "image_id,dx", "a,nv", "b,mel", "c,mel", "d,nv"),
+    ),
+    # Parquet and archives
+    Layout(
+        "parquet of the hub",
+        "README.md",
+        {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}},
+        1,
+        make=parquet({"data/train-00000-of-00001": "abab", "data/test-00000-of-00001": "ab"}),
+    ),
+    Layout(
+        "beans",
+        "",
+        {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
+        make=parquet({"beans_train": "abab", "beans_validation": "ab", "beans-test/0000": "ab"}),
+    ),
+    Layout(
+        "parquet converted by the hub",
+        "",
+        {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}},
+        make=parquet({"default/train/0000": "ab", "default/validation/0000": "ab"}),
+    ),
+    Layout("parquet without splits", "", {"": {"a": 2, "b": 2}}, make=parquet({"0000": "ab", "0001": "ab"})),
+    Layout("parquet, some of it by split", "", "belongs to no split", make=parquet({"train-0": "ab", "extra": "ab"})),
+    Layout("parquet of a test split alone", "", {"": {"a": 1, "b": 1}}, make=parquet({"test-0": "ab"})),
+    Layout(
+        "a zip of class folders",
+        "",
+        {"": {"a": 2, "b": 2}},
+        2,
+        ("set.zip",),
+        make=zipped("set.zip", "photos/{a,b}/*2.jpg", "__MACOSX/photos/a/._0.jpg", "photos/.DS_Store"),
+    ),
+    Layout(
+        "a zip of splits",
+        "",
+        {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
+        source=("set.zip",),
+        make=zipped("set.zip", "{train,test}/{a,b}/*1.png"),
+    ),
+    Layout("a zip of folds", "", "or several", source=("set.zip",), make=zipped("set.zip", "fold{1,2}/{a,b}/*1.png")),
+    Layout("medmnist", "pathmnist.npz", "is a file: give a folder", source=("pathmnist.npz",)),
     # refused
     Layout("dogs vs cats", "train/{cat,dog}.*2.jpg test1/*2.jpg", "in the names of the files, give --data.labels"),
     Layout("cassava", "train_images/*3.jpg test_images/*1.jpg train.csv sample_submission.csv", "table (such as"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from convsmith.data.sources import Source, open_source, with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.spec import spec_of
 from convsmith.verbs.flags import add_config_arguments, given_words, read_settings
+from convsmith.verbs.parser import Parser
 
 Plant = Callable[..., Path]
 
@@ -86,7 +86,7 @@ def test_files_of_parquet_are_joined(tmp_path: Path) -> None:
 
 
 def test_flags_and_python_name_several_sources(plant: Plant) -> None:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_config_arguments(parser)
     args = parser.parse_args(["--data", "a", "--epochs", "3", "--data", "b c"])
     assert read_settings(args).config.data.sources == ("a", "b c")

@@ -72,7 +72,9 @@ def open_rows(
     if any(columns):
         fingerprint = hashlib.sha256(repr((fingerprint, columns)).encode()).hexdigest()
     paths = [root / file.path for file in files]
-    index = recall(cache, fingerprint) or remember(cache, fingerprint, _read_index(paths, splits, config))
+    # An older edition may have read other splits from the same names.
+    key = hashlib.sha256(repr((fingerprint, list(splits))).encode()).hexdigest()
+    index = recall(cache, key) or remember(cache, key, _read_index(paths, splits, config))
     ids, rows = numbered_ids(index.given), _Rows(root, paths, config)
     kept = np.flatnonzero(index.labels >= 0)
 
@@ -128,14 +130,19 @@ class _Rows:
         return Path(found)
 
     def _seek(self, row: int) -> None:
+        """Read the batch of `row`: on from the last one in the same group of rows, else from the start of its group."""
         self._batch_start += len(self._batch)
         self._batch = []
-        if row != self._batch_start or not self._advance():
+        is_ahead = self._batch_start < row and self._group_of(self._batch_start) == self._group_of(row)
+        if not ((is_ahead or row == self._batch_start) and self._advance()):
             self._open_group(row)
-            while row >= self._batch_start + len(self._batch):
-                self._batch_start += len(self._batch)
-                more = self._advance()
-                assert more, "row beyond the last"
+        while row >= self._batch_start + len(self._batch):
+            self._batch_start += len(self._batch)
+            more = self._advance()
+            assert more, "row beyond the last"
+
+    def _group_of(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _advance(self) -> bool:
         batch = next(self._batches, None)
@@ -145,7 +152,7 @@ class _Rows:
     def _open_group(self, row: int) -> None:
         if not self._groups:
             self._list_groups()
-        at = int(np.searchsorted(self._starts, row, side="right")) - 1
+        at = self._group_of(row)
         self._path, group, self._batch_start = self._groups[at]
         file = open_columns(self._path)
         self._batches = file.batches(find_columns(file, self._config).image, group)
