@@ -86,7 +86,9 @@ def test_a_size_is_a_side_or_height_and_width() -> None:
     assert json.loads(DataConfig(image_size=(48, 64)).model_dump_json())["image_size"] == [48, 64]
     assert json.loads(DataConfig(image_size=(64, 64)).model_dump_json())["image_size"] == 64
     for wrong in (3, "large", [64], [64, 64, 3], [64, 2], 64.5, True, 9999):
-        with pytest.raises(ValueError, match=r"data\.image_size must be a whole number from 4 to 2048, the side of"):
+        with pytest.raises(
+            ValueError, match=r"must be a whole number from 4 to 2048, the side of a square, or '\[height, width\]'"
+        ):
             DataConfig.model_validate({"image_size": wrong})
     with pytest.raises(ValueError, match=r"data\.working_size \[50, 60\] is smaller than data\.image_size \[48, 64\]"):
         DataConfig(image_size=(48, 64), working_size=(50, 60))

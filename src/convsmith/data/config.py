@@ -172,7 +172,6 @@ class DataConfig(Section):
     @classmethod
     def _side_or_two(cls, value: Any, info: ValidationInfo) -> Any:
         least, most = SIDES[str(info.field_name)]
-        given = value
         if isinstance(value, str):
             with suppress(ValueError):
                 value = parse_json(value)
@@ -182,8 +181,7 @@ class DataConfig(Section):
         whole = all(isinstance(side, int) and not isinstance(side, bool) and least <= side <= most for side in sides)
         if not whole or len(sides) != 2:
             raise ValueError(
-                f"data.{info.field_name} must be a whole number from {least} to {most}, the side of a square, or "
-                f"'[height, width]' of two such numbers, but got '{given}'"
+                f"must be a whole number from {least} to {most}, the side of a square, or '[height, width]' of two such"
             )
         return size_of(*sides)
 
