@@ -74,6 +74,9 @@ def test_candidates_follow_the_size_of_the_images() -> None:
     at_hand = {"timm/one": (Path("one.safetensors"), 224)}
     sizes = {side: [c.layer["data"]["image_size"] for c in probes(at_hand, side)] for side in (32, 224, 500)}
     assert sizes == {32: [ENLARGED, 224], 224: [224], 500: [224, 288]}
+    order = [c.layer["data"]["image_size"] for c in probes({**at_hand, "timm/two": (Path("two.pth"), 260)}, 500)]
+    assert order == [224, 320, 288, 260]  # the cheapest, and then from the largest on
+    assert probes({}, 500) == []
     assert [net.name for net in small_nets(8, 1_000)] == ["simple-cnn", "simple-cnn ema"]
     assert all(net.layer["data"] == {"image_size": 64} for net in small_nets(300, 1_000))
 

@@ -278,8 +278,7 @@ def _race(race: Race) -> None:
         )
     )
     nets = small_nets(record["side"], len(race.folds[0].train))
-    heads = sorted(probes(backbones, record["side"]), key=lambda probe: probe.layer["data"]["image_size"])
-    # What is cheap and likely to be good comes first.
+    heads = probes(backbones, record["side"])
     order = [*nets, *heads] if record["side"] <= SMALL else [*heads, *nets]
     for number, candidate in enumerate(order):
         race.attempt(candidate, len(order) - number + bool(heads))

@@ -37,7 +37,8 @@ class Candidate:
 def probes(backbones: Mapping[str, tuple[Path, int]], side: int) -> list[Candidate]:
     """A solved head on each backbone's features at each size; `backbones` maps names to files and input sizes.
 
-    `side` is the shorter side of most images in pixels: enlarging them shows nothing new, beyond what a backbone needs.
+    The cheapest comes first, so that there is something, and then the largest, which are most often the best. `side` is
+    the shorter side of most images in pixels: enlarging them shows nothing new, beyond what a backbone needs.
     """
     found = []
     for model, (file, own) in backbones.items():
@@ -54,7 +55,8 @@ def probes(backbones: Mapping[str, tuple[Path, int]], side: int) -> list[Candida
                 "train": {"epochs": 1},
             }
             found.append(Candidate(f"probe {model.partition('/')[2]} {size}", "probe", layer))
-    return found
+    found.sort(key=lambda probe: int(probe.layer["data"]["image_size"]))
+    return [*found[:1], *reversed(found[1:])]
 
 
 def finetuned(probe: Candidate, penalty: float) -> Candidate:

@@ -38,7 +38,8 @@ FIXED = 4.0  # seconds that a training, or preparing a candidate, takes besides 
 VALIDATED = 1.15  # the factor for the validation after each epoch
 SHORTEST = 1.0  # seconds of the shortest training that is worth preparing for
 CLOSING = 6.0  # seconds for the report and the last files, besides what the network has to compute
-SHARE = 0.5  # of the time that is left, which a backbone's features may take
+FIRST = 100  # images after which the speed of a backbone is known
+SHARE = 0.6  # of the time that is left, which a backbone's features may take
 LAYOUT = "channels_last"  # in which backbones compute features faster, and training, which may be unsafe, is not needed
 CLEAN = setup.CLEAN_IMAGES
 
@@ -211,19 +212,21 @@ class Race:
             cache_folder(config.data) / "features",
         )
         started = time.monotonic()
-        progress, expected = counter(self.listener, f"{candidate.name}: features"), 0.0
+        progress, expected, done = counter(self.listener, f"{candidate.name}: features"), 0.0, 0
+        total = 0
 
         def too_long() -> bool:
-            return bool(self.interrupts) or expected > allowed
+            # The first batches are slower than the rest: what would just not fit may do so.
+            return bool(self.interrupts) or expected > (allowed if done >= FIRST else 2 * allowed)
 
         for done, total in files.compute(too_long):
             expected = (time.monotonic() - started) / done * total
             self._per_pixel = max(self._per_pixel, expected / total / size**2)
             progress(done, total)
-            if too_long():
+            if too_long() and done < total:
                 break
         self.stop_if_interrupted()
-        if expected > allowed:
+        if done < total:
             self.skip(candidate, f"its features would take {expected:.0f} s, of {max(allowed, 0):.0f} s left", began)
             return
         per_image = (time.monotonic() - started) / len(self.pool) if expected else 0.0
