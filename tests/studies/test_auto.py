@@ -129,7 +129,7 @@ def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
         convsmith.auto({"source": "digits", "limit": "300"}, show=killed, **settings)
     assert {row["state"] for row in convsmith.runs()} == {"stopped"}
     words = ["auto", "digits", "--minutes", "0.05", "--name", "race", "--data.limit", "300", "--track.wandb", "off"]
-    assert main(words) == 0
+    assert main(["resume", "runs/race"]) == 0
     said = capsys.readouterr().out
     record = json.loads(Path("runs/race/auto.json").read_text())
     assert said.splitlines()[-1] == record["estimate"]["sentence"]

@@ -198,7 +198,7 @@ class Race:
         size = candidate.layer["data"]["image_size"]
         allowed = SHARE * self.left(self.final_of_best())
         if len(self.pool) * size**2 * self._per_pixel + self._preparing > allowed:
-            self.skip(candidate, f"its features would take too long, of {max(allowed, 0):.0f} s", began)
+            self.skip(candidate, f"its features would take more than the {max(allowed, 0):.0f} s left", began)
             return
         prepared = self.prepared(merge(candidate.layer, {"train": {"layout": LAYOUT}}), candidate.name, measured=True)
         config, dataset = prepared.config, prepared.dataset

@@ -27,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
         from convsmith.verbs import ablate, auto, crossval, tune
 
         show = {"crossval": crossval.show, "ablate": ablate.show, "tune": tune.show, "auto": auto.show}
+        kind = kind_of(directory)  # a race ends as a run
         with StudyDisplay() as shown:
             result = resuming.resume(directory.path, jobs=args.jobs, backend=args.backend, listener=shown)
-        code: int = show[kind_of(directory)](result, shown.display)  # type: ignore[operator]
+        code: int = show[kind](result, shown.display)  # type: ignore[operator]
         return code
     if directory.summary.exists():
         say(f"{directory.path} is finished: there is nothing to resume.")
