@@ -311,7 +311,7 @@ def lr_find(
 
 
 def check_data(
-    source: str | Path | Sequence[str | Path] | Arrays,
+    source: str | Path | Sequence[str | Path] | Arrays | Mapping[str, Any],
     range: str | tuple[float, float] = "full",
     out: str | Path | None = None,
     *,
@@ -319,13 +319,15 @@ def check_data(
 ) -> Audit:
     """Check every image of a data set for broken files, duplicates, counts and sizes; nothing is changed.
 
-    `range` is data.range, for samples of more than 8 bits. All results go to `out`, a .json file.
+    `source` may be a dict of settings, as `train`'s data may: ``{"source": folder, "labels": table}``. `range` is
+    data.range, for samples of more than 8 bits. All results go to `out`, a .json file.
     """
     from convsmith.data.audit import check_data
     from convsmith.show import listening
     from convsmith.spec import spec_of
 
-    spec = spec_of({"source": source, "range": range}, None, None, None, None, {})
+    settings = dict(source) if isinstance(source, Mapping) else {"source": source}
+    spec = spec_of({"range": range, **settings}, None, None, None, None, {})
     with listening(show) as listener:
         return check_data(spec.config.data, spec.parts.source, None if out is None else Path(out), listener)
 

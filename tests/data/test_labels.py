@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import convsmith
+from convsmith.cli import main
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import open_dataset
 from convsmith.data.labels import NO_FILE, NO_LABEL, NO_ROW, UNLABELLED
@@ -304,3 +306,21 @@ def test_a_large_table_is_read_in_a_moment(tmp_path: Path) -> None:
 
 def test_the_first_line_decides_the_delimiter() -> None:
     assert Table("t", b'"a;b",c\n1,2\n').columns == ["a;b", "c"]
+
+
+def test_a_flat_folder_with_one_table_beside_it_is_refused_with_the_flag_to_type(plant: Plant) -> None:
+    root = plant("train/1.png", "train/2.png")
+    written(root, ROWS, "my labels.csv")
+    said = refused(lambda: open_source(DataConfig(source=str(root))))
+    assert said.endswith("if my labels.csv holds their labels, add --data.labels 'my labels.csv'")
+
+
+def test_data_check_reads_labels_as_train_does(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plant(*FILES)
+    written(root, ROWS.replace("label\n", "art\n"))
+    assert main(["data", "check", str(root), "--data.labels", "labels.csv", "--data.label_column", "art"]) == 0
+    assert f"train --data {root} --data.labels labels.csv --data.label_column art" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    table = {"image": FILES, "label": ["a", "b", "a"]}
+    assert convsmith.check_data({"source": root, "labels": table}, show=False).counts == {"": {"a": 2, "b": 1}}

@@ -25,6 +25,8 @@ Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 ARRAYS = "arrays"  # the value of data.source for arrays in memory
 #: The keys that name columns of a table, or of Parquet and Arrow.
 COLUMN_KEYS = ("image_column", "label_column", "split_column")
+#: The keys that say where the labels are.
+LABELLING = ("labels", *COLUMN_KEYS)
 #: The keys that say where labelled images lie and how they are read; the others say what is made of them.
 READING = ("source", "classes", "labels", *COLUMN_KEYS, "on_error", "cache")
 

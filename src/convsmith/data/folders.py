@@ -205,9 +205,12 @@ def _by_folder(top: _Folder) -> str:
 
 
 def _no_classes(root: Path, tables: Sequence[str]) -> UserError:
+    missing = f"no images in class folders below '{root}'"
+    if len(tables) == 1 and (name := readable(tables[0])):
+        return UserError(f"{missing}: if {name} holds their labels, add --data.labels {shlex.quote(name)}")
     table = f" (such as {readable(tables[0])})" if tables else ""
     return UserError(
-        f"no images in class folders below '{root}': expected {root.name}/CLASS/IMAGE or "
+        f"{missing}: expected {root.name}/CLASS/IMAGE or "
         f"{root.name}/train/CLASS/IMAGE with suffixes {', '.join(sorted(IMAGE_SUFFIXES))}; if the labels stand in a "
         f"table{table} or in the names of the files, give --data.labels"
     )

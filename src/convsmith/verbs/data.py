@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from convsmith.config import validate
+from convsmith.data.config import LABELLING
 from convsmith.errors import command
+from convsmith.verbs.flags import add_reading_arguments, read_flags
 
 PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 
@@ -17,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         nargs="+",
-        help="a data set's name, a folder of images or Parquet; several are joined",
+        help="a data set's name, a folder or an archive of images, or Parquet; several are joined",
     )
+    add_reading_arguments(parser, keys=LABELLING)
     parser.add_argument(
         "--range",
         default="full",
@@ -30,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = validate({"data": {"source": args.source, "range": args.range}}).data
+    labelling = read_flags(args).get("data", {})
+    config = validate({"data": {"source": args.source, "range": args.range, **labelling}}).data
     from convsmith.data.audit import check_data, summary_lines
     from convsmith.display import Display
 
@@ -41,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
         display.line(line)
     if out:
         display.written(out)
-    steps = [] if out else [f"{command('data', 'check', *args.source)} --out FILE.json   (a verdict for each file)"]
+    typed = [word for key, value in labelling.items() for word in (f"--data.{key}", value)]
+    steps = (
+        [] if out else [f"{command('data', 'check', *args.source, *typed)} --out FILE.json   (a verdict for each file)"]
+    )
     sources = [word for source in args.source for word in ("--data", source)]
-    flags = ["--data.range", args.range] if args.range != "full" else []
+    flags = [*typed, *(["--data.range", args.range] if args.range != "full" else [])]
     if audit.is_broken:
         flags += ["--data.on_error", "skip"]
     steps.append(command("train", *sources, *flags))

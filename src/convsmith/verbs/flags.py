@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from convsmith.config import (
@@ -53,12 +53,12 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
         )
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+def add_reading_arguments(parser: argparse.ArgumentParser, what: str = "", keys: Sequence[str] = READING) -> None:
     """--data and the keys that say how it is read, for verbs of a trained model; `what` tells the help of --data."""
-    for key in READING:
+    for key in keys:
         info = dict(fields())[f"data.{key}"]
         names = ["--data", "--data.source"] if key == "source" else [f"--data.{key}"]
-        said = what if key == "source" else f"{info.description} (of --data)".replace("%", "%%")
+        said = what if key == "source" else f"{info.description}{' (of --data)' if what else ''}".replace("%", "%%")
         parser.add_argument(
             *names,
             dest=f"data.{key}",
