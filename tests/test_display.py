@@ -14,7 +14,7 @@ import pytest
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Console, Display, clock, duration, epoch_line, first_of
-from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone, StepProgress, TrainingStarted
+from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone, Note, StepProgress, TrainingStarted
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
 from convsmith.records import METRICS
@@ -203,3 +203,12 @@ def test_rows_of_predictions_break_no_word_in_a_narrow_terminal() -> None:
         assert name in text
         assert "retriever 90.0%" in text.replace("\n    ", " ")
         assert "cannot be read: not-an-image" in text
+
+
+def test_a_long_note_is_wrapped_between_words_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    note = "recipe: linear-probe, with pretrained timm/tf_efficientnet_lite0, for photographs (about 333 x 333 pixels)"
+    Display(console)(Note(note))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()) == note

@@ -105,7 +105,7 @@ class Display:
             case Counted():
                 self.counted(event)
             case Note():
-                self.line(event.text)
+                self.wrapped(event.text)
             case Serving():
                 self._serving(event)
             case TrainingStarted():
