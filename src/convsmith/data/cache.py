@@ -36,7 +36,7 @@ from convsmith.errors import UserError, command
 from convsmith.files import open_file, sync_folder, written_whole
 from convsmith.terminal import warn
 
-CACHE_VERSION = 2  # increase this whenever decoding or the files' form changes, so that old ones are not used again
+CACHE_VERSION = 3  # increase this whenever decoding or the files' form changes, so that old ones are not used again
 PIXELS, INDEX = "pixels", "index.npz"  # the images, one after the other; all else that is known of them
 BLOCK = 2**20  # bytes of images that share a checksum, rounded down to whole images
 
