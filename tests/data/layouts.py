@@ -397,6 +397,11 @@ LAYOUTS = (
     Layout("test without train", "test/{a,b}/*1.jpg", "but no train folder"),
     Layout("val twice", "{train,val,valid}/{a,b}/*1.jpg", "val and valid for the val split"),
     Layout("other classes in test", "train/{a,b}/*1.jpg test/{a,b,c}/*1.jpg", "not in train: c"),
+    Layout(
+        "a rare class in train alone",
+        "{train,val}/{a,b}/*1.jpg train/rare/1.jpg",
+        {"train": {"a": 1, "b": 1, "rare": 1}, "val": {"a": 1, "b": 1}},
+    ),
     Layout("an empty class", "{a,b}/*1.jpg c/", "contains no images"),
     Layout("a single class", "cat/*3.jpg", "a single class, 'cat'"),
     # several sources
