@@ -117,15 +117,21 @@ def lock_or_refuse(file: BinaryIO, path: Path) -> None:
         return
 
 
-def refuse_to_replace(path: Path, ours: Callable[[bytes], bool], what: str, flag: str = "--out") -> None:
+def refuse_to_replace(
+    path: Path, ours: Callable[[bytes], bool], what: str, flag: str = "--out", most: int = -1
+) -> None:
     """Raise UserError where writing `flag` would lose something: a file is there whose content is not `ours`.
 
-    A missing or an empty file may be written, and so may one that `ours` takes for `what`.
+    A missing or an empty file may be written, and so may one that `ours` takes for `what` by its first `most` bytes.
     """
     if path.is_dir():
         raise UserError(f"{flag} '{path}' is a folder: name a file in it")
     with suppress(Exception):  # what others wrote can break `ours` in any way
-        if not path.exists() or not (content := read_bytes(path)) or ours(content):
+        if not path.exists():
+            return
+        with open_file(path) as file:
+            content = file.read(most)
+        if not content or ours(content):
             return
     raise UserError(f"'{path}' exists and is not {what}, so it is kept: choose another {flag}, or remove it first")
 

@@ -5,7 +5,6 @@ Source of the format: NumPy's .npy, version 2.0, in an uncompressed zip archive,
 
 from __future__ import annotations
 
-import io
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsmith.errors import UserError
-from convsmith.files import explain_os_errors, refuse_to_replace, written_whole
+from convsmith.files import explain_os_errors, open_file, refuse_to_replace, written_whole
 
 SUFFIXES = (".npz", ".parquet")
 _ROWS = 4096  # of a row group
@@ -31,16 +30,16 @@ def refuse_features(path: Path | None) -> None:
         return
     if path.suffix not in SUFFIXES:
         raise UserError(f"--features '{path}' must end in {' or '.join(SUFFIXES)}")
-    refuse_to_replace(path, lambda content: _are_embeddings(content, path.suffix), "a file of embeddings", "--features")
+    refuse_to_replace(path, lambda _: _are_embeddings(path), "a file of embeddings", "--features", most=1)
 
 
-def _are_embeddings(content: bytes, suffix: str) -> bool:
-    if suffix == ".npz":
-        return sorted(zipfile.ZipFile(io.BytesIO(content)).namelist()) == ["features.npy", "ids.npy"]
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _are_embeddings(path: Path) -> bool:
+    with open_file(path) as file:
+        if path.suffix == ".npz":
+            return sorted(zipfile.ZipFile(file).namelist()) == ["features.npy", "ids.npy"]
+        import pyarrow.parquet as pq
 
-    return list(pq.read_schema(pa.BufferReader(content)).names) == ["id", "features"]
+        return list(pq.read_schema(file).names) == ["id", "features"]
 
 
 @contextmanager

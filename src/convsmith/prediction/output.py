@@ -37,6 +37,7 @@ from convsmith.runtime import installed
 
 FIRST = ("id", "predicted", "confidence")  # the first columns
 CALIBRATED, ERROR = "calibrated_confidence", "error"  # the last ones, the former only with a threshold
+_LONGEST_HEADER = 2**24  # bytes
 _CHUNK = 1000  # rows that are written at a time when a CSV file becomes another
 
 Row = dict[str, Any]
@@ -54,11 +55,14 @@ def refuse_out(out: Path | None, csv_safe: bool = False) -> None:
     if csv_safe and (out is None or out.suffix != ".csv"):
         raise UserError("--csv-safe is about cells of a CSV file: give --out FILE.csv, too")
     if out is not None:
-        refuse_to_replace(out, lambda content: _are_predictions(content, out.suffix), "a file of predictions")
+        most = _LONGEST_HEADER if out.suffix == ".csv" else -1
+        refuse_to_replace(
+            out, lambda content: _are_predictions(content, out.suffix), "a file of predictions", most=most
+        )
 
 
 def _are_predictions(content: bytes, suffix: str) -> bool:
-    text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it again
+    text = content.decode("utf-8-sig", "ignore")  # a spreadsheet program may have saved it again
     keys = [*(parse_json(text)[0] if suffix == ".json" else next(csv.reader(io.StringIO(text, newline=""))))]
     rest = [key for key in keys[3:] if key not in (CALIBRATED, ERROR)]
     return tuple(keys[:3]) == FIRST and all(key.startswith("p_") for key in rest)
