@@ -147,6 +147,28 @@ def test_a_preset_a_file_and_a_network_of_ones_own_leave_nothing_open(tmp_path: 
         decided(data__source="nowhere/at/all")
 
 
+@pytest.mark.parametrize("preset", ["linear-probe", "finetune"])
+def test_a_preset_for_pretrained_weights_gets_a_network_that_has_them(preset: str, cache: Path) -> None:
+    give_weights(cache, "resnet18")
+    notes: list[str] = []
+    config = decide(settings_of(preset, None, {}), listener=lambda event: notes.append(event.text))
+    assert (config.model.name, config.transfer.method) == ("timm/resnet18", preset)
+    assert notes == ["network: timm/resnet18; others: --model NAME"]
+    assert decide(settings_of(preset, None, {"model.name": LITE})).model.name == LITE
+
+
+def test_a_folder_that_bears_the_name_of_a_choice_is_not_taken_for_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    give_weights(cache)
+    for word in ("auto", "default", "none"):
+        (tmp_path / word).mkdir()
+    photos = images(tmp_path / "photos", 100)
+    assert decided(data__source=photos)[0] == LITE
+    assert decided(data__source=photos, transfer__weights="default")[0] == LITE
+
+
 def test_the_weights_of_auto_follow_the_network() -> None:
     assert compose(None, None, {}).transfer.weights == "none"
     library = compose("baseline", None, {"model.name": "torchvision/resnet18"})

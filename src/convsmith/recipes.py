@@ -17,7 +17,7 @@ from convsmith.nets.build import refuse_unknown
 from convsmith.studies.book import results
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import lookup
-from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS
+from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS, WORDS
 from convsmith.transfer.pretrained import expected_input, hub_weights
 from convsmith.transfer.recognise import recognise
 
@@ -43,6 +43,7 @@ PREFERRED = (
     "torchvision/resnet50",
 )
 LINEAR_PROBE, FINETUNE, FROM_SCRATCH = "linear-probe", "finetune", "from-scratch"
+PRETRAINED = LINEAR_PROBE, FINETUNE
 _OTHERWISE = f"others: --model NAME, --preset {BASELINE} (small, from random weights)"
 
 
@@ -77,6 +78,10 @@ def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nob
         choice = _chosen(settings, parts.source)
         config = Settings(None, (choice.network, *settings.layers)).over(choice.preset)
         listener(Note(f"recipe: {choice.preset}, {choice.why}"))
+    elif settings.preset in PRETRAINED and "model" not in settings.layer and config.transfer.weights == LIBRARY_WEIGHTS:
+        network = _at_hand(cache_folder(config.data)) or PREFERRED[0]
+        config = Settings(None, ({"model": {"name": network}}, *settings.layers)).over(settings.preset)
+        listener(Note(f"network: {network}; others: --model NAME"))
     if config.model.is_library and config.transfer.weights == NO_WEIGHTS:
         listener(Note(_random(config.model.name)))
     return config
@@ -85,10 +90,10 @@ def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nob
 def _weights_without_network(settings: Settings) -> Path | None:
     """The file that transfer.weights names, if neither the user nor a preset names the network that it belongs to."""
     layer = settings.layer
-    weights = Path(str(layer.get("transfer", {}).get("weights", "")))
+    weights = str(layer.get("transfer", {}).get("weights", AUTO_WEIGHTS))
     preset = {} if settings.preset is None else preset_layer(settings.preset)
     named = "model" in layer or "name" in preset.get("model", {})
-    return weights if weights.is_file() and not named else None
+    return Path(weights) if not named and weights not in WORDS and Path(weights).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _chosen(settings: Settings, source: Source | None) -> _Choice:
             return _Choice(FROM_SCRATCH, f"for {network} with random weights", {})
         images = images_of(config.data, source)
         return _Choice(_preset(images), f"for {network} and {images.number}; {_OTHERWISE}", {})
-    if named or Path(weights).exists():  # a network of ours, or that of a run
+    if named or (weights not in WORDS and Path(weights).exists()):  # a network of ours, or that of a run
         return _Choice(BASELINE, f"for {config.model.name}; others: convsmith presets", {})
     images = images_of(config.data, source)
     if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not images.suit_pretrained):
@@ -123,7 +128,7 @@ def _chosen(settings: Settings, source: Source | None) -> _Choice:
 def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
     """A pretrained network; without its weights `baseline`, or an error if the user has `asked` for them."""
     cache = cache_folder(config.data)
-    network = next((model for model in PREFERRED if lookup.at_hand(model, cache)), None)
+    network = _at_hand(cache)
     if network is None:
         network = PREFERRED[0]
         try:
@@ -134,6 +139,11 @@ def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
             return _Choice(BASELINE, f"a small network from random weights, for {images.kind}, since {error}", {})
     why = f"with pretrained {network}, for {images.kind}, {images.number}; {_OTHERWISE}"
     return _Choice(_preset(images), why, {"model": {"name": network}})
+
+
+def _at_hand(cache: Path) -> str | None:
+    """The first of the preferred networks whose weights are on this machine."""
+    return next((model for model in PREFERRED if lookup.at_hand(model, cache)), None)
 
 
 def _preset(images: Images) -> str:

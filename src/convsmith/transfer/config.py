@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from convsmith.contracts import Section
 
 ALL_BUT_HEAD = "all-but-head"
-NO_WEIGHTS, LIBRARY_WEIGHTS, AUTO_WEIGHTS = "none", "default", "auto"
+NO_WEIGHTS, LIBRARY_WEIGHTS, AUTO_WEIGHTS = WORDS = "none", "default", "auto"
 
 
 class UnfreezeConfig(Section):
