@@ -71,6 +71,22 @@ def test_a_report_has_its_images_where_they_have_moved(place: Path, capsys: Capt
         convsmith.load("runs/digits").report(show=False)
 
 
+def test_a_report_shows_the_scores_on_other_data(place: Path) -> None:
+    plant_digits(Path("june"), range(200, 230))
+    record = convsmith.load("runs/digits").evaluate(data="june", show=False)
+    assert main(["report", "runs/digits"]) == 0
+    page = (place / "runs/digits/report.html").read_text(encoding="utf-8")
+    assert f'<th scope="row">{place / "june"}</th><td>30</td><td>{record["accuracy"]:.2%}</td>' in page
+
+
+def test_resume_says_where_to_name_the_new_place(place: Path, kept: Path, capsys: Captured) -> None:
+    Path("runs/digits/summary.json").unlink()
+    assert main(["resume", "runs/digits"]) == 2
+    assert (
+        "put them back, or name their new place as data.source in 'runs/digits/config.yaml'" in capsys.readouterr().err
+    )
+
+
 def test_a_page_of_explain_names_the_command_with_the_new_place(place: Path) -> None:
     assert main(["explain", "runs/digits", "--figure", "confusion", "--data", "elsewhere"]) == 0
     page = (place / "runs/digits/explain/confusion.html").read_text(encoding="utf-8")

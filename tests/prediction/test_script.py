@@ -83,9 +83,9 @@ FILTERS = ["bilinear", "bicubic"]
 def test_pixels_are_those_of_predict(
     pictures: list[Path], way: tuple[str, float], interpolation: str, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for limits in ("full", (0.1, 30_000.0)):
+    for size, limits in ((16, "full"), ((12, 20), (0.1, 30_000.0)), ((20, 12), "full")):
         settings = {"resize": way[0], "crop": way[1], "interpolation": interpolation, "range": limits}
-        model = card(channels=channels, **settings)
+        model = card(channels=channels, image_size=size, working_size=size, **settings)
         program = loaded(script("model.onnx", "abc", model, takes_pixels=True), monkeypatch)
         for file in pictures:
             found = program["pixels_of"](file)
@@ -128,13 +128,13 @@ def test_other_numbers_of_channels_are_taken_as_they_are(
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize("size", [16, 12, 20])
+@pytest.mark.parametrize(("size", "working"), [(16, 16), (12, 16), (16, 20), ((12, 20), (14, 22))])
 def test_normalised_floats_are_those_of_predict(
-    pictures: list[Path], size: int, interpolation: str, monkeypatch: pytest.MonkeyPatch
+    pictures: list[Path], size: Any, working: Any, interpolation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    model = card(image_size=min(size, 16), working_size=max(size, 16), interpolation=interpolation)
+    model = card(image_size=size, working_size=working, interpolation=interpolation)
     program = loaded(script("model.onnx", "abc", model, takes_pixels=False), monkeypatch)
     for file in pictures[:6]:
         pixels = prepare(file, model.preprocessing).tensor(torch.device("cpu"))

@@ -215,12 +215,10 @@ def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | 
     return dataset.as_recorded(splits, str(run.path))
 
 
-def refuse_lost(config: DataConfig, run: RunDir) -> None:
-    """Raise UserError if the files of the run's data are not where its config says."""
+def refuse_lost(config: DataConfig, run: RunDir, fix: str = "name their new place with --data") -> None:
+    """Raise UserError, which ends with `fix`, if the files of the run's data are not where its config says."""
     if lost := [name for name in config.sources if os.path.isabs(name) and not os.path.exists(name)]:
-        raise UserError(
-            f"the data of run '{run.path}' are not at '{lost[0]}' any more: name their new place with --data"
-        )
+        raise UserError(f"the data of run '{run.path}' are not at '{lost[0]}' any more: {fix}")
 
 
 def moved_source(run: RunDir, data: DataConfig) -> Source:

@@ -14,6 +14,7 @@ from torch import nn
 from convsmith import records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import Dataset
+from convsmith.data.source import SPLITS
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command, damaged
 from convsmith.prediction.evaluate import run_dataset
@@ -43,6 +44,7 @@ class Inputs:
     evaluation: dict[str, Any]
     predictions: Predictions
     test: dict[str, Any] | None
+    others: list[dict[str, Any]]
     openings: list[dict[str, Any]]
     environment: dict[str, Any]
     source: Source | None
@@ -88,6 +90,8 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
             f"{evaluation['n']}: make both again with {command('evaluate', path)}"
         )
     test = run.evaluation("test")
+    names = [name for name in run.evaluations() if name not in SPLITS]
+    others = [one for name in names if (one := records.read(run.evaluation(name), records.Evaluation)).get("data")]
     rows, summary = read_course(run)
     return Inputs(
         run=run,
@@ -99,6 +103,7 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
         evaluation=evaluation,
         predictions=predictions,
         test=records.read(test, records.Evaluation) if test.exists() else None,
+        others=others,
         openings=records.read_lines(run.test_access, records.TestAccess),
         environment=records.read(run.environment, records.Environment) if run.environment.exists() else {},
         source=source,

@@ -30,8 +30,10 @@ MOST_CUTS = 8  # if there are more, only the curve shows them
 
 
 def result(inputs: Inputs) -> Section:
-    """The scores on the validation split, and on the test split if it was opened."""
-    return {"val": _scores(inputs.evaluation), "test": _scores(inputs.test) if inputs.test else None}
+    """The scores on the validation split, on the test split if it was opened, and on other data."""
+    others = [_scores(record) | {"data": record["data"]} for record in inputs.others]
+    test = _scores(inputs.test) if inputs.test else None
+    return {"val": _scores(inputs.evaluation), "test": test, "others": others}
 
 
 def _scores(record: Mapping[str, Any]) -> Section:

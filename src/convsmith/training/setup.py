@@ -28,6 +28,7 @@ from convsmith.nets.shapes import Estimate, LayerRow, totals, trace
 from convsmith.optim.config import OptimConfig
 from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
+from convsmith.prediction.evaluate import refuse_lost
 from convsmith.prediction.model_file import FORMATS, ModelCard
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, set_threads
@@ -252,6 +253,8 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
     if parts.module is not None and config.model.name != (own := own_name(parts.module)):
         fix = "pass in the one that it was started with" if config.model.is_own else "leave model out"
         raise UserError(f"the network of run '{run.path}' is {config.model.name}, not {own}: {fix}")
+    if parts.source is None:
+        refuse_lost(config.data, run, f"put them back, or name their new place as data.source in '{run.config}'")
     dataset, device = open_data(config, parts)
     dataset = dataset.as_recorded(records.read(run.splits, records.Splits), str(run.path))
     config = resolve(config, gather_facts(config, dataset, device, parts))
