@@ -152,7 +152,7 @@ def _splits_of(root: Path, top: _Folder) -> dict[str, _Folder]:
         raise UserError(
             f"the images in '{root / splits['val'].path}' lie in no class folders: put them into folders of their "
             f"classes, name the table of their labels with --data.labels, or train without them, "
-            f"--data {root / splits['train'].path}"
+            f"--data {shlex.quote(str(root / splits['train'].path))}"
         )
     for folder in splits.values():
         _refuse_same_classes(root, folder)

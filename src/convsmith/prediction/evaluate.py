@@ -121,7 +121,8 @@ def evaluate(
     config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)["splits"]
     available = [name for name in ("val", "test") if splits.get(name)]
     if split not in available:
-        raise UserError(f"run '{run.path}' has no {split} split to evaluate. Splits: {', '.join(available)}")
+        others = f"Splits: {', '.join(available)}" if available else "Name other images: --data OTHER"
+        raise UserError(f"run '{run.path}' has no {split} split to evaluate. {others}")
     set_threads(config.train.threads)
     dataset = run_dataset(run, source)
     model, card = load_model(run.model, where := select_device(device), module)
