@@ -150,7 +150,7 @@ def test_pixels_in_the_graph_are_prepared_as_in_training(
 def test_the_command_prints_the_difference_it_measured(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run.path), "--format", "torch"]) == 0
     said = capsys.readouterr().out
-    assert "checked  64 validation images" in said
+    assert "checked 64 validation images" in said
     assert "uint8 [N, 10, 10, 1], gray" in said
     assert (run.path / "export" / "model.pt2").exists()
 

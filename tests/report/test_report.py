@@ -226,7 +226,7 @@ def damaged(file, text):
     [
         ("summary.json", (["best_epoch"], "two"), "best_epoch: Input should be a valid integer"),
         ("summary.json", (["parameters"], None), "parameters: Field required"),
-        ("splits.json", (["splits", "val"], []), "splits.val: List should have at least 1 item"),
+        ("splits.json", (["splits", "train"], []), "splits.train: List should have at least 1 item"),
         (
             "splits.json",
             (["splits", "val"], ["nobody.png"]),
