@@ -23,6 +23,7 @@ from convsmith.data.joined import join
 from convsmith.data.labels import open_labelled
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.native import array_channels
+from convsmith.data.npz import NPZ, read_npz
 from convsmith.data.parquet import column_files, open_parquet
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
@@ -100,9 +101,13 @@ def _open(name: str, config: DataConfig) -> Source:
         return replace(source, unused=unused)
     if (archive := archive_of(path)) is not None:
         return _open_archive(path, *archive, config)
+    if path.suffix.lower() in NPZ and path.is_file():
+        _refuse_unread(config, f"'{path}'")
+        stored = read_npz(path)
+        return replace(from_arrays(stored.images, stored.labels, given=stored.given, fewest_classes=1), name=str(path))
     if path.is_file():
         if path.suffix.lower() not in (*PARQUET, *ARROW):
-            raise UserError(f"data.source '{path}' is a file: give a folder of images or Parquet, or a .parquet file")
+            raise UserError(f"data.source '{path}' is a file: give a folder or an archive of images, or Parquet, Arrow or .npz")
         _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
         status = path.stat()
         return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache, config)

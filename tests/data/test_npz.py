@@ -1,0 +1,67 @@
+"""Arrays in .npz files, as MedMNIST lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convsmith.data.config import DataConfig
+from convsmith.data.source import Source
+from convsmith.data.sources import open_source
+from convsmith.errors import UserError
+
+IMAGES = np.arange(6 * 8 * 8).reshape(6, 8, 8).astype(np.uint8)
+LABELS = np.array([[3], [5], [3], [5], [3], [5]])
+
+
+def opened(path: Path, **arrays: object) -> Source:
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return open_source(DataConfig(source=str(path)))
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_splits_and_labels_are_those_of_the_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "medical.npz"
+    arrays = {
+        f"{split}_{what}": array
+        for split in ("train", "val", "test")
+        for what, array in (("images", IMAGES), ("labels", LABELS))
+    }
+    source = opened(path, **arrays)
+    assert source.name == str(path)
+    assert source.classes == ("3", "5")
+    assert source.labels.tolist() == [0, 1] * 9
+    assert source.given.tolist() == ["train"] * 6 + ["val"] * 6 + ["test"] * 6
+    np.testing.assert_array_equal(source.read(7), IMAGES[1])
+    alone = opened(path, train_images=np.stack([IMAGES] * 3, axis=-1), train_labels=LABELS[:, 0])
+    assert (set(alone.given.tolist()), alone.native_channels) == ({""}, 3)
+
+
+def test_what_it_cannot_be_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    for arrays, message in (
+        ({"x": IMAGES, "y": LABELS}, "expected train_images uint8"),
+        ({"train_images": IMAGES, "train_labels": np.eye(6)}, "has 6 labels an image in train_labels"),
+        ({"train_images": IMAGES / 1.0, "train_labels": LABELS}, "are float64 [6, 8, 8]"),
+        ({"train_images": IMAGES, "train_labels": LABELS[:4]}, "has 6 train_images, but 4 train_labels"),
+        ({"train_images": IMAGES, "train_labels": np.array([print] * 6)}, "cannot be read as .npz: Object arrays"),
+    ):
+        assert message in refused(lambda arrays=arrays: opened(path, **arrays))  # type: ignore[misc]
+    for content in (b"", b"PK", path.read_bytes()[:200]):
+        path.write_bytes(content)
+        assert "cannot be read as .npz" in refused(lambda: open_source(DataConfig(source=str(path))))
+
+
+def test_arrays_beyond_memory_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsmith.data.npz.available", lambda: 100)
+    said = refused(lambda: opened(tmp_path / "a.npz", train_images=IMAGES, train_labels=LABELS))
+    assert "of memory, and 0 MB are free: write its images to Parquet" in said
