@@ -332,7 +332,7 @@ LAYOUTS = (
         make=zipped("set.zip", "{train,test}/{a,b}/*1.png"),
     ),
     Layout("a zip of folds", "", "or several", source=("set.zip",), make=zipped("set.zip", "fold{1,2}/{a,b}/*1.png")),
-    Layout("medmnist", "pathmnist.npz", "is a file: give a folder", source=("pathmnist.npz",)),
+    Layout("medmnist", "pathmnist.npz", "pathmnist.npz' cannot be read as .npz", source=("pathmnist.npz",)),
     # refused
     Layout("dogs vs cats", "train/{cat,dog}.*2.jpg test1/*2.jpg", "in the names of the files, give --data.labels"),
     Layout("cassava", "train_images/*3.jpg test_images/*1.jpg train.csv sample_submission.csv", "table (such as"),

@@ -324,3 +324,9 @@ def test_data_check_reads_labels_as_train_does(plant: Plant, capsys: pytest.Capt
     )
     table = {"image": FILES, "label": ["a", "b", "a"]}
     assert convsmith.check_data({"source": root, "labels": table}, show=False).counts == {"": {"a": 2, "b": 1}}
+
+
+def test_a_pattern_that_tries_too_many_ways_is_ended(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsmith.data.labels.LONGEST", 0.05)
+    root = plant("a" * 60 + ".png", "b.png")
+    assert "takes more than 0.05 s for 'aaaa" in refused(lambda: opened(root, "(a|aa)+$"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,7 @@ LABEL_NAMES = frozenset(
 SPLIT_COLUMNS = frozenset("split set subset partition".split())
 NO_LABEL, NO_ROW, NO_FILE = "not matched by data.labels", "without a row in the table", "rows without an image"
 UNLABELLED = "test images without a label"
+LONGEST = 5  # seconds that a pattern may take for one name
 _EXPECTED = r"a CSV or TSV file or a pattern with one capture group such as '(cat|dog)\.\d+'"
 
 
@@ -83,10 +83,15 @@ def _suffix(path: str) -> str:
 
 
 def pattern(key: str, setting: str, expected: str) -> Callable[[str], str]:
-    """What the capture group of a pattern matches in a name, or ''. Raises UserError that says what is `expected`."""
+    """What the capture group of a pattern matches in a name, or ''. Raises UserError that says what is `expected`.
+
+    So does the function where one name takes more than LONGEST seconds: `regex` reads what `re` does, and can be ended.
+    """
+    import regex
+
     try:
-        compiled = re.compile(setting)
-    except (re.error, OverflowError, RecursionError) as error:
+        compiled = regex.compile(setting)
+    except (regex.error, OverflowError, RecursionError, ValueError) as error:
         raise UserError(f"{key} '{setting}' is neither a file nor a valid pattern ({error}): give {expected}") from None
     if compiled.groups != 1:
         raise UserError(
@@ -95,7 +100,13 @@ def pattern(key: str, setting: str, expected: str) -> Callable[[str], str]:
         )
 
     def found(name: str) -> str:
-        match = compiled.search(name)
+        try:
+            match = compiled.search(name, timeout=LONGEST)
+        except TimeoutError:
+            raise UserError(
+                f"{key} '{setting}' takes more than {LONGEST} s for '{name}': write it without repeats in repeats, as "
+                "in (a+)+"
+            ) from None
         return (match[1] or "") if match else ""
 
     return found

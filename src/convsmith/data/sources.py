@@ -107,7 +107,9 @@ def _open(name: str, config: DataConfig) -> Source:
         return replace(from_arrays(stored.images, stored.labels, given=stored.given, fewest_classes=1), name=str(path))
     if path.is_file():
         if path.suffix.lower() not in (*PARQUET, *ARROW):
-            raise UserError(f"data.source '{path}' is a file: give a folder or an archive of images, or Parquet, Arrow or .npz")
+            raise UserError(
+                f"data.source '{path}' is a file: give a folder or an archive of images, or Parquet, Arrow or .npz"
+            )
         _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
         status = path.stat()
         return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache, config)
