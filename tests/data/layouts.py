@@ -335,7 +335,11 @@ LAYOUTS = (
     Layout("medmnist", "pathmnist.npz", "pathmnist.npz' cannot be read as .npz", source=("pathmnist.npz",)),
     # refused
     Layout("dogs vs cats", "train/{cat,dog}.*2.jpg test1/*2.jpg", "in the names of the files, give --data.labels"),
-    Layout("cassava", "train_images/*3.jpg test_images/*1.jpg train.csv sample_submission.csv", "table (such as"),
+    Layout(
+        "cassava",
+        "train_images/*3.jpg test_images/*1.jpg train.csv sample_submission.csv",
+        "add --data.labels train.csv",
+    ),
     Layout("images and a table", "images/*3.jpg labels.csv", "add --data.labels labels.csv"),
     Layout("loose images", "*3.jpg", "no images in class folders"),
     Layout(

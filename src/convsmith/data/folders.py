@@ -206,9 +206,10 @@ def _by_folder(top: _Folder) -> str:
 
 def _no_classes(root: Path, tables: Sequence[str]) -> UserError:
     missing = f"no images in class folders below '{root}'"
-    if len(tables) == 1 and (name := readable(tables[0])):
+    likely = [table for table in tables if split_of(PurePosixPath(table).name) == "train" or "label" in table] or tables
+    if len(likely) == 1 and (name := readable(likely[0])):
         return UserError(f"{missing}: if {name} holds their labels, add --data.labels {shlex.quote(name)}")
-    table = f" (such as {readable(tables[0])})" if tables else ""
+    table = f" (such as {readable(likely[0])})" if likely else ""
     return UserError(
         f"{missing}: expected {root.name}/CLASS/IMAGE or "
         f"{root.name}/train/CLASS/IMAGE with suffixes {', '.join(sorted(IMAGE_SUFFIXES))}; if the labels stand in a "
