@@ -115,6 +115,7 @@ def test_rectangles_of_five_channels_from_files_to_an_exported_model(tmp_path: P
         {"source": str(tmp_path / "data"), "image_size": [8, 20], "cache": str(tmp_path / "cache")},
         "simple-cnn",
         epochs=1,
+        train={"layout": "contiguous", "threads": 1},
         augment={"rotation": 10, "random_resized_crop": 0.6, "shift": 0.1, "trivial": True, "cutmix": 1.0},
         track={"wandb": "off"},
         runs_dir=tmp_path,

@@ -16,12 +16,11 @@ from PIL import Image, ImageCms
 from convsmith.contracts import gray_or_rgb
 from convsmith.data import limits
 from convsmith.data.cache import open_images
-from convsmith.data.config import DecodeRules
+from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import DecodeError, decode, decode_deep, from_array, read_header
-from convsmith.data.folders import open_folder
 from convsmith.data.native import native_shape
 from convsmith.data.remarks import is_other_profile, sentences
-from convsmith.data.source import walk
+from convsmith.data.sources import open_source
 
 TYPES = ("uint8", "uint16", "int16", "float32", "float64")
 
@@ -146,7 +145,7 @@ def test_the_source_has_the_channels_of_its_images(tmp_path: Path) -> None:
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(2):
             np.save(tmp_path / "data" / name / f"{number}.npy", values(8, 6, 7))
-    source = open_folder(tmp_path / "data", walk(tmp_path / "data"))
+    source = open_source(DataConfig(source=str(tmp_path / "data")))
     assert native_shape(source, tmp_path) == ((8, 6), 7)
     assert open_images(source, DecodeRules(working_size=8, channels=7), tmp_path).pixels.shape == (4, 8, 8, 7)
 
@@ -163,7 +162,7 @@ def test_pages_and_profiles_are_said_once(tmp_path: Path) -> None:
     other = srgb[: start + 8] + (40_000).to_bytes(4, "big") + srgb[start + 12 :]
     two.save(tmp_path / "data/b/same.png", icc_profile=srgb)
     two.save(tmp_path / "data/b/other.png", icc_profile=other)
-    source = open_folder(tmp_path / "data", walk(tmp_path / "data"))
+    source = open_source(DataConfig(source=str(tmp_path / "data")))
     for _ in range(2):  # built, and read back
         images = open_images(source, DecodeRules(working_size=8), tmp_path)
         assert sentences(images.remarks) == (
