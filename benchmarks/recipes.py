@@ -5,7 +5,7 @@
 Cross-validates the presets `baseline` and `linear-probe` (of timm/tf_efficientnet_lite0, from the file) on 200
 photographs in gray, on gray drawings (each digit of Pillow's font, turned, moved and scaled at random, on white, 40 of
 each) and on 1,000 images of CIFAR-10. `chosen` is what `convsmith.recipes` takes for these images. Photographs in
-colour are in transfer.json. Writes docs/results/recipes.json.
+colour are in transfer.json. Writes docs/results/recipes.json after each preset: a stopped run leaves its part.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from convsmith.transfer.recognise import recognise
 #: Images with at most as many pixels as a square of this side are small. A small net trains on all 50,000 of CIFAR-10
 #: in minutes (docs/results/baseline.json), where a pretrained one would need them enlarged.
 SMALL_SIDE = 64
-#: Gray images of which at least this share is background are drawings (docs/results/recipes.json).
+#: Gray images of which at least this share is background are drawings; others are photographs, for which pretrained
+#: weights are worth 40 points in gray, too (docs/results/recipes.json).
 BLANK_SHARE = 0.5
 #: Up to this many train images the head alone is trained: with 400 photographs finetuning is no better and takes eight
 #: times as long (docs/results/transfer.json), with 2,500 images it is (transfer-250 in docs/evidence.md).
