@@ -212,3 +212,25 @@ def test_a_long_note_is_wrapped_between_words_on_a_terminal():
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert " ".join(" ".join(lines).split()) == note
+
+
+def test_a_bar_shows_no_time_before_it_is_known() -> None:
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=True, color_system=None, width=80)) as display:
+        display(Counted("decoding", 0, 10))
+        display._bar.refresh()  # type: ignore[union-attr]
+    assert "0 of 10" in out.getvalue()
+    assert "--:--" not in out.getvalue()
+
+
+def test_the_reason_for_a_next_command_moves_below_it_where_it_does_not_fit() -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, color_system=None, width=60))
+    command = "convsmith train runs/a-long-name-of-a-run/config.yaml --seed 1"
+    display.next(f"{command}   (one net, trained on all)", "convsmith runs   (lists them)")
+    # A command stays in one piece for the terminal to wrap: pasted, it is whole.
+    assert out.getvalue().splitlines() == [
+        f"next: {command}",
+        "      (one net, trained on all)",
+        "      convsmith runs   (lists them)",
+    ]

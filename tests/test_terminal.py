@@ -16,7 +16,7 @@ from rich.text import Text
 from convsmith.display import Console, Display
 from convsmith.errors import RunFailed, Stopped, UserError, command
 from convsmith.plainyaml import parse_yaml, to_yaml
-from convsmith.terminal import lines_of, say, say_lines, visible
+from convsmith.terminal import lines_of, plural, say, say_lines, visible, wrap
 
 HOSTILE = (
     "\x1b[31m\x9b2J\x00\x07\r\n\t\x7f\u202e\u2066"
@@ -146,3 +146,18 @@ def test_yaml_of_ours_is_visible_and_reads_back(text: str) -> None:
     written = to_yaml({"source": text})
     assert lines_of(written) == written
     assert parse_yaml(written, "it") == {"source": text}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_lines_end_between_words_and_no_command_is_broken(width: int) -> None:
+    typed = "convsmith predict 'runs/my run' IMAGE... --out some-predictions.csv"
+    line = f"error: 3 of 12,345 files cannot be read, which {typed}, tried again, leaves out of some-long-name.csv"
+    lines = wrap(line, width, indent=2)
+    assert sum(typed in one for one in lines) == 1
+    assert " ".join(one.strip() for one in lines) == line
+    assert all(len(one) <= width or typed in one for one in lines)
+    assert wrap("", width) == [""]
+
+
+def test_one_of_something_is_singular() -> None:
+    assert [plural(number, "thread") for number in (0, 1, 1438)] == ["0 threads", "1 thread", "1,438 threads"]

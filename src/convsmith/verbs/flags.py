@@ -23,7 +23,7 @@ from convsmith.data.config import READING, DataConfig, reading
 from convsmith.verbs.parser import Parser
 
 #: The keys that --help shows, besides those with a shorthand; --help SECTION shows all of a section.
-COMMON = ("data.image_size", "data.on_error", "augment.hflip", "transfer.weights", "track.wandb")
+COMMON = ("data.labels", "data.image_size", "data.on_error", "augment.hflip", "transfer.weights", "track.wandb")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
