@@ -221,16 +221,16 @@ class Dataset:
 
         Raises UserError if the data has changed, or if the config now asks for other splits.
         """
-        same = self.of_hash(record["hash"])
-        if same is None:
-            raise UserError(
-                f"the data of run '{run}' has changed since it was trained: its splits are no longer the same"
-            )
         ours = self.config.split_seed
         if (theirs := record.get("seed", ours)) != ours:
             raise UserError(
                 f"the splits of run '{run}' were made with data.split_seed {theirs}, but its config.yaml now says "
                 f"{ours}: set it back, or train a new run"
+            )
+        same = self.of_hash(record["hash"])
+        if same is None:
+            raise UserError(
+                f"the data of run '{run}' has changed since it was trained: its splits are no longer the same"
             )
         return same.with_splits(record["splits"])
 
