@@ -128,6 +128,8 @@ def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
     with pytest.raises(KeyboardInterrupt):
         convsmith.auto({"source": "digits", "limit": "300"}, show=killed, **settings)
     assert {row["state"] for row in convsmith.runs()} == {"stopped"}
+    assert main(["report", "runs/race"]) == 2
+    assert "has not ended: convsmith resume runs/race" in capsys.readouterr().err
     words = ["auto", "digits", "--minutes", "0.05", "--name", "race", "--data.limit", "300", "--track.wandb", "off"]
     assert main(["resume", "runs/race"]) == 0
     said = capsys.readouterr().out

@@ -65,6 +65,8 @@ class Crossval:
 def read_crossval(run: RunDir, source: Source | None = None) -> Crossval:
     """UserError where the study is of another kind, is not finished, or a file is damaged."""
     kind = read_spec(run)["kind"]
+    if kind == "auto":
+        raise UserError(f"the race '{run.path}' has not ended: {command('resume', run.path)} ends it, with a report")
     if kind != "crossval":
         shown = {"ablate": "conclusion.md and figures/forest.png", "tune": "trials.csv and figures/history.png"}[kind]
         raise UserError(
