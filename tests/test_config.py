@@ -285,3 +285,8 @@ def test_configs_are_compared_down_to_the_keys_of_a_block():
         ("model.blocks[0].norm", ["none", "batch"]),
         ("model.blocks[1].pool", [None, ABSENT]),
     ]
+
+
+def test_a_path_that_no_config_file_can_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.source 'caf\\xe9' is not UTF-8, so that no file can name it"):
+        validate({"data": {"source": "caf\udce9"}}).to_yaml()

@@ -89,8 +89,14 @@ class RunConfig(Section):
         )
 
     def to_yaml(self) -> str:
-        """The text of a config.yaml, which `read_layer` can read back."""
-        return to_yaml(versioned(self.model_dump(mode="json")))
+        """The text of a config.yaml, which `read_layer` can read back; UserError for a path that is not UTF-8."""
+        values = self.model_dump(mode="json")
+        for key, value in flattened(values):
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{key} '{value}' is not UTF-8, so that no file can name it: rename it") from None
+        return to_yaml(versioned(values))
 
 
 REPEATED = ("data.source",)  # keys whose flags may be given several times
