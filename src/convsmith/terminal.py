@@ -86,11 +86,11 @@ def plural(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def say(line: str = "", error: bool = False) -> None:
-    """Print one line of plain text to stdout, or to stderr; a terminal gets it wrapped between words."""
+def say(line: str = "", error: bool = False, indent: int = 0) -> None:
+    """Print one line of plain text to stdout, or to stderr; a terminal gets it wrapped between words, then indented."""
     stream = sys.stderr if error else sys.stdout
     shown = visible(line)
-    lines = wrap(shown, shutil.get_terminal_size().columns) if stream.isatty() else [shown]
+    lines = wrap(shown, shutil.get_terminal_size().columns, indent) if stream.isatty() else [shown]
     print("\n".join(lines), file=stream)
 
 

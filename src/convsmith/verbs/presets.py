@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     width = max(map(len, known))
     for name, text in known.items():
-        say(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}")
+        say(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}", indent=width + 2)
     say()
     say("next: convsmith presets NAME   or   convsmith train --preset NAME --data DATA")
     return 0
