@@ -86,12 +86,19 @@ def test_single_flags_stay_on_top_of_the_recipe(tmp_path: Path, cache: Path) -> 
     ],
 )
 def test_small_images_and_drawings_get_a_small_net_from_random_weights(
-    kind: str, side: int, colours: int, blank: bool, words: str, tmp_path: Path, cache: Path
+    kind: str, side: int, colours: int, blank: bool, words: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_weights(cache)
+    monkeypatch.setattr(recipes, "FEW_IMAGES", 1)
     *found, notes = decided(data__source=images(tmp_path / "data", side, colours, blank))
     assert found == ["simple-cnn", "none", "None"]
     assert notes[0].startswith(f"recipe: baseline, a small network from random weights, for {words}; others: --model")
+
+
+def test_few_drawings_get_a_pretrained_network(tmp_path: Path) -> None:
+    found = recipes.images_of(DataConfig(source=images(tmp_path / "data", 100, 1, True)))
+    assert found.suit_pretrained
+    assert found.kind.startswith("gray drawings")
 
 
 def test_named_sets_decide_without_a_download() -> None:

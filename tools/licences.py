@@ -41,7 +41,7 @@ KINDS = {
     ),
     "permissive": (
         re.compile(
-            r"\b(MIT|0?BSD|Apache|PSF|Python Software Foundation|BSL|ISC|HPND|Unlicense|zlib|CC0|Public Domain)",
+            r"\b(MIT|0?BSD|Apache|PSF|CNRI|Python Software Foundation|BSL|ISC|HPND|Unlicense|zlib|CC0|Public Domain)",
             re.IGNORECASE,
         ),
         "keep the copyright notice when you redistribute it",

@@ -25,7 +25,7 @@ from convsmith.transfer.recognise import recognise
 #: in minutes (docs/results/baseline.json), where a pretrained one would need them enlarged.
 SMALL_SIDE = 64
 #: Gray images of which at least this share is background are drawings; others are photographs, for which pretrained
-#: weights are worth 40 points in gray, too (docs/results/recipes.json).
+#: weights are worth 40 points in gray, too, as they are for few drawings (docs/results/recipes.json).
 BLANK_SHARE = 0.5
 #: Up to this many train images the head alone is trained: with 400 photographs finetuning is no better and takes eight
 #: times as long (docs/results/transfer.json), with 2,500 images it is (transfer-250 in docs/evidence.md).
@@ -171,7 +171,8 @@ def images_of(config: DataConfig, source: Source | None = None) -> Images:
     if found.side <= SMALL_SIDE:
         return Images(f"small images (about {side} x {side} pixels)", found.is_gray, False, train)
     if found.is_gray and found.blank >= BLANK_SHARE:
-        return Images(f"gray drawings (about {side} x {side} pixels, {found.blank:.0%} background)", True, False, train)
+        kind = f"gray drawings (about {side} x {side} pixels, {found.blank:.0%} background)"
+        return Images(kind, True, train <= FEW_IMAGES, train)
     kind = f"{'gray ' if found.is_gray else ''}photographs (about {side} x {side} pixels)"
     return Images(kind, found.is_gray, True, train)
 

@@ -369,6 +369,9 @@ LAYOUTS = (
     Layout(
         "covid radiography", "{COVID,Normal}/{images,masks}/*2.png", "hold folders of the same names, images, masks"
     ),
+    Layout("copies with a split each", "{raw,resized}/train/{a,b}/*1.jpg", "hold folders of the same names, train"),
+    Layout("another class in test", "train/{a,b}/*1.jpg test/c/*1.jpg", "differ from those of train"),
+    Layout("test of unknown classes", "train/{a,b}/*1.jpg test/unknown/*1.jpg", {"train": {"a": 1, "b": 1}}, 1),
     Layout("folds", "{fold1,fold2,fold3}/{a,b}/*1.jpg", "or several, --data"),
     Layout(
         "a standardized copy", "{original,standardized}/{Ape,Bat}/*1.jpg", "hold folders of the same names, Ape, Bat"

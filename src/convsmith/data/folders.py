@@ -31,6 +31,7 @@ from convsmith.terminal import spelled
 
 SHOWN = 4  # names in a message, before "and N more"
 PICTURES = frozenset(("images", "image", "imgs", "img", "jpegimages"))
+UNLABELLED = frozenset(("unknown", "unlabelled", "unlabeled", "all"))
 _NUMBER, _PART = re.compile(r"\d+"), re.compile(r"(^|[\W_])(part|batch|chunk|shard|images?)([\W_]|$)")
 MASKS = frozenset(("masks", "mask", "labels", "label", "annotations", "gt", "groundtruth", "segmentation", "targets"))
 
@@ -146,7 +147,11 @@ def _splits_of(root: Path, top: _Folder) -> dict[str, _Folder]:
         if split in folders:
             folder = _unwrapped(top.folders[folders[split][0]], splits["train"].folders.__contains__)
             if split == "test" and not folder.folders.keys() & splits["train"].folders.keys() and _is_flat(folder):
-                continue  # the test images of a competition, which have no labels
+                whole = top.folders[folders[split][0]]
+                wrappers = PurePosixPath(folder.path).relative_to(whole.path).parts
+                if all(map(_names_no_class, (*wrappers, *folder.folders))):
+                    continue  # the test images of a competition, which have no labels
+                folder = whole
             splits[split] = folder
     if "val" in splits and splits["train"].folders and _is_flat(splits["val"], splits["train"].folders):
         raise UserError(
@@ -157,6 +162,11 @@ def _splits_of(root: Path, top: _Folder) -> dict[str, _Folder]:
     for folder in splits.values():
         _refuse_same_classes(root, folder)
     return splits
+
+
+def _names_no_class(name: str) -> bool:
+    """Whether a folder of this name holds images of all classes."""
+    return bool(split_of(name)) or name.casefold() in PICTURES | UNLABELLED
 
 
 def _is_flat(folder: _Folder, classes: Collection[str] = ()) -> bool:
@@ -179,7 +189,11 @@ def _refuse_same_classes(root: Path, top: _Folder) -> None:
             for below in folder.folders:
                 homes.setdefault(below, []).append(name)
     shared = [below for below, names in homes.items() if len(names) > 1]
-    if shared and any(len(top.folders[name].folders) > 1 for below in shared for name in homes[below]):
+    if any(
+        len(folder.folders) > 1 or (split_of(below) and len(folder.folders[below].folders) > 1)
+        for below in shared
+        for folder in map(top.folders.__getitem__, homes[below])
+    ):
         names = list(dict.fromkeys(name for below in shared for name in homes[below]))
         one, other = (shlex.quote(str(where / name)) for name in names[:2])
         raise UserError(
