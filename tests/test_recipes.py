@@ -86,7 +86,14 @@ def test_single_flags_stay_on_top_of_the_recipe(tmp_path: Path, cache: Path) -> 
     ],
 )
 def test_small_images_and_drawings_get_a_small_net_from_random_weights(
-    kind: str, side: int, colours: int, blank: bool, words: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    side: int,
+    colours: int,
+    blank: bool,
+    words: str,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     give_weights(cache)
     monkeypatch.setattr(recipes, "FEW_IMAGES", 1)
