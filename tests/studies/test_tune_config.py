@@ -69,7 +69,6 @@ def test_choices_are_what_the_config_makes_of_them() -> None:
         ("train.batch_size", {"low": 16.5, "high": 64}, "train.batch_size takes whole numbers"),
         ("model.activation", {"low": 1, "high": 2}, "model.activation is not a number"),
         ("optim.nesterov", {"low": 0, "high": 1}, "optim.nesterov is not a number"),
-        ("data.channels", {"low": 1, "high": 3}, "data.channels is not a number"),
         ("model.activation", ["relu", "gelo"], "'gelo' is not a choice. Did you mean 'gelu'?"),
         ("model.activation", ["relu"], "needs two choices or more"),
         ("model.activation", ["relu", "gelu", "relu"], "model.activation lists a choice twice"),

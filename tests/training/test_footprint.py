@@ -198,7 +198,7 @@ def test_other_verbs_tell_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, where.rpartition(".")[2], fail)
     for what, call in (
         ("in the evaluation", lambda: run.evaluate()),
-        ("in batches of 256 images of 8 x 8 pixels", lambda: run.predict(np.zeros((8, 8), np.uint8))),
+        ("in batches of 1 image of 8 x 8 pixels", lambda: run.predict(np.zeros((8, 8), np.uint8))),
         ("while the model was loaded", lambda: Run(run.directory, PARTS, "cpu").predictor),
         ("in the explanation|while the model was loaded", lambda: run.explain(show=False)),
         ("in the export|while the model was loaded", lambda: run.export("onnx")),

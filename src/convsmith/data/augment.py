@@ -32,7 +32,7 @@ def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) 
         columns = torch.where(mirrored, width - 1 - columns, columns)
     outside = None
     if config.shift:
-        down, across = (_drawn(count, config.shift_pixels(side), generator) for side in (height, width))
+        down, across = (_drawn(count, config.shift_pixels(side), generator, device) for side in (height, width))
         rows, columns = rows + down, columns + across
         if config.shift_fill == "reflect":
             rows, columns = _reflect(rows, height), _reflect(columns, width)
@@ -44,9 +44,9 @@ def flip_and_shift(pixels: Tensor, config: AugmentConfig, generator: Generator) 
     return moved if outside is None else moved.masked_fill_(outside[..., None], 0)
 
 
-def _drawn(count: int, most: int, generator: Generator) -> Tensor:
+def _drawn(count: int, most: int, generator: Generator, device: torch.device) -> Tensor:
     """Whole numbers from -most to most: int64 [count, 1]."""
-    return torch.randint(-most, most + 1, (count, 1), generator=generator, device=generator.device)
+    return torch.randint(-most, most + 1, (count, 1), generator=generator, device=device)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convsmith.contracts import Classifier, hw
+from convsmith.contracts import Classifier, hw, size_text
 from convsmith.data.decode import DecodeError
 from convsmith.data.parallel import thread_map
 from convsmith.data.preprocess import InputPixels, prepare
@@ -29,6 +29,7 @@ from convsmith.prediction.output import CALIBRATED, ERROR, Row, columns_of
 from convsmith.prediction.threshold import UNSURE, Threshold
 from convsmith.rundir import CARD, RunDir
 from convsmith.runtime import keep_freed_memory, select_device
+from convsmith.terminal import plural
 
 EXPORTED = (".onnx", ARCHIVE_SUFFIX)
 
@@ -159,7 +160,9 @@ class Predictor:
     @torch.inference_mode()
     def _compute(self, pixels: InputPixels, features: bool) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Logits [N, K], and with `features` what the head got [N, F]."""
-        with explain_memory_errors(f"in batches of {len(pixels)} images of {pixels.array.shape[1:]}"):
+        height, width, _ = pixels.array.shape[1:]
+        size = size_text((height, width))
+        with explain_memory_errors(f"in batches of {plural(len(pixels), 'image')} of {size} pixels"):
             if not features:
                 logits = logits_of(self.model, [pixels], self.to_input(), self.device)
                 assert logits is not None

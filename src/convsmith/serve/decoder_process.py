@@ -15,6 +15,8 @@ import signal
 import struct
 import sys
 
+from PIL import Image
+
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import DecodeError, Pixels, decode, read_header
 from convsmith.serve.form import Refused, image_of
@@ -52,6 +54,7 @@ def main() -> None:
     answers, requests = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)
     rules = DecodeRules.model_validate_json(sys.argv[1])
+    Image.init()  # loading Pillow's formats is no image's time
     answers.write(READY)
     answers.flush()
     while head := requests.read(HEAD.size):
