@@ -228,11 +228,10 @@ class Display:
         size = f"{size_text(event.image_size)} x {event.channels}"
         if event.working_size != event.image_size:
             size += f" from {size_text(event.working_size)} in the cache"
-        sealed = f"{event.test:,} test (sealed)" if event.test else "no test split"
         self.labelled("run", str(event.directory))
         self.labelled(
             "data",
-            f"{event.source}: {event.train:,} train, {event.val:,} val, {sealed}; "
+            f"{event.source}: {event.train:,} train, {event.val:,} val, {sealed(event.test)}; "
             f"{len(event.classes):,} classes; {size}, resize {event.resize}",
         )
         self.labelled("classes", first_of(event.classes, 80 - INDENT))
@@ -561,6 +560,11 @@ def clock(seconds: float) -> str:
         return duration(seconds)
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def sealed(images: int) -> str:
+    """The test split in words: ``359 test (sealed)``, or that there is none."""
+    return f"{images:,} test (sealed)" if images else "no test split"
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from convsmith import events
-from convsmith.display import NO_BREAK, Display, duration
+from convsmith.display import NO_BREAK, Display, duration, sealed
 from convsmith.records import HEADLINES, METRICS, shown
 from convsmith.terminal import plural
 
@@ -114,7 +114,7 @@ def _crossval(event: events.CrossvalStarted) -> Iterator[str]:
     yield f"study   {event.directory}"
     yield (
         f"data    {event.source}: {event.images:,} images in {event.runs} folds, each of {event.train:,} train, "
-        f"{event.val:,} inner val, {event.held_out:,} held out; {event.sealed:,} test (sealed)"
+        f"{event.val:,} inner val, {event.held_out:,} held out; {sealed(event.sealed)}"
     )
     yield f"model   {event.model}; {plural(event.epochs, 'epoch')}, {plural(event.threads, 'thread')} a fold"
     yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
@@ -125,7 +125,7 @@ def _ablation(event: events.AblationStarted) -> Iterator[str]:
     yield (
         f"arms    {event.arms} with the base, {plural(event.runs, 'run')} each "
         f"({plural(event.folds, 'fold')}, {plural(event.repeats, 'repeat')}, {plural(event.seeds, 'seed')}); "
-        f"{event.images:,} images, {event.sealed:,} test (sealed)"
+        f"{event.images:,} images, {sealed(event.sealed)}"
     )
     yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
     if event.detectable is not None:
@@ -142,7 +142,7 @@ def _ablation(event: events.AblationStarted) -> Iterator[str]:
 
 def _tuning(event: events.TuningStarted) -> Iterator[str]:
     yield _study(event)
-    yield f"data    {event.source}: {event.train:,} train, {event.val:,} val, {event.sealed:,} test (sealed)"
+    yield f"data    {event.source}: {event.train:,} train, {event.val:,} val, {sealed(event.sealed)}"
     yield f"space   {', '.join(event.space)}; pruner {event.pruner}, seed {event.seed}"
     yield (
         f"trials  {event.runs} of up to {plural(event.epochs, 'epoch')}, {event.max_workers} at once; "
@@ -160,7 +160,7 @@ def _race(event: events.RaceStarted) -> Iterator[str]:
         if event.folds
         else f"of which {event.held_out:,} are set aside for the estimate"
     )
-    yield f"data    {event.source}: {event.images:,} images, {how}; {event.sealed:,} test (sealed)"
+    yield f"data    {event.source}: {event.images:,} images, {how}; {sealed(event.sealed)}"
     for number, line in enumerate(event.lines):
         yield f"{'' if number else 'check':8}{line}"
     yield (

@@ -332,10 +332,10 @@ def _train_winner(race: Race) -> None:
         splits = {"train": [ids[row] for row in train], "val": [ids[row] for row in val]}
         prepared = setup.prepare(race.config_of(layer), race.parts, splits=splits, measured=True)
         experiment = setup.start(prepared, directory.parent, directory.name, race.parts)
-    tell, last = counter(race.listener, "winner: training"), experiment.config.train.epochs
+    tell = counter(race.listener, "winner: training")
     for event in epochs(experiment, race.interrupts):
         if isinstance(event, EpochEnd):
-            tell(event.row["epoch"], last)
+            tell(len(train) * event.row["epoch"] // experiment.config.train.epochs, len(train))
         if isinstance(event, Interrupted):
             race.stop_if_interrupted()
         if isinstance(event, Finished):  # its directory will be that of the race

@@ -10,7 +10,7 @@ from typing import Literal
 from convsmith.config import Layer, merge, preset_layer
 
 SMALL = 64  # pixels of the shorter side up to which images are those that small nets are made for
-BEYOND = 1.25  # times its own input size, at which a backbone often sees more than it was trained for
+BEYOND = 1.25  # times its own input size, where a backbone is often better (Touvron et al. 2019, arXiv:1906.06423)
 ENLARGED = 128  # pixels to which small images are enlarged for a backbone, besides its own size
 STEP = 32  # pixels: the total stride of most backbones, of which sizes are multiples
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # transfer.head_l2, falling
@@ -38,12 +38,12 @@ def probes(backbones: Mapping[str, tuple[Path, int]], side: int) -> list[Candida
     """A solved head on each backbone's features at each size; `backbones` maps names to files and input sizes.
 
     The cheapest comes first, so that there is something, and then the largest, which are most often the best. `side` is
-    the shorter side of most images in pixels: enlarging them shows nothing new, beyond what a backbone needs.
+    the shorter side of most images in pixels: those that are smaller than a backbone's own size gain nothing beyond it.
     """
     found = []
     for model, (file, own) in backbones.items():
         sizes = [ENLARGED, own] if side <= SMALL else [own]
-        if side >= BEYOND * own:
+        if side >= own:
             sizes.append(round(BEYOND * own / STEP) * STEP)
         for size in dict.fromkeys(sizes):
             layer = {
@@ -59,15 +59,19 @@ def probes(backbones: Mapping[str, tuple[Path, int]], side: int) -> list[Candida
     return [*found[:1], *reversed(found[1:])]
 
 
+def start_of(probe: Layer, penalty: float) -> Layer:
+    """What a finetuning takes over from a probe with this layer: the network, and its head, solved with `penalty`."""
+    start = {section: probe[section] for section in ("data", "model")}
+    return start | {"transfer": {"weights": probe["transfer"]["weights"], "head_l2": penalty}}
+
+
 def finetuned(probe: Candidate, penalty: float) -> Candidate:
     """The finetuning that starts from a probe's head, solved with `penalty`."""
     own = merge(
         preset_layer("finetune"),
-        {section: probe.layer[section] for section in ("data", "model")},
+        start_of(probe.layer, penalty),
         {
             "transfer": {
-                "weights": probe.layer["transfer"]["weights"],
-                "head_l2": penalty,
                 "unfreeze": {"after": 1, "every": 1, "stages": 4, "most": 8},
                 "feature_views": 1,
             },

@@ -24,7 +24,7 @@ from convsmith.prediction.model_file import FORMATS
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, set_threads
 from convsmith.studies import auto_plan
-from convsmith.studies.auto_candidates import PENALTIES, Candidate
+from convsmith.studies.auto_candidates import PENALTIES, Candidate, start_of
 from convsmith.studies.auto_plan import Score
 from convsmith.studies.auto_probe import probe
 from convsmith.studies.auto_train import Trained, train_on
@@ -276,7 +276,7 @@ class Race:
 
             if (trained := self.kept(candidate.name, number)) is None:
                 trained = train_on(
-                    self.untracked(layer),
+                    self.untracked(merge(layer, self._start(candidate, number))),
                     self.parts,
                     self.splits(fold),
                     self.run.path / RACE / candidate.slug / str(number + 1),
@@ -303,6 +303,17 @@ class Race:
             self._note(candidate, layer, "raced", "", began, scores)
             entry = self.entry(candidate.name)
             entry["final"] = final * (time.monotonic() - began) / len(self.folds)
+
+    def _start(self, candidate: Candidate, number: int) -> Layer:
+        """Where the finetuning of a fold starts: the probe and the penalty that the fold itself has chosen.
+
+        The images that it holds out took part in the choice of every other fold.
+        """
+        if candidate.family != "finetune":
+            return {}
+        scores = {name: own for name, own in self.on_fold(number).items() if self.entry(name)["family"] == "probe"}
+        probe = self.entry(auto_plan.best(scores))
+        return start_of(probe["layer"], probe["folds"][number]["penalty"])
 
     def _planned(self, candidate: Candidate, trainings: float, allowed: float, must: bool) -> Layer | str:
         """What a candidate's trainings change in the config, with the epochs that fit; or in words why none do."""
