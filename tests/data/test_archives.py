@@ -181,3 +181,64 @@ def test_encrypted_and_damaged_archives_are_one_line(tmp_path: Path) -> None:
     for name, content in damaged:
         (tmp_path / name).write_bytes(content)
         assert re.search(r"d\.\S+' cannot be read \(", refused(tmp_path / name)), (name, content[:20])
+
+
+def header(kind: bytes, content: bytes = b"", name: str = "x", size: int | None = None) -> bytes:
+    """A member of a .tar; a `size` that is not that of the content is written in base 256."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size is not None:
+        block[124:136] = (size % 2**96).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def pax(*attributes: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    return header(kind, b"".join(b"%02d %s\n" % (len(one) + 4, one) for one in attributes))
+
+
+FILE = header(tarfile.REGTYPE, b"x" * 9, "a/1.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        *((FILE + header(tarfile.REGTYPE, name="b/1.png", size=size), "is negative") for size in (-512, -1, -(2**40))),
+        (header(tarfile.XHDTYPE, size=-512), "is negative"),
+        (FILE + header(tarfile.REGTYPE, name="b/1.png", size=2**40), "its end is missing"),
+        (FILE + header(tarfile.REGTYPE, name="b/1.png", size=2**80), "cannot be read ("),
+        (pax(b"size=-1") + FILE, "a size is no number"),
+        (pax(b"size=x") + FILE, "a size is no number"),
+        (header(tarfile.XHDTYPE, b"1" * 2**19) + FILE, "a header is damaged"),  # which took a regex of tarfile hours
+        (header(tarfile.XHDTYPE, b"03 " * 2**17 + b"=") + FILE, "a header is damaged"),
+        (header(tarfile.XHDTYPE, b"99 path=a\n") + FILE, "a header is damaged"),
+        (pax(*[b"k=v"] * 2000, kind=tarfile.XGLTYPE) + FILE, "a header is damaged"),
+        (pax(b"path=a/x\0y.png") + FILE, "a name holds a NUL"),
+        (pax(b"path=../x.png") + FILE, "a path that leaves the archive"),
+        (header(tarfile.GNUTYPE_LONGNAME, b"/etc/x.png\0") + FILE, "a path that leaves the archive"),
+        (pax(b"GNU.sparse.major=1") + FILE, "a link or a device"),
+        (header(tarfile.GNUTYPE_SPARSE, name="a/2.png"), "a link or a device"),
+    ],
+)
+def test_a_tar_that_lies_about_its_members_is_refused_at_once(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "h.tar").write_bytes(content + bytes(10240))
+    for _ in range(2):
+        assert said in refused(tmp_path / "h.tar")
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_and_foreign_names_in_a_tar_are_those_that_tarfile_reads(tmp_path: Path, form: int) -> None:
+    long = 3 if form == tarfile.USTAR_FORMAT else 30
+    names = [f"{'folder of classes/' * long}{name}/é\udc80{number}.png" for name in "ab" for number in range(2)]
+    with tarfile.open(tmp_path / "l.tar", "w", format=form, pax_headers={"comment": "all"}) as file:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 600 + number
+            file.addfile(info, io.BytesIO(bytes([number]) * 1200))
+    with tarfile.open(tmp_path / "l.tar") as file:
+        assert file.getnames() == names
+        expected = [archives.Member(info.name, info.size, info.offset_data) for info in file]
+    with (tmp_path / "l.tar").open("rb") as content:
+        assert archives._listed(tmp_path / "l.tar", content) == expected

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,11 @@ OTHERS = (".7z", ".rar", ".tar.zst")  # which Python cannot read
 GROWTH, FREE_GROWTH = 200, 2**30  # beyond so many times its size, and so many bytes, an archive is a bomb
 MOST_FILES = 5_000_000
 _BLOCK = 2**20
-_LARGEST_READ = 2**26  # at once while a .tar is listed, whose headers may ask for any number of bytes
+_LARGEST_HEADER, _MOST_RECORDS = 2**20, 200  # bytes and pax records before a member of a .tar, which names its path
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_BEFORE_MEMBERS = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_RECORD = re.compile(rb"([0-9]{1,20}) ")
+_PATH, _SIZE, _SPARSE = b"path", b"size", b"GNU.sparse."
 
 
 class Member(NamedTuple):
@@ -225,6 +229,8 @@ def _recalled(listing: Path) -> list[Member] | None:
     if stored is None or not len(stored["places"]):
         return None
     names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+    if len(names) != len(stored["places"]):  # an older edition took names that hold a NUL
+        return None
     return [Member(name, size, start) for name, (size, start) in zip(names, stored["places"].tolist(), strict=True)]
 
 
@@ -253,31 +259,69 @@ def _unpacked(path: Path, cache: Path) -> BinaryIO:
     return plain
 
 
-class _Bounded:
-    """A file of which at most _LARGEST_READ bytes are read at once."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _LARGEST_READ:
-            raise tarfile.ReadError("a header is too large")
-        return self._read(size)
-
-
 def _listed(path: Path, content: BinaryIO) -> list[Member]:
-    members = []
-    content.seek(0)
-    archive = tarfile.TarFile(fileobj=cast(BinaryIO, _Bounded(content)))
-    while (info := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]  # of which a million would take a gigabyte
+    """The files in a .tar. tarfile's own loop never ends on some sizes, and takes minutes for some attributes."""
+    members: list[Member] = []
+    common: dict[bytes, bytes] = {}  # attributes of all members that follow
+    own: dict[bytes, bytes] = {}  # and of the next one
+    start = 0
+    while True:
+        content.seek(start)
+        block = content.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("its end is missing")
+        if block == bytes(tarfile.BLOCKSIZE):
+            return members
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        start += tarfile.BLOCKSIZE
+        if info.size < 0:
+            raise tarfile.ReadError("a size is negative")
+        if info.type in _BEFORE_MEMBERS:
+            if info.size > _LARGEST_HEADER:
+                raise tarfile.ReadError("a header is too large")
+            _take_attributes(content.read(info.size), info.type, common if info.type == tarfile.XGLTYPE else own)
+            start += _in_blocks(info.size)
+            continue
+        attributes, own = {**common, **own}, {}
         if info.isdir():
             continue
-        if not info.isreg() or info.sparse is not None:
-            raise _link(path, info.name)
-        members.append(Member(_plain(info.name), info.size, info.offset_data))
+        name = attributes[_PATH].decode("utf-8", "surrogateescape") if _PATH in attributes else info.name
+        if not info.isreg() or info.type == tarfile.GNUTYPE_SPARSE or _SPARSE in attributes:
+            raise _link(path, name)
+        if "\0" in name:
+            raise tarfile.ReadError("a name holds a NUL")
+        size = int(attributes.get(_SIZE, info.size))
+        members.append(Member(_plain(name.rstrip("/")), size, start))
         _refuse_growth(path, 0, len(members))
-    content.seek(archive.offset)
-    if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes what is there
-        raise tarfile.ReadError("its end is missing")
-    return members
+        start += _in_blocks(size)
+
+
+def _take_attributes(content: bytes, kind: bytes, into: dict[bytes, bytes]) -> None:
+    """Put what `content`, which precedes a member, says of its path and its size `into` a mapping.
+
+    A pax header (POSIX.1-2008, pax, "pax Extended Header") has records ``LENGTH KEY=VALUE\\n``.
+    """
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        into.setdefault(_PATH, content.partition(b"\0")[0])
+    if kind not in _PAX:
+        return
+    at = count = 0
+    while at < len(content):
+        record = _RECORD.match(content, at)
+        end = at + int(record[1]) if record else 0
+        value = content.find(b"=", at, end) + 1
+        count += 1
+        if record is None or not value or content[end - 1 : end] != b"\n" or count > _MOST_RECORDS:
+            raise tarfile.ReadError("a header is damaged")
+        key = content[record.end() : value - 1]
+        if key in (_PATH, _SIZE):
+            into[key] = content[value : end - 1]
+        elif key.startswith(_SPARSE):
+            into[_SPARSE] = b""
+        at = end
+    if not into.get(_SIZE, b"0").isdigit():
+        raise tarfile.ReadError("a size is no number")
+
+
+def _in_blocks(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
