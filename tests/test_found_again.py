@@ -149,3 +149,22 @@ def test_an_interrupted_study_is_found_by_the_same_spec(kept: str, tmp_path: Pat
     run.study.write_text("kind: crossval\n")
     assert find(spec) is None
     assert study.existing(tmp_path / "nowhere", None, spec) is None
+
+
+def test_a_run_that_another_process_trains_is_not_touched(notes: list[str], tmp_path: Path) -> None:
+    """Its newest row has no checkpoint yet, and would be cut off if the run were read before it is locked."""
+    shutil.copytree(KEPT / "stopped", tmp_path / "runs" / "nightly")
+    run = RunDir(tmp_path / "runs" / "nightly")
+    lines = run.metrics.read_text().splitlines()
+    newest = ",".join([str(len(lines)), *lines[-1].split(",")[1:]])
+    run.metrics.write_text("\n".join([*lines, newest, ""]))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with run.lock():
+        for go_on in (
+            lambda: convsmith.resume(run.path, show=False),
+            lambda: convsmith.train(**SETTINGS, name=run.name, resume=True, show=False),
+        ):
+            with pytest.raises(UserError, match="is in use by another process"):
+                go_on()
+    after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before

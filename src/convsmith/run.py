@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -270,48 +271,54 @@ def train(
     refuse_taken(runs_dir, name)
     described = config if parts == NO_PARTS else None  # what is the user's own cannot be compared
     if name is None and described is not None and (left := interrupted.find(runs_dir, described)) is not None:
-        try:
-            experiment = setup.resume(left, parts)
-        except UserError as error:
-            listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
-        else:
-            listener(
-                Note(
-                    f"going on with '{left.path}', which the same settings began and which was interrupted; a "
-                    "new run has a name of its own: --name NEW"
+        with ExitStack() as held:
+            try:
+                held.enter_context(left.lock())
+                experiment = setup.resume(left, parts)
+            except UserError as error:
+                listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
+            else:
+                listener(
+                    Note(
+                        f"going on with '{left.path}', which the same settings began and which was interrupted; a new "
+                        "run has a name of its own: --name NEW"
+                    )
                 )
-            )
-            return _finish(experiment, parts, listener)
+                return _finish(experiment, parts, listener)
     prepared = setup.prepare(config, parts, counter(listener, "decoding"))
-    return _finish(setup.start(prepared, runs_dir, name, parts, asked=described), parts, listener)
+    experiment = setup.start(prepared, runs_dir, name, parts, asked=described)
+    with experiment.run.lock():
+        return _finish(experiment, parts, listener)
 
 
 def resume(run: RunDir, parts: Parts = NO_PARTS, listener: Listener = nobody) -> Run:
     """Continue a stopped run to its end; a finished run is not changed. Raises the same errors as `train`."""
     if run.summary.exists():
         return Run(run.path, parts)
-    run.refuse_links()
     open_run(run.path, run.checkpoints.name)
-    return _finish(setup.resume(run, parts), parts, listener)
+    with run.lock():  # before anything is read: a process that still trains writes rows and checkpoints
+        if run.summary.exists():
+            return Run(run.path, parts)
+        return _finish(setup.resume(run, parts), parts, listener)
 
 
 def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
+    """Train a run that this process has locked to its end."""
     from convsmith.report.run import after_training
 
     run = experiment.run
-    with run.lock():
-        with Interrupts() as interrupts:
-            listener(setup.opening(experiment))
-            for event in epochs(experiment, interrupts):
-                listener(event)
-                if isinstance(event, Interrupted):
-                    how = command("resume", run.path)
-                    raise Stopped(
-                        event.signal,
-                        f"stopped and saved at step {experiment.state.step}; continue with {how}",
-                    )
-        after_training(run, listener, parts.source, parts.module)
-        listener(Ended())
+    with Interrupts() as interrupts:
+        listener(setup.opening(experiment))
+        for event in epochs(experiment, interrupts):
+            listener(event)
+            if isinstance(event, Interrupted):
+                how = command("resume", run.path)
+                raise Stopped(
+                    event.signal,
+                    f"stopped and saved at step {experiment.state.step}; continue with {how}",
+                )
+    after_training(run, listener, parts.source, parts.module)
+    listener(Ended())
     return Run(run.path, parts)
 
 

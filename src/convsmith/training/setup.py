@@ -238,7 +238,7 @@ def start(
 
 
 def resume(run: RunDir, parts: Parts = NO_PARTS) -> Experiment:
-    """Restore a stopped run from its newest intact checkpoint."""
+    """Restore a stopped run, which the caller has locked, from its newest intact checkpoint."""
     with explain_memory_errors(f"while run '{run.path}' was loaded"):
         return _resumed(run, parts)
 
