@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def test_what_it_cannot_be_is_one_line(tmp_path: Path) -> None:
         ({"train_images": IMAGES, "train_labels": np.eye(6)}, "has 6 labels an image in train_labels"),
         ({"train_images": IMAGES / 1.0, "train_labels": LABELS}, "are float64 [6, 8, 8]"),
         ({"train_images": IMAGES, "train_labels": LABELS[:4]}, "has 6 train_images, but 4 train_labels"),
+        ({"train_images": IMAGES, "train_labels": np.array(3)}, "are of shape []"),
+        ({"train_images": IMAGES, "train_labels": np.zeros((6, 1, 2), int)}, "are of shape [6, 1, 2]"),
+        ({"train_images": IMAGES, "train_labels": np.zeros((6, 0), int)}, "are of shape [6, 0]"),
+        (
+            {"train_images": IMAGES, "train_labels": LABELS, "val_images": IMAGES, "val_labels": [*"353535"]},
+            "some labels in",
+        ),
         ({"train_images": IMAGES, "train_labels": np.array([print] * 6)}, "cannot be read as .npz: Object arrays"),
     ):
         assert message in refused(lambda arrays=arrays: opened(path, **arrays))  # type: ignore[misc]
@@ -65,3 +73,23 @@ def test_arrays_beyond_memory_are_refused_before_they_are_read(tmp_path: Path, m
     monkeypatch.setattr("convsmith.data.npz.available", lambda: 100)
     said = refused(lambda: opened(tmp_path / "a.npz", train_images=IMAGES, train_labels=LABELS))
     assert "of memory, and 0 MB are free: write its images to Parquet" in said
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999999, 8, 8), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 8, 8), }",
+        "{1: 2, 'a': 3}",
+        "(" * 300,
+        None,  # no .npy at all
+    ],
+)
+def test_headers_that_lie_are_one_line(tmp_path: Path, header: str | None) -> None:
+    content = b"text"
+    if header is not None:
+        content = b"\x93NUMPY\1\0" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n" + b"x" * 64
+    with zipfile.ZipFile(tmp_path / "h.npz", "w") as file:
+        file.writestr("train_images.npy", content)
+        file.writestr("train_labels.npy", content)
+    assert "cannot be read as .npz" in refused(lambda: open_source(DataConfig(source=str(tmp_path / "h.npz"))))

@@ -199,3 +199,69 @@ def test_offsets_that_lead_out_of_an_arrow_file_are_noticed(tmp_path: Path) -> N
     (tmp_path / "t.arrow").write_bytes(content.replace(offsets, offsets[:8] + (2**30).to_bytes(4, "little")))
     source = opened(tmp_path / "t.arrow")
     assert "cannot be read as Arrow" in refused(lambda: source.read(0))
+
+
+NOT_UTF8 = pa.StringArray.from_buffers(6, pa.py_buffer(bytes(4) + b"".join(bytes([n, 0, 0, 0]) for n in range(1, 7))),
+                                       pa.py_buffer(b"\xff" * 6))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "said"),
+    [
+        *(
+            ({"label": pa.array(values, kind)}, {}, "must hold one label per image")
+            for values, kind in (
+                ([1, 2] * 3, pa.date32()),
+                ([2**62, 1] * 3, pa.timestamp("us")),
+                ([2**60, 1] * 3, pa.date64()),
+                ([2**62, 2] * 3, pa.duration("s")),
+                ([b"a", b"\xff"] * 3, pa.binary()),
+                ([[1], [2]] * 3, None),
+            )
+        ),
+        ({"label": [0.0, float("nan"), 1.0] * 2}, {}, "rows without a label, the first of which is row 1"),
+        ({"label": ["", "b"] * 3}, {}, "rows without a label, the first of which is row 0"),
+        ({"label": ["cat", "cat\0"] * 3}, {}, "holds a NUL"),
+        ({"label": NOT_UTF8}, {}, "cannot be read as Parquet"),
+        ({"split": NOT_UTF8}, {"split_column": "split"}, "cannot be read as Parquet"),
+        ({"image": NOT_UTF8}, {}, "t.parquet' cannot be read as Parquet"),
+        ({"split": LABELS}, {"split_column": "split"}, "must hold train, val or test as text"),
+        ({"split": [["train"]] * 6}, {"split_column": "split"}, "must hold train, val or test as text"),
+        ({"image": [{"bytes": 1}] * 6}, {}, "must hold encoded images"),
+        ({"image": [{"bytes": [1, 2]}] * 6}, {}, "must hold encoded images"),
+        ({"image": [{"bytes": None, "path": 5}] * 6}, {}, "must hold encoded images"),
+    ],
+)
+def test_columns_of_other_types_are_refused(
+    tmp_path: Path, columns: dict[str, object], settings: dict[str, str], said: str
+) -> None:
+    write(tmp_path / "t.parquet", pa.table({"image": IMAGES, "label": LABELS, **columns}))
+    assert said in refused(lambda: opened(tmp_path / "t.parquet", **settings).read(0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "said"),
+    [
+        (["x", "y"] * 3, ["x", "y"], "labels of an integer type"),
+        ([0.7, 1.2] * 3, ["x", "y"], "labels of an integer type"),
+        (pa.array(["x", "y"] * 3).dictionary_encode(), ["x", "y"], "labels of an integer type"),
+        (pa.array([2**64 - 1, 1] * 3, pa.uint64()), ["x", "y"], f"label {2**64 - 1} in row 0"),
+        (LABELS, ["x", "x"], "the class name 'x'"),
+        (LABELS, [["a"], ["b"]], "is no text or occurs twice"),
+    ],
+)
+def test_classes_that_the_schema_states_must_fit(tmp_path: Path, labels: object, names: list[str], said: str) -> None:
+    write(tmp_path / "t.parquet", named(pa.table({"image": IMAGES, "label": labels}), label=names))
+    assert said in refused(lambda: opened(tmp_path / "t.parquet"))
+
+
+def test_large_numbers_stay_apart_and_types_are_not_mixed(tmp_path: Path) -> None:
+    labels = pa.array([2**64 - 1, 2**64 - 2, 1] * 2, pa.uint64())
+    write(tmp_path / "t.parquet", pa.table({"image": IMAGES, "label": labels}))
+    assert opened(tmp_path / "t.parquet").classes == ("1", str(2**64 - 2), str(2**64 - 1))
+    write(tmp_path / "train.parquet", pa.table({"image": IMAGES, "label": LABELS}))
+    write(tmp_path / "val.parquet", pa.table({"image": IMAGES, "label": [*"010101"]}))
+    (tmp_path / "t.parquet").unlink()
+    assert "int and str: write those of all as one type" in refused(lambda: opened(tmp_path))
+    write(tmp_path / "val.parquet", pa.table({"image": IMAGES, "label": [0, 1, -1] * 2}))
+    assert "rows without a label, the first of which is row 2 of" in refused(lambda: opened(tmp_path))

@@ -41,9 +41,9 @@ def reading(path: Path) -> Iterator[None]:
     pa = _pyarrow(path)
     try:
         yield
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:  # the last two of text and of dates
         raise UserError(f"'{path}' cannot be read as {_kind(path)}: {first_line(error)}") from error
 
 

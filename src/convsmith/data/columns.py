@@ -39,8 +39,29 @@ def find_columns(file: ColumnFile, config: DataConfig) -> Columns:
         lambda column: column != image and _holds_labels(file.schema, features, column),
     )
     names = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
-    classes = tuple(map(str, names)) if isinstance(names, list) else None
+    classes = _classes(file, label, names) if isinstance(names, list) else None
     return Columns(image, label, _split_column(file, config), classes)
+
+
+def _classes(file: ColumnFile, label: str, names: list[Any]) -> tuple[str, ...]:
+    """The names of the classes that the schema states, which the column `label` numbers."""
+    import pyarrow as pa
+
+    kind = _values(file.schema.field(label).type)
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise UserError(
+            f"column '{label}' of '{file.path}' is of type {kind}, but its schema states classes, which labels of an "
+            "integer type must number"
+        )
+    classes = tuple(map(str, names))
+    wrong = [name for name in names if not isinstance(name, str | int) or "\0" in str(name)]
+    wrong += [name for name in classes if classes.count(name) > 1]
+    if wrong:
+        raise UserError(
+            f"the schema of '{file.path}' has the class name '{wrong[0]}' in the column '{label}', which is no text or "
+            "occurs twice: give each class a name of its own"
+        )
+    return classes
 
 
 def _found(file: ColumnFile, what: str, named: str | None, fits: Callable[[str], int]) -> str:
@@ -67,7 +88,9 @@ def _found(file: ColumnFile, what: str, named: str | None, fits: Callable[[str],
             f"column '{column}' of '{file.path}' is of type {kind}, but must hold encoded images as binary or "
             f"struct<bytes, path>, or their paths as text"
         )
-    if what == "label" and pa.types.is_nested(kind):
+    if what == "label" and not (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or _is_text(kind)
+    ):
         raise UserError(
             f"column '{column}' of '{file.path}' is of type {kind}, but must hold one label per image, a number or a "
             f"string"
@@ -105,6 +128,11 @@ def _split_column(file: ColumnFile, config: DataConfig) -> str | None:
     names = file.schema.names
     if config.split_column is not None and config.split_column not in names:
         raise choose(f"data.split_column: in '{file.path}' the column", config.split_column, names)
+    if config.split_column is not None and not _is_text(_values(file.schema.field(config.split_column).type)):
+        raise UserError(
+            f"column '{config.split_column}' of '{file.path}' is of type "
+            f"{file.schema.field(config.split_column).type}, but must hold train, val or test as text"
+        )
     found = [name for name in names if plain(name) in SPLIT_COLUMNS and _is_text(_values(file.schema.field(name).type))]
     return config.split_column or (found[0] if len(found) == 1 else None)
 
@@ -130,7 +158,11 @@ def _is_text(kind: pa.DataType) -> bool:
 def _is_encoded(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    types = {field.name: field.type for field in kind}
+    content, path = types["bytes"], types.get("path", pa.null())
+    return (pa.types.is_null(content) or _is_bytes(content)) and (pa.types.is_null(path) or _is_text(path))
 
 
 def _features(schema: pa.Schema) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +46,12 @@ def read_npz(path: Path) -> Stored:
             )
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[1:] != images[0].shape[1:]:
             raise UserError(f"{name}_images of '{path}' are {pixels.dtype} {list(pixels.shape)}: expected {_EXPECTED}")
+        if own.shape not in ((own.size,), (own.size, 1)):
+            raise UserError(f"{name}_labels of '{path}' are of shape {list(own.shape)}: expected {_EXPECTED}")
         if len(own) != len(pixels):
             raise UserError(f"'{path}' has {len(pixels)} {name}_images, but {len(own)} {name}_labels")
+    if len({own.dtype.kind == "U" for own in labels}) > 1:
+        raise UserError(f"some labels in '{path}' are strings and others numbers: write those of all splits alike")
     homes = list(splits.values()) if len(set(splits.values())) > 1 else [""] * len(splits)
     given = [home for home, own in zip(homes, labels, strict=True) for _ in range(len(own))]
     return Stored(np.concatenate(images), np.concatenate([own.reshape(len(own)) for own in labels]), given)
@@ -67,10 +70,13 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
                 )
             content.seek(0)
             with np.load(content, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files if name.endswith(_ENDS)}
+                arrays = {name: stored[name] for name in stored.files if name.endswith(_ENDS)}
+        if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{strange[0]} is no array")
+        return arrays
     except MemoryError:
         raise UserError(f"'{path}' holds arrays that are larger than memory") from None
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged files make zipfile and NumPy raise errors of many kinds
         raise UserError(f"'{path}' cannot be read as .npz: {first_line(error)}") from error

@@ -110,8 +110,7 @@ class _Rows:
 
     def read(self, row: int) -> bytes | Path:
         if not self._batch_start <= row < self._batch_start + len(self._batch):
-            with reading(self._path):
-                self._seek(row)
+            self._seek(row)
         value: Any = self._batch[row - self._batch_start]
         if isinstance(value, dict):
             content, path = value.get("bytes"), value.get("path")
@@ -145,8 +144,9 @@ class _Rows:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _advance(self) -> bool:
-        batch = next(self._batches, None)
-        self._batch = [] if batch is None else batch.to_pylist()
+        with reading(self._path):
+            batch = next(self._batches, None)
+            self._batch = [] if batch is None else batch.to_pylist()
         return batch is not None
 
     def _open_group(self, row: int) -> None:
@@ -192,11 +192,9 @@ def _read_index(paths: Sequence[Path], splits: Sequence[str], config: DataConfig
         raise UserError(f"'{paths[0]}' contains no rows")
     if "train" not in homes and any(homes):
         raise UserError(f"'{paths[0].parent}' has no rows for train, only for {', '.join(sorted(set(homes.tolist())))}")
-    trained = {value for value, home in zip(values, homes.tolist(), strict=True) if home != "test"}
-    without = {None, -1} if names is not None or -1 not in trained else {None}
-    kept = np.array(
-        [value not in without or home != "test" for value, home in zip(values, homes.tolist(), strict=True)]
-    )
+    trained = {value for value, home in zip(values, homes.tolist(), strict=True) if home in ("train", "")}
+    without = {None, "", -1} if names is not None or -1 not in trained else {None, ""}
+    kept = np.array([value not in without and value == value for value in values])  # NaN differs from itself
 
     def place(row: int) -> str:
         for path, own in zip(paths, labels, strict=True):
@@ -206,21 +204,35 @@ def _read_index(paths: Sequence[Path], splits: Sequence[str], config: DataConfig
         raise AssertionError("row beyond the last")
 
     used = [value for value, keep in zip(values, kept.tolist(), strict=True) if keep]
-    if None in used:
-        row = int(np.flatnonzero(kept)[used.index(None)])
+    lacking = np.flatnonzero(~kept & (homes != "test"))
+    if len(lacking):
         raise UserError(
-            f"there are rows without a label, the first of which is {place(row)}: add it, or remove the row"
+            f"there are rows without a label, the first of which is {place(int(lacking[0]))}: add it, or remove the row"
         )
     coded: Labels = np.full(len(values), -1, dtype=np.int64)
     if names is None:
-        distinct, coded[kept] = np.unique(np.array(used), return_inverse=True)
-        return Index(tuple(str(value) for value in distinct), coded, homes)
-    coded[kept] = np.array(used)
+        classes, coded[kept] = _encode(used, str(paths[0]))
+        return Index(classes, coded, homes)
+    coded[kept] = [value if value < len(names) else -1 for value in used]
     outside = np.flatnonzero(kept & ((coded < 0) | (coded >= len(names))))
     if len(outside):
         row = int(outside[0])
-        raise UserError(f"label {coded[row]} in {place(row)} is not an index of the {len(names)} classes")
+        raise UserError(f"label {values[row]} in {place(row)} is not an index of the {len(names)} classes")
     return Index(names, coded, homes)
+
+
+def _encode(labels: list[Any], path: str) -> tuple[tuple[str, ...], list[int]]:
+    """The classes, which are the distinct labels, sorted, and the class of each label."""
+    kinds = {type(label) for label in labels}
+    if kinds == {int, float}:  # of a file in which some are missing
+        labels = list(map(float, labels))
+    elif len(kinds) > 1:
+        found = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"the labels of '{path}' and the files beside it are {found}: write those of all as one type")
+    position = {label: number for number, label in enumerate(sorted(set(labels)))}
+    if any("\0" in str(label) for label in position):
+        raise UserError(f"a label of '{path}', or of a file beside it, holds a NUL: remove it from the text")
+    return tuple(map(str, position)), [position[label] for label in labels]
 
 
 def _splits_of(path: Path, config: DataConfig, column: str, cells: Sequence[str | None]) -> list[str]:
