@@ -88,3 +88,13 @@ def test_names_that_differ_are_not_alike() -> None:
         "\u65e5\u672c",
         "hot dog",
     ]
+
+
+def test_classes_without_an_image_in_train_are_refused_whatever_the_source(plant: Plant) -> None:
+    images = np.zeros((6, 8, 8), np.uint8)
+    source = from_arrays(images, [*"ababac"], given=["train"] * 4 + ["test"] * 2)
+    with pytest.raises(UserError, match=r"has no images of c, of which others, such as 'test/000001' \(test\), are"):
+        open_dataset(DataConfig(source="arrays"), source=source)
+    with pytest.raises(UserError, match="has no images of c"):
+        open_dataset(DataConfig(source="arrays", classes=("b", "c")), source=source)
+    open_dataset(DataConfig(source="arrays", classes=("a", "b")), source=source)

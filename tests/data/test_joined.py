@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +94,15 @@ def test_flags_and_python_name_several_sources(plant: Plant) -> None:
     assert given_words(args) == ["--data", "a", "--data", "b c", "--epochs", "3"]
     for data in (["a", "b"], [Path("a"), "b"], ("a", "b"), {"source": ["a", "b"]}):
         assert spec_of(data, None, None, None, None, {}).config.data.sources == ("a", "b")
+
+
+def test_the_same_images_by_another_way_are_refused(plant: Plant) -> None:
+    root = plant(*(f"{top}/{name}/{number}.png" for top in ("in", "b", "c") for name in "xy" for number in range(2)))
+    packed = Path(shutil.make_archive(str(root / "a"), "zip", root, "in"))
+    for twice in ((f"{packed}", f"{packed}/in"), (f"{packed}/in", f"{packed}/in/")):
+        with pytest.raises(UserError, match=r"which '.*' holds already"):
+            open_source(DataConfig(source=twice))
+    assert set(opened(packed / "in", root / "b").ids) >= {"a.zip/in/x/0.png", "b/x/0.png"}
+    (root / "c/x/2.png").symlink_to(root / "b/x/0.png")
+    with pytest.raises(UserError, match=r"hold one file, '.*c/x/2\.png', twice"):
+        opened(root / "b", root / "c")

@@ -46,6 +46,20 @@ def with_classes(source: Source, wanted: tuple[str, ...] | MinImages | None) -> 
     )
 
 
+def refuse_untrained(source: Source) -> None:
+    """Raise UserError if images of val or test are of classes of which the source's train split has none."""
+    is_train = np.isin(source.given, ["train", ""])
+    absent = np.setdiff1d(source.labels, source.labels[is_train])
+    if len(absent):
+        row = int(np.flatnonzero(source.labels == absent[0])[0])
+        names = ", ".join(spelled(source.classes[label]) for label in absent[:MOST_NAMED])
+        more = f" and {len(absent) - MOST_NAMED:,} more" if len(absent) > MOST_NAMED else ""
+        raise UserError(
+            f"the train split of {source.name} has no images of {names}{more}, of which others, such as "
+            f"'{source.ids[row]}' ({source.given[row]}), are: move some to train, or leave them out with data.classes"
+        )
+
+
 def look_alike(classes: Sequence[str]) -> str:
     """A sentence on classes whose names differ only by case, blanks or Unicode form; '' if there are none."""
     alike: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from convsmith.contracts import InputSpec, Size, covers, hw, size_of, size_word
 from convsmith.data.cache import Failure, Images, Moments, open_images, pixel_moments
-from convsmith.data.classes import look_alike, with_classes, without_val
+from convsmith.data.classes import look_alike, refuse_untrained, with_classes, without_val
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.depth import auto_range, range_note, scan, used_range
@@ -269,6 +269,7 @@ def open_dataset(
     are taken from `spec` if it is given. Raises UserError.
     """
     source = with_classes(source or open_source(config), config.classes)
+    refuse_untrained(source)
     background_rgb(config.background)  # otherwise an invalid colour would not be noticed before a transparent image
     cache = cache_folder(config)
     config = _with_tables(config)

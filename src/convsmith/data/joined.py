@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convsmith.data.archives import archive_of
 from convsmith.data.source import Given, Record, Source, split_of, unused_files
 from convsmith.errors import UserError
 
@@ -29,6 +31,7 @@ def join(sources: Sequence[Source], names: Sequence[str]) -> Source:
                 f"'{name}' has the classes {', '.join(unknown)}, which '{most.name}' has not: the classes of all that "
                 "data.source names must have the same names"
             )
+    _refuse_same_files(sources, names)
     position = {name: label for label, name in enumerate(most.classes)}
     ends = np.cumsum([len(source) for source in sources])
     digest = hashlib.sha256()
@@ -65,9 +68,27 @@ def join(sources: Sequence[Source], names: Sequence[str]) -> Source:
     )
 
 
+def _refuse_same_files(sources: Sequence[Source], names: Sequence[str]) -> None:
+    """Raise UserError for a file that two of the sources hold, by a link: it could be in train and in test."""
+    seen: dict[tuple[int, int], str] = {}
+    for name, source in zip(names, sources, strict=True):
+        root = Path(name).expanduser()
+        if not (root / source.ids[0]).is_file():  # a data set, an archive or Parquet
+            continue
+        for record in source.ids:
+            with contextlib.suppress(OSError):  # which decoding reports
+                status = os.stat(root / record)
+                if (other := seen.setdefault((status.st_dev, status.st_ino), name)) != name:
+                    raise UserError(
+                        f"data.source names '{other}' and '{name}', which hold one file, '{root / record}', twice: "
+                        "remove the link"
+                    )
+
+
 def _prefixes(names: Sequence[str]) -> list[str]:
     """The path of each source from the folder that all of them lie in; a data set's name stays as it is."""
-    paths = {name: Path(name).expanduser().resolve() for name in names if Path(name).expanduser().exists()}
+    places = {name: Path(name).expanduser() for name in names}
+    paths = {name: place.resolve() for name, place in places.items() if place.exists() or archive_of(place)}
     for name, path in paths.items():
         for other, above in paths.items():
             if name != other and above in (path, *path.parents):
