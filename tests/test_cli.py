@@ -20,6 +20,7 @@ from PIL import Image
 
 from convsmith import files
 from convsmith.cli import main, verbs
+from convsmith.config import read_run_config
 
 QUICK = "--epochs 1 --data.limit 300 --train.threads 1".split()
 
@@ -236,6 +237,18 @@ def test_print_config_is_the_config(inside: Path, capsys: pytest.CaptureFixture[
     (inside / "printed.yaml").write_text(text)
     assert "lr: 0.5" in text
     assert call(capsys, "train", "printed.yaml", "--print-config") == text
+
+
+@pytest.mark.parametrize("preset", ["linear-probe", "finetune"])
+def test_print_config_of_a_preset_names_the_network_that_would_be_trained(
+    inside: Path, capsys: pytest.CaptureFixture[str], preset: str
+) -> None:
+    assert main(["train", "--data", "digits", "--preset", preset, "--print-config"]) == 0
+    printed = capsys.readouterr()
+    (inside / "printed.yaml").write_text(printed.out)
+    config = read_run_config(inside / "printed.yaml")
+    assert config.model.is_library
+    assert printed.err.startswith(f"network: {config.model.name}")
 
 
 def test_version_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,14 @@ def test_gray_stored_as_colour_is_gray_and_arrays_are_looked_at() -> None:
     assert found.side == pytest.approx(4000**0.5)
 
 
+def test_images_of_the_test_split_have_no_part_in_the_choice() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 50, 3), dtype=np.uint8)
+    pixels[:4] = pixels[:4, :, :, :1]
+    found = kind_of(from_arrays(pixels, [0, 1] * 20, given=["train"] * 4 + ["test"] * 36))
+    assert found is not None
+    assert found.is_gray
+
+
 def test_without_weights_photographs_are_trained_from_random_ones_and_the_line_says_so(tmp_path: Path) -> None:
     photos = images(tmp_path / "photos", 100)
     *found, notes = decided(data__source=photos)

@@ -426,6 +426,7 @@ class AutoSpec(Record):
 
     kind: Literal["auto"]
     config: dict[str, dict[str, Any]]
+    arrays: str | None = None  # the fingerprint of arrays, which have no other name
 
 
 StudyKind = Literal["crossval", "ablate", "tune", "auto"]

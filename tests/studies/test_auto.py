@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import convsmith
 from convsmith.cli import main
 from convsmith.errors import UserError
-from convsmith.events import CandidateDone
+from convsmith.events import CandidateDone, Note, RaceStarted
 from convsmith.prediction.calibration import log_softmax
 from convsmith.studies import auto_plan
 from convsmith.studies.auto_candidates import ENLARGED, probes, small_nets
@@ -151,6 +153,49 @@ def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
     assert capsys.readouterr().out.splitlines()[-1] == record["estimate"]["sentence"]
     assert main([*words, "--data.limit", "200"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def begun(data: Any, runs: Path) -> tuple[str, list[str]]:
+    """The directory of the race that `auto` begins or goes on with, which is stopped before its first candidate."""
+    seen: list[Any] = []
+
+    def stop(event: object) -> None:
+        seen.append(event)
+        if isinstance(event, RaceStarted):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convsmith.auto(data, runs_dir=runs, show=stop)
+    return seen[-1].directory.name, [event.text for event in seen if isinstance(event, Note)]
+
+
+def test_where_the_data_of_a_stopped_race_have_changed_a_new_one_begins(tmp_path: Path) -> None:
+    folder, runs, rng = tmp_path / "pets", tmp_path / "runs", np.random.default_rng(0)
+    for name in (f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(10)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name)
+    first, notes = begun(folder, runs)
+    assert not notes
+    assert begun(folder, runs) == (first, [])
+    shutil.copy(folder / "cat/0.png", folder / "cat/new.png")
+    second, (note,) = begun(folder, runs)
+    assert second != first
+    assert f"{first}' was interrupted and cannot be continued, so a new race begins: " in note
+    assert begun(folder, runs) == (second, [])
+
+
+def test_a_stopped_race_of_arrays_is_known_by_what_is_in_them(tmp_path: Path) -> None:
+    labels = np.arange(20) % 2
+    one, other = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8), dtype=np.uint8)
+    first, second = begun((one, labels), tmp_path), begun((other, labels), tmp_path)
+    assert first != second
+    assert begun((one, labels), tmp_path) == first
+    assert begun((other, labels), tmp_path) == second
+
+
+def test_data_without_val_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"of which data\.val_fraction 0 leaves none: leave it out"):
+        convsmith.auto({"source": "digits", "val_fraction": 0}, runs_dir=tmp_path, show=False)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from convsmith.data.dataset import Dataset
 from convsmith.data.sources import cache_folder
 from convsmith.data.splits import make_splits
 from convsmith.errors import UserError
-from convsmith.events import EpochEnd, Finished, Interrupted, Listener, RaceStarted, RaceWon, counter, nobody
+from convsmith.events import EpochEnd, Finished, Interrupted, Listener, Note, RaceStarted, RaceWon, counter, nobody
 from convsmith.prediction.calibration import fit_temperature
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.metrics import accuracy_interval
@@ -47,6 +47,10 @@ WINNER = "winner"  # the folder of the last training, until its files become tho
 CHOSEN = ("model", "optim", "schedule", "regularize", "augment", "transfer")  # sections that the race decides
 
 MACHINE = {"seed", "device", "threads"}  # keys of `train` that the race leaves to the user
+
+
+class _DataChanged(UserError):
+    """The data of a race are not those that it was begun with, and nothing of it was changed."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,27 @@ def auto(
     for section in (*CHOSEN, "train"):
         if keys := sorted(getattr(config, section).model_fields_set - MACHINE):
             raise UserError(f"auto decides {section}.{keys[0]} itself: leave it out, or use `convsmith train`")
+    if config.data.val_fraction == 0:
+        raise UserError(
+            "auto compares and estimates by val images, of which data.val_fraction 0 leaves none: leave it out"
+        )
     config = own.named(config, parts)
     given = config.model_dump(mode="json", exclude_unset=True)
-    spec = {"kind": "auto", "config": given}
+    spec: dict[str, Any] = {"kind": "auto", "config": given}
+    if parts.source is not None:  # arrays have one name, whatever is in them
+        spec["arrays"] = parts.source.fingerprint
     if name is not None and (finished := _finished(RunDir(runs_dir / name), given)) is not None:
         return finished
     run = _existing(runs_dir, name, spec)
-    if run is None:
-        run = _start(config, spec, parts, minutes, name, runs_dir, listener, began)
-        began = time.monotonic()  # what was spent before is in auto.json
-    elif (record := records.read(run.auto, records.Auto))["minutes"] != minutes:
-        records.write(run.auto, records.Auto, record | {"minutes": minutes})
-    return resume(run, parts, listener=listener, began=began)
+    if run is not None:
+        try:
+            return resume(run, parts, listener=listener, began=began, minutes=minutes)
+        except _DataChanged as error:
+            if name is not None:
+                raise
+            listener(Note(f"'{run.path}' was interrupted and cannot be continued, so a new race begins: {error}"))
+    run = _start(config, spec, parts, minutes, name, runs_dir, listener, began)
+    return resume(run, parts, listener=listener)  # what was spent before is in auto.json
 
 
 def _finished(run: RunDir, given: Mapping[str, Any]) -> AutoResult | None:
@@ -131,8 +144,11 @@ def _existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunD
         rundir.refuse_taken(runs_dir, name)
         return None
     for run in rundir.runs_in(runs_dir) if runs_dir.is_dir() else []:
-        if run.study.exists() and rundir.state_of(run) == "stopped" and rundir.read_study(run) == spec:
-            return run
+        try:
+            if run.study.exists() and rundir.state_of(run) == "stopped" and rundir.read_study(run) == spec:
+                return run
+        except UserError:  # it is damaged, which `resume` says of the study that it is given
+            continue
     return None
 
 
@@ -208,9 +224,11 @@ def resume(
     backend: str = "local",
     listener: Listener = nobody,
     began: float | None = None,
+    minutes: float | None = None,
 ) -> AutoResult:
     """Go on with a race: candidates that have ended are not run again, and the time that was spent counts.
 
+    `minutes` replaces the budget that the race was begun with.
     `jobs` and `backend` are those of other studies: the candidates of a race run in turn, in this process.
     """
     began = time.monotonic() if began is None else began
@@ -223,8 +241,9 @@ def resume(
             dataset, _ = open_data(given, parts, counter(listener, "decoding"))
             kept = records.read(run.path / study.FOLDS, records.Folds)
             if dataset.hash != kept["hash"]:
-                raise UserError(f"the data of race '{run.path}' have changed since it was started: start a new one")
+                raise _DataChanged(f"the data of race '{run.path}' have changed since it was started: start a new one")
             record = records.read(run.auto, records.Auto)
+            record["minutes"] = record["minutes"] if minutes is None else minutes
             groups = auto_data.groups_of(dataset, record["together"])
             divided = _divided(dataset, record["folds"], groups)
             device = {"device": config.train.device} if "device" not in given.train.model_fields_set else {}

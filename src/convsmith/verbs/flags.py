@@ -98,10 +98,10 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 
 def print_config(settings: Settings) -> int:
-    """Print the config that the settings are with the recipe that the data choose; returns the exit code."""
+    """Print the config that would be trained, with what the data choose; returns the exit code."""
     from convsmith.terminal import say, say_lines
 
-    if settings.is_open and settings.layer:  # else nothing is to be looked at, and no import delays the answer
+    if settings.preset or settings.layer:  # else nothing is to be looked at, and no import delays the answer
         from convsmith.recipes import decide
 
         notes: list[object] = []
