@@ -95,6 +95,25 @@ def test_a_run_that_cannot_go_on_stops_nobody(train: Callable[..., convsmith.Run
     assert interrupted.find(Path("runs"), asked) is None
 
 
+def test_data_of_the_same_name_in_another_folder_are_others(
+    notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(KEPT / "stopped", tmp_path / "runs" / "one")
+    run = RunDir(tmp_path / "runs" / "one")
+    environment = json.loads(run.environment.read_text())
+    config = validate({"data": {"source": "photos"}})
+    (tmp_path / "photos").mkdir()
+    asked = interrupted.at_its_place(config)
+    run.environment.write_text(json.dumps(environment | {"asked": asked.model_dump(mode="json")}))
+    assert interrupted.find(run.path.parent, interrupted.at_its_place(config)) is not None
+    (tmp_path / "other" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    other = interrupted.at_its_place(config)
+    assert interrupted.find(run.path.parent, other) is None
+    with pytest.raises(UserError, match=r"data\.source was .*, is .*other"):
+        interrupted.refuse_other(run, other)
+
+
 def test_a_run_of_arrays_is_not_found(train: Callable[..., convsmith.Run]) -> None:
     import numpy as np
 
@@ -146,6 +165,11 @@ def test_an_interrupted_study_is_found_by_the_same_spec(kept: str, tmp_path: Pat
     assert find(spec | {key: own}) is None
     with run.lock():
         assert find(spec) is None
+    config = run.config.read_text()
+    run.config.write_text(config.replace("source: digits", "source: /elsewhere/digits"))
+    (run.path / study.STARTED).unlink(missing_ok=True)
+    assert find(spec) is None, "the same name means other data in this folder"
+    run.config.write_text(config)
     run.study.write_text("kind: crossval\n")
     assert find(spec) is None
     assert study.existing(tmp_path / "nowhere", None, spec) is None

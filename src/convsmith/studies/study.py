@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convsmith import records, rundir
-from convsmith.config import RunConfig, differences, read_layer, validate
+from convsmith.config import RunConfig, differences, read_layer, read_run_config, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
+from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.events import Listener, Note, nobody
 from convsmith.files import write_text
@@ -133,7 +134,10 @@ def _interrupted(runs_dir: Path, spec: Mapping[str, Any], listener: Listener) ->
         try:
             if not run.study.exists() or rundir.read_study(run)["kind"] != spec["kind"]:
                 continue
-            if not _changes(read_spec(run), spec) and rundir.state_of(run) == "stopped":
+            if _changes(read_spec(run), spec) or rundir.state_of(run) != "stopped":
+                continue
+            # A spec has its data as they are called, which may mean others in another folder.
+            if read_run_config(run.config).data.source == with_absolute_paths(config.data).source:
                 listener(
                     Note(
                         f"going on with '{run.path}', which the same settings began and which was interrupted; a new "

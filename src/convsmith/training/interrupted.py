@@ -6,6 +6,7 @@ from pathlib import Path
 
 from convsmith import records, rundir
 from convsmith.config import RunConfig, differences, validate
+from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.rundir import RunDir
 
@@ -26,14 +27,23 @@ def find(runs_dir: Path, config: RunConfig) -> RunDir | None:
     return None
 
 
-def refuse_other(run: RunDir, config: RunConfig) -> None:
-    """Raise UserError if the training `run` was begun with settings other than `config`."""
+def refuse_other(run: RunDir, config: RunConfig) -> bool:
+    """Raise UserError if the training `run` was begun with settings other than `config`.
+
+    False if the run has not recorded its settings as they were asked for, so that nothing could be compared.
+    """
     asked = asked_for(run)
     if asked is not None and (changed := changes(asked, config)):
         raise UserError(
             f"run '{run.path}' was started with other settings ({'; '.join(changed)}): choose another --name, or give "
             "the same settings again to resume it"
         )
+    return asked is not None
+
+
+def at_its_place(config: RunConfig) -> RunConfig:
+    """The config with the absolute place of its data: data that are called the same elsewhere are others."""
+    return config.with_values(data={"source": with_absolute_paths(config.data).source})
 
 
 def asked_for(run: RunDir) -> RunConfig | None:
