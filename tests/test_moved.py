@@ -113,8 +113,17 @@ def test_a_model_without_its_run_predicts_and_explains(alone: Path, capsys: Capt
     capsys.readouterr()
     assert main(["explain", str(alone)]) == 2
     assert "'digits-model' is a model without its run, which knows the data: give images" in capsys.readouterr().err
-    assert main(["evaluate", str(alone)]) == 2
-    assert "is not a run directory" in capsys.readouterr().err
+    model = convsmith.load(alone)
+    for ask in (
+        lambda: model.evaluate(),
+        lambda: model.evaluate(data="images", show=False),
+        lambda: model.summary,
+        lambda: model.best_epoch,
+        lambda: model.metrics,
+        lambda: model.report(show=False),
+    ):
+        with pytest.raises(UserError, match="'digits-model' is a model without its run"):
+            ask()
 
 
 def test_the_model_folder_of_a_run_stands_for_the_run(place: Path) -> None:

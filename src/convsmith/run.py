@@ -58,7 +58,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One row per epoch, as in metrics.csv."""
-        return [dict(row) for row in csv.read(self.files.metrics)]
+        return [dict(row) for row in csv.read(open_run(self.directory).metrics)]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Run:
             if isinstance(event, Note):
                 warn(event.text)
 
-        ids, images = with_ids(paths)
+        ids, images = with_ids(paths, self.predictor.card.preprocessing.channels)
         found = predict_all(
             self.predictor,
             ids,
@@ -208,6 +208,7 @@ class Run:
         """The epoch whose weights the run has kept, as recorded in summary.json or the newest checkpoint."""
         if self.files.summary.exists():
             return int(self.summary["best_epoch"])
+        open_run(self.directory)
         return kept_epoch(checkpoint.read_newest(self.files.checkpoints)[1])
 
     def confusion(self, split: str = "val") -> Figure:
@@ -264,12 +265,14 @@ def train(
         raise UserError("--resume goes with --name; without a name, an interrupted run is found by itself")
     if go_on and (runs_dir / str(name)).exists():
         found = open_single(runs_dir / str(name))
-        interrupted.refuse_other(found, config)
+        if not interrupted.refuse_other(found, interrupted.at_its_place(config)):
+            listener(Note(f"'{found.path}' has no record of the settings it was begun with: they were not compared"))
         if found.summary.exists():
             listener(Note(f"'{found.path}' is finished: there is nothing to resume"))
         return resume(found, parts, listener)
     refuse_taken(runs_dir, name)
-    described = config if parts == NO_PARTS else None  # what is the user's own cannot be compared
+    # What is the user's own cannot be compared.
+    described = interrupted.at_its_place(config) if parts == NO_PARTS else None
     if name is None and described is not None and (left := interrupted.find(runs_dir, described)) is not None:
         with ExitStack() as held:
             try:

@@ -264,6 +264,8 @@ def publish(run: RunDir, name: str | None, default_name: str) -> RunDir:
 def open_run(path: str | Path, *needs: str) -> RunDir:
     """An existing run; a UserError names what is missing, the run itself or one of the files that it `needs`."""
     run = RunDir(Path(path))
+    if (run.path / CARD).exists() and not run.config.exists():
+        raise UserError(f"'{path}' is a model without its run, which knows the data: give images, or the run itself")
     if not run.path.is_dir() or not run.config.exists():
         parent = run.path.parent
         present = (

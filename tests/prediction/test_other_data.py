@@ -167,6 +167,38 @@ def test_the_sealed_test_split_has_no_side_door(run: RunDir, kept: Path, place: 
     assert not run.test_access.exists()
 
 
+@pytest.mark.parametrize("how", ["links to files", "links to folders", "hard links", "the run's source is damaged"])
+def test_links_and_a_damaged_source_open_no_sealed_image(tmp_path: Path, how: str) -> None:
+    run, photos = run_on_files(tmp_path)
+    other = photos / "test"
+    if how == "the run's source is damaged":
+        (photos / "train").rename(photos / "old")
+    else:
+        other = tmp_path / "other"
+        for folder in (photos / "test").iterdir():
+            if how == "links to folders":
+                other.mkdir(exist_ok=True)
+                (other / folder.name).symlink_to(folder)
+            else:
+                (other / folder.name).mkdir(parents=True)
+                for file in folder.iterdir():
+                    place = other / folder.name / f"renamed-{file.name}"
+                    place.hardlink_to(file) if how == "hard links" else place.symlink_to(file)
+    with pytest.raises(UserError, match="may be of the sealed test split"):
+        convsmith.load(run.path).evaluate(data=other, show=False)
+    assert not run.evaluations()
+    assert not run.test_access.exists()
+
+
+def test_a_copy_of_a_part_of_the_runs_data_is_told_by_its_names(run: RunDir, kept: Path) -> None:
+    shutil.copytree(kept / "photos", "copy")
+    next(Path("copy/train/3").iterdir()).unlink()
+    events: list[Any] = []
+    convsmith.load(run.path).evaluate(data="copy", show=events.append)
+    said = "159 of 159 images have names of images of this run (59 of train, 50 of val, 50 of test)"
+    assert any(said in getattr(event, "text", "") for event in events)
+
+
 def test_only_how_data_are_read_can_be_set(run: RunDir, capsys: Captured) -> None:
     plant_digits(Path("june"), range(200, 210))
     (Path("june") / "1" / "broken.png").write_bytes(b"no image")

@@ -24,7 +24,7 @@ from convsmith.events import Note
 from convsmith.prediction import evaluate, predicting
 from convsmith.prediction.calibration import fit_temperature
 from convsmith.prediction.evaluation import read_predictions
-from convsmith.prediction.inputs import find_images, with_ids
+from convsmith.prediction.inputs import as_list, find_images, with_ids
 from convsmith.prediction.output import PredictionFile, columns_of, key_of
 from convsmith.prediction.predicting import predict_all
 from convsmith.prediction.predictor import Predictor, load_predictor
@@ -174,6 +174,14 @@ def test_images_that_are_no_files_are_never_gone_on_with(predictor: Predictor, p
     next(rows)
     rows.close()  # type: ignore[attr-defined]
     assert "images that are no files" in anew(predictor, given)
+
+
+def test_an_array_of_the_models_channels_is_one_image() -> None:
+    stack = np.zeros((5, 6, 8), np.uint8)
+    assert [len(as_list(stack, channels)) for channels in (1, 3, 8)] == [5, 5, 1]
+    assert len(with_ids(stack, 8)[0]) == 1
+    assert len(with_ids(stack[None].repeat(4, 0), 8)[0]) == 4
+    assert [len(as_list(np.zeros((5, 6, last), np.uint8), 8)) for last in (1, 3, 4)] == [1, 1, 1]
 
 
 def test_two_processes_do_not_write_one_file(predictor: Predictor, photos: Path) -> None:

@@ -91,14 +91,14 @@ def explain(
     the data if they are the user's own, or if the data have moved; then `flags` are the words of a command that say so.
     UserError for names that do not exist, and for options that do not go together.
     """
-    given = as_list(paths)
     if figure is not None and figure not in FIGURES:
         raise choose("figure", figure, FIGURES)
     if figure is not None and target is not None:
         raise UserError("--class is for heat maps: leave it out, or leave --figure out")
+    context = open_context(run, device, module, source)
+    given = as_list(paths, context.predictor.card.preprocessing.channels)
     if figure is not None and len(given) > 1:
         raise UserError(f"figure '{figure}' shows one image: give one PATH at most")
-    context = open_context(run, device, module, source)
     own = module is not None or (source is not None and not flags)
     made_by = _made_by(run, given, target, stage, figure, own, flags)
     if figure is not None:

@@ -19,14 +19,14 @@ from convsmith.data.parallel import Progress
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.sources import Source, open_source, with_absolute_paths
 from convsmith.errors import RunFailed, UserError
-from convsmith.events import Listener, counter, nobody
+from convsmith.events import Listener, Note, counter, nobody
 from convsmith.figures.matrices import evaluation_figure
 from convsmith.figures.style import save
 from convsmith.files import as_csv, explain_os_errors, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
-from convsmith.prediction.other_data import name_of, open_other, refuse_sealed, source_for
+from convsmith.prediction.other_data import name_of, named_alike, open_other, refuse_sealed, source_for
 from convsmith.rundir import RunDir, open_run
 from convsmith.runtime import select_device, set_threads
 
@@ -117,7 +117,7 @@ def evaluate(
     This is the only place that opens the test split, and `command` is recorded before that. Raises UserError if the
     run has no such split, or if its data has changed or is not available any more.
     """
-    run.refuse_links()
+    open_run(run.path).refuse_links()
     config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)["splits"]
     available = [name for name in ("val", "test") if splits.get(name)]
     if split not in available:
@@ -151,7 +151,7 @@ def evaluate_other(
     `split` is that of the run, and the result that of `evaluate`. Raises UserError for classes that the model does not
     have, for images of the sealed test split, and for a split that does not exist.
     """
-    run.refuse_links()
+    open_run(run.path).refuse_links()
     config, known = read_run_config(run.config), records.read(run.splits, records.Splits)
     set_threads(config.train.threads)
     data = data.model_copy(update={"cache": data.cache or config.data.cache})
@@ -168,6 +168,8 @@ def evaluate_other(
     other = open_other(data, source, card, progress)
     images = other.split(split)
     refuse_sealed(run, config.data, known["splits"].get("test", ()), other, images)
+    if alike := named_alike(known["splits"], images):
+        listener(Note(alike))
     name = name_of(run, other, split)
     model, card = load_model(run.model, where := select_device(device), module)
     described: dict[str, Any] = {
@@ -198,10 +200,6 @@ def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | 
 
     `source` holds the same images where they are arrays, or have moved (`moved_source`).
     """
-    if run.alone:
-        raise UserError(
-            f"'{run.path}' is a model without its run, which knows the data: give images, or the run itself"
-        )
     open_run(run.path, run.splits.name)
     config, splits = read_run_config(run.config).data, records.read(run.splits, records.Splits)
     if source is None:

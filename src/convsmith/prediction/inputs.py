@@ -40,14 +40,14 @@ def images_below(folder: Path) -> list[Path]:
     return [folder / file.path for file in walk(folder).files if Path(file.path).suffix.lower() in IMAGE_SUFFIXES]
 
 
-def with_ids(images: Any) -> tuple[list[str], list[Any]]:
+def with_ids(images: Any, channels: int = 3) -> tuple[list[str], list[Any]]:
     """Images in any form, one or many, each with its id; a folder stands for the images below it.
 
-    The id of a file is its path, and that of any other image its number.
+    The id of a file is its path, and that of any other image its number. `channels` are the model's (see `as_list`).
     """
     ids: list[str] = []
     found: list[Any] = []
-    for image in as_list(images):
+    for image in as_list(images, channels):
         if isinstance(image, str | Path) and Path(image).is_dir():
             files = find_images([str(image)])
             ids += (readable(str(file)) for file in files)
@@ -69,14 +69,15 @@ def read_streams(images: Sequence[Any]) -> Iterator[Any]:
             raise UserError("a file object must be open for reading bytes: open(path, 'rb')")
 
 
-def as_list(images: Any) -> list[Any]:
+def as_list(images: Any, channels: int = 3) -> list[Any]:
     """A batch (array or tensor of one more dimension) or a sequence as a list; one image as a list of one.
 
-    An array [A, B, C] whose last dimension is 1, 3 or 4 is one image; otherwise it holds gray images [N, H, W].
+    An array [A, B, C] whose last dimension is 1, 3, 4 or the model's `channels` is one image; otherwise it holds gray
+    images [N, H, W].
     """
     if isinstance(images, InputPixels):
         return [InputPixels(image[None]) for image in images.array]
-    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] not in (1, 3, 4):
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] not in (1, 3, 4, channels):
         return list(images)
     if isinstance(images, Tensor | np.ndarray):
         return list(images) if images.ndim == 4 else [images]

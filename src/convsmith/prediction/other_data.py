@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
 from pathlib import Path
@@ -98,19 +98,18 @@ def under_classes(source: Source, classes: tuple[str, ...]) -> Source:
 def refuse_sealed(run: RunDir, config: DataConfig, sealed: Collection[str], other: OtherData, images: Subset) -> None:
     """Raise UserError if `images` of `other` are files of the run's own test split, whose ids are `sealed`.
 
-    `config` is the run's. Files are recognised by their place; copies of them are not. What has no file for each image
-    (Parquet, archives) is refused if it is the run's own source, or a part of it.
+    `config` is the run's. Files are recognised by their place, through links of both kinds; copies of them are not.
+    What has no file for each image (Parquet, archives) is refused if it is the run's own source, or a part of it.
     """
-    if not sealed or not any(_overlap(*pair) for pair in product(config.sources, other.config.sources)):
+    same_place = any(_overlap(*pair) for pair in product(config.sources, other.config.sources))
+    if not sealed or not (same_place or any(Path(source).is_dir() for source in config.sources)):
         return
-    try:
-        own = _files(open_source(config), sealed)
-    except UserError:  # they are not there any more, or not as they were
-        own = {}
+    own = _sealed_files(config, sealed)
     ours = _files(other.source, set(images.ids))
-    places = set(own.values())
+    known = {mark for place in own for mark in _marks(place)}
     for name, place in ours.items():
-        if not place or place in places or "" in places:
+        unclear = same_place and (not place or "" in own)
+        if unclear or not known.isdisjoint(_marks(place)):
             raise UserError(
                 f"'{name}' of {other.config.title} may be of the sealed test split of run '{run.path}', since both "
                 f"have the same place: evaluate on that split by {command('evaluate', run.path, '--split', 'test')}, "
@@ -118,10 +117,43 @@ def refuse_sealed(run: RunDir, config: DataConfig, sealed: Collection[str], othe
             )
 
 
+def named_alike(splits: Mapping[str, Sequence[str]], images: Subset) -> str:
+    """A sentence if images have the names of the run's own, in `splits`: they may be copies, which no place tells."""
+    counts = {split: len(set(ids).intersection(images.ids)) for split, ids in splits.items()}
+    if not (total := sum(counts.values())):
+        return ""
+    of_each = ", ".join(f"{number:,} of {split}" for split, number in counts.items() if number)
+    return (
+        f"{total:,} of {len(images):,} images have names of images of this run ({of_each}): if they are copies of "
+        "them, these are no scores on new images"
+    )
+
+
+def _sealed_files(config: DataConfig, sealed: Collection[str]) -> set[str]:
+    """The real paths of the run's sealed test images, '' for those without a file of their own or of unknown place."""
+    try:
+        return set(_files(open_source(config), sealed).values())
+    except UserError:  # the source is not there any more, or not as it was
+        # In a folder, an id is the path below it: its test images may lie there although it cannot be opened whole.
+        places = [[Path(folder, name) for folder in config.sources] for name in sealed]
+        return {next((os.path.realpath(place) for place in of_one if place.is_file()), "") for of_one in places}
+
+
 def _files(source: Source, ids: Collection[str]) -> dict[str, str]:
     """The real path of the file of each of these records, '' for a record without a file of its own."""
     records = {name: source.read(row) for row, name in enumerate(source.ids) if name in ids}
     return {name: os.path.realpath(one) if isinstance(one, Path) else "" for name, one in records.items()}
+
+
+def _marks(place: str) -> set[str | tuple[int, int]]:
+    """What identifies a file: its real path, and where it has hard links, the numbers of its device and inode."""
+    if not place:
+        return set()
+    try:
+        status = os.stat(place)
+    except OSError:
+        return {place}
+    return {place, (status.st_dev, status.st_ino)} if status.st_ino else {place}
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -180,7 +180,7 @@ class Predictor:
 
         Only the `top_k` largest probabilities of each image are returned.
         """
-        ids, many = with_ids(images)
+        ids, many = with_ids(images, self.card.preprocessing.channels)
         return [as_prediction(row, top_k) for batch in self.answers(ids, many) for row in batch.rows]
 
 
