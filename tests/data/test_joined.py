@@ -106,3 +106,10 @@ def test_the_same_images_by_another_way_are_refused(plant: Plant) -> None:
     (root / "c/x/2.png").symlink_to(root / "b/x/0.png")
     with pytest.raises(UserError, match=r"hold one file, '.*c/x/2\.png', twice"):
         opened(root / "b", root / "c")
+
+
+def test_splits_with_classes_below_are_no_classes(plant: Plant) -> None:
+    root = plant(*(f"{top}/{name}/1.png" for top in ("A/train", "B/test") for name in ("cat", "dog")))
+    with pytest.raises(UserError, match=r"A/train, B/test look like splits with classes"):
+        opened(root)
+    assert opened(root / "A/train", root / "B/test").given.tolist() == ["train"] * 2 + ["test"] * 2

@@ -330,3 +330,10 @@ def test_a_pattern_that_tries_too_many_ways_is_ended(plant: Plant, monkeypatch: 
     monkeypatch.setattr("convsmith.data.labels.LONGEST", 0.05)
     root = plant("a" * 60 + ".png", "b.png")
     assert "takes more than 0.05 s for 'aaaa" in refused(lambda: opened(root, "(a|aa)+$"))
+
+
+def test_splits_below_the_folders_of_classes_divide_the_images(plant: Plant) -> None:
+    root = plant(*(f"{name}/{split}/{number}.png" for name in "ab" for split in ("train", "test") for number in "12"))
+    source = open_source(DataConfig(source=str(root), labels="^([^/]+)/"))
+    assert source.given.tolist() == ["test", "test", "train", "train"] * 2
+    assert source.labels.tolist() == [0] * 4 + [1] * 4

@@ -201,6 +201,19 @@ def _refuse_same_classes(root: Path, top: _Folder) -> None:
             f"--data {one}, or several, --data {one} --data {other}; or, if {listed(names)} are the classes, add "
             f"{_by_folder(top)}"
         )
+    inner = [
+        f"{name}/{below}"
+        for name, folder in top.folders.items()
+        for below in folder.folders
+        if split_of(below) and len(folder.folders[below].folders) > 1
+    ]
+    if inner:
+        sources = " ".join(f"--data {shlex.quote(str(where / name))}" for name in inner[:2])
+        raise UserError(
+            f"in '{where}', {listed(inner)} {'looks like a split' if len(inner) == 1 else 'look like splits'} with "
+            f"classes below: name what you mean, as in {sources}; or, if {listed(top.folders)} are the classes, add "
+            f"{_by_folder(top)}"
+        )
     pictures = [name for name in top.folders if name.casefold() in PICTURES]
     masks = [name for name in top.folders if name.casefold() in MASKS]
     if pictures and masks:

@@ -222,15 +222,19 @@ def _split_column(config: DataConfig, table: Table) -> str | None:
 
 
 def _splits_of_folders(root: Path, paths: Sequence[str], labels: dict[int, str]) -> dict[int, str]:
-    """The split of each image by the folder in which the paths part; none where these folders are the classes."""
+    """The split of each image by the folder in which the paths part, or by those below it if these are the classes."""
     folders = {row: paths[row].rpartition("/")[0] for row in labels}
     parts = {folder: folder.split("/") if folder else [] for folder in set(folders.values())}
     depth = 0
     while len(tops := {tuple(above[: depth + 1]) for above in parts.values()}) == 1 and len(min(tops)) > depth:
         depth += 1
     home = {folder: above[depth] if len(above) > depth else "" for folder, above in parts.items()}
+    if all(home[folders[row]] == label for row, label in labels.items()):
+        home = {folder: above[depth + 1] if len(above) > depth + 1 else "" for folder, above in parts.items()}
+        if not all(map(split_of, home.values())):
+            return {}
     named = {top for top in home.values() if split_of(top)}
-    if not named or all(home[folders[row]] == label for row, label in labels.items()):
+    if not named:
         return {}
     if others := set(home.values()) - named:
         raise UserError(
