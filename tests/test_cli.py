@@ -423,6 +423,7 @@ MISTAKES = [
     ("train --resume", "--resume goes with --name"),
     ("predict runs/digits", "the following arguments are required: PATH"),
     ("presets strnog", "preset 'strnog' does not exist"),
+    ("data digits", "for data of that name: convsmith data check digits"),
     ("data chekc digits", "action: 'chekc' is not a choice. Did you mean 'check'?"),
     ("data check ./nowhere", "data.source './nowhere' does not exist"),
     ("summary --preset strnog", "does not exist"),

@@ -58,6 +58,16 @@ def test_a_pattern_is_a_part_of_names_and_the_rest_is_counted(
     assert "timm/coat_lite_medium" in told
     assert "more match: narrow the pattern, or give --limit" in told
     assert "next: convsmith train --model timm/coat_lite_medium --data DATA" in told
+    monkeypatch.setattr(
+        "convsmith.zoo._facts", lambda name, channels, size: (None if "coat" in name else len(name), None)
+    )
+    assert main(["models", "lite"]) == 0
+    assert (
+        "next: convsmith train --model timm/efficientnet_lite0 --data DATA" in capsys.readouterr().out
+    )  # the smallest
+    (cache / "weights" / "tf_efficientnet_lite4.safetensors").touch()
+    assert main(["models", "lite"]) == 0
+    assert "next: convsmith train --model timm/tf_efficientnet_lite4 --data DATA" in capsys.readouterr().out
     assert main(["models", "resnot"]) == 2
     assert "no network with pretrained weights matches 'resnot'" in capsys.readouterr().err
     with pytest.raises(UserError):

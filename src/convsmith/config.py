@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from convsmith.contracts import Section, problems, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
-from convsmith.errors import UserError, choose, damaged, nearest
+from convsmith.errors import UserError, choose, command, damaged, nearest
 from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
@@ -173,7 +173,11 @@ def read_layer(path: Path) -> Layer:
         raise UserError(f"config file '{path}' does not exist") from None
     except IsADirectoryError:
         own = path / "config.yaml"
-        hint = f"the config of that run is {own}" if own.exists() else f"to train on its images, use --data {path}"
+        hint = (
+            f"the config of that run is {own}"
+            if own.exists()
+            else f"to train on its images: {command('train', '--data', path)}"
+        )
         raise UserError(f"config file '{path}' is a folder: {hint}") from None
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror}") from None

@@ -25,6 +25,7 @@ from convsmith.events import (
     Finished,
     Interrupted,
     Note,
+    ReportWritten,
     Serving,
     StepProgress,
     TrainingStarted,
@@ -106,6 +107,8 @@ class Display:
                 self.counted(event)
             case Note():
                 self.wrapped(event.text)
+            case ReportWritten():
+                self.labelled("report", str(event.path))
             case Serving():
                 self._serving(event)
             case TrainingStarted():

@@ -48,10 +48,10 @@ class Stopped(KeyboardInterrupt):
 
 def command(*words: object) -> str:
     """A convsmith command that can be pasted into a shell, with quotes where its words need them."""
-    return " ".join(map(_quoted, ["convsmith", *map(str, words)]))
+    return " ".join(map(quoted, ["convsmith", *map(str, words)]))
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """The word for a shell; one with hidden characters with escapes in ``$'...'``, as bash and zsh read it."""
     if visible(word) == word:
         return shlex.quote(word)

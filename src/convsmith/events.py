@@ -28,6 +28,13 @@ class Note:
 
 
 @dataclass(frozen=True)
+class ReportWritten:
+    """The report at the end of a training."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class TrainingStarted:
     """A training is about to start or to be resumed: its data, its network, and the expected cost.
 

@@ -147,6 +147,16 @@ def _at_hand(cache: Path) -> str | None:
     return next((model for model in PREFERRED if lookup.at_hand(model, cache)), None)
 
 
+def lacking(cache: Path) -> str:
+    """Why a race on a machine without pretrained weights has none, what they are worth, and how to get the first."""
+    origin = lookup.origin(PREFERRED[0])
+    assert origin is not None
+    return (
+        "none of the pretrained weights that photographs want is on this machine, and a race downloads none; they were "
+        f"{worth()}: {lookup.by_hand(PREFERRED[0], origin.address, cache)}"
+    )
+
+
 def _preset(images: Images) -> str:
     return LINEAR_PROBE if images.train is not None and images.train <= FEW_IMAGES else FINETUNE
 

@@ -152,6 +152,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def default_name(*parts: str) -> str:
+    """The name of an unnamed run, without its number: of each part, what needs no quotes in a shell."""
+    return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
+
+
 FOLDER_NAME = "a plain folder name, without slashes and hidden characters, of at most 200 bytes"
 
 

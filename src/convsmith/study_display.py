@@ -89,6 +89,8 @@ def lines(event: object) -> Iterator[str]:
         )
     elif isinstance(event, events.Note):
         yield f"note    {event.text}"
+    elif isinstance(event, events.ReportWritten):
+        yield f"report  {event.path}"
     elif isinstance(event, events.JobsStarted) and event.before:
         what = "" if event.what == "runs" else f"{event.what} "
         yield f"{event.before} of {event.total} {what}were done before"
@@ -166,7 +168,7 @@ def _race(event: events.RaceStarted) -> Iterator[str]:
     yield (
         f"budget  {event.minutes:g} minutes"
         + (f", of which {duration(event.spent)} are spent" if event.spent else "")
-        + f"; {event.backbones} pretrained backbones at hand"
+        + f"; {plural(event.backbones, 'pretrained backbone')} at hand"
     )
 
 
@@ -178,7 +180,7 @@ def _candidate(event: events.CandidateDone) -> str:
     loss = sum(fold["loss"] for fold in entry["folds"]) / len(entry["folds"])
     images = sum(fold["n"] for fold in entry["folds"])
     accuracy = sum(fold["accuracy"] * fold["n"] for fold in entry["folds"]) / images
-    ended = f"  stopped {entry['reason']}" if entry["state"] == "stopped" else ""
+    ended = f"  stopped: {entry['reason']}" if entry["state"] == "stopped" else ""
     parts = [f"inner accuracy {accuracy:.1%}", f"loss {loss:.4f}", f"({clock})"]
     return "  ".join([entry["name"], *map(unbroken, parts)]) + ended
 

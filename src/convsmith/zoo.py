@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,13 @@ def _untagged(name: str) -> str:
     return architecture if config is not None and config.tag == tag else name
 
 
-def described(names: Sequence[str]) -> list[dict[str, Any]]:
-    """What `convsmith.models` says of each network."""
-    cache = cache_folder(DataConfig())
-    return [_described(name, cache) for name in names]
+def described(names: Sequence[str], progress: Callable[[int, int], None] = lambda *_: None) -> list[dict[str, Any]]:
+    """What `convsmith.models` says of each network; ``progress(done, total)`` is called after each."""
+    cache, found = cache_folder(DataConfig()), []
+    for name in names:
+        found.append(_described(name, cache))
+        progress(len(found), len(names))
+    return found
 
 
 def _described(name: str, cache: Path) -> dict[str, Any]:

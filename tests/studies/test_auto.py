@@ -16,8 +16,10 @@ from convsmith.cli import main
 from convsmith.errors import UserError
 from convsmith.events import CandidateDone, Note, RaceStarted
 from convsmith.prediction.calibration import log_softmax
+from convsmith.rundir import default_name
 from convsmith.studies import auto_plan
 from convsmith.studies.auto_candidates import ENLARGED, probes, small_nets
+from convsmith.studies.auto_keys import decided
 from convsmith.studies.auto_plan import Score
 from convsmith.studies.auto_probe import probe
 from convsmith.studies.folds import Fold, make_folds
@@ -67,9 +69,39 @@ def test_epochs_fill_the_share_of_the_time_and_never_exceed_it() -> None:
 
 
 def test_the_sentence_is_that_of_the_record() -> None:
-    assert auto_plan.sentence(383 / 398, 398, "out of fold") == (
-        "accuracy 96.2% (95% interval 93.9% to 97.7%, out of fold, 398 images, none of which chose anything)"
-    )
+    measured = "accuracy 96.2% (95% interval 93.9% to 97.7%, "
+    for how, on in ((auto_plan.OUT_OF_FOLD, "out of fold, 398 images"), (auto_plan.ON_VAL, "on 398 validation images")):
+        assert auto_plan.sentence(383 / 398, 398, how) == f"{measured}{on}, none of which chose anything)"
+
+
+def test_the_end_of_a_candidate_fits_beside_the_longest_names_of_networks_at_hand() -> None:
+    entry = {"name": "finetune tf_efficientnet_lite0 288", "state": "stopped", "folds": [], "seconds": 1.0}
+    record = {"winner": "", "candidates": [{**entry, "reason": "behind on 3 of 5 folds by epoch 5"}]}
+    (row,) = auto_plan.standings(record)
+    assert len(f"{row['candidate']}  {row['end']}") <= 80
+
+
+def test_a_budget_that_no_race_can_keep_is_refused_with_one_that_it_can(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--minutes 0.01 are too few: .* take about \d+ s here; give --minutes \d"):
+        convsmith.auto({"source": "digits", "limit": "100"}, minutes=0.01, runs_dir=tmp_path / "runs", show=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_of_data_become_folders_that_need_no_quotes() -> None:
+    assert default_name("ants bees", "auto") == "ants-bees-auto"
+
+
+def test_help_of_auto_shows_only_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["--help", "train"], ["--help", "data"]):
+        with pytest.raises(SystemExit):
+            main(["auto", *words])
+    said = capsys.readouterr().out
+    assert not [key for key in decided() if f"--{key} " in said]
+    assert all(f"--{key} " in said for key in ("train.seed", "train.threads", "data.val_fraction", "track.wandb"))
+    assert main(["auto", "digits", "--lr", "1"]) == 2
+    assert "auto decides optim.lr itself" in capsys.readouterr().err
+    assert main(["auto", "digits", "--dry"]) == 2
+    assert "--lr" not in capsys.readouterr().err
 
 
 def test_candidates_follow_the_size_of_the_images() -> None:
@@ -119,6 +151,7 @@ def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(auto_plan, "least_seconds", lambda *_: 0.0)  # a race that takes as little as can be
     done: list[str] = []
 
     def killed(event: object) -> None:
@@ -135,6 +168,7 @@ def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
     words = ["auto", "digits", "--minutes", "0.05", "--name", "race", "--data.limit", "300", "--track.wandb", "off"]
     assert main(["resume", "runs/race"]) == 0
     said = capsys.readouterr().out
+    assert "\nreport  runs/race/report.html" in said
     record = json.loads(Path("runs/race/auto.json").read_text())
     assert said.splitlines()[-1] == record["estimate"]["sentence"]
     assert "none of which chose anything" in record["estimate"]["sentence"]

@@ -6,6 +6,7 @@ aside; the winner is trained on all but that part. The test split stays sealed. 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -26,11 +27,13 @@ from convsmith.events import EpochEnd, Finished, Interrupted, Listener, Note, Ra
 from convsmith.prediction.calibration import fit_temperature
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.metrics import accuracy_interval
+from convsmith.recipes import lacking
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, set_threads
 from convsmith.studies import auto_data, auto_plan, own, study
 from convsmith.studies.auto_candidates import SMALL, Candidate, finetuned, probes, small_nets
-from convsmith.studies.auto_race import RACE, Race
+from convsmith.studies.auto_keys import decided
+from convsmith.studies.auto_race import CLOSING, FIXED, RACE, Race
 from convsmith.studies.folds import Fold, make_folds
 from convsmith.training import setup
 from convsmith.training.gather import open_data
@@ -44,9 +47,6 @@ INNER_VAL = 0.2  # of the images that a candidate may see
 FINAL_VAL = 0.1  # of all images, after an estimate out of fold: the curve of the last training, which chooses nothing
 AUTO = RunDir(Path()).auto.name
 WINNER = "winner"  # the folder of the last training, until its files become those of the race's own directory
-CHOSEN = ("model", "optim", "schedule", "regularize", "augment", "transfer")  # sections that the race decides
-
-MACHINE = {"seed", "device", "threads"}  # keys of `train` that the race leaves to the user
 
 
 class _DataChanged(UserError):
@@ -102,9 +102,10 @@ def auto(
     began = time.monotonic() if began is None else began
     if not 0 < minutes <= MOST_MINUTES:
         raise UserError(f"--minutes {minutes:g}: must be above 0 and at most {MOST_MINUTES:,}")
-    for section in (*CHOSEN, "train"):
-        if keys := sorted(getattr(config, section).model_fields_set - MACHINE):
-            raise UserError(f"auto decides {section}.{keys[0]} itself: leave it out, or use `convsmith train`")
+    for key in decided():
+        section, _, setting = key.partition(".")
+        if setting in getattr(config, section).model_fields_set:
+            raise UserError(f"auto decides {key} itself: leave it out, or use `convsmith train`")
     if config.data.val_fraction == 0:
         raise UserError(
             "auto compares and estimates by val images, of which data.val_fraction 0 leaves none: leave it out"
@@ -166,6 +167,12 @@ def _start(
     config = _skipping(config)
     dataset, device = open_data(config, parts, counter(listener, "decoding"))
     checked = auto_data.check(dataset.config, parts.source, dataset, listener)
+    least = auto_plan.least_seconds(time.monotonic() - began, FIXED, CLOSING)
+    if 60 * minutes < least:
+        raise UserError(
+            f"--minutes {minutes:g} are too few: reading these data, two short trainings and a report take about "
+            f"{math.ceil(least)} s here; give --minutes {math.ceil(least / 6) / 10:g} or more"
+        )
     pool, groups = dataset.pool(), auto_data.groups_of(dataset, checked.together)
     smallest = int(np.bincount(pool.labels, minlength=len(dataset.classes)).min())
     folds = auto_plan.folds_for(len(pool), smallest, 60 * minutes)
@@ -191,7 +198,7 @@ def _start(
         AUTO: (records.Auto, record),
     }
     resolved = config.with_values(train={"device": device.type, "threads": set_threads(config.train.threads)})
-    return study.create(runs_dir, name, f"{dataset.config.short_name}-auto", spec, resolved, written)
+    return study.create(runs_dir, name, rundir.default_name(dataset.config.short_name, "auto"), spec, resolved, written)
 
 
 def _skipping(config: RunConfig) -> RunConfig:
@@ -281,6 +288,8 @@ def _race(race: Race) -> None:
         for model, file in all_at_hand(cache_folder(config.data)).items()
         if (spec := expected_input(model)) is not None
     }
+    if not backbones and record["side"] > SMALL:
+        race.listener(Note(lacking(cache_folder(config.data))))
     held_out = len(race.folds[0].held_out)
     race.listener(
         RaceStarted(
@@ -376,13 +385,13 @@ def _write_estimate(race: Race) -> None:
             assert kept.held_out is not None
             logits[fold.held_out] = kept.held_out / scores[name][0].temperature
             numbers[fold.held_out] = fold.number
-        found, how = evaluation(labels, logits, classes), "out of fold"
+        found, how = evaluation(labels, logits, classes), auto_plan.OUT_OF_FOLD
         rows = prediction_rows(race.pool.ids, logits, classes, labels)
         table = [row | {"repeat": 1, "fold": int(number)} for row, number in zip(rows, numbers, strict=True)]
         files.write_text(race.run.predictions("oof"), files.as_csv(table))
     else:
         found = records.read(RunDir(race.run.path / WINNER).evaluation("val"), records.Evaluation)
-        how = "on validation images"
+        how = auto_plan.ON_VAL
     record["estimate"] = {
         "how": how,
         "n": found["n"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from convsmith.config import Layer, merge, preset_layer
+from convsmith.rundir import default_name
 
 SMALL = 64  # pixels of the shorter side up to which images are those that small nets are made for
 BEYOND = 1.25  # times its own input size, where a backbone is often better (Touvron et al. 2019, arXiv:1906.06423)
@@ -31,7 +32,7 @@ class Candidate:
     @property
     def slug(self) -> str:
         """The name of its folder."""
-        return self.name.replace(" ", "-").replace("/", "-")
+        return default_name(self.name)
 
 
 def probes(backbones: Mapping[str, tuple[Path, int]], side: int) -> list[Candidate]:

@@ -15,6 +15,7 @@ from convsmith.prediction.metrics import wilson_interval
 FEW = 2_000  # images up to which the estimate is out of fold: of fewer, a part set aside would say too little
 FOLDS = 5
 START, EACH_IMAGE = 30.0, 0.02  # seconds, and seconds an image, from which on there is time for folds
+OUT_OF_FOLD, ON_VAL = "out of fold", "on validation images"  # how the estimate was made
 SLOWER = 1.2  # the factor by which a machine may be slower in the end than it was when it was measured
 JUDGED_FROM = 1 / 3  # of its epochs, before which no training is stopped
 TO_GAIN = 0.75  # of its errors that a training may still lose between its first and its last epoch
@@ -67,6 +68,11 @@ def is_lost(accuracy: float, n: int, share: float, leader: float) -> bool:
     return (1 - high) * (1 - TO_GAIN * (1 - share)) > 1 - leader
 
 
+def least_seconds(spent: float, training: float, closing: float) -> float:
+    """The least that a race takes after `spent` seconds with the data: two short trainings, and what closes it."""
+    return spent + 2 * training + SLOWER * closing
+
+
 def fitting_epochs(least: int, most: int, per_epoch: float, fixed: float, trainings: float, seconds: float) -> int:
     """The epochs from `least` to `most` with which `trainings` end within `seconds`; 0 where even `least` do not.
 
@@ -79,10 +85,8 @@ def fitting_epochs(least: int, most: int, per_epoch: float, fixed: float, traini
 def sentence(accuracy: float, n: int, how: str) -> str:
     """``accuracy 96.2% (95% interval 93.9% to 97.7%, out of fold, 398 images, none of which chose anything)``."""
     low, high = wilson_interval(round(accuracy * n), n)
-    return (
-        f"accuracy {accuracy:.1%} (95% interval {low:.1%} to {high:.1%}, {how}, {n:,} images, none of which chose "
-        "anything)"
-    )
+    on = f"on {n:,} validation images" if how == ON_VAL else f"{how}, {n:,} images"
+    return f"accuracy {accuracy:.1%} (95% interval {low:.1%} to {high:.1%}, {on}, none of which chose anything)"
 
 
 def standings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +96,9 @@ def standings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "candidate": entry["name"],
             **{key: _mean([fold[key] for fold in entry["folds"]]) for key in ("accuracy", "loss")},
             "seconds": entry["seconds"],
-            "end": "winner" if entry["name"] == record["winner"] else f"{entry['state']} {entry['reason']}".strip(),
+            "end": "winner"
+            if entry["name"] == record["winner"]
+            else ": ".join(filter(None, (entry["state"], entry["reason"]))),
         }
         for entry in record["candidates"]
     ]

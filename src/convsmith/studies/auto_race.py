@@ -21,7 +21,7 @@ from convsmith.errors import RunFailed, Stopped, UserError, command
 from convsmith.events import CandidateDone, Listener, counter
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.model_file import FORMATS
-from convsmith.rundir import RunDir
+from convsmith.rundir import RunDir, default_name
 from convsmith.runtime import Interrupts, set_threads
 from convsmith.studies import auto_plan
 from convsmith.studies.auto_candidates import PENALTIES, Candidate, start_of
@@ -29,6 +29,7 @@ from convsmith.studies.auto_plan import Score
 from convsmith.studies.auto_probe import probe
 from convsmith.studies.auto_train import Trained, train_on
 from convsmith.studies.folds import Fold
+from convsmith.terminal import plural
 from convsmith.training import setup
 from convsmith.training.own import Parts
 from convsmith.transfer.features import FeatureFiles
@@ -170,8 +171,7 @@ class Race:
         return self.final_seconds(auto_plan.best(raced)) if raced else 0.0
 
     def _path(self, candidate: str, number: int) -> Path:
-        slug = candidate.replace(" ", "-").replace("/", "-")
-        return self.run.path / RACE / f"{slug}-{number}.npz"
+        return self.run.path / RACE / f"{default_name(candidate)}-{number}.npz"
 
     def kept(self, candidate: str, number: int) -> Trained | None:
         """The logits of a candidate on a fold; None if they are not there."""
@@ -198,7 +198,7 @@ class Race:
         size = candidate.layer["data"]["image_size"]
         allowed = SHARE * self.left(self.final_of_best())
         if len(self.pool) * size**2 * self._per_pixel + self._preparing > allowed:
-            self.skip(candidate, f"its features would take more than the {max(allowed, 0):.0f} s left", began)
+            self.skip(candidate, f"no time for its features: {max(allowed, 0):.0f} s left", began)
             return
         prepared = self.prepared(merge(candidate.layer, {"train": {"layout": LAYOUT}}), candidate.name, measured=True)
         config, dataset = prepared.config, prepared.dataset
@@ -227,7 +227,7 @@ class Race:
                 break
         self.stop_if_interrupted()
         if done < total:
-            self.skip(candidate, f"its features would take {expected:.0f} s, of {max(allowed, 0):.0f} s left", began)
+            self.skip(candidate, f"its features need {expected:.0f} s of {max(allowed, 0):.0f} s left", began)
             return
         per_image = (time.monotonic() - started) / len(self.pool) if expected else 0.0
         features = files.plain(self.pool)
@@ -294,10 +294,18 @@ class Race:
             lost += [trained.lost] if trained.lost else []
             late = time.monotonic() - began > 2 * allowed and number + 1 < len(self.folds)
             if late and not must:
-                self._note(candidate, layer, "stopped", f"after {number + 1} folds, to keep the budget", began, scores)
+                self._note(
+                    candidate,
+                    layer,
+                    "stopped",
+                    f"after {plural(number + 1, 'fold')}, to keep the budget",
+                    began,
+                    scores,
+                )
                 return
         if lost:
-            reason = f"on {len(lost)} of {len(self.folds)} folds {lost[0]}: it would have lost"
+            folds = f" on {len(lost)} of {len(self.folds)} folds" if self.crossed else ""
+            reason = f"behind{folds} {lost[0]}"
             self._note(candidate, layer, "stopped", reason, began, scores)
         else:
             self._note(candidate, layer, "raced", "", began, scores)
@@ -318,7 +326,7 @@ class Race:
     def _planned(self, candidate: Candidate, trainings: float, allowed: float, must: bool) -> Layer | str:
         """What a candidate's trainings change in the config, with the epochs that fit; or in words why none do."""
         if not must and trainings * SHORTEST + self._preparing > allowed:
-            return f"{max(allowed, 0):.0f} s are too few for {len(self.folds)} trainings"
+            return f"no time for {plural(len(self.folds), 'training')}"
         began, images = time.monotonic(), len(self.folds[0].train)
         prepared = self.prepared(candidate.layer, candidate.name)
         assert prepared.seconds_per_epoch is not None
@@ -326,10 +334,12 @@ class Race:
         allowed -= time.monotonic() - began
         least, most = candidate.least, candidate.most
         epochs = auto_plan.fitting_epochs(least, most, per_epoch, self._fixed, trainings, allowed)
-        if not epochs and not must:
-            return f"{least} epochs of {per_epoch:.1f} s on each fold would not fit"
+        if not epochs:
+            if not must:
+                return f"no time for {least} epochs of {per_epoch:.1f} s"
+            epochs = auto_plan.fitting_epochs(1, least, per_epoch, self._fixed, trainings, allowed) or 1
         train = prepared.config.train
-        measured = {"epochs": epochs or least, "layout": train.layout, "threads": train.threads}
+        measured = {"epochs": epochs, "layout": train.layout, "threads": train.threads}
         return merge(candidate.layer, {"train": measured})
 
     def _leader(self, number: int) -> float:

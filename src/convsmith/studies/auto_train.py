@@ -73,7 +73,7 @@ def train_on(
                 if done == last:
                     break
                 if loses(event.row["val_accuracy"], done / last):
-                    lost = f"after {done} of {last} epochs"
+                    lost = f"by epoch {done}"
                     break
     training.close()  # what `finish` would write is of no use here
 

@@ -33,7 +33,9 @@ class TrainConfig(Section):
         "auto", description="memory format of images and weights; auto: the faster one, as measured"
     )
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    focal_gamma: float = Field(2.0, ge=0, le=10)
+    focal_gamma: float = Field(
+        2.0, ge=0, le=10, description="of loss focal: how much images that are right already count less; 0: not at all"
+    )
     class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
         "none",
         description="weights of classes in the loss; balanced: n / (classes x its number of images); or by name, "
@@ -50,7 +52,7 @@ class TrainConfig(Section):
         1.0,
         ge=0.01,
         le=100,
-        description="calibration: the logits of the kept weights are divided by this (in the head)",
+        description="calibration: the logits of the kept weights are divided by this (in the head); auto sets it",
     )
     log_every: int = Field(50, ge=1, description="steps between two readings of the running loss and accuracy")
     checkpoint_minutes: float = Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -420,5 +419,4 @@ def opening(experiment: Experiment) -> TrainingStarted:
 
 def default_name(config: RunConfig) -> str:
     """The name of an unnamed run, without its number: the data, then the transfer recipe or else the model."""
-    parts = (config.data.short_name, config.transfer.method or config.model.name)
-    return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
+    return rundir.default_name(config.data.short_name, config.transfer.method or config.model.name)

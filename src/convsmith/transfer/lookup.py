@@ -138,10 +138,14 @@ def unreachable(origin: Origin) -> str | None:
     return network.unreachable(origin.address)
 
 
+def by_hand(model: str, address: str, cache: Path) -> str:
+    """What to do where weights cannot be had here, in words."""
+    return f"fetch {address} on another computer and save it as '{placed(model, cache)}'"
+
+
 def absent(model: str, origin: Origin, reason: str, cache: Path) -> WeightsAbsent:
     """The error for weights that cannot be had."""
     return WeightsAbsent(
-        f"the weights of '{model}' are not on this machine and cannot be downloaded ({reason[:200]}): fetch "
-        f"{origin.address} on another computer and save it as '{placed(model, cache)}', or name the file, "
-        "--transfer.weights FILE"
+        f"the weights of '{model}' are not on this machine and cannot be downloaded ({reason[:200]}): "
+        f"{by_hand(model, origin.address, cache)}, or name the file, --transfer.weights FILE"
     )

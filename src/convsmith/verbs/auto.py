@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from convsmith.config import validate
 from convsmith.errors import command
+from convsmith.studies.auto_keys import decided
 from convsmith.verbs.flags import add_config_arguments, add_run_arguments, read_flags
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ EXAMPLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--minutes", type=float, default=5.0, metavar="M", help="time for everything [5]")
-    add_config_arguments(parser, file=False)
+    add_config_arguments(parser, file=False, refused=decided())
     parser.add_argument(
         "data.source", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="labelled images, as for train --data"
     )

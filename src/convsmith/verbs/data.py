@@ -7,14 +7,14 @@ from pathlib import Path
 
 from convsmith.config import validate
 from convsmith.data.config import LABELLING
-from convsmith.errors import command
+from convsmith.errors import command, nearest
 from convsmith.verbs.flags import add_reading_arguments, read_flags
 
 PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["check"], help="check every file; nothing is changed")
+    parser.add_argument("action", type=_action, choices=["check"], help="check every file; nothing is changed")
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -30,6 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="write all results, with a verdict for each file, to a .json file"
     )
+
+
+def _action(word: str) -> str:
+    """The action; a word that is like none is taken for the data, to say how to check them."""
+    if word != "check" and not nearest(word, ["check"]):
+        raise argparse.ArgumentTypeError(
+            f"'{word}' is not check; for data of that name: {command('data', 'check', word)}"
+        )
+    return word
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,23 +20,28 @@ from convsmith.config import (
     word,
 )
 from convsmith.data.config import READING, DataConfig, reading
-from convsmith.verbs.parser import Parser
+from convsmith.errors import UserError, quoted
+from convsmith.verbs.parser import HIDDEN, Parser
 
 #: The keys that --help shows, besides those with a shorthand; --help SECTION shows all of a section.
 COMMON = ("data.labels", "data.image_size", "data.on_error", "augment.hflip", "transfer.weights", "track.wandb")
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> None:
-    """[--section.key VALUE ...] and the shorthands; with `file` also [CONFIG.yaml] [--preset NAME]."""
+def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True, refused: Collection[str] = ()) -> None:
+    """[--section.key VALUE ...] and the shorthands; with `file` also [CONFIG.yaml] [--preset NAME].
+
+    Keys that the verb has `refused` are parsed, so that it can say why, but no help shows them.
+    """
     if file:
         parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="a config file: a run's config.yaml")
         parser.add_argument("--preset", metavar="NAME", help="start from a preset (see: convsmith presets)")
     assert isinstance(parser, Parser)
-    sections = {name: info.description or "" for name, info in RunConfig.model_fields.items()}
-    parser.add_sections(sections, (*SHORTHANDS.values(), *COMMON))
+    taken = {key.partition(".")[0] for key, _ in fields() if key not in refused}
+    sections = {name: info.description or "" for name, info in RunConfig.model_fields.items() if name in taken}
+    parser.add_sections(sections, [key for key in (*SHORTHANDS.values(), *COMMON) if key not in refused])
     short = {key: f"--{name}" for name, key in SHORTHANDS.items()}
     for key, info in fields():
-        group = parser.sections[key.split(".")[0]]
+        group = parser.sections.get(key.partition(".")[0], parser)
         words = [info.description or "", f"one of {', '.join(map(str, choices(info)))}" if choices(info) else ""]
         default = info.get_default()
         text = "; ".join(part for part in words if part)
@@ -47,7 +52,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, file: bool = True) -> 
             dest=key,
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            help=f"{text} [{word(default)}]".replace("%", "%%").strip(),
+            help=HIDDEN if key in refused else f"{text} [{word(default)}]".replace("%", "%%").strip(),
             action="append" if key in REPEATED else "store",
             **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
         )
@@ -92,7 +97,12 @@ def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_settings(args: argparse.Namespace) -> Settings:
     """What config file, preset and flags set; a mistake in them is told at once, before the data are looked at."""
-    settings = settings_of(args.preset, Path(args.config) if args.config else None, _flags(args))
+    flags, file = _flags(args), Path(args.config) if args.config else None
+    if file is not None and not file.exists():
+        for source in typed if isinstance(typed := flags.get("data.source", []), list) else [typed]:
+            if Path(whole := f"{source} {file}").exists():
+                raise UserError(f"config file '{file}' does not exist: put '{whole}' in quotes, --data {quoted(whole)}")
+    settings = settings_of(args.preset, file, flags)
     _ = settings.config
     return settings
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from convsmith.errors import command
 
@@ -23,11 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    import convsmith
     from convsmith.display import Display, cell
-    from convsmith.zoo import matching
+    from convsmith.events import counter, nobody
+    from convsmith.zoo import described, matching
 
-    found = convsmith.models(args.pattern, args.limit)
+    names = matching(args.pattern)
+    with Display.of_errors() as waiting:
+        progress = counter(waiting if waiting.live else nobody, "networks")
+        found = described(names[: max(args.limit, 1)], progress)
     display = Display()
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "M par.", "G MACs", "input", "weights", "img/s"):
@@ -43,12 +49,18 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(cell(row["model"]), *cells)
     display.console.print(table)
     display.line()
-    if (more := len(matching(args.pattern)) - len(found)) > 0:
+    if (more := len(names) - len(found)) > 0:
         display.line(f"{more:,} more match: narrow the pattern, or give --limit {len(found) + more}")
     display.wrapped(
         "par.: parameters with the library's head; input: the image size of the weights; weights: here, if they are on "
         "this machine; img/s: of a training step here, where one was measured",
         indent=0,
     )
-    display.line(f"next: {command('train', '--model', found[0]['model'], '--data')} DATA")
+    first = next((row for row in found if row["weights"]), None) or min(found, key=_size)
+    display.line(f"next: {command('train', '--model', first['model'], '--data')} DATA")
     return 0
+
+
+def _size(row: Mapping[str, Any]) -> float:
+    """The parameters, for the smallest network; one of unknown size is none that we would advise."""
+    return math.inf if row["parameters"] is None else row["parameters"]

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from convsmith.config import called_elsewhere
 from convsmith.errors import UserError, choose, nearest
 
+HIDDEN = argparse.SUPPRESS  # the help of a flag that no help shows
+
 
 class HelpFormatter(argparse.HelpFormatter):
     """argparse's help in lines that end between words: a flag or a command stays in one piece."""
@@ -78,7 +80,8 @@ class Parser(argparse.ArgumentParser):
         _add(formatter, "settings used most", [known[key] for key in self.common])
         formatter.start_section(f"all settings of a section ({self.prog} --help SECTION)")
         for name, group in self.sections.items():
-            shown = argparse.Action([], "", metavar=name, help=f"{group.description} ({len(group._group_actions)})")
+            count = sum(action.help != HIDDEN for action in group._group_actions)
+            shown = argparse.Action([], "", metavar=name, help=f"{group.description} ({count})")
             formatter.add_argument(shown)
         formatter.end_section()
         return formatter.format_help() + self._examples()
@@ -129,8 +132,9 @@ class Parser(argparse.ArgumentParser):
             section = flag.lstrip("-").partition(".")[0]
             known = section if section in self.sections else ""
             key = called_elsewhere(flag)
-            usual = f" Did you mean '--{key}'?" if f"--{key}" in self._option_string_actions else ""
-            self.error(f"unknown flag '{flag}'.{usual or nearest(flag, self._option_string_actions)}", known)
+            shown = [name for name, action in self._option_string_actions.items() if action.help != HIDDEN]
+            usual = f" Did you mean '--{key}'?" if f"--{key}" in shown else ""
+            self.error(f"unknown flag '{flag}'.{usual or nearest(flag, shown)}", known)
         return args
 
 
