@@ -67,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
     "machine": {"data", "tracking", "config"},
     "modelsummary": {"data", "nets", "config", "rundir", "prediction", "transfer", "training"},
     "spec": {"data", "config", "training"},
-    "zoo": {"data", "nets", "recipes", "training", "transfer"},
+    "zoo": {"data", "nets", "training", "transfer"},
     "recipes": {"data", "nets", "config", "training", "transfer", "studies"},
     # What shows events and results, and drives nothing.
     "display": {"nets", "prediction", "rundir"},

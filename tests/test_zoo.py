@@ -9,9 +9,9 @@ import pytest
 import convsmith
 from convsmith.cli import main
 from convsmith.errors import UserError
-from convsmith.recipes import PREFERRED
 from convsmith.training import speeds
 from convsmith.training.speeds import Speed
+from convsmith.transfer.lookup import PREFERRED
 
 LITE = "timm/tf_efficientnet_lite0"
 

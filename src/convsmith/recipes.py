@@ -14,7 +14,7 @@ from convsmith.data.named import known_shape
 from convsmith.data.sources import Source, cache_folder, open_source
 from convsmith.events import Listener, Note, nobody
 from convsmith.nets.build import refuse_unknown
-from convsmith.studies.book import results
+from convsmith.studies.book import worth
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import lookup
 from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS, WORDS
@@ -30,19 +30,6 @@ BLANK_SHARE = 0.5
 #: Up to this many train images the head alone is trained: with 400 photographs finetuning is no better and takes eight
 #: times as long (docs/results/transfer.json), with 2,500 images it is (transfer-250 in docs/evidence.md).
 FEW_IMAGES = 1_000
-#: Pretrained networks for photographs. The first whose weights are on this machine is taken, or else the first.
-PREFERRED = (
-    "timm/tf_efficientnet_lite0",
-    "timm/tf_efficientnet_lite1",
-    "timm/tf_efficientnet_lite2",
-    "timm/efficientnet_b0",
-    "timm/mobilenetv3_large_100",
-    "timm/resnet18",
-    "timm/resnet50",
-    "torchvision/mobilenet_v3_large",
-    "torchvision/resnet18",
-    "torchvision/resnet50",
-)
 LINEAR_PROBE, FINETUNE, FROM_SCRATCH = "linear-probe", "finetune", "from-scratch"
 PRETRAINED = LINEAR_PROBE, FINETUNE
 _OTHERWISE = f"others: --model NAME, --preset {BASELINE} (small, from random weights)"
@@ -80,7 +67,7 @@ def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nob
         config = Settings(None, (choice.network, *settings.layers)).over(choice.preset)
         listener(Note(f"recipe: {choice.preset}, {choice.why}"))
     elif settings.preset in PRETRAINED and "model" not in settings.layer and config.transfer.weights == LIBRARY_WEIGHTS:
-        network = _at_hand(cache_folder(config.data)) or PREFERRED[0]
+        network = _at_hand(cache_folder(config.data)) or lookup.PREFERRED[0]
         config = Settings(None, ({"model": {"name": network}}, *settings.layers)).over(settings.preset)
         listener(Note(f"network: {network}; others: --model NAME"))
     if config.model.is_library and config.transfer.weights == NO_WEIGHTS:
@@ -119,7 +106,7 @@ def _chosen(settings: Settings, source: Source | None) -> _Choice:
         return _Choice(BASELINE, f"for {config.model.name}; others: convsmith presets", {})
     images = images_of(config.data, source)
     if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not images.suit_pretrained):
-        instead = f"others: --model {PREFERRED[0]}" + (
+        instead = f"others: --model {lookup.PREFERRED[0]}" + (
             "" if images.is_gray else f", with pretrained weights ({worth()})"
         )
         return _Choice(BASELINE, f"a small network from random weights, for {images.kind}; {instead}", {})
@@ -131,7 +118,7 @@ def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
     cache = cache_folder(config.data)
     network = _at_hand(cache)
     if network is None:
-        network = PREFERRED[0]
+        network = lookup.PREFERRED[0]
         try:
             hub_weights(network, cache)  # which the library keeps on this machine
         except lookup.WeightsAbsent as error:
@@ -144,17 +131,7 @@ def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
 
 def _at_hand(cache: Path) -> str | None:
     """The first of the preferred networks whose weights are on this machine."""
-    return next((model for model in PREFERRED if lookup.at_hand(model, cache)), None)
-
-
-def lacking(cache: Path) -> str:
-    """Why a race on a machine without pretrained weights has none, what they are worth, and how to get the first."""
-    origin = lookup.origin(PREFERRED[0])
-    assert origin is not None
-    return (
-        "none of the pretrained weights that photographs want is on this machine, and a race downloads none; they were "
-        f"{worth()}: {lookup.by_hand(PREFERRED[0], origin.address, cache)}"
-    )
+    return next((model for model in lookup.PREFERRED if lookup.at_hand(model, cache)), None)
 
 
 def _preset(images: Images) -> str:
@@ -196,18 +173,6 @@ def train_images(config: DataConfig, source: Source) -> int:
     if not given & {"train", "val", "test"}:
         rest -= len(source) * (source.test_fraction if config.test_fraction is None else config.test_fraction)
     return round(min(rest, config.limit or rest))
-
-
-def worth() -> str:
-    """What pretrained weights were worth in the evidence book, over random ones of the same network, in words."""
-    differences = {
-        study: -arm["difference"] * 100
-        for study, record in results().items()
-        for arm in record["arms"]
-        if arm["changes"].get("transfer.weights") == NO_WEIGHTS and record["metric"] == "accuracy"
-    }
-    low, high = min(differences.values()), max(differences.values())
-    return f"worth {low:.0f} to {high:.0f} points over random ones in {', '.join(differences)} of docs/evidence.md"
 
 
 def _random(network: str) -> str:

@@ -15,7 +15,6 @@ from convsmith.data.sources import cache_folder
 from convsmith.errors import UserError
 from convsmith.nets.backbones import library_network
 from convsmith.nets.shapes import totals, trace
-from convsmith.recipes import PREFERRED
 from convsmith.training import speeds
 from convsmith.transfer import lookup
 from convsmith.transfer.pretrained import expected_input
@@ -28,7 +27,7 @@ def matching(pattern: str | None) -> list[str]:
     none is found.
     """
     if pattern is None:
-        return list(dict.fromkeys([*lookup.all_at_hand(cache_folder(DataConfig())), *PREFERRED]))
+        return list(dict.fromkeys([*lookup.all_at_hand(cache_folder(DataConfig())), *lookup.PREFERRED]))
     import timm
     from torchvision import models
 

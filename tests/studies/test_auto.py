@@ -18,6 +18,7 @@ from convsmith.events import CandidateDone, Note, RaceStarted
 from convsmith.prediction.calibration import log_softmax
 from convsmith.rundir import default_name
 from convsmith.studies import auto_plan
+from convsmith.studies.auto import _lacking
 from convsmith.studies.auto_candidates import ENLARGED, probes, small_nets
 from convsmith.studies.auto_keys import decided
 from convsmith.studies.auto_plan import Score
@@ -244,3 +245,7 @@ def test_data_without_val_images_are_refused(tmp_path: Path) -> None:
 def test_what_the_race_decides_is_refused(tmp_path: Path, settings: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         convsmith.auto("digits", runs_dir=tmp_path, show=False, **settings)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_here_are_named_with_the_place_to_put_them(tmp_path: Path) -> None:
+    assert f"save it as '{tmp_path / 'weights' / 'tf_efficientnet_lite0.safetensors'}'" in _lacking(tmp_path)

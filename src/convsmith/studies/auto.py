@@ -27,19 +27,19 @@ from convsmith.events import EpochEnd, Finished, Interrupted, Listener, Note, Ra
 from convsmith.prediction.calibration import fit_temperature
 from convsmith.prediction.evaluation import evaluation, prediction_rows
 from convsmith.prediction.metrics import accuracy_interval
-from convsmith.recipes import lacking
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts, set_threads
 from convsmith.studies import auto_data, auto_plan, own, study
 from convsmith.studies.auto_candidates import SMALL, Candidate, finetuned, probes, small_nets
 from convsmith.studies.auto_keys import decided
 from convsmith.studies.auto_race import CLOSING, FIXED, RACE, Race
+from convsmith.studies.book import worth
 from convsmith.studies.folds import Fold, make_folds
 from convsmith.training import setup
 from convsmith.training.gather import open_data
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
-from convsmith.transfer.lookup import all_at_hand
+from convsmith.transfer import lookup
 from convsmith.transfer.pretrained import expected_input
 
 MOST_MINUTES = 10_000
@@ -285,11 +285,11 @@ def _race(race: Race) -> None:
         return
     backbones = {
         model: (file, _side(spec.size))
-        for model, file in all_at_hand(cache_folder(config.data)).items()
+        for model, file in lookup.all_at_hand(cache_folder(config.data)).items()
         if (spec := expected_input(model)) is not None
     }
     if not backbones and record["side"] > SMALL:
-        race.listener(Note(lacking(cache_folder(config.data))))
+        race.listener(Note(_lacking(cache_folder(config.data))))
     held_out = len(race.folds[0].held_out)
     race.listener(
         RaceStarted(
@@ -324,6 +324,16 @@ def _race(race: Race) -> None:
     skipped = sum(entry["state"] == "skipped" for entry in record["candidates"])
     record["stopped_because"] = f"{skipped} candidates did not fit" if skipped else "all candidates have run"
     race.save()
+
+
+def _lacking(cache: Path) -> str:
+    """Why a race on a machine without pretrained weights has none, what they are worth, and how to get the first."""
+    origin = lookup.origin(lookup.PREFERRED[0])
+    assert origin is not None
+    return (
+        "none of the pretrained weights that photographs want is on this machine, and a race downloads none; they were "
+        f"{worth()}: {lookup.by_hand(lookup.PREFERRED[0], origin.address, cache)}"
+    )
 
 
 def _side(size: Any) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convsmith.files import read_json
+from convsmith.transfer.config import NO_WEIGHTS
 
 DIGEST = Path(__file__).with_name("digest.json")
 
@@ -21,3 +22,15 @@ def results() -> dict[str, dict[str, Any]]:
     difference, ci95, p_holm and verdict, as ablation.json has them.
     """
     return dict(read_json(DIGEST))
+
+
+def worth() -> str:
+    """What pretrained weights were worth in the evidence book, over random ones of the same network, in words."""
+    differences = {
+        study: -arm["difference"] * 100
+        for study, record in results().items()
+        for arm in record["arms"]
+        if arm["changes"].get("transfer.weights") == NO_WEIGHTS and record["metric"] == "accuracy"
+    }
+    low, high = min(differences.values()), max(differences.values())
+    return f"worth {low:.0f} to {high:.0f} points over random ones in {', '.join(differences)} of docs/evidence.md"

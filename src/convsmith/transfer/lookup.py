@@ -15,6 +15,19 @@ from convsmith.errors import UserError
 
 SUFFIXES = {"timm": ".safetensors", "torchvision": ".pth"}  # of the files that people put into the folder
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm names them on the hub, the safe one first
+#: Pretrained networks for photographs. The first whose weights are on this machine is taken, or else the first.
+PREFERRED = (
+    "timm/tf_efficientnet_lite0",
+    "timm/tf_efficientnet_lite1",
+    "timm/tf_efficientnet_lite2",
+    "timm/efficientnet_b0",
+    "timm/mobilenetv3_large_100",
+    "timm/resnet18",
+    "timm/resnet50",
+    "torchvision/mobilenet_v3_large",
+    "torchvision/resnet18",
+    "torchvision/resnet50",
+)
 _HUB_FOLDER = "models--timm--"  # in Hugging Face's cache, before the name of a model of timm's
 
 
