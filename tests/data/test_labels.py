@@ -230,6 +230,9 @@ def test_tables_that_cannot_be_had_are_one_line(plant: Plant, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("(im|sub)" + "|x" * 300_000, "is no file, and too large for a pattern, of at most 1,000 characters"),
+        ("(?:(?:a{1,1000}){1,1000}){1,1000}(m)", "too large for a pattern"),
+        ("(x{1000000000})", "too large for a pattern"),
         ("(cat", r"is neither a file nor a valid pattern \(missing \)"),
         (r"\d", "has 0 capture groups instead of one .*give a CSV or TSV file or a pattern"),
         (

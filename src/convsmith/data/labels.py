@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +34,8 @@ SPLIT_COLUMNS = frozenset("split set subset partition".split())
 NO_LABEL, NO_ROW, NO_FILE = "not matched by data.labels", "without a row in the table", "rows without an image"
 UNLABELLED = "test images without a label"
 LONGEST = 5  # seconds that a pattern may take for one name
+LONGEST_PATTERN, MOST_REPEATED = 1_000, 100_000  # beyond which it may take minutes to compile, which nothing can end
+_COUNT = re.compile(r"\{[0-9]*,?([0-9]+)\}")
 _EXPECTED = r"a CSV or TSV file or a pattern with one capture group such as '(cat|dog)\.\d+'"
 
 
@@ -89,6 +93,11 @@ def pattern(key: str, setting: str, expected: str) -> Callable[[str], str]:
     """
     import regex
 
+    if len(setting) > LONGEST_PATTERN or math.prod(int(n) for n in _COUNT.findall(setting) if int(n)) > MOST_REPEATED:
+        raise UserError(
+            f"{key} '{setting[:80]}' is no file, and too large for a pattern, of at most {LONGEST_PATTERN:,} characters "
+            f"whose counts in braces multiply to at most {MOST_REPEATED:,}: give {expected}"
+        )
     try:
         compiled = regex.compile(setting)
     except (regex.error, OverflowError, RecursionError, ValueError) as error:
