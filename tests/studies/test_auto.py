@@ -69,6 +69,11 @@ def test_epochs_fill_the_share_of_the_time_and_never_exceed_it() -> None:
     assert auto_plan.fitting_epochs(3, 30, 0.5, 2.0, 6.0, 10) == 0
 
 
+def test_on_a_machine_that_is_slower_than_usual_more_time_is_kept_for_the_end() -> None:
+    assert auto_plan.closing_seconds(6.0, 1.0, 4.0) == 6.0
+    assert auto_plan.closing_seconds(6.0, 10.0, 4.0) == 15.0
+
+
 def test_the_sentence_is_that_of_the_record() -> None:
     measured = "accuracy 96.2% (95% interval 93.9% to 97.7%, "
     for how, on in ((auto_plan.OUT_OF_FOLD, "out of fold, 398 images"), (auto_plan.ON_VAL, "on 398 validation images")):

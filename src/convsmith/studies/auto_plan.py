@@ -73,6 +73,14 @@ def least_seconds(spent: float, training: float, closing: float) -> float:
     return spent + 2 * training + SLOWER * closing
 
 
+def closing_seconds(usual: float, fixed: float, expected: float) -> float:
+    """What the report and the last files take: `usual` seconds, or more on a machine that was measured to be slower.
+
+    A training took `fixed` seconds besides its epochs, where `expected` ones are usual.
+    """
+    return usual * max(1.0, fixed / expected)
+
+
 def fitting_epochs(least: int, most: int, per_epoch: float, fixed: float, trainings: float, seconds: float) -> int:
     """The epochs from `least` to `most` with which `trainings` end within `seconds`; 0 where even `least` do not.
 

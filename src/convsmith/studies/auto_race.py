@@ -83,7 +83,8 @@ class Race:
 
     def left(self, final: float) -> float:
         """Seconds for further candidates, if the end takes `final`."""
-        return 60 * float(self.record["minutes"]) - self.seconds - auto_plan.SLOWER * (final + CLOSING)
+        closing = auto_plan.closing_seconds(CLOSING, self._fixed, FIXED)
+        return 60 * float(self.record["minutes"]) - self.seconds - auto_plan.SLOWER * (final + closing)
 
     def save(self) -> None:
         self.record["seconds"] = self.seconds
