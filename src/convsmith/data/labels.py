@@ -35,7 +35,7 @@ NO_LABEL, NO_ROW, NO_FILE = "not matched by data.labels", "without a row in the 
 UNLABELLED = "test images without a label"
 LONGEST = 5  # seconds that a pattern may take for one name
 LONGEST_PATTERN, MOST_REPEATED = 1_000, 100_000  # beyond which it may take minutes to compile, which nothing can end
-_COUNT = re.compile(r"\{[0-9]*,?([0-9]+)\}")
+_COUNT = re.compile(r"\{(?:[0-9]*,)?([0-9]+)\}")
 _EXPECTED = r"a CSV or TSV file or a pattern with one capture group such as '(cat|dog)\.\d+'"
 
 
@@ -95,8 +95,8 @@ def pattern(key: str, setting: str, expected: str) -> Callable[[str], str]:
 
     if len(setting) > LONGEST_PATTERN or math.prod(int(n) for n in _COUNT.findall(setting) if int(n)) > MOST_REPEATED:
         raise UserError(
-            f"{key} '{setting[:80]}' is no file, and too large for a pattern, of at most {LONGEST_PATTERN:,} characters "
-            f"whose counts in braces multiply to at most {MOST_REPEATED:,}: give {expected}"
+            f"{key} '{setting[:80]}' is no file, and too large for a pattern, of at most {LONGEST_PATTERN:,} "
+            f"characters whose counts in braces multiply to at most {MOST_REPEATED:,}: give {expected}"
         )
     try:
         compiled = regex.compile(setting)
