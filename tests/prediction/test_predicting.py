@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_rows_stay_after_a_kill_and_the_same_command_goes_on(
         ]
         if other["confidence"]:  # batches of other images may round differently
             assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=1e-6)
+
+
+def test_another_folder_in_the_place_of_the_first_is_predicted_anew(predictor: Predictor, photos: Path) -> None:
+    shutil.copytree(photos, "others")
+    time.sleep(0.02)  # the clock of a file system has coarse ticks
+    killed(predictor, photos, 1)
+    time.sleep(0.02)
+    photos.rename("first")
+    Path("others").rename(photos)
+    notes: list[str] = []
+    again = predict_all(
+        predictor,
+        *asked(photos),
+        Path("p.csv"),
+        listener=lambda e: notes.append(e.text) if isinstance(e, Note) else None,
+    )
+    assert sum(map(len, again)) == 10
+    assert "another folder may be at 'photos' since" in notes[0]
 
 
 def test_no_file_holds_rows_of_two_models_or_of_two_options(predictor: Predictor, photos: Path, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def key_of(files: Sequence[Path], options: Sequence[object]) -> str:
 class PredictionFile:
     """The rows of `out`, a .csv or .json file, with these `columns`; as a context manager it holds the file's lock.
 
-    `done` counts the ids of the rows that an earlier process has left. `finish` makes the rows the content of `out`.
+    `done` counts the ids of the rows that an earlier process has left, `changed` is when it wrote the last one, in
+    seconds since 1970. `finish` makes the rows the content of `out`.
     """
 
     def __init__(self, out: Path, key: str, columns: Sequence[str], csv_safe: bool = False) -> None:
@@ -96,6 +97,7 @@ class PredictionFile:
             self._file = open_to_append(self.partial)
             try:
                 lock_or_refuse(self._file, self.partial)
+                self.changed = os.fstat(self._file.fileno()).st_mtime  # before it is cut back, which counts as a change
                 end = 0
                 for row, end in self._read():  # noqa: B007 (the end of the last whole row)
                     self.done[row["id"]] += 1
@@ -112,11 +114,6 @@ class PredictionFile:
         if not self.done:
             with suppress(OSError):
                 self.partial.unlink(missing_ok=True)
-
-    @property
-    def changed(self) -> float:
-        """When the last row was written, in seconds since 1970."""
-        return os.fstat(self._file.fileno()).st_mtime
 
     def begin_anew(self) -> None:
         """Forget the rows that an earlier process has left."""

@@ -101,4 +101,9 @@ def _why_anew(table: PredictionFile, ids: Sequence[str], images: Sequence[Any], 
                 status = os.stat(image)
                 if max(status.st_mtime, status.st_ctime) > when:
                     return f"'{name}' has changed since"
+    for folder in {above for image in images for above in Path(image).parents}:
+        with suppress(OSError):
+            status = os.stat(folder)
+            if status.st_ctime > when >= status.st_mtime:  # it was renamed, and its files know nothing of it
+                return f"another folder may be at '{folder}' since"
     return None
