@@ -6,13 +6,20 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import RunUntil
+from convsmith.errors import Stopped
+from convsmith.events import nobody
+from convsmith.run import _finish
+from convsmith.rundir import RunDir
 from convsmith.tracking import csv
 from convsmith.training import checkpoint
+from convsmith.training.own import NO_PARTS
 from forked import Commands, kill_at
 
 EPOCHS = 3
@@ -125,3 +132,17 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_both_key_sets(
     assert "missing: hidden.1.bias" in done.stderr
     assert "(200,) for (77,)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_report_does_not_hide_that_the_training_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convsmith.run.epochs", lambda *_: iter(()))
+    monkeypatch.setattr("convsmith.run.setup.opening", lambda _: None)
+    monkeypatch.setattr("convsmith.report.run.after_training", interrupted)
+    experiment: Any = SimpleNamespace(run=RunDir(tmp_path / "a b"))
+    with pytest.raises(Stopped, match=r"the training has ended, and .* convsmith report '.*a b'"):
+        _finish(experiment, NO_PARTS, nobody)

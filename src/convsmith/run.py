@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -320,7 +321,11 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
                     event.signal,
                     f"stopped and saved at step {experiment.state.step}; continue with {how}",
                 )
-    after_training(run, listener, parts.source, parts.module)
+    try:
+        after_training(run, listener, parts.source, parts.module)
+    except KeyboardInterrupt:
+        what = f"the training has ended, and '{run.path}' lacks only its report; write it with"
+        raise Stopped(signal.SIGINT, f"{what} {command('report', run.path)}") from None
     listener(Ended())
     return Run(run.path, parts)
 
