@@ -95,6 +95,7 @@ def test_classes_without_an_image_in_train_are_refused_whatever_the_source(plant
     source = from_arrays(images, [*"ababac"], given=["train"] * 4 + ["test"] * 2)
     with pytest.raises(UserError, match=r"has no images of c, of which others, such as 'test/000001' \(test\), are"):
         open_dataset(DataConfig(source="arrays"), source=source)
+    assert open_dataset(DataConfig(source="arrays"), source=source, trained=True).classes, "a run of before goes on"
     with pytest.raises(UserError, match="has no images of c"):
         open_dataset(DataConfig(source="arrays", classes=("b", "c")), source=source)
     open_dataset(DataConfig(source="arrays", classes=("a", "b")), source=source)

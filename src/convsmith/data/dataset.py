@@ -259,17 +259,20 @@ def open_dataset(
     headroom: float = 1.0,
     spec: InputSpec | None = None,
     whole: bool = False,
+    trained: bool = False,
 ) -> Dataset:
     """Open `source`, or else what `config.source` names: decode it unless it is cached, and split it.
 
-    With `config.limit`, only train and val are decoded, unless `whole` is set.
+    With `config.limit`, only train and val are decoded, unless `whole` is set. Where a run or a study was `trained` on
+    these data before, they are taken as they are.
 
     `headroom` is working_size / image_size if the config does not set working_size (random resized crops need
     more than 1). `progress(done, total)` is called while images are decoded. Settings that are missing in the config
     are taken from `spec` if it is given. Raises UserError.
     """
     source = with_classes(source or open_source(config), config.classes)
-    refuse_untrained(source)
+    if not trained:
+        refuse_untrained(source)
     background_rgb(config.background)  # otherwise an invalid colour would not be noticed before a transparent image
     cache = cache_folder(config)
     config = _with_tables(config)

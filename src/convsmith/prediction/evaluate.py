@@ -204,11 +204,11 @@ def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | 
     config, splits = read_run_config(run.config).data, records.read(run.splits, records.Splits)
     if source is None:
         refuse_lost(config, run)
-        return open_dataset(config).as_recorded(splits, str(run.path))
+        return open_dataset(config, trained=True).as_recorded(splits, str(run.path))
     # What kept images together is in the splits already, and its file may not have moved with the images.
     config = config.model_copy(update={"groups": None})
     known = {name for ids in splits["splits"].values() for name in ids}
-    dataset = open_dataset(config, progress, source) if known.issubset(source.ids) else None
+    dataset = open_dataset(config, progress, source, trained=True) if known.issubset(source.ids) else None
     if dataset is None or dataset.of_hash(splits["hash"]) is None:
         raise UserError(f"{source.name} does not hold the images that run '{run.path}' was trained with, as they were")
     return dataset.as_recorded(splits, str(run.path))

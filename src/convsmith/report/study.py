@@ -54,7 +54,7 @@ class Crossval:
             if self.source is None:
                 refuse_lost(self.config.data, self.run)
             recorded = records.read(self.run.path / FOLDS, records.Folds)["hash"]
-            dataset = open_dataset(self.config.data, source=self.source).of_hash(recorded)
+            dataset = open_dataset(self.config.data, source=self.source, trained=True).of_hash(recorded)
             if dataset is None:
                 raise UserError(f"the data of '{self.run.path}' has changed since")
             return dataset.pool(), ""

@@ -121,8 +121,9 @@ def open_data(
     parts: Parts,
     progress: Callable[[int, int], None] | None = None,
     spec: InputSpec | None = None,
+    trained: bool = False,
 ) -> tuple[Dataset, torch.device]:
-    """Open the data and select the device that the config names."""
+    """Open the data and select the device that the config names; `trained` is as for `open_dataset`."""
     if config.optim.is_own and parts.optimizer is None:
         raise UserError(
             f"optim.name {config.optim.name} stands for your own optimiser: pass it in, "
@@ -135,7 +136,7 @@ def open_data(
     if parts.source is None:
         data = with_absolute_paths(data)  # so that the run finds its data from any folder
     headroom = CROP_HEADROOM if config.augment.random_resized_crop else 1.0
-    dataset = open_dataset(data, progress, parts.source, headroom, spec)
+    dataset = open_dataset(data, progress, parts.source, headroom, spec, trained=trained)
     _refuse_blank(config.augment, dataset.config)
     return dataset, device
 

@@ -254,7 +254,7 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
         raise UserError(f"the network of run '{run.path}' is {config.model.name}, not {own}: {fix}")
     if parts.source is None:
         refuse_lost(config.data, run, f"put them back, or name their new place as data.source in '{run.config}'")
-    dataset, device = open_data(config, parts)
+    dataset, device = open_data(config, parts, trained=True)
     dataset = dataset.as_recorded(records.read(run.splits, records.Splits), str(run.path))
     config = resolve(config, gather_facts(config, dataset, device, parts))
     tensors, metadata, remark = checkpoint.read_newest(run.checkpoints)
