@@ -368,8 +368,8 @@ def runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """The runs and studies directly below `folder`, the most recently changed first.
 
     Each has its `directory`, `kind` (run, crossval, ablate, tune, lr-find), `state` (running, finished, incomplete,
-    stopped or damaged), `val_accuracy` (for a cross-validation, the mean over the held-out folds), `test_accuracy`
-    (None where there is none), its size in `bytes`, and the time when it was `changed`.
+    stopped or damaged), `val_accuracy` (for a cross-validation, the mean over the held-out folds; for a race, its
+    estimate), `test_accuracy` (None where there is none), its size in `bytes`, and the time when it was `changed`.
     """
     from convsmith.rundir import listing
 

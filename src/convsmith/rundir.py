@@ -390,7 +390,9 @@ def listing(folder: Path) -> list[dict[str, Any]]:
         kind, state, val, test = "run", "damaged", None, None
         try:
             kind, state = kind_of(run), state_of(run)
-            if run.summary.exists():
+            if run.auto.exists() and (estimate := records.read(run.auto, records.Auto)["estimate"]):
+                val = estimate["accuracy"]
+            elif run.summary.exists():
                 val = (records.read(run.summary, records.Summary)["val"] or {}).get("accuracy")
             elif run.crossval.exists():
                 val = records.read(run.crossval, records.Crossval)["mean"].get("accuracy")

@@ -394,6 +394,18 @@ def test_a_report_of_many_classes_lists_pairs(inside, monkeypatch):
     assert "10 classes are too many for a table" in text
 
 
+def test_a_race_is_reported_by_its_estimate_out_of_fold(inside, monkeypatch):
+    estimate = {"n": 300, "accuracy": 0.8125, "interval": [0.76, 0.85], "sentence": "accuracy 81.2%"}
+    told = {"minutes": 1, "because": "", "folds": 5, "data": [], "estimate": estimate, "rows": []}
+    monkeypatch.setattr(report_run, "race", lambda run: told)
+    text = report_run.page(read_inputs(Path("runs/one")))
+    lead = text[text.index('class="lead"') :][:300]
+    assert "81.25%" in lead
+    assert "out of fold" in lead
+    assert "took part in\nthe choice of the winner" in text
+    assert "81.2% of the images are classified correctly out of fold" in text
+
+
 def test_scores_of_classes_and_their_intervals():
     confusion = np.array([[40, 10, 0], [5, 45, 0], [0, 0, 0]])
     first, second, absent = class_scores(confusion, ["a", "b", "c"], np.random.default_rng(0))

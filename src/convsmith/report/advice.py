@@ -135,7 +135,7 @@ def _pretrained(setting: Setting, records: Results) -> Iterator[Proposal]:
         return
     if setting.images_per_class > FEW:
         return
-    words = ["train", "--preset", "finetune", "--model", "torchvision/resnet18"]
+    words = ["train", "--preset", "finetune"]  # with the network whose weights are at hand
     data, usual = config.data.model_dump(mode="json"), DataConfig().model_dump(mode="json")
     for key in DIVISION:
         if data[key] != usual[key]:

@@ -230,13 +230,10 @@ def summary(predictions: Predictions, values: Mapping[str, Any], findings: Seque
     labels, classes = predictions.labels, predictions.classes
     most = np.bincount(labels, minlength=len(classes))
     guess = f"always predicting '{classes[most.argmax()]}' would reach {percent(most.max() / len(labels))}"
-    found = [
-        (
-            "result",
-            "Result",
-            f"{percent(float(predictions.correct.mean()))} of the images are classified correctly; {guess}",
-        )
-    ]
+    right, where = float(predictions.correct.mean()), ""
+    if (race := values.get("race")) and race["folds"] and race["estimate"]:
+        right, where = race["estimate"]["accuracy"], " out of fold"
+    found = [("result", "Result", f"{percent(right)} of the images are classified correctly{where}; {guess}")]
     if findings:
         found.append(("diagnosis", "Training", _training(findings)))
     there = [one for one in values["classes"] if one["support"]]
