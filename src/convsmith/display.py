@@ -313,7 +313,7 @@ class Display:
                     min(self.console.width, LONGEST_LIST) - 4,  # the edges of the panel
                 ),
             ]
-            kept, figures = "best epoch", "figures/curves.png, figures/confusion.png"
+            kept, figures = f"{self._training.keep} epoch", "figures/curves.png, figures/confusion.png"
             written = [run.metrics.name, run.evaluation("val").name, run.predictions("val").name]
         lines = [
             *scores,

@@ -42,7 +42,7 @@ class TrainingStarted:
     says whether the data or the network came from Python; `macs` are the multiply-accumulate operations for one image;
     `memory` is in bytes; `seconds_per_epoch` is None if it was not measured. `image_epochs` of the `epochs` train on
     images, the others on features that are computed once. `step` steps have been done; an epoch has `steps` steps.
-    `watch` is the command that shows the run's numbers live, if there is one.
+    `watch` is the command that shows the run's numbers live, if there is one; `keep` is train.keep.
     """
 
     directory: Path
@@ -71,6 +71,7 @@ class TrainingStarted:
     step: int
     notes: tuple[str, ...]
     watch: str | None = None
+    keep: str = "best"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class StepProgress:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """A finished epoch: its row in metrics.csv, and whether it is the best so far."""
+    """A finished epoch: its row in metrics.csv, and whether it is the best so far, where that one is kept."""
 
     row: dict[str, Any]
     best: bool

@@ -299,6 +299,7 @@ def resume(run: RunDir, parts: Parts = NO_PARTS, listener: Listener = nobody) ->
     """Continue a stopped run to its end; a finished run is not changed. Raises the same errors as `train`."""
     if run.summary.exists():
         return Run(run.path, parts)
+    run.refuse_links()
     open_run(run.path, run.checkpoints.name)
     with run.lock():  # before anything is read: a process that still trains writes rows and checkpoints
         if run.summary.exists():

@@ -102,6 +102,16 @@ def test_names_that_are_none(name: str) -> None:
     assert "names no data set: give hf:NAME or hf:OWNER/NAME[:CONFIG]" in refused(lambda: opened(name))
 
 
+def test_what_the_library_would_read_from_the_working_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    assert "for that, use --data ./pets" in refused(lambda: opened("hf:pets"))
+    pytest.importorskip("datasets")
+    assert "is a reader of files, no data set" in refused(lambda: opened("hf:imagefolder"))
+
+
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install 'convsmith[hub]'" in refused(lambda: opened("hf:beans"))

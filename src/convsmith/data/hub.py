@@ -33,6 +33,8 @@ def open_hub(source: str, cache: Path, config: DataConfig) -> Source:
     name, _, subset = source.removeprefix(PREFIX).partition(":")
     if not name or name.count("/") > 1 or name.startswith(("/", ".")):
         raise UserError(f"data.source '{source}' names no data set: give {PREFIX}NAME or {PREFIX}OWNER/NAME[:CONFIG]")
+    if os.path.exists(name):  # which the library would read instead
+        raise UserError(f"data.source '{source}' is of the hub, but '{name}' lies here: for that, use --data ./{name}")
     place = cache / "hub" / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.json"
     files = _remembered(place)
     if files is None:
@@ -67,6 +69,10 @@ def _loaded(source: str, name: str, subset: str) -> Files:
         raise missing_extra("datasets", "hub") from None
     if int(datasets.__version__.partition(".")[0]) < 4:
         raise UserError("datasets before 4.0 may run code that a data set brings: pip install 'convsmith[hub]'")
+    if name in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", ()):  # they read the working folder
+        raise UserError(
+            f"data.source '{source}' is a reader of files in datasets, no data set: give the files, --data DIR"
+        )
     offline = datasets.config.HF_HUB_OFFLINE
     with _quiet(datasets):
         try:

@@ -133,7 +133,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
                     f"from epoch {state.epoch + 1} on, {', '.join(unfroze.stages)} train as well: "
                     f"{unfroze.parameters:,} parameters"
                 )
-            yield EpochEnd(row, best)
+            yield EpochEnd(row, best and config.train.keep == "best")
             if unfroze:
                 yield unfroze
             if interrupts.received and not over:

@@ -414,6 +414,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         step=experiment.state.step,
         notes=experiment.notes,
         watch=watched(config.track, experiment.run.path),
+        keep=config.train.keep,
     )
 
 

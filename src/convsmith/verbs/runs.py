@@ -39,7 +39,11 @@ def run(args: argparse.Namespace) -> int:
     }
     display.table(columns, below=("kind", "size", "changed"))
     stopped = next((row for row in found if row["state"] in ("stopped", "incomplete")), None)
-    finished = [str(row["directory"]) for row in found if (row["kind"], row["state"]) == ("run", "finished")]
+    finished = [
+        str(row["directory"])
+        for row in found
+        if (row["kind"], row["state"]) == ("run", "finished") and row["val_accuracy"] is not None
+    ]
     if stopped is not None:
         step = command("resume", stopped["directory"])
     elif len(finished) > 1:
