@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := tune,cluster,serve,report,dev
+EXTRAS := tune,cluster,serve,report,heic,tiff,dev
 
 .PHONY: train test check lint types audit licences package test-oldest clean
 

@@ -266,7 +266,7 @@ def test_a_setting_of_a_pooling_is_used_where_a_block_has_that_pooling() -> None
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"is a folder: to train on its images, use --data {tmp_path}"):
+    with pytest.raises(UserError, match=f"is a folder: to train on its images: convsmith train --data {tmp_path}"):
         read_layer(tmp_path)
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match=r"the config of that run is .*config\.yaml"):

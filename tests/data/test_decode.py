@@ -216,6 +216,8 @@ def test_the_rules_of_a_config_and_of_its_preprocessing_are_the_same() -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
 def test_a_truncated_file_is_refused_wherever_it_ends(form: str) -> None:
+    if form == "TIFF":  # what is left of its header may be that of a TIFF which only this reader could tell about
+        pytest.importorskip("tifffile")
     data = encode(Image.fromarray(noise(32, 32, 3)), form)
     kinds = set()
     for end in range(1, len(data) * 9 // 10, 97):
