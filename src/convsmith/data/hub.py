@@ -70,9 +70,7 @@ def _loaded(source: str, name: str, subset: str) -> Files:
     if int(datasets.__version__.partition(".")[0]) < 4:
         raise UserError("datasets before 4.0 may run code that a data set brings: pip install 'convsmith[hub]'")
     if name in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", ()):  # they read the working folder
-        raise UserError(
-            f"data.source '{source}' is a reader of files in datasets, no data set: give the files, --data DIR"
-        )
+        raise UserError(f"data.source '{source}' is a reader of files, no data set: give the files, --data DIR")
     offline = datasets.config.HF_HUB_OFFLINE
     with _quiet(datasets):
         try:
