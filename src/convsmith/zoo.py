@@ -32,7 +32,7 @@ def matching(pattern: str | None) -> list[str]:
     from torchvision import models
 
     names = [f"torchvision/{name}" for name in models.list_models(module=models)]
-    names += [f"timm/{_untagged(name)}" for name in timm.list_models(pretrained=True)]
+    names += [f"timm/{lookup.untagged(name)}" for name in timm.list_models(pretrained=True)]
     wanted = pattern.lower()
     found = [name for name in names if wanted in name.lower() or fnmatch.fnmatchcase(name.lower(), wanted)]
     if not found:
@@ -40,15 +40,6 @@ def matching(pattern: str | None) -> list[str]:
             f"no network with pretrained weights matches '{pattern}': give a part of its name, such as lite"
         )
     return sorted(found)
-
-
-def _untagged(name: str) -> str:
-    """timm's name without the tag of its weights, where these are the ones that the bare name stands for."""
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    config = timm.get_pretrained_cfg(architecture)
-    return architecture if config is not None and config.tag == tag else name
 
 
 def described(names: Sequence[str], progress: Callable[[int, int], None] = lambda *_: None) -> list[dict[str, Any]]:

@@ -74,22 +74,30 @@ def all_at_hand(cache: Path) -> dict[str, Path]:
     from torchvision import models
 
     found: dict[str, Path] = {}
-    names = {"timm": timm.is_model, "torchvision": set(models.list_models(module=models)).__contains__}
+    torchvisions = models.list_models(module=models)
+    names = {"timm": timm.is_model, "torchvision": torchvisions.__contains__}
     for library, suffix in SUFFIXES.items():
         for path in weights_folder(cache).glob(f"*{suffix}"):
             if path.is_file() and names[library](path.name.removesuffix(suffix)):
                 found[f"{library}/{path.name.removesuffix(suffix)}"] = path
-    candidates = [f"torchvision/{name}" for name in models.list_models(module=models)]
+    candidates = [f"torchvision/{name}" for name in torchvisions]
     for folder in _hub_cache().glob(f"{_HUB_FOLDER}*"):
         tagged = folder.name.removeprefix(_HUB_FOLDER)
-        name, _, tag = tagged.partition(".")
-        if timm.is_model(name):
-            config = timm.get_pretrained_cfg(name)
-            candidates.append(f"timm/{name if config is not None and config.tag == tag else tagged}")
+        if timm.is_model(tagged):
+            candidates.append(f"timm/{untagged(tagged)}")
     for model in candidates:
         if model not in found and (known := origin(model)) is not None and known.kept is not None:
             found[model] = known.kept
     return dict(sorted(found.items()))
+
+
+def untagged(name: str) -> str:
+    """timm's name without the tag of its weights, where these are the ones that the bare name stands for."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    config = timm.get_pretrained_cfg(architecture)
+    return architecture if config is not None and config.tag == tag else name
 
 
 def origin(model: str) -> Origin | None:
