@@ -18,7 +18,7 @@ from convsmith.studies.book import worth
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import lookup
 from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS, WORDS
-from convsmith.transfer.pretrained import expected_input, hub_weights
+from convsmith.transfer.pretrained import has_weights, hub_weights
 from convsmith.transfer.recognise import recognise
 
 #: Images with at most as many pixels as a square of this side are small. A small net trains on all 50,000 of CIFAR-10
@@ -98,7 +98,7 @@ def _chosen(settings: Settings, source: Source | None) -> _Choice:
     weights = settings.layer.get("transfer", {}).get("weights", AUTO_WEIGHTS)
     if config.model.is_library:
         network = config.model.name
-        if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not _has_weights(config)):
+        if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not has_weights(network, cache_folder(config.data))):
             return _Choice(FROM_SCRATCH, f"for {network} with random weights", {})
         images = images_of(config.data, source)
         return _Choice(_preset(images), f"for {network} and {images.number}; {_OTHERWISE}", {})
@@ -136,12 +136,6 @@ def _at_hand(cache: Path) -> str | None:
 
 def _preset(images: Images) -> str:
     return LINEAR_PROBE if images.train is not None and images.train <= FEW_IMAGES else FINETUNE
-
-
-def _has_weights(config: RunConfig) -> bool:
-    expected_input(config.model.name)  # refuses a name that the library does not know
-    placed = lookup.placed(config.model.name, cache_folder(config.data))
-    return placed.is_file() or lookup.origin(config.model.name) is not None
 
 
 def images_of(config: DataConfig, source: Source | None = None) -> Images:

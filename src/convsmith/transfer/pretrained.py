@@ -46,6 +46,16 @@ def expected_input(model: str) -> InputSpec | None:
     return _LIBRARIES[library].expects(name)
 
 
+def has_weights(model: str, cache: Path) -> bool:
+    """Whether `hub_weights` has a source for ``torchvision/<name>`` or ``timm/<name>``: a file, or the library's own.
+
+    Raises UserError for a name that the library does not know.
+    """
+    library, _, name = model.partition("/")
+    _LIBRARIES[library].refuse_unknown(name)
+    return lookup.placed(model, cache).is_file() or lookup.origin(model) is not None
+
+
 def hub_weights(model: str, cache: Path) -> tuple[Tensors, str]:
     """The library's weights of an architecture, by the library's names, and a description of them.
 

@@ -18,9 +18,8 @@ from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
 from convsmith.prediction.model_file import read_model
 from convsmith.rundir import CARD, RunDir, open_run
-from convsmith.transfer import lookup
 from convsmith.transfer.config import LIBRARY_WEIGHTS, NO_WEIGHTS
-from convsmith.transfer.pretrained import as_ours, expected_input, hub_weights, read_tensors
+from convsmith.transfer.pretrained import as_ours, expected_input, has_weights, hub_weights, read_tensors
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,11 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
     if own_module:
         raise UserError("transfer.weights cannot be used with your own module: load its weights before you pass it in")
     if name == LIBRARY_WEIGHTS:
-        if _has_none(config):
-            return None
-        tensors, what = hub_weights(config.model.name, cache_folder(config.data))
-        return Weights(what, tensors, expected_input(config.model.name))
+        model, cache = config.model.name, cache_folder(config.data)
+        if "weights" not in config.transfer.model_fields_set and not has_weights(model, cache):
+            return None  # the choice was left to us
+        tensors, what = hub_weights(model, cache)
+        return Weights(what, tensors, expected_input(model))
     path = Path(name)
     if not path.exists():
         raise UserError(
@@ -63,15 +63,6 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
     if path.is_dir():
         return _of_run(config, path)
     return Weights(f"'{path.name}'", read_tensors(path), expected_input(config.model.name), str(path.resolve()))
-
-
-def _has_none(config: RunConfig) -> bool:
-    """Whether the user left the choice of weights to us and the library has none of this network."""
-    model = config.model.name
-    if "weights" in config.transfer.model_fields_set or lookup.placed(model, cache_folder(config.data)).is_file():
-        return False
-    expected_input(model)  # refuses names that the library does not know
-    return lookup.origin(model) is None
 
 
 def own_size(config: RunConfig) -> InputSpec | None:
@@ -118,8 +109,9 @@ def load(weights: Weights, model: nn.Module, dataset: Dataset) -> list[str]:
     if weights.spec:
         spec = weights.spec
         messages.append(
-            f"they expect {size_text(spec.size)} {_colours(spec)} pixels, {fitting(spec.resize, spec.crop)}, "
-            f"{spec.interpolation}, mean {shown(spec.mean)}, standard deviation {shown(spec.std)}"
+            f"they expect {size_text(spec.size)} {channels_text(spec.channels)} pixels, "
+            f"{fitting(spec.resize, spec.crop)}, {spec.interpolation}, mean {shown(spec.mean)}, "
+            f"standard deviation {shown(spec.std)}"
         )
         changed = differences(dataset.config, spec)
         messages += changed or ["the images are prepared as they expect"]
@@ -138,10 +130,6 @@ def adapted(model: nn.Module) -> list[str]:
 def caches_features(config: RunConfig) -> bool:
     """Whether features of a frozen backbone are kept, which mixed images rule out, since they are new each time."""
     return config.transfer.cache_features and not (config.augment.mixup or config.augment.cutmix)
-
-
-def _colours(spec: InputSpec) -> str:
-    return channels_text(spec.channels)
 
 
 def _of_run(config: RunConfig, path: Path) -> Weights:
