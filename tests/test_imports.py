@@ -187,3 +187,11 @@ def test_help_print_config_and_typing_errors_import_nothing_heavy(command: str) 
     check = f"{command}\nimport sys\nprint([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_preset_is_printed_without_torch() -> None:
+    """The recipe is decided where nothing is open, too, but only a library's network needs more than its name."""
+    command = "import sys\nfrom convsmith.cli import main\nmain(['train', '--preset', 'strong', '--print-config'])"
+    check = f"{command}\nprint([name for name in ('torch', 'torchvision', 'timm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

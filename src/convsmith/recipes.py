@@ -1,25 +1,27 @@
 """Which recipe a training follows where the user has named none: by the images, the network and the weights at hand.
 
-The rules are the constants below, each with the measurement that it comes from; docs/guide.md states them.
+The rules are the constants below, each with the measurement that it comes from; docs/guide.md states them. torch is
+imported only where a network or its weights are needed, so that `--print-config` of a preset responds at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convsmith.config import BASELINE, Layer, RunConfig, Settings, preset_layer
 from convsmith.data.config import DataConfig
 from convsmith.data.named import known_shape
 from convsmith.data.sources import Source, cache_folder, open_source
 from convsmith.events import Listener, Note, nobody
-from convsmith.nets.build import refuse_unknown
+from convsmith.nets.config import refuse_unknown
 from convsmith.studies.book import worth
-from convsmith.training.own import NO_PARTS, Parts
 from convsmith.transfer import lookup
 from convsmith.transfer.config import AUTO_WEIGHTS, LIBRARY_WEIGHTS, NO_WEIGHTS, WORDS
-from convsmith.transfer.pretrained import has_weights, hub_weights
-from convsmith.transfer.recognise import recognise
+
+if TYPE_CHECKING:
+    from convsmith.training.own import Parts
 
 #: Images with at most as many pixels as a square of this side are small. A small net trains on all 50,000 of CIFAR-10
 #: in minutes (docs/results/baseline.json), where a pretrained one would need them enlarged.
@@ -49,21 +51,23 @@ class Images:
         return "many train images" if self.train is None else f"about {self.train:,} train images"
 
 
-def decide(settings: Settings, parts: Parts = NO_PARTS, listener: Listener = nobody) -> RunConfig:
+def decide(settings: Settings, parts: Parts | None = None, listener: Listener = nobody) -> RunConfig:
     """The config of `settings`; where they leave the recipe open, with the one that data, network and weights choose.
 
     The listener gets a sentence on what was chosen and how to choose otherwise, and on random weights where there are
     pretrained ones. Raises UserError.
     """
-    if parts.module is not None:
+    if parts is not None and parts.module is not None:
         return settings.config
     if (file := _weights_without_network(settings)) is not None:
+        from convsmith.transfer.recognise import recognise
+
         network = recognise(file)
         settings = replace(settings, layers=({"model": {"name": network}}, *settings.layers))
         listener(Note(f"'{file.name}' holds weights of {network}, by the names and shapes of its tensors"))
     config = settings.config
     if settings.is_open:
-        choice = _chosen(settings, parts.source)
+        choice = _chosen(settings, parts.source if parts else None)
         config = Settings(None, (choice.network, *settings.layers)).over(choice.preset)
         listener(Note(f"recipe: {choice.preset}, {choice.why}"))
     elif settings.preset in PRETRAINED and "model" not in settings.layer and config.transfer.weights == LIBRARY_WEIGHTS:
@@ -93,15 +97,16 @@ class _Choice:
 
 def _chosen(settings: Settings, source: Source | None) -> _Choice:
     config, named = settings.config, settings.layer.get("model")
-    if not config.model.is_library:
-        refuse_unknown(config.model.name)  # before the data are opened
     weights = settings.layer.get("transfer", {}).get("weights", AUTO_WEIGHTS)
     if config.model.is_library:
+        from convsmith.transfer.pretrained import has_weights
+
         network = config.model.name
         if weights == NO_WEIGHTS or (weights == AUTO_WEIGHTS and not has_weights(network, cache_folder(config.data))):
             return _Choice(FROM_SCRATCH, f"for {network} with random weights", {})
         images = images_of(config.data, source)
         return _Choice(_preset(images), f"for {network} and {images.number}; {_OTHERWISE}", {})
+    refuse_unknown(config.model.name)  # before the data are opened
     if named or (weights not in WORDS and Path(weights).exists()):  # a network of ours, or that of a run
         return _Choice(BASELINE, f"for {config.model.name}; others: convsmith presets", {})
     images = images_of(config.data, source)
@@ -118,6 +123,8 @@ def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
     cache = cache_folder(config.data)
     network = _at_hand(cache)
     if network is None:
+        from convsmith.transfer.pretrained import hub_weights
+
         network = lookup.PREFERRED[0]
         try:
             hub_weights(network, cache)  # which the library keeps on this machine

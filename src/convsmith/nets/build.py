@@ -11,9 +11,9 @@ from torch import nn
 
 from convsmith import memory
 from convsmith.contracts import Size
-from convsmith.errors import UserError, choose
+from convsmith.errors import UserError
 from convsmith.nets.backbones import Backbone, timm_backbone, torchvision_backbone
-from convsmith.nets.config import LIBRARIES, MODELS, ModelConfig
+from convsmith.nets.config import MODELS, ModelConfig, refuse_unknown
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import initialise
 from convsmith.nets.resnet import SmallResNet
@@ -33,8 +33,8 @@ def build(config: ModelConfig, channels: int, image_size: Size, classes: int) ->
     The weights are drawn from torch's global generator, so that the same seed gives the same weights. Raises UserError
     for an unknown name, for a setting that the model does not use, and for sizes that do not fit.
     """
-    library, slash, name = config.name.partition("/")
-    if slash and library in LIBRARIES:
+    if config.is_library:
+        library, _, name = config.name.partition("/")
         _refuse_unused(config, frozenset())
         return _BACKBONES[library](name, channels, image_size, classes)
     refuse_unknown(config.name)
@@ -60,25 +60,6 @@ def _refuse_oversized(model: nn.Module) -> None:
             f"{memory.as_text(there)} of memory are available: lower model.width, the channels of model.blocks, "
             "model.hidden or data.image_size"
         )
-
-
-def refuse_unknown(name: str) -> None:
-    """Raise UserError for a name that is neither our network nor of the form library/architecture."""
-    library, slash, _ = name.partition("/")
-    if name in MODELS or (slash and library in LIBRARIES):
-        return
-    if not slash and (found := in_libraries(name)):
-        raise UserError(f"model '{name}' is the name of a network of a library: write --model {' or '.join(found)}")
-    raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
-
-
-def in_libraries(name: str) -> list[str]:
-    """The networks of this name, each with its library."""
-    import timm
-    from torchvision import models
-
-    has = {"torchvision": name in models.list_models(module=models), "timm": timm.is_model(name)}
-    return [f"{library}/{name}" for library in LIBRARIES if has[library]]
 
 
 def _refuse_unused(config: ModelConfig, used: frozenset[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from pydantic import Field, field_validator
 
 from convsmith.contracts import OWN, Section
+from convsmith.errors import UserError, choose
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 Norm = Literal["batch", "group", "layer", "none"]
@@ -135,3 +136,22 @@ class ModelConfig(Section):
         if hidden and not 1 <= min(hidden) <= max(hidden) <= WIDEST:
             raise ValueError(f"widths must be at least 1 and at most {WIDEST:,}")
         return hidden
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise UserError for a name that is neither our network nor of the form library/architecture."""
+    library, slash, _ = name.partition("/")
+    if name in MODELS or (slash and library in LIBRARIES):
+        return
+    if not slash and (found := in_libraries(name)):
+        raise UserError(f"model '{name}' is the name of a network of a library: write --model {' or '.join(found)}")
+    raise choose("model", name, [*MODELS, *(f"{library}/<architecture>" for library in LIBRARIES)])
+
+
+def in_libraries(name: str) -> list[str]:
+    """The networks of this name, each with its library."""
+    import timm
+    from torchvision import models
+
+    has = {"torchvision": name in models.list_models(module=models), "timm": timm.is_model(name)}
+    return [f"{library}/{name}" for library in LIBRARIES if has[library]]

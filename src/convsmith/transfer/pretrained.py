@@ -20,7 +20,7 @@ from convsmith.contracts import InputSpec
 from convsmith.errors import UserError, first_line
 from convsmith.files import require_file
 from convsmith.nets.backbones import Backbone, first_convolution, refuse_unknown_timm, refuse_unknown_torchvision
-from convsmith.nets.build import refuse_unknown
+from convsmith.nets.config import refuse_unknown
 from convsmith.nets.tensors import read_safetensors
 from convsmith.transfer import lookup
 
