@@ -15,6 +15,7 @@ from torch import Tensor
 
 from convsmith.errors import UserError
 from convsmith.nets.backbones import library_network
+from convsmith.nets.config import in_libraries
 from convsmith.transfer.lookup import SUFFIXES
 from convsmith.transfer.pretrained import AUXILIARY, read_tensors
 
@@ -58,13 +59,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 def _named_alike(path: Path) -> list[str]:
     """The networks that the file's name begins with, those with the longest such name: resnet18-f37072fd.pth."""
-    import timm
-
     words = re.split(r"(?=[-.])", path.stem)
     for count in range(len(words), 0, -1):
-        stem = "".join(words[:count])
-        found = [f"timm/{stem}"] if timm.is_model(stem) else []
-        if found := found + [name for name in _torchvisions() if name == f"torchvision/{stem}"]:
+        if found := sorted(in_libraries("".join(words[:count]))):
             return found
     return []
 
