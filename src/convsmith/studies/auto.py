@@ -19,6 +19,7 @@ import numpy as np
 
 from convsmith import files, records, rundir
 from convsmith.config import Layer, RunConfig, merge, read_run_config
+from convsmith.contracts import hw
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import cache_folder
 from convsmith.data.splits import make_splits
@@ -284,7 +285,7 @@ def _race(race: Race) -> None:
     if record["winner"] is not None:
         return
     backbones = {
-        model: (file, _side(spec.size))
+        model: (file, min(hw(spec.size)))
         for model, file in lookup.all_at_hand(cache_folder(config.data)).items()
         if (spec := expected_input(model)) is not None
     }
@@ -334,10 +335,6 @@ def _lacking(cache: Path) -> str:
         "none of the pretrained weights that photographs want is on this machine, and a race downloads none; they were "
         f"{worth()}: {lookup.by_hand(lookup.PREFERRED[0], origin.address, cache)}"
     )
-
-
-def _side(size: Any) -> int:
-    return int(size) if isinstance(size, int) else int(min(size))
 
 
 def _best_probe(race: Race) -> tuple[Candidate, float] | None:
