@@ -175,10 +175,14 @@ class Task:
         return float(self.deadline - time.time())
 
     @property
+    def smallest(self) -> int:
+        """The least width of the first images of the classes."""
+        return min(Image.open(next((self.train / name).iterdir())).size[0] for name in self.classes)
+
+    @property
     def size(self) -> tuple[int, int]:
         """The shorter side of the images as the shared network sees them, and its input."""
-        smallest = min(Image.open(next((self.train / name).iterdir())).size[0] for name in self.classes)
-        return (RESIZED, SIZE) if smallest >= SMALLEST else (128, 128)
+        return (RESIZED, SIZE) if self.smallest >= SMALLEST else (128, 128)
 
     def done(self, predicted: list[str]) -> None:
         (self.folder / "seconds.json").write_text(json.dumps(self.stopped))
@@ -309,8 +313,7 @@ def keras(task: Task) -> None:
     from keras import layers
 
     k.utils.set_random_seed(0)
-    smallest = min(Image.open(next((task.train / name).iterdir())).size[0] for name in task.classes)
-    size = 180 if smallest >= SMALLEST else max(32, smallest)
+    size = 180 if task.smallest >= SMALLEST else max(32, task.smallest)
     every = [(file, number) for number, name in enumerate(task.classes) for file in (task.train / name).iterdir()]
 
     def read(files: list[Path]) -> np.ndarray:
