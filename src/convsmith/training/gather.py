@@ -145,15 +145,11 @@ def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
     """Raise UserError for an augmentation that would leave nothing of an image."""
     assert data.image_size is not None
     assert data.working_size is not None
-    shifts = [(augment.shift_pixels(side), side) for side in hw(data.working_size)]
-    for name, size, sides in (
-        ("cutout", data.image_size, [(augment.cutout, max(hw(data.image_size)))]),
-        ("shift", data.working_size, shifts),
-    ):
-        for pixels, side in sides:
-            if pixels >= side:
-                what = f"an image of {size_text(size)} pixels"
-                raise UserError(f"augment.{name} {pixels} leaves nothing of {what}: lower it")
+    limits = [("cutout", augment.cutout, max(hw(data.image_size)), data.image_size)]
+    limits += [("shift", augment.shift_pixels(side), side, data.working_size) for side in hw(data.working_size)]
+    for name, pixels, side, size in limits:
+        if pixels >= side:
+            raise UserError(f"augment.{name} {pixels} leaves nothing of an image of {size_text(size)} pixels: lower it")
 
 
 def build_network(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
