@@ -1,4 +1,4 @@
-"""Whether a server answers, asked with a short time limit. Downloads nothing."""
+"""Whether a server answers, within a short time limit. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REACHED_WITHIN = 2.0  # seconds for the first answer of a server, below which mo
 def unreachable(address: str) -> str | None:
     """Why the server of an address cannot be reached, or None if it answers, whatever it says.
 
-    Asked before a library is: their clients try again several times, with a warning each.
+    Called before a library connects, since their clients try again several times, with a warning each.
     """
     answer: list[str | None] = []
     # Looking up a name has no time limit of its own.

@@ -1,4 +1,4 @@
-"""Finds a training that the same settings began and that was interrupted. Resumes nothing."""
+"""Finds a training that was started with the same settings and interrupted. Resumes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convsmith.rundir import RunDir
 
 
 def find(runs_dir: Path, config: RunConfig) -> RunDir | None:
-    """The training in `runs_dir` that the same config began, is neither finished nor running and was changed last."""
+    """The training in `runs_dir` of the same config that is neither finished nor running and was changed last."""
     if not runs_dir.is_dir():
         return None
     for run in rundir.runs_in(runs_dir):
@@ -28,9 +28,9 @@ def find(runs_dir: Path, config: RunConfig) -> RunDir | None:
 
 
 def refuse_other(run: RunDir, config: RunConfig) -> bool:
-    """Raise UserError if the training `run` was begun with settings other than `config`.
+    """Raise UserError if the training `run` was started with settings other than `config`.
 
-    False if the run has not recorded its settings as they were asked for, so that nothing could be compared.
+    False if the run has not recorded the settings that it was started with, so that nothing could be compared.
     """
     asked = asked_for(run)
     if asked is not None and (changed := changes(asked, config)):
@@ -42,12 +42,12 @@ def refuse_other(run: RunDir, config: RunConfig) -> bool:
 
 
 def at_its_place(config: RunConfig) -> RunConfig:
-    """The config with the absolute place of its data: data that are called the same elsewhere are others."""
+    """The config with the absolute paths of its data: a relative one names other data in another folder."""
     return config.with_values(data={"source": with_absolute_paths(config.data).source})
 
 
 def asked_for(run: RunDir) -> RunConfig | None:
-    """The config that the training was begun with, before anything was chosen; None if it has not recorded it."""
+    """The config that the training was started with, before anything was chosen; None if it has not recorded it."""
     asked = records.read(run.environment, records.Environment).get("asked")
     return validate(asked) if asked else None
 

@@ -32,7 +32,7 @@ _HUB_FOLDER = "models--timm--"  # in Hugging Face's cache, before the name of a 
 
 
 class WeightsAbsent(UserError):
-    """Pretrained weights are not on this machine and cannot be downloaded; the line names file, place and fix."""
+    """Pretrained weights are not on this machine and cannot be downloaded; the message names file, folder and fix."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,7 @@ def _hub_cache() -> Path:
 
 
 def unreachable(origin: Origin) -> str | None:
-    """Why the server of a file cannot be reached, or None if it answers, whatever it says.
-
-    Asked with a short time limit before a library is: their clients try again several times, with a warning each.
-    """
+    """Why the server of a file cannot be reached or may not be; None if it answers, whatever it says."""
     if origin.hub is not None:
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
