@@ -148,10 +148,14 @@ def recorded(record: Mapping[str, Any], name: str) -> float:
     return float(record[name])
 
 
-class Record(BaseModel):
+class Part(BaseModel):
     """Base of all schemas. Keys that a schema does not name are accepted, since later editions may add some."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="allow")
+
+
+class Record(Part):
+    """Base of the schemas of files and of their rows."""
 
     format_version: Count = 1
 
@@ -173,39 +177,31 @@ class Scored(Record):
         return self
 
 
-class Averages(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
-
+class Averages(Part):
     macro: Share
     micro: Share
     weighted: Share
 
 
-class ClassScores(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
-
+class ClassScores(Part):
     precision: Share
     recall: Share
     f1: Share
     support: Annotated[int, Field(ge=0)]
 
 
-class ConfusionMatrix(BaseModel):
+class ConfusionMatrix(Part):
     """Rows are true classes, columns are predicted classes."""
-
-    model_config = ConfigDict(extra="allow")
 
     labels: Names
     counts: list[list[Annotated[int, Field(ge=0)]]]
 
 
-class EvaluatedData(BaseModel):
+class EvaluatedData(Part):
     """What `evaluate --data` was given: its place, one of its own splits (none: all images), and the images' hash.
 
     `skipped` files could not be decoded.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     name: str
     source: str
@@ -244,10 +240,8 @@ class Evaluation(Scored):
         return self
 
 
-class CleanTraining(BaseModel):
+class CleanTraining(Part):
     """Scores of the kept model on a fixed sample of `n` train images without augmentation, in eval mode."""
-
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
     accuracy: Share
     loss: NotNegative
@@ -277,10 +271,8 @@ class Summary(Record):
         return self
 
 
-class SplitIds(BaseModel):
+class SplitIds(Part):
     """The ids of a split by its name; `test` and others are there only where the data have them. `val` may be empty."""
-
-    model_config = ConfigDict(extra="allow")
 
     __pydantic_extra__: dict[str, list[str]]
     train: Names
@@ -313,9 +305,7 @@ class Environment(Record):
     asked: dict[str, Any] = {}
 
 
-class Unread(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Unread(Part):
     id: str
     kind: str
     message: str
@@ -361,9 +351,7 @@ class Fold(Scored):
     chosen: dict[str, Any]
 
 
-class Division(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Division(Part):
     repeat: Count
     number: Count
     train: Positions
@@ -439,10 +427,8 @@ SPECS: dict[StudyKind, type[Record]] = {
 }
 
 
-class RacedFold(BaseModel):
+class RacedFold(Part):
     """A candidate on the inner validation images of a fold, after calibration by `temperature`."""
-
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
     loss: NotNegative
     accuracy: Share
@@ -451,10 +437,8 @@ class RacedFold(BaseModel):
     penalty: NotNegative | None = None
 
 
-class Raced(BaseModel):
+class Raced(Part):
     """A candidate of a race: what it changes in the config, and how it ended, with the reason where it did not win."""
-
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
     name: str
     family: Literal["probe", "finetune", "scratch"]
@@ -465,10 +449,8 @@ class Raced(BaseModel):
     folds: list[RacedFold] = []
 
 
-class Estimate(BaseModel):
+class Estimate(Part):
     """The honest estimate: `how` is out of fold, or on images that were set aside; `scores` holds the metrics."""
-
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
 
     how: str
     n: Count
@@ -504,9 +486,7 @@ class StudyStart(Record):
     config: dict[str, Any]
 
 
-class ArmStart(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
-
+class ArmStart(Part):
     config: dict[str, Any]
     hash: str
     seconds_per_epoch: NotNegative
@@ -560,9 +540,7 @@ class Crossval(Record):
         return self
 
 
-class Arm(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, extra="allow")
-
+class Arm(Part):
     name: str
     changes: dict[str, Any]
     mean: float | None
@@ -622,7 +600,7 @@ class StoppingState(_State):
 class Checkpoint(Record):
     """The facts of a checkpoint: what a training's state has besides tensors, and the config of that time."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+    model_config = ConfigDict(strict=True)
 
     epoch: Whole
     position: Whole
