@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
 from pathlib import Path
@@ -105,9 +105,8 @@ def refuse_sealed(run: RunDir, config: DataConfig, sealed: Collection[str], othe
     if not sealed or not (same_place or any(Path(source).is_dir() for source in config.sources)):
         return
     own = _sealed_files(config, sealed)
-    ours = _files(other.source, set(images.ids))
     known = {mark for place in own for mark in _marks(place)}
-    for name, place in ours.items():
+    for name, place in _files(other.source, images.ids):
         unclear = same_place and (not place or "" in own)
         if unclear or not known.isdisjoint(_marks(place)):
             raise UserError(
@@ -132,17 +131,20 @@ def named_alike(splits: Mapping[str, Sequence[str]], images: Subset) -> str:
 def _sealed_files(config: DataConfig, sealed: Collection[str]) -> set[str]:
     """The real paths of the run's sealed test images, '' for those without a file of their own or of unknown place."""
     try:
-        return set(_files(open_source(config), sealed).values())
+        return {place for _, place in _files(open_source(config), sealed)}
     except UserError:  # the source is not there any more, or not as it was
         # In a folder, an id is the path below it: its test images may lie there although it cannot be opened whole.
         places = [[Path(folder, name) for folder in config.sources] for name in sealed]
         return {next((os.path.realpath(place) for place in of_one if place.is_file()), "") for of_one in places}
 
 
-def _files(source: Source, ids: Collection[str]) -> dict[str, str]:
-    """The real path of the file of each of these records, '' for a record without a file of its own."""
-    records = {name: source.read(row) for row, name in enumerate(source.ids) if name in ids}
-    return {name: os.path.realpath(one) if isinstance(one, Path) else "" for name, one in records.items()}
+def _files(source: Source, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each of these records with the real path of its file, '' for one without a file of its own."""
+    wanted = set(ids)
+    for row, name in enumerate(source.ids):
+        if name in wanted:
+            record = source.read(row)
+            yield name, os.path.realpath(record) if isinstance(record, Path) else ""
 
 
 def _marks(place: str) -> set[str | tuple[int, int]]:
