@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,17 +114,28 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run on a split; returns the record of evaluation-<split>.json.
 
-    This is the only place that opens the test split, and `command` is recorded before that. Raises UserError if the
-    run has no such split, or if its data has changed or is not available any more.
+    Before the test split is opened, `command` is recorded. Raises UserError if the run has no such split, or if its
+    data has changed or is not available any more.
     """
     open_run(run.path).refuse_links()
     config, splits = read_run_config(run.config), records.read(run.splits, records.Splits)["splits"]
+    _refuse_other_split(run, splits, split)
+    set_threads(config.train.threads)
+    return _evaluate_own(run, run_dataset(run, source), split, command, device, module)
+
+
+def _refuse_other_split(run: RunDir, splits: Mapping[str, Sequence[str]], split: str) -> None:
+    """Raise UserError if a run with these `splits` has no images of `split` to evaluate."""
     available = [name for name in ("val", "test") if splits.get(name)]
     if split not in available:
         others = f"Splits: {', '.join(available)}" if available else "Name other images: --data OTHER"
         raise UserError(f"run '{run.path}' has no {split} split to evaluate. {others}")
-    set_threads(config.train.threads)
-    dataset = run_dataset(run, source)
+
+
+def _evaluate_own(
+    run: RunDir, dataset: Dataset, split: str, command: str, device: str, module: nn.Module | None
+) -> dict[str, Any]:
+    """Evaluate a split of the run's own data, `dataset`; only here is the test split opened."""
     model, card = load_model(run.model, where := select_device(device), module)
     with explain_os_errors(f"run '{run.path}'"):
         if split == "test":
@@ -158,13 +169,14 @@ def evaluate_other(
     progress = counter(listener, "decoding")
     card = read_card(run.model)
     data, source = with_absolute_paths(data), source_for(data, card, source)
-    if _is_own(run, source, progress):
+    if (own := _own_dataset(run, source, progress)) is not None:
         if split is None:
             raise UserError(
                 f"{data.title} holds the data that run '{run.path}' was trained with: choose one of its splits, "
                 "--split val or --split test"
             )
-        return evaluate(run, split, command, device, source, module)
+        _refuse_other_split(run, known["splits"], split)
+        return _evaluate_own(run, own, split, command, device, module)
     other = open_other(data, source, card, progress)
     images = other.split(split)
     refuse_sealed(run, config.data, known["splits"].get("test", ()), other, images)
@@ -186,13 +198,12 @@ def evaluate_other(
     return record
 
 
-def _is_own(run: RunDir, source: Source, progress: Progress) -> bool:
-    """Whether these are the images that the run was trained with, as they were."""
+def _own_dataset(run: RunDir, source: Source, progress: Progress) -> Dataset | None:
+    """The data of the run if these are the images that it was trained with, as they were."""
     try:
-        run_dataset(run, source, progress)
+        return run_dataset(run, source, progress)
     except UserError:
-        return False
-    return True
+        return None
 
 
 def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | None = None) -> Dataset:
@@ -208,8 +219,10 @@ def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | 
     # What kept images together is in the splits already, and its file may not have moved with the images.
     config = config.model_copy(update={"groups": None})
     known = {name for ids in splits["splits"].values() for name in ids}
-    dataset = open_dataset(config, progress, source, trained=True) if known.issubset(source.ids) else None
-    if dataset is None or dataset.of_hash(splits["hash"]) is None:
+    dataset = None
+    if known.issubset(source.ids):
+        dataset = open_dataset(config, progress, source, trained=True).of_hash(splits["hash"])
+    if dataset is None:
         raise UserError(f"{source.name} does not hold the images that run '{run.path}' was trained with, as they were")
     return dataset.as_recorded(splits, str(run.path))
 
