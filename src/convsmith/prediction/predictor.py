@@ -27,7 +27,7 @@ from convsmith.prediction.inputs import read_streams, with_ids
 from convsmith.prediction.model_file import WEIGHTS, ModelCard, load_model
 from convsmith.prediction.output import CALIBRATED, ERROR, Row, columns_of
 from convsmith.prediction.threshold import UNSURE, Threshold
-from convsmith.rundir import CARD, RunDir
+from convsmith.rundir import CARD, RunDir, open_single
 from convsmith.runtime import keep_freed_memory, select_device
 from convsmith.terminal import plural
 
@@ -201,8 +201,6 @@ def load_predictor(run: str | Path, device: str = "auto", module: nn.Module | No
         return _exported_predictor(path, device)
     folder = path if (path / CARD).exists() else RunDir(path).model
     if not (folder / CARD).exists():
-        from convsmith.rundir import open_single
-
         open_single(path, f"model/{CARD}")
     model, card = load_model(folder, where := select_device(device), module)
     return Predictor(model, card, where, files=(folder / CARD, folder / WEIGHTS))
