@@ -153,7 +153,7 @@ def now() -> str:
 
 
 def default_name(*parts: str) -> str:
-    """The name of an unnamed run, without its number: of each part, what needs no quotes in a shell."""
+    """The name of what has none of its own, without its number: of each part, what needs no quotes in a shell."""
     return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
 
 

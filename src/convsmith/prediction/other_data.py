@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
@@ -22,7 +21,7 @@ from convsmith.data.source import SPLIT_WORDS, SPLITS
 from convsmith.data.sources import Source, cache_folder, open_source
 from convsmith.errors import UserError, command, nearest
 from convsmith.prediction.model_file import ModelCard
-from convsmith.rundir import RunDir
+from convsmith.rundir import RunDir, default_name
 
 TAKEN = frozenset({*SPLITS, "oof", "held-out"})  # what the evaluations of a run and its study are called
 LONGEST = 100  # characters of a name that becomes a part of names of files
@@ -171,7 +170,7 @@ def name_of(run: RunDir, other: OtherData, split: str | None) -> str:
     words = [split] if split else []
     for path in map(Path, reversed(other.config.sources)):
         words = [path.parent.name] * (path.stem.casefold() in SPLIT_WORDS) + [path.stem, *words]
-    plain = re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")[:LONGEST]
+    plain = default_name(*words).strip("-.")[:LONGEST]
     plain = f"data-{plain}" if plain.casefold() in TAKEN or not plain else plain
     names = chain([plain], (f"{plain}-{number}" for number in count(2)))
     return next(name for name in names if _is_free(run.evaluation(name), other, split))
