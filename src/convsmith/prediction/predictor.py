@@ -25,8 +25,8 @@ from convsmith.prediction.evaluation import prediction_rows
 from convsmith.prediction.exported import ARCHIVE_SUFFIX, open_exported
 from convsmith.prediction.inputs import read_streams, with_ids
 from convsmith.prediction.model_file import WEIGHTS, ModelCard, load_model
-from convsmith.prediction.output import CALIBRATED, ERROR, Row, columns_of
-from convsmith.prediction.threshold import UNSURE, Threshold
+from convsmith.prediction.output import ERROR, Row, columns_of
+from convsmith.prediction.threshold import Threshold
 from convsmith.rundir import CARD, RunDir, open_single
 from convsmith.runtime import keep_freed_memory, select_device
 from convsmith.terminal import plural
@@ -134,24 +134,16 @@ class Predictor:
         read = [(name, pixels) for name, pixels in images if not isinstance(pixels, DecodeError)]
         rows: Iterator[Row] = iter(())
         vectors: NDArray[np.float32] | None = None
-        calibrated: Iterator[float] = iter(())
         if read:
             logits, vectors = self._compute(InputPixels(np.concatenate([pixels.array for _, pixels in read])), features)
             rows = prediction_rows([name for name, _ in read], logits, self.classes)
             if threshold is not None:
-                calibrated = (float(str(value)) for value in threshold.confidences(logits))
-        columns = columns_of(self.classes, threshold is not None)
-        whole: list[Row] = []
-        for name, pixels in images:
-            row: Row = dict.fromkeys(columns) | {"id": name}
-            if isinstance(pixels, DecodeError):
-                row[ERROR] = str(pixels)
-            else:
-                row |= next(rows)
-                if threshold is not None:
-                    row[CALIBRATED] = confidence = next(calibrated)
-                    row["predicted"] = row["predicted"] if confidence >= threshold.least else UNSURE
-            whole.append(row)
+                rows = threshold.judged(rows, logits)
+        empty = dict.fromkeys(columns_of(self.classes, threshold is not None))
+        whole: list[Row] = [
+            empty | ({"id": name, ERROR: str(pixels)} if isinstance(pixels, DecodeError) else next(rows))
+            for name, pixels in images
+        ]
         if vectors is not None and len(read) < len(images):
             given, vectors = vectors, np.full((len(images), vectors.shape[1]), np.nan, np.float32)
             vectors[[not isinstance(pixels, DecodeError) for _, pixels in images]] = given

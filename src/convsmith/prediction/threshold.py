@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from convsmith.errors import UserError
 from convsmith.prediction.calibration import fit_temperature, log_softmax
 from convsmith.prediction.evaluation import read_predictions
+from convsmith.prediction.output import CALIBRATED, Row
 from convsmith.rundir import RunDir
 
 UNSURE = "unsure"
@@ -29,6 +30,13 @@ class Threshold:
         """The calibrated confidences, float32 [N], of `logits` [N, K]."""
         highest: NDArray[np.float32] = np.exp(log_softmax(logits / self.temperature).max(axis=1)).astype(np.float32)
         return highest
+
+    def judged(self, rows: Iterable[Row], logits: NDArray[np.float32]) -> Iterator[Row]:
+        """Rows of predictions, of `logits` [N, K], with their calibrated confidence, UNSURE where it is too low."""
+        for row, value in zip(rows, self.confidences(logits), strict=True):
+            confidence = float(str(value))  # as the other probabilities of a row
+            answer = row["predicted"] if confidence >= self.least else UNSURE
+            yield row | {"predicted": answer, CALIBRATED: confidence}
 
 
 def threshold_of(least: float, classes: Sequence[str], folder: Path | None) -> Threshold:
