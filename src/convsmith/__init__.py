@@ -88,7 +88,7 @@ def train(
     spec = spec_of(data, model, preset, config, optimizer, settings)
     with listening(show) as listener:
         chosen = decide(spec.settings, spec.parts, listener)
-        return runs.train(chosen, spec.parts, name, Path(runs_dir), listener, go_on=resume)
+        return runs.train(chosen, spec.parts, name, Path(runs_dir), listener, resume_named=resume)
 
 
 def resume(

@@ -255,16 +255,16 @@ def train(
     name: str | None = None,
     runs_dir: Path = Path("runs"),
     listener: Listener = nobody,
-    go_on: bool = False,
+    resume_named: bool = False,
 ) -> Run:
     """Train into a new run directory and write its report. Raises UserError, RunFailed, and Stopped on a signal.
 
-    Without a name, a training that was begun with the same config and interrupted is continued. With `go_on` the run
-    `name` is continued if it exists; where it was begun with other settings, that is a UserError.
+    Without a name, a training that was started with the same config and interrupted is continued. With `resume_named`
+    the run `name` is continued if it exists; where it was started with other settings, that is a UserError.
     """
-    if go_on and name is None:
+    if resume_named and name is None:
         raise UserError("--resume goes with --name; without a name, an interrupted run is found by itself")
-    if go_on and (runs_dir / str(name)).exists():
+    if resume_named and (runs_dir / str(name)).exists():
         found = open_single(runs_dir / str(name))
         if not interrupted.refuse_other(found, interrupted.at_its_place(config)):
             listener(Note(f"'{found.path}' has no record of the settings it was begun with: they were not compared"))

@@ -109,7 +109,7 @@ class _Parquet(_Writer):
 
     def __init__(self, file: BinaryIO, ids: Sequence[str]) -> None:
         super().__init__()
-        self._file, self._ids, self._begun = file, ids, 0
+        self._file, self._ids, self._written = file, ids, 0
         self._waiting: list[Vectors] = []
         self._writer: Any = None
 
@@ -126,8 +126,8 @@ class _Parquet(_Writer):
         kind = pa.list_(pa.float32(), vectors.shape[1])
         missing = pa.array(np.isnan(vectors).any(axis=1))
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind, mask=missing)
-        ids = self._ids[self._begun : self._begun + len(vectors)]
-        self._begun += len(vectors)
+        ids = self._ids[self._written : self._written + len(vectors)]
+        self._written += len(vectors)
         self._open(kind).write_table(pa.table({"id": pa.array(ids, pa.string()), "features": lists}))
 
     def _open(self, kind: Any) -> Any:

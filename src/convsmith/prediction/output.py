@@ -1,7 +1,7 @@
 """The file of predictions: written as they come, continued after a kill, and never of two models. Predicts nothing.
 
 Rows are appended to `<out>.<key>.partial`, a CSV file that becomes `out` when all are there. The key is taken from the
-model's files, the options that change a row and this version: what another model began is never gone on with.
+model's files, the options that change a row and this version: the rows of another model are never continued.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def columns_of(classes: Sequence[str], with_threshold: bool) -> list[str]:
 
 
 def refuse_out(out: Path | None, csv_safe: bool = False) -> None:
-    """Raise UserError for a file that cannot be written as predictions, or not as asked, or that has other content."""
+    """Raise UserError for a file that cannot be written as predictions with these options, or has other content."""
     if out is not None and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out '{out}' must end in .csv or .json")
     if csv_safe and (out is None or out.suffix != ".csv"):
@@ -115,7 +115,7 @@ class PredictionFile:
             with suppress(OSError):
                 self.partial.unlink(missing_ok=True)
 
-    def begin_anew(self) -> None:
+    def start_anew(self) -> None:
         """Forget the rows that an earlier process has left."""
         self._file.truncate(0)
         self.done.clear()

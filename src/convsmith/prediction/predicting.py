@@ -50,7 +50,7 @@ def predict_all(
             stack.enter_context(table)
             if table.done and (reason := _why_anew(table, ids, images, features)):
                 listener(Note(f"all images are predicted anew, although '{table.partial}' has some rows: {reason}"))
-                table.begin_anew()
+                table.start_anew()
             elif table.done:
                 done = sum(table.done.values())
                 listener(Note(f"going on after the {done:,} rows of '{table.partial}'"))

@@ -40,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
             name=args.name,
             runs_dir=Path(args.runs_dir),
             listener=display,
-            go_on=args.resume,
+            resume_named=args.resume,
         )
     return 0
