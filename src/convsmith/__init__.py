@@ -75,7 +75,7 @@ def train(
 
     `data`: a name, a path, or ``(images, labels)`` with images uint8 [N, H, W] or [N, H, W, C] and labels integers or
     strings [N]; by default that of `config` or `preset`, or else digits. `model`: a name, or a module of your own that
-    maps float [B, C, S, S] to logits [B, K]. Either may also be a dict of its section's settings, such as
+    maps float [B, C, H, W] to logits [B, K]. Either may also be a dict of its section's settings, such as
     ``data={"source": "photos", "image_size": 64}``. `optimizer`: a function that takes parameter groups and returns a
     torch optimiser. `settings`: the short names (epochs, batch_size, lr, seed, device) and whole sections, such as
     ``augment={"hflip": True}``.

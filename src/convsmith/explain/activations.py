@@ -17,7 +17,7 @@ def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
 
 
 def record(model: nn.Module, images: Tensor, names: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of the layers called `names` for `images` [N, C, S, S], in the order in which they ran.
+    """Input and output of the layers called `names` for `images` [N, C, H, W], in the order in which they ran.
 
     The model runs in eval mode. For a layer that runs more than once, the first time counts; one that does not run is
     left out.

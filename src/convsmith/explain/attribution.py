@@ -62,7 +62,7 @@ def occlusion(model: nn.Module, images: Tensor, classes: Tensor, window: int, st
 def deletion(model: nn.Module, images: Tensor, classes: Tensor, heat: Tensor, steps: int = STEPS) -> Tensor:
     """The probability of the class as the hottest pixels are removed first: float [N, steps + 1], from all to none.
 
-    `images` float [N, C, S, S], `classes` int64 [N], `heat` float [N, S, S]. With a good map it falls early: the
+    `images` float [N, C, H, W], `classes` int64 [N], `heat` float [N, H, W]. With a good map it falls early: the
     smaller the area under the curve, the better.
 
     Source of deletion and insertion: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation
@@ -178,7 +178,7 @@ def compare_with_random(score: str, areas: Sequence[tuple[float, float]]) -> Com
 
 
 def class_probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """The softmax probability of one class per image: float [N] for `images` [N, C, S, S] and `classes` int64 [N]."""
+    """The softmax probability of one class per image: float [N] for `images` [N, C, H, W] and `classes` int64 [N]."""
     batch = max(1, BATCH * 64**2 // max(images.shape[-1], 64) ** 2)
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     with torch.no_grad(), evaluating(model):
@@ -198,7 +198,7 @@ def _exchange(model: nn.Module, source: Tensor, target: Tensor, classes: Tensor,
 
 
 def _ranks(heat: Tensor) -> Tensor:
-    """The rank of each pixel, the hottest being 0, int64 [N, S, S]; ties are broken in a fixed random order."""
+    """The rank of each pixel, the hottest being 0, int64 [N, H, W]; ties are broken in a fixed random order."""
     flat = heat.flatten(1)
     shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(heat.device)
     order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]

@@ -68,11 +68,11 @@ class ExplainContext:
         return self.predictor.to_input()
 
     def inputs(self, pixels: InputPixels) -> Tensor:
-        """N prepared images as the model takes them: float [N, C, S, S]."""
+        """N prepared images as the model takes them: float [N, C, H, W]."""
         return self.to_input(pixels.tensor(self.predictor.device))
 
     def seen(self, images: Tensor) -> NDArray[np.uint8]:
-        """The model's inputs `images` float [N, C, S, S] as pixels uint8 [N, S, S, C]."""
+        """The model's inputs `images` float [N, C, H, W] as pixels uint8 [N, H, W, C]."""
         return self.predictor.card.to_input(images.device).back(images)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:

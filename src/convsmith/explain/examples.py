@@ -29,7 +29,7 @@ TOGETHER = 8  # images processed at a time
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An image as the net takes it, float [C, S, S], and as pixels uint8 [S, S, C]; the class to explain is `target`.
+    """An image as the net takes it, float [C, H, W], and as pixels uint8 [H, W, C]; the class to explain is `target`.
 
     `probability` is that of the target. `label` is None where the truth is not known; `why` says how it was chosen.
     """
@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """`heat` (Grad-CAM, in [0, 1]) and `covered` (occlusion, negative where covering helps) are float [S, S].
+    """`heat` (Grad-CAM, in [0, 1]) and `covered` (occlusion, negative where covering helps) are float [H, W].
 
     `scores` compare the Grad-CAM with random maps, by name: deletion and insertion.
     """

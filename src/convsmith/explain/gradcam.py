@@ -82,7 +82,7 @@ def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHand
 
 
 def stage_with_maps(model: nn.Module, image: Tensor, name: str | None = None) -> str:
-    """The stage called `name`, or else the last one with feature maps. `image` is any input [1, C, S, S].
+    """The stage called `name`, or else the last one with feature maps. `image` is any input [1, C, H, W].
 
     UserError where the net has no convolutions, or the stage does not exist or has no maps.
     """
@@ -138,7 +138,7 @@ def heat_maps(
     classes: Sequence[int] | NDArray[np.int64],
     stage: str | None = None,
 ) -> NDArray[np.float32]:
-    """Grad-CAM of N prepared images for one class index each: float32 [N, W, W] in [0, 1].
+    """Grad-CAM of N prepared images for one class index each: float32 [N, H, W] in [0, 1].
 
     `to_input` turns them into the input of the net, on the model's device. `stage` is as in `stage_with_maps`.
     """

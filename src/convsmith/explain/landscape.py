@@ -40,7 +40,7 @@ def by_batch_statistics(model: nn.Module) -> nn.Module:
 
 
 def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
-    """A function from weights to the mean cross-entropy (nats) on `images` [N, C, S, S] with `labels` int64 [N].
+    """A function from weights to the mean cross-entropy (nats) on `images` [N, C, H, W] with `labels` int64 [N].
 
     Batch norm uses the statistics of these images, since the averages from training fit only one point. Dropout is off.
     The model is not changed.

@@ -312,7 +312,7 @@ assert DRAWN_BY.keys() == FIGURES.keys()
 def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDArray[np.uint8]]:
     """The image of the options, or else the most confident correct prediction among the validation images.
 
-    It is returned as the net takes it, float [C, S, S], and as pixels uint8 [S, S, C].
+    It is returned as the net takes it, float [C, H, W], and as pixels uint8 [H, W, C].
     """
     if options.image is not None:
         (pixels,) = context.predictor.decoded([options.image])

@@ -69,7 +69,7 @@ def kernels_figure(weights: Mapping[str, Tensor]) -> Figure:
 
 
 def feature_maps_figure(pixels: NDArray[np.uint8], maps: Mapping[str, Tensor]) -> Figure:
-    """Feature maps of one image uint8 [S, S, C]: `maps` float [K, h, w] by stage, in order.
+    """Feature maps of one image uint8 [H, W, C]: `maps` float [K, h, w] by stage, in order.
 
     For each stage, the `COLUMNS` maps that vary most are shown.
     """
@@ -87,7 +87,7 @@ def feature_maps_figure(pixels: NDArray[np.uint8], maps: Mapping[str, Tensor]) -
 
 
 def pooling_figure(pixels: NDArray[np.uint8], values: Tensor, name: str, window: int = 2) -> Figure:
-    """Max and average pooling, and their difference, of an image uint8 [S, S, C] and of a map [h, w] called `name`."""
+    """Max and average pooling, and their difference, of an image uint8 [H, W, C] and of a map [h, w] called `name`."""
     gray = torch.from_numpy(pixels.astype(np.float32)).mean(dim=2)
     figure = new_figure(10.5, 5.6)
     figure.suptitle(f"Pooling: {window} x {window} windows, stride {window}", fontsize=12)
@@ -189,7 +189,7 @@ def explanation_figure(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     areas: Mapping[str, tuple[float, float]],
 ) -> Figure:
-    """One image uint8 [S, S, C], its Grad-CAM and its occlusion as RGB, and the curves that score the Grad-CAM.
+    """One image uint8 [H, W, C], its Grad-CAM and its occlusion as RGB, and the curves that score the Grad-CAM.
 
     `drop` is the largest drop in probability under a covering square. `curves`, each [steps + 1], are those of the map
     and of random maps by the name of the score; `areas` are the areas under them.

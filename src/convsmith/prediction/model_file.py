@@ -56,7 +56,7 @@ class ModelCard(Section):
         return FORMATS[self.layout]
 
     def to_input(self, device: torch.device) -> ToInput:
-        """From prepared pixels, uint8 [B, W, W, C], to what the model takes."""
+        """From prepared pixels, uint8 [B, H, W, C], to what the model takes."""
         return ToInput(self.preprocessing, device, self.memory_format)
 
 

@@ -106,7 +106,7 @@ class Predictor:
         return thread_map(read, images, result_bytes=math.prod(rules.prepared_shape))
 
     def to_input(self) -> Callable[[Tensor], Tensor]:
-        """The function that turns prepared pixels, uint8 [B, W, W, C], into the model's input."""
+        """The function that turns prepared pixels, uint8 [B, H, W, C], into the model's input."""
         if self.takes_pixels:
             return lambda pixels: pixels
         return self.card.to_input(self.device)

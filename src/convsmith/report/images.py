@@ -59,7 +59,7 @@ class Gallery:
         return self._subset is not None
 
     def pixels(self, positions: Iterable[int]) -> NDArray[np.uint8]:
-        """uint8 [N, W, W, C]."""
+        """uint8 [N, H, W, C]."""
         assert self._subset is not None
         return self._subset.gather([self._at[self._ids[position]] for position in positions])
 

@@ -21,7 +21,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Neighbour:
-    """`similarity` is the cosine of the angle between the features; `pixels` uint8 [W, W, C]."""
+    """`similarity` is the cosine of the angle between the features; `pixels` uint8 [H, W, C]."""
 
     id: str
     label: int
