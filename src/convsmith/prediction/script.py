@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from convsmith.contracts import hw
 from convsmith.data.decode import background_rgb
@@ -61,6 +60,6 @@ def script(model: str, sha256: str, card: ModelCard, takes_pixels: bool) -> str:
     return text.replace("{{constants}}", "\n".join(lines))
 
 
-def _wrapped(names: tuple[str, ...]) -> Any:
+def _wrapped(names: tuple[str, ...]) -> str:
     """A list of names, one a line; with escapes instead of what is not plain ASCII."""
     return "[\n" + "".join(f"    {name!a},\n" for name in names) + "]"
