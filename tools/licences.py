@@ -49,8 +49,9 @@ KINDS = {
 }
 #: The exception of GCC's run-time library, which SciPy and NumPy ship: it frees the programs that use it.
 _EXCEPTION = re.compile(r"GPL-3\.0-(or-later|only) WITH GCC-exception-3\.1")
-#: Packages whose metadata name no licence, looked into by hand.
+#: Packages whose metadata leave out what their wheels hold beside their own code.
 BUNDLED = {"pi-heif": "BSD-3-Clause AND LGPL-3.0-or-later"}  # of libheif and libde265 in its wheels
+#: Packages whose metadata name no licence, looked into by hand.
 NOT_STATED = {"cuda-toolkit": "not stated; only NVIDIA's list of its libraries, without content"}
 
 
