@@ -73,8 +73,11 @@ def _path(
     targets[np.arange(len(labels)), labels] = 1.0
     width = values.shape[1]
 
+    def split(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return flat[: classes * width].reshape(classes, width), flat[classes * width :]
+
     def objective(flat: NDArray[np.float64], penalty: float) -> tuple[float, NDArray[np.float64]]:
-        weight, bias = flat[: classes * width].reshape(classes, width), flat[classes * width :]
+        weight, bias = split(flat)
         logits = values @ weight.T + bias
         loss = -float(each @ (log_softmax(logits, axis=1) * targets).sum(axis=1))
         wrong = (softmax(logits, axis=1) - targets) * each[:, None]
@@ -85,6 +88,6 @@ def _path(
     for penalty in penalties:
         options = {"maxiter": STEPS, "gtol": TOLERANCE, "maxcor": 20}
         flat = minimize(objective, flat, (penalty,), method="L-BFGS-B", jac=True, options=options).x
-        weight, bias = flat[: classes * width].reshape(classes, width), flat[classes * width :]
+        weight, bias = split(flat)
         weight = (weight if rotation is None else weight @ rotation) / std
         yield Head(weight, bias - weight @ mean)
