@@ -46,14 +46,18 @@ def _look(record: Record) -> tuple[float, float, float] | None:
         pixels = from_array(record, rules) if isinstance(record, np.ndarray) else decode(record, rules)
     except DecodeError:
         return None  # training will report it
-    return float(np.sqrt(pixels.shape[0] * pixels.shape[1])), _spread(pixels), _blank(pixels)
+    channels = np.ascontiguousarray(np.moveaxis(pixels, 2, 0))  # NumPy takes 20 times as long over a short last axis
+    return float(np.sqrt(pixels.shape[0] * pixels.shape[1])), _spread(channels), _blank(channels)
 
 
-def _spread(pixels: Pixels) -> float:
-    return float((pixels.max(axis=2).astype(int) - pixels.min(axis=2)).mean())
+def _spread(channels: Pixels) -> float:
+    """The mean difference of the channels [3, H, W] of a pixel."""
+    return float((channels.max(axis=0) - channels.min(axis=0)).mean())
 
 
-def _blank(pixels: Pixels) -> float:
-    gray = pixels.mean(axis=2)
-    commonest = np.bincount(gray.astype(np.uint8).ravel(), minlength=256).argmax()
-    return float((np.abs(gray - commonest) <= NEAR).mean())
+def _blank(channels: Pixels) -> float:
+    """The share of pixels whose gray, the mean of the channels [3, H, W], is near the commonest one."""
+    counts = np.bincount(channels.sum(axis=0, dtype=np.uint16).ravel(), minlength=766)  # of sums, to 3 * 255
+    grays = np.arange(len(counts)) / 3
+    commonest = np.bincount(grays.astype(int), counts).argmax()
+    return float(counts[np.abs(grays - commonest) <= NEAR].sum() / counts.sum())
