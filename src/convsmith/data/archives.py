@@ -150,11 +150,10 @@ def _refuse_names(path: Path, names: Iterable[str]) -> None:
 
 def _refuse_growth(path: Path, size: int, count: int) -> None:
     """Raise UserError for what unpacks to much more than the archive has."""
-    packed = path.stat().st_size
-    if size > max(GROWTH * packed, FREE_GROWTH) or count > MOST_FILES:
+    if count > MOST_FILES or (size > FREE_GROWTH and size > GROWTH * path.stat().st_size):
         raise UserError(
-            f"'{path}' is a bomb: its {packed:,} bytes become {size:,} or more, in {count:,} files; if it is yours, "
-            "unpack it, and give its folder"
+            f"'{path}' is a bomb: its {path.stat().st_size:,} bytes become {size:,} or more, in {count:,} files; if it "
+            "is yours, unpack it, and give its folder"
         )
 
 
