@@ -49,6 +49,11 @@ _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _BEFORE_MEMBERS = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _RECORD = re.compile(rb"([0-9]{1,20}) ")
 _PATH, _SIZE, _SPARSE = b"path", b"size", b"GNU.sparse."
+#: What the readers of archives raise for damaged ones: errors of their own, and those of Python within them.
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(OSError, EOFError, ValueError, RuntimeError, OverflowError, KeyError, IndexError),
+)
 
 
 class Member(NamedTuple):
@@ -128,10 +133,7 @@ def _reading(path: Path, member: str = "") -> Iterator[None]:
         yield
     except (MemoryError, UserError):
         raise
-    except (
-        *(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, OverflowError, KeyError, IndexError),
-        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-    ) as error:
+    except _DAMAGED as error:
         where = f"'{member}' in '{path}'" if member else f"'{path}'"
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{where} cannot be read ({reason}): fetch or make the archive again, or unpack it") from error
