@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from convsmith.data.decode import IMAGE_SUFFIXES
+from convsmith.data.decode import IMAGE_SUFFIXES, has_image_suffix
 from convsmith.data.source import (
     NO_IMAGE,
     OUTSIDE,
@@ -62,7 +62,7 @@ def open_folder(root: Path, tree: Tree, read: Callable[[str], Record]) -> Source
     `read` returns the image at a path of the tree. Files that lie outside the class folders or lack an image suffix are
     `unused`.
     """
-    images = [file for file in tree.files if PurePosixPath(file.path).suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in tree.files if has_image_suffix(file.path)]
     top = _unwrapped(_folders_of(file.path for file in images), split_of)
     splits = _splits_of(root, top)
     records: list[tuple[str, str, str]] = []  # path, class, split
@@ -83,7 +83,7 @@ def open_folder(root: Path, tree: Tree, read: Callable[[str], Record]) -> Source
     position = {name: i for i, name in enumerate(sorted(trained))}
     used = {path for path, _, _ in records}
     outside = [file.path for file in images if file.path not in used]
-    others = {file.path for file in tree.files}.difference(file.path for file in images)
+    others = [file.path for file in tree.files if not has_image_suffix(file.path)]
     return Source(
         name=str(root),
         classes=tuple(position),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsmith.data.config import COLUMN_KEYS, DataConfig
-from convsmith.data.decode import IMAGE_SUFFIXES
+from convsmith.data.decode import IMAGE_SUFFIXES, has_image_suffix
 from convsmith.data.source import (
     NO_IMAGE,
     Record,
@@ -55,7 +55,7 @@ def open_labelled(root: Path, tree: Tree, read: Callable[[str], Record], config:
     an image with two labels, and for a row without one.
     """
     assert config.labels is not None
-    images = [file for file in tree.files if _suffix(file.path) in IMAGE_SUFFIXES]
+    images = [file for file in tree.files if has_image_suffix(file.path)]
     if not images:
         raise UserError(f"no images below '{root}' with suffixes {', '.join(sorted(IMAGE_SUFFIXES))}")
     paths = [readable(file.path) for file in images]
@@ -69,7 +69,7 @@ def open_labelled(root: Path, tree: Tree, read: Callable[[str], Record], config:
     records = [images[row] for row in rows]
     digest = hashlib.sha256(repr((fingerprint_files(root, records), classes)).encode())
     digest.update(labels.tobytes() + given.tobytes())
-    others = [file.path for file in tree.files if _suffix(file.path) not in IMAGE_SUFFIXES]
+    others = [file.path for file in tree.files if not has_image_suffix(file.path)]
     return Source(
         name=str(root),
         classes=classes,
@@ -80,10 +80,6 @@ def open_labelled(root: Path, tree: Tree, read: Callable[[str], Record], config:
         read=lambda index: read(records[index].path),
         unused=unused_files(tree.ignored, {NO_IMAGE: others}, found.unused),
     )
-
-
-def _suffix(path: str) -> str:
-    return path[path.rfind(".") :].lower()  # a million times, for which pathlib is too slow
 
 
 def pattern(key: str, setting: str, expected: str) -> Callable[[str], str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from convsmith.data.decode import IMAGE_SUFFIXES
+from convsmith.data.decode import has_image_suffix
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import ignored, readable, walk
 from convsmith.errors import UserError
@@ -37,7 +37,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     """The files with the suffix of an image anywhere below a folder, sorted, without what `train` ignores."""
-    return [folder / file.path for file in walk(folder).files if Path(file.path).suffix.lower() in IMAGE_SUFFIXES]
+    return [folder / file.path for file in walk(folder).files if has_image_suffix(file.path)]
 
 
 def with_ids(images: Any, channels: int = 3) -> tuple[list[str], list[Any]]:
