@@ -26,6 +26,7 @@ from convsmith.data.source import (
     split_of,
     unused_files,
 )
+from convsmith.data.tables import SUFFIXES as TABLES
 from convsmith.errors import UserError
 from convsmith.terminal import spelled
 
@@ -69,7 +70,7 @@ def open_folder(root: Path, tree: Tree, read: Callable[[str], Record]) -> Source
     for split, folder in splits.items():
         for name, below in folder.folders.items():
             records += ((path, readable(name), split) for path in below.all())
-    tables = [file.path for file in tree.files if file.path.lower().endswith((".csv", ".tsv"))]
+    tables = [file.path for file in tree.files if file.path.lower().endswith(TABLES)]
     names = {name for _, name, _ in records}
     if len(names) < 2 and (not names or tables or names & PICTURES):
         raise _no_classes(root, tables)
