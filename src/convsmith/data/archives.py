@@ -212,8 +212,7 @@ class _Content:
 
 
 def _tar(path: Path, cache: Path) -> tuple[list[Member], Callable[[Member], bytes]]:
-    status = path.stat()
-    key = fingerprint_files(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)])
+    key = fingerprint_files(path.parent, [File.at(path, path.parent)])
     listing, content = cache / "sources" / f"{key}.tar.npz", _Content(path, cache)
     members = _recalled(listing)
     if members is None:

@@ -45,7 +45,7 @@ def open_hub(source: str, cache: Path, config: DataConfig) -> Source:
     used = {split: home for split, home in named.items() if home} or named
     paths = {Path(path): used[split] for split in used for path in files[split]}
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    listed = [File(path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    listed = [File.at(path, root) for path in paths]
     unused = {"splits other than train, val and test": tuple(sorted(files.keys() - used.keys()))}
     return open_rows(source, root, listed, list(paths.values()), cache, config, {k: v for k, v in unused.items() if v})
 

@@ -96,6 +96,12 @@ class File(NamedTuple):
     size: int
     mtime_ns: int
 
+    @classmethod
+    def at(cls, path: Path, root: Path) -> File:
+        """The file at a path below `root`. Raises OSError."""
+        status = path.stat()
+        return cls(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)
+
 
 class Tree(NamedTuple):
     """The files and folders below a folder, sorted, as relative POSIX paths.

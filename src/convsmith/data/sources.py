@@ -111,8 +111,7 @@ def _open(name: str, config: DataConfig) -> Source:
                 f"data.source '{path}' is a file: give a folder or an archive of images, or Parquet, Arrow or .npz"
             )
         _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
-        status = path.stat()
-        return open_parquet(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], cache, config)
+        return open_parquet(path.parent, [File.at(path, path.parent)], cache, config)
     if len(path.parts) > 1 or path.suffix:
         raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
     raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
