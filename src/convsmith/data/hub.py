@@ -46,8 +46,8 @@ def open_hub(source: str, cache: Path, config: DataConfig) -> Source:
     paths = {Path(path): used[split] for split in used for path in files[split]}
     root = Path(os.path.commonpath([path.parent for path in paths]))
     listed = [File.at(path, root) for path in paths]
-    unused = {"splits other than train, val and test": tuple(sorted(files.keys() - used.keys()))}
-    return open_rows(source, root, listed, list(paths.values()), cache, config, {k: v for k, v in unused.items() if v})
+    unused = {"splits other than train, val and test": files.keys() - used.keys()}
+    return open_rows(source, root, listed, list(paths.values()), cache, config, unused)
 
 
 def _remembered(place: Path) -> Files | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from convsmith.data.source import (
     recall,
     remember,
     split_of,
+    unused_files,
 )
 from convsmith.errors import UserError
 from convsmith.files import read_json
@@ -56,7 +57,7 @@ def open_rows(
     splits: Sequence[str],
     cache: Path,
     config: DataConfig,
-    unused: Mapping[str, tuple[str, ...]] | None = None,
+    unused: Mapping[str, Iterable[str]] | None = None,
 ) -> Source:
     """The rows of Parquet or Arrow `files` below `root`, each file of one of `splits` or, where all are '', of none.
 
@@ -81,7 +82,7 @@ def open_rows(
     def read(row: int) -> Record:
         return rows.read(int(kept[row]))
 
-    unlabelled = tuple(ids[row] for row in np.flatnonzero(index.labels < 0))
+    unlabelled = [ids[row] for row in np.flatnonzero(index.labels < 0)]
     return Source(
         name=name,
         classes=index.classes,
@@ -90,7 +91,7 @@ def open_rows(
         given=index.given[kept],
         fingerprint=fingerprint,
         read=read,
-        unused={**(unused or {}), **({UNLABELLED: unlabelled} if unlabelled else {})},
+        unused=unused_files(unused or {}, {UNLABELLED: unlabelled}),
     )
 
 
