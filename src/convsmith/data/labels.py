@@ -211,7 +211,7 @@ def _split_column(config: DataConfig, table: Table) -> str | None:
         return table.named("data.split_column", config.split_column)
     found = []
     for column in table.by_names(SPLIT_COLUMNS):
-        cells = {cell for _, (cell, _) in table.rows(column, column)}
+        cells = set(table.cells(column))
         known = {cell for cell in cells if split_of(cell)}
         if known == cells and known:
             found.append(column)

@@ -97,9 +97,13 @@ class Table:
             raise UserError(f"{self.what} has {self.columns.count(column)} columns '{column}': rename all but one")
         return self.columns.index(column)
 
+    def cells(self, column: str) -> Iterator[str]:
+        """The cells of a column in all rows."""
+        return (cell for _, (cell, _) in self.rows(column, column))
+
     def head(self, column: str) -> list[str]:
         """The first cells of a column that are not empty."""
-        return [cell for _, (cell, _) in islice(self.rows(column, column), HEAD) if cell]
+        return [cell for cell in islice(self.cells(column), HEAD) if cell]
 
     def named(self, key: str, column: str) -> str:
         """The column that a setting names. Raises UserError that lists all, if there is none of that name."""
