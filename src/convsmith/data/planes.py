@@ -27,6 +27,7 @@ from convsmith.data.raster import (
     Samples,
     depth_of,
     joined,
+    limits_of,
     other_channels,
     refuse_out_of_range,
     scaled,
@@ -57,7 +58,7 @@ class Planes:
         """The range of the samples of all channels together."""
         if not self.is_deep:
             return SHALLOW
-        return depth_of(self.samples(), 1.0 if self._samples.dtype.kind == "f" else 65535.0)
+        return depth_of(self.samples(), is_float=self._samples.dtype.kind == "f")
 
     def samples(self) -> Iterator[Samples]:
         """The unscaled samples, strip by strip."""
@@ -67,7 +68,7 @@ class Planes:
 
     def pixels(self, limits: Limits | None = None) -> Iterator[Pixels]:
         """uint8 [h, W] of a single channel, else [h, W, C], strip by strip; `limits` replace the range of the rules."""
-        low_high = limits or ((0.0, self.depth.white) if self._rules.range == "full" else self._rules.range)
+        low_high = limits or limits_of(self.depth, self._rules)
         for samples in self.samples():
             pixels = scaled(samples, low_high) if self.is_deep else samples.astype(np.uint8)
             yield pixels[:, :, 0] if self.channels == 1 else pixels

@@ -81,7 +81,7 @@ class Raster:
         """The range of the samples, of which one pass over the image is made."""
         if not self.is_deep:
             return SHALLOW
-        return depth_of(self.samples(), 1.0 if self._image.mode == "F" else 65535.0)
+        return depth_of(self.samples(), is_float=self._image.mode == "F")
 
     def samples(self) -> Iterator[Samples]:
         """The unscaled samples of an image that has a `depth`, strip by strip."""
@@ -94,7 +94,7 @@ class Raster:
         """Opaque uint8 [h, W] (gray) or [h, W, 3], strip by strip; `limits` replace the range of the rules."""
         if not self.is_deep:
             return (self._shallow(strip) for strip in self._strips())
-        low_high = limits or ((0.0, self.depth.white) if self._rules.range == "full" else self._rules.range)
+        low_high = limits or limits_of(self.depth, self._rules)
         return (self._deep(samples, low_high) for samples in self.samples())
 
     def whole(self) -> Image.Image:
@@ -155,10 +155,15 @@ def other_channels(found: int, wanted: int) -> str:
     return f"the image has {found} channel{'s' if found > 1 else ''}, but data.channels is {wanted}"
 
 
-def depth_of(strips: Iterable[Samples], white: float) -> Depth:
+def depth_of(strips: Iterable[Samples], is_float: bool) -> Depth:
     """The range of the samples in all strips; NaN if any of them is NaN."""
     ends = [(float(strip.min()), float(strip.max())) for strip in strips]
-    return Depth(float(np.min(ends)), float(np.max(ends)), white)
+    return Depth(float(np.min(ends)), float(np.max(ends)), 1.0 if is_float else 65535.0)
+
+
+def limits_of(depth: Depth, rules: DecodeRules) -> Limits:
+    """The samples that become black and white by the range of the rules."""
+    return (0.0, depth.white) if rules.range == "full" else rules.range
 
 
 def refuse_out_of_range(depth: Depth, rules: DecodeRules) -> None:
