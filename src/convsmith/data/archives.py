@@ -79,6 +79,11 @@ def archive_of(path: Path) -> tuple[Path, str] | None:
     return None
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or a folder at a path, or the archive that it names with a folder in it."""
+    return path.exists() or archive_of(path) is not None
+
+
 def open_archive(path: Path, cache: Path, folder: str = "") -> Archive:
     """The files in an archive, or below a `folder` of it.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convsmith.data.archives import archive_of
+from convsmith.data.archives import exists
 from convsmith.data.source import Given, Record, Source, split_of, unused_files
 from convsmith.errors import UserError
 
@@ -88,7 +88,7 @@ def _refuse_same_files(sources: Sequence[Source], names: Sequence[str]) -> None:
 def _prefixes(names: Sequence[str]) -> list[str]:
     """The path of each source from the folder that all of them lie in; a data set's name stays as it is."""
     places = {name: Path(name).expanduser() for name in names}
-    paths = {name: place.resolve() for name, place in places.items() if place.exists() or archive_of(place)}
+    paths = {name: place.resolve() for name, place in places.items() if exists(place)}
     for name, path in paths.items():
         for other, above in paths.items():
             if name != other and above in (path, *path.parents):

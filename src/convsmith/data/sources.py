@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.data.archives import archive_of, open_archive
+from convsmith.data.archives import archive_of, exists, open_archive
 from convsmith.data.arrow import ARROW, PARQUET
 from convsmith.data.config import ARRAYS, COLUMN_KEYS, MAX_CHANNELS, DataConfig
 from convsmith.data.folders import open_folder
@@ -67,14 +67,10 @@ def open_source(config: DataConfig, fewest_classes: int = 2) -> Source:
 def with_absolute_paths(config: DataConfig) -> DataConfig:
     """The same section with the absolute path of each source that is a file or a folder."""
     found = [
-        str(Path(name).expanduser().resolve()) if name not in SOURCES and _exists(Path(name).expanduser()) else name
+        str(Path(name).expanduser().resolve()) if name not in SOURCES and exists(Path(name).expanduser()) else name
         for name in config.sources
     ]
     return config.model_copy(update={"source": found[0] if len(found) == 1 else tuple(found)})
-
-
-def _exists(path: Path) -> bool:
-    return path.exists() or archive_of(path) is not None
 
 
 def _open(name: str, config: DataConfig) -> Source:
