@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from PIL import Image
 
 from convsmith.data import hub
 from convsmith.data.config import DataConfig
 from convsmith.data.source import Source
 from convsmith.data.sources import open_source
-from convsmith.errors import UserError
-
-
-def png(level: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("L", (4, 4), level).save(stream, "PNG")
-    return stream.getvalue()
-
+from data.small import png, refused
 
 IMAGES = [png(level) for level in range(6)]
 
@@ -63,13 +53,6 @@ def kept(datasets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def opened(name: str) -> Source:
     return open_source(DataConfig(source=name))
-
-
-def refused(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_set_in_the_cache_is_read_without_a_network_and_then_without_the_library(

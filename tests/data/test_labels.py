@@ -20,6 +20,7 @@ from convsmith.data.sources import open_source
 from convsmith.data.tables import Names, Table, keep_frame, read_table
 from convsmith.errors import UserError
 from convsmith.spec import spec_of
+from data.small import refused
 
 Plant = Callable[..., Path]
 ROWS = "image,label\n1.png,cat\n2.png,owl\n3.png,cat\n"
@@ -38,13 +39,6 @@ def written(root: Path, text: str, name: str = "labels.csv", encoding: str = "ut
 
 def truth(source: Source) -> dict[str, str]:
     return {name: source.classes[label] for name, label in zip(source.ids, source.labels, strict=True)}
-
-
-def refused(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

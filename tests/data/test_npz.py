@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from convsmith.data.config import DataConfig
 from convsmith.data.source import Source
 from convsmith.data.sources import open_source
-from convsmith.errors import UserError
+from data.small import refused
 
 IMAGES = np.arange(6 * 8 * 8).reshape(6, 8, 8).astype(np.uint8)
 LABELS = np.array([[3], [5], [3], [5], [3], [5]])
@@ -21,13 +20,6 @@ LABELS = np.array([[3], [5], [3], [5], [3], [5]])
 def opened(path: Path, **arrays: object) -> Source:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     return open_source(DataConfig(source=str(path)))
-
-
-def refused(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_splits_and_labels_are_those_of_the_arrays(tmp_path: Path) -> None:

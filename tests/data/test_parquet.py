@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
@@ -12,21 +11,14 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from convsmith.data.config import DataConfig
 from convsmith.data.parquet import UNLABELLED
 from convsmith.data.source import Source
 from convsmith.data.sources import open_source
-from convsmith.errors import UserError
+from data.small import png, refused
 
 Plant = Callable[..., Path]
-
-
-def png(level: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("L", (4, 4), level).save(stream, "PNG")
-    return stream.getvalue()
 
 
 IMAGES = [png(level) for level in range(6)]
@@ -51,13 +43,6 @@ def write(path: Path, table: pa.Table) -> None:
     else:
         with pa.ipc.new_stream(path, table.schema) as file:
             file.write_table(table, max_chunksize=2)
-
-
-def refused(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather"])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import struct
@@ -13,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import decode
@@ -22,6 +20,7 @@ from convsmith.data.parquet import _Rows
 from convsmith.data.source import HIDDEN, NO_IMAGE, OUTSIDE, SYSTEM, split_of, walk
 from convsmith.data.sources import SOURCES, Source, cache_folder, from_arrays, open_source
 from convsmith.errors import UserError
+from data.small import png
 
 Plant = Callable[..., Path]
 
@@ -35,12 +34,6 @@ def truth(source: Source) -> dict[str, tuple[str, str]]:
         name: (source.classes[label], split)
         for name, label, split in zip(source.ids, source.labels, source.given.tolist(), strict=True)
     }
-
-
-def png(level: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("L", (4, 4), level).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def write_parquet(
