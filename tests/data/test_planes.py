@@ -21,14 +21,9 @@ from convsmith.data.decode import DecodeError, decode, decode_deep, from_array, 
 from convsmith.data.native import native_shape
 from convsmith.data.remarks import is_other_profile, sentences
 from convsmith.data.sources import open_source
+from data.hostile_images import array as npy
 
 TYPES = ("uint8", "uint16", "int16", "float32", "float64")
-
-
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def tiff(array: np.ndarray, **options: object) -> bytes:
