@@ -189,7 +189,7 @@ def _has_pages(content: bytes) -> bool:
 
 
 class _Directories:
-    """The directories of a TIFF: `first` is the place of the first one. Raises ValueError beyond the file's end."""
+    """The directories of a TIFF: `first` is the offset of the first one. Raises ValueError beyond the file's end."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

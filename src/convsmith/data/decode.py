@@ -147,7 +147,7 @@ def _opened(content: bytes, stack: contextlib.ExitStack, rules: DecodeRules) -> 
             return tiff_file(content)
         raise
     is_wide = _samples(image) > 4 and rules.channels not in (1, 3)  # of which Pillow reads three
-    if is_wide or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED):  # which Pillow takes for unsigned
+    if is_wide or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED):  # which Pillow reads as unsigned
         image.close()
         return tiff_file(content)
     return stack.enter_context(image)
@@ -226,7 +226,7 @@ def _samples(image: ImageFile.ImageFile) -> int:
 
 
 def _tag(image: ImageFile.ImageFile, number: int) -> int:
-    """The first number of a tag of a TIFF file; 1, which is the default of those that are asked for, without one."""
+    """The first number of a tag of a TIFF file; 1, the default of the tags that are read here, where it is missing."""
     found = image.tag_v2.get(number, 1) if isinstance(image, TiffImageFile) else 1
     found = found[0] if isinstance(found, tuple) and found else found
     return found if isinstance(found, int) else 1

@@ -141,7 +141,7 @@ def split_of(path: str) -> str:
 
 
 def ignored(path: str) -> str:
-    """Why the file or folder at a relative path is never taken for data: SYSTEM or HIDDEN; '' if it may be data."""
+    """Why the file or folder at a relative path is never read as data: SYSTEM or HIDDEN; '' if it may be data."""
     parts = path.split("/")
     if any(part.casefold() in LITTER or part.startswith("._") for part in parts):
         return SYSTEM
