@@ -53,10 +53,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def asked(folder: Path) -> tuple[list[str], list[Any]]:
-    return with_ids(folder)
-
-
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, strict=True))
@@ -69,7 +65,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def killed(predictor: Predictor, photos: Path, batches: int, **options: Any) -> Path:
     """Predict into p.csv, end after some batches as a kill does, and return the partial file."""
-    rows = predict_all(predictor, *asked(photos), Path("p.csv"), **options)
+    rows = predict_all(predictor, *with_ids(photos), Path("p.csv"), **options)
     for _ in range(batches):
         next(rows)
     rows.close()  # type: ignore[attr-defined]
@@ -78,7 +74,7 @@ def killed(predictor: Predictor, photos: Path, batches: int, **options: Any) -> 
 
 
 def test_a_file_that_cannot_be_read_is_a_row_with_its_reason(predictor: Predictor, photos: Path) -> None:
-    rows = [row for rows in predict_all(predictor, *asked(photos), Path("p.csv")) for row in rows]
+    rows = [row for rows in predict_all(predictor, *with_ids(photos), Path("p.csv")) for row in rows]
     written = table(Path("p.csv"))
     assert list(written[0]) == columns_of(predictor.classes, False)
     assert [row["id"] for row in written] == [row["id"] for row in rows] == sorted(map(str, photos.iterdir()))
@@ -93,9 +89,9 @@ def test_a_file_that_cannot_be_read_is_a_row_with_its_reason(predictor: Predicto
 def test_rows_stay_after_a_kill_and_the_same_command_goes_on(
     predictor: Predictor, photos: Path, cut: int, suffix: str
 ) -> None:
-    list(predict_all(predictor, *asked(photos), Path(f"whole.{suffix}")))
+    list(predict_all(predictor, *with_ids(photos), Path(f"whole.{suffix}")))
     out = Path(f"p.{suffix}")
-    rows = predict_all(predictor, *asked(photos), out)
+    rows = predict_all(predictor, *with_ids(photos), out)
     next(rows), next(rows)
     rows.close()  # type: ignore[attr-defined]
     (partial,) = Path().glob(f"p.{suffix}.*.partial")
@@ -112,7 +108,7 @@ def test_rows_stay_after_a_kill_and_the_same_command_goes_on(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Predictor, "decoded", counting)
         again = predict_all(
-            predictor, *asked(photos), out, listener=lambda e: notes.append(e.text) if isinstance(e, Note) else None
+            predictor, *with_ids(photos), out, listener=lambda e: notes.append(e.text) if isinstance(e, Note) else None
         )
         assert sum(map(len, again)) == 10
     assert len(looked) == (4 if cut == 0 else 5)
@@ -134,15 +130,7 @@ def test_another_folder_in_the_place_of_the_first_is_predicted_anew(predictor: P
     time.sleep(0.02)
     photos.rename("first")
     Path("others").rename(photos)
-    notes: list[str] = []
-    again = predict_all(
-        predictor,
-        *asked(photos),
-        Path("p.csv"),
-        listener=lambda e: notes.append(e.text) if isinstance(e, Note) else None,
-    )
-    assert sum(map(len, again)) == 10
-    assert "another folder may be at 'photos' since" in notes[0]
+    assert "another folder may be at 'photos' since" in anew(predictor, with_ids(photos))
 
 
 def test_no_file_holds_rows_of_two_models_or_of_two_options(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
@@ -153,7 +141,7 @@ def test_no_file_holds_rows_of_two_models_or_of_two_options(predictor: Predictor
     (tmp_path / "other/model.json").write_text(json.dumps(card, indent=1))
     other = replace(predictor, files=(tmp_path / "other/model.json", predictor.files[1]))
     for model, options in ((other, {}), (predictor, {"threshold": 0.5})):
-        rows = [row for rows in predict_all(model, *asked(photos), Path("p.csv"), **options) for row in rows]
+        rows = [row for rows in predict_all(model, *with_ids(photos), Path("p.csv"), **options) for row in rows]
         assert len(rows) == len(table(Path("p.csv"))) == 10
         assert partial.read_bytes() == before, "it is of another model or of other options, and is kept"
 
@@ -177,13 +165,13 @@ def test_what_has_changed_is_predicted_anew(predictor: Predictor, photos: Path) 
     Image.new("L", (9, 9)).save(photos / "0.png")
     later = (photos / "0.png").stat().st_mtime + 9
     os.utime(photos / "0.png", (later, later))
-    assert "'photos/0.png' has changed since" in anew(predictor, asked(photos))
+    assert "'photos/0.png' has changed since" in anew(predictor, with_ids(photos))
     os.utime(photos / "0.png", (0, 0))
     killed(predictor, photos, 1)
-    assert "--features needs each" in anew(predictor, asked(photos), features=Path("f.npz"))
+    assert "--features needs each" in anew(predictor, with_ids(photos), features=Path("f.npz"))
     killed(predictor, photos, 1)
     (photos / "1.png").unlink()
-    assert "'photos/1.png' is not among the images" in anew(predictor, asked(photos))
+    assert "'photos/1.png' is not among the images" in anew(predictor, with_ids(photos))
 
 
 def test_images_that_are_no_files_are_never_gone_on_with(predictor: Predictor, photos: Path) -> None:
@@ -219,11 +207,11 @@ def test_the_key_is_of_the_models_bytes_and_the_options(tmp_path: Path) -> None:
 def test_below_the_threshold_the_answer_is_unsure(predictor: Predictor, photos: Path) -> None:
     found = read_predictions(FINISHED / "predictions-val.csv", predictor.classes)
     temperature = fit_temperature(found.log_probabilities, found.labels)
-    plain = [row for rows in predict_all(predictor, *asked(photos)) for row in rows if not row["error"]]
+    plain = [row for rows in predict_all(predictor, *with_ids(photos)) for row in rows if not row["error"]]
     logits = np.log([[row[f"p_{name}"] for name in predictor.classes] for row in plain]) / temperature
     calibrated = torch.tensor(logits).softmax(1).amax(1).tolist()
     least = sorted(calibrated)[4] + 1e-4
-    judged = [row for rows in predict_all(predictor, *asked(photos), threshold=least) for row in rows]
+    judged = [row for rows in predict_all(predictor, *with_ids(photos), threshold=least) for row in rows]
     judged = [row for row in judged if not row["error"]]
     assert [row["calibrated_confidence"] for row in judged] == pytest.approx(calibrated, abs=1e-4)
     assert sum(row["predicted"] == "unsure" for row in judged) == 5
@@ -236,15 +224,15 @@ def test_a_threshold_without_validation_says_that_it_is_not_calibrated(photos: P
     shutil.copytree(FINISHED / "model", tmp_path / "alone" / "model")
     alone = load_predictor(tmp_path / "alone" / "model", "cpu")
     notes: list[Any] = []
-    (row, *_), *_ = predict_all(alone, *asked(photos), threshold=0.5, listener=notes.append)
+    (row, *_), *_ = predict_all(alone, *with_ids(photos), threshold=0.5, listener=notes.append)
     assert row["calibrated_confidence"] == pytest.approx(row["confidence"], abs=1e-6)
     assert "confidences are not calibrated, since there is no" in notes[0].text
     for wrong in (0.0, 1.0, float("nan")):
         with pytest.raises(UserError, match="--threshold must lie between 0 and 1"):
-            next(predict_all(alone, *asked(photos), threshold=wrong))
+            next(predict_all(alone, *with_ids(photos), threshold=wrong))
     unsure = replace(alone, card=alone.card.model_copy(update={"classes": (*alone.classes[1:], "unsure")}))
     with pytest.raises(UserError, match="the model has a class of that name"):
-        next(predict_all(unsure, *asked(photos), threshold=0.5))
+        next(predict_all(unsure, *with_ids(photos), threshold=0.5))
 
 
 @pytest.mark.parametrize("broken", ["4b.png", "all", "the first ones"])
@@ -252,7 +240,7 @@ def test_embeddings_are_what_the_head_gets(predictor: Predictor, photos: Path, b
     for number in range(9):
         if broken == "all" or (broken != "4b.png" and number < 4):
             (photos / f"{number}.png").write_bytes(b"nothing")
-    ids, images = asked(photos)
+    ids, images = with_ids(photos)
     rows = [row for rows in predict_all(predictor, ids, images, features=Path("f.npz")) for row in rows]
     list(predict_all(predictor, ids, images, features=Path("f.parquet")))
     stored = np.load("f.npz", allow_pickle=False)
@@ -275,10 +263,10 @@ def test_embeddings_are_what_the_head_gets(predictor: Predictor, photos: Path, b
 
 def test_features_must_have_a_name_that_tells_their_format(predictor: Predictor, photos: Path) -> None:
     with pytest.raises(UserError, match=r"--features 'f.csv' must end in .npz or .parquet"):
-        next(predict_all(predictor, *asked(photos), features=Path("f.csv")))
+        next(predict_all(predictor, *with_ids(photos), features=Path("f.csv")))
     np.savez("mine.npz", weights=np.zeros(3))
     with pytest.raises(UserError, match="choose another --features"):
-        next(predict_all(predictor, *asked(photos), features=Path("mine.npz")))
+        next(predict_all(predictor, *with_ids(photos), features=Path("mine.npz")))
 
 
 def test_python_takes_bytes_files_and_folders_and_survives_a_broken_one(photos: Path) -> None:

@@ -64,13 +64,14 @@ def page(inputs: Inputs) -> str:
     gallery = Gallery(inputs.dataset.val if inputs.dataset else None, predictions.ids)
     confusion = images.confusion(predictions, gallery)
     heats = images.heats_of(inputs.model, inputs.card, predictions, gallery)
-    diagnosis = sections.diagnosis(inputs)
+    diagnosis, won = sections.diagnosis(inputs), race(inputs.run)
     values = {
         "run": inputs.run,
         "summary": inputs.summary,
         "config": inputs.config,
         "result": sections.result(inputs),
-        "race": race(inputs.run),
+        "race": won,
+        "out_of_fold": won["estimate"] if won and won["folds"] else None,
         "diagnosis": diagnosis,
         "curves": sections.curves(inputs),
         "confusion": confusion,

@@ -231,8 +231,8 @@ def summary(predictions: Predictions, values: Mapping[str, Any], findings: Seque
     most = np.bincount(labels, minlength=len(classes))
     guess = f"always predicting '{classes[most.argmax()]}' would reach {percent(most.max() / len(labels))}"
     right, where = float(predictions.correct.mean()), ""
-    if (race := values.get("race")) and race["folds"] and race["estimate"]:
-        right, where = race["estimate"]["accuracy"], " out of fold"
+    if estimate := values.get("out_of_fold"):
+        right, where = estimate["accuracy"], " out of fold"
     found = [("result", "Result", f"{percent(right)} of the images are classified correctly{where}; {guess}")]
     if findings:
         found.append(("diagnosis", "Training", _training(findings)))
