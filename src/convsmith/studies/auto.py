@@ -22,7 +22,6 @@ from convsmith.config import Layer, RunConfig, merge, read_run_config
 from convsmith.contracts import hw
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import cache_folder
-from convsmith.data.splits import make_splits
 from convsmith.errors import UserError
 from convsmith.events import EpochEnd, Finished, Interrupted, Listener, Note, RaceStarted, RaceWon, counter, nobody
 from convsmith.prediction.calibration import fit_temperature
@@ -35,7 +34,7 @@ from convsmith.studies.auto_candidates import SMALL, Candidate, finetuned, probe
 from convsmith.studies.auto_keys import decided
 from convsmith.studies.auto_race import CLOSING, FIXED, RACE, Race
 from convsmith.studies.book import worth
-from convsmith.studies.folds import Fold, make_folds
+from convsmith.studies.folds import Fold, cut, make_folds
 from convsmith.training import setup
 from convsmith.training.gather import open_data
 from convsmith.training.loop import epochs
@@ -213,15 +212,8 @@ def _divided(dataset: Dataset, folds: int, groups: Any) -> list[Fold]:
     if folds:
         return make_folds(pool.labels, folds, 1, INNER_VAL, seed, dataset.classes, groups)
     aside = np.isin(pool.rows, dataset.val.rows)
-    train, val = _cut(pool.labels, np.flatnonzero(~aside), INNER_VAL, seed, dataset.classes, groups)
+    train, val = cut(pool.labels, np.flatnonzero(~aside), INNER_VAL, seed, dataset.classes, groups)
     return [Fold(1, 1, train, val, np.flatnonzero(aside))]
-
-
-def _cut(labels: Any, rows: Any, share: float, seed: int, classes: tuple[str, ...], groups: Any) -> tuple[Any, Any]:
-    """A stratified part of `rows` to train on, and a `share` of them to validate on."""
-    given, within = np.full(len(rows), ""), None if groups is None else groups[rows]
-    parts = make_splits(labels[rows], given, share, 0.0, seed, classes, groups=within)
-    return rows[parts["train"]], rows[parts["val"]]
 
 
 def resume(
@@ -353,7 +345,7 @@ def _train_winner(race: Race) -> None:
     ids, labels = race.pool.ids, race.pool.labels
     if race.crossed:
         every = np.arange(len(labels))
-        train, val = _cut(labels, every, FINAL_VAL, race.config.data.split_seed, race.dataset.classes, race.groups)
+        train, val = cut(labels, every, FINAL_VAL, race.config.data.split_seed, race.dataset.classes, race.groups)
     else:
         fold = race.folds[0]
         train, val = np.sort(np.concatenate([fold.train, fold.val])), fold.held_out

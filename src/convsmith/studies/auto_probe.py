@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from convsmith.prediction.calibration import log_softmax
 from convsmith.studies.auto_candidates import PENALTIES
-from convsmith.studies.folds import Fold
+from convsmith.studies.folds import Fold, divided
 from convsmith.transfer.solved_head import solve
 
 Floats = NDArray[np.floating[Any]]
@@ -58,7 +57,5 @@ def _parts(
     folds = min(INNER_FOLDS, int(np.bincount(labels[known])[np.unique(labels[known])].min()))
     if len(known) > CROSSED_UP_TO or folds < 2:
         return [(fold.train, fold.val)]
-    divider = StratifiedKFold if groups is None else StratifiedGroupKFold
     within = None if groups is None else groups[known]
-    divided = divider(folds, shuffle=True, random_state=seed).split(labels[known], labels[known], within)
-    return [(known[train], known[val]) for train, val in divided]
+    return [(known[train], known[val]) for train, val in divided(labels[known], folds, seed, within)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,21 +47,33 @@ def make_folds(
         raise UserError(f"--folds {folds} exceeds the {count} groups of data.groups: use at most {count}")
     result = []
     for repeat in range(repeats):
-        divider = StratifiedKFold if groups is None else StratifiedGroupKFold
-        divided = divider(folds, shuffle=True, random_state=seed + repeat).split(labels, labels, groups)
-        for number, (others, held_out) in enumerate(divided, start=1):
-            given = np.full(len(others), "")
-            inner = make_splits(
-                labels[others],
-                given,
-                val_fraction,
-                0.0,
-                seed + repeat,
-                classes,
-                groups=None if groups is None else groups[others],
-            )
-            result.append(Fold(repeat + 1, number, others[inner["train"]], others[inner["val"]], held_out))
+        for number, (others, held_out) in enumerate(divided(labels, folds, seed + repeat, groups), start=1):
+            train, val = cut(labels, others, val_fraction, seed + repeat, classes, groups)
+            result.append(Fold(repeat + 1, number, train, val, held_out))
     return result
+
+
+def divided(
+    labels: Labels, folds: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> Iterator[tuple[Rows, Rows]]:
+    """Of each fold the positions outside it and those in it."""
+    divider = StratifiedKFold if groups is None else StratifiedGroupKFold
+    found: Iterator[tuple[Rows, Rows]] = divider(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+    return found
+
+
+def cut(
+    labels: Labels,
+    rows: Rows,
+    val_fraction: float,
+    seed: int,
+    classes: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
+) -> tuple[Rows, Rows]:
+    """Of the positions `rows` those to train on, and a stratified `val_fraction` of them to validate on."""
+    given, within = np.full(len(rows), ""), None if groups is None else groups[rows]
+    parts = make_splits(labels[rows], given, val_fraction, 0.0, seed, classes, groups=within)
+    return rows[parts["train"]], rows[parts["val"]]
 
 
 def _refuse_small(labels: Labels, folds: int, classes: Sequence[str]) -> None:
