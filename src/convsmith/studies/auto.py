@@ -33,9 +33,9 @@ from convsmith.studies import auto_data, auto_plan, own, study
 from convsmith.studies.auto_candidates import SMALL, Candidate, finetuned, probes, small_nets
 from convsmith.studies.auto_keys import decided
 from convsmith.studies.auto_race import CLOSING, FIXED, RACE, Race
+from convsmith.studies.auto_train import start_or_resume
 from convsmith.studies.book import worth
 from convsmith.studies.folds import Fold, cut, make_folds
-from convsmith.training import setup
 from convsmith.training.gather import open_data
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
@@ -353,12 +353,8 @@ def _train_winner(race: Race) -> None:
     if RunDir(directory).summary.exists():
         return
     set_threads(race.threads)
-    if directory.exists():
-        experiment = setup.resume(RunDir(directory), race.parts)
-    else:
-        splits = {"train": [ids[row] for row in train], "val": [ids[row] for row in val]}
-        prepared = setup.prepare(race.config_of(layer), race.parts, splits=splits, measured=True)
-        experiment = setup.start(prepared, directory.parent, directory.name, race.parts)
+    splits = {"train": [ids[row] for row in train], "val": [ids[row] for row in val]}
+    experiment = start_or_resume(race.config_of(layer), race.parts, splits, directory)
     tell = counter(race.listener, "winner: training")
     for event in epochs(experiment, race.interrupts):
         if isinstance(event, EpochEnd):

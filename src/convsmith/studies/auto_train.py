@@ -40,6 +40,14 @@ class Trained:
     lost: str = ""
 
 
+def start_or_resume(config: RunConfig, parts: Parts, splits: Splits, directory: Path) -> setup.Experiment:
+    """The training in `directory`, from wherever it stands."""
+    if directory.exists():
+        return setup.resume(RunDir(directory), parts)
+    prepared = setup.prepare(config, parts, splits=splits, measured=True)
+    return setup.start(prepared, directory.parent, directory.name, parts)
+
+
 def train_on(
     config: RunConfig,
     parts: Parts,
@@ -55,11 +63,7 @@ def train_on(
     images and the share of epochs that are done.
     """
     began = time.monotonic()
-    if directory.exists():
-        experiment = setup.resume(RunDir(directory), parts)
-    else:
-        prepared = setup.prepare(config, parts, splits=splits, measured=True)
-        experiment = setup.start(prepared, directory.parent, directory.name, parts)
+    experiment = start_or_resume(config, parts, splits, directory)
     last, lost = experiment.config.train.epochs, ""
     training = epochs(experiment, interrupts)
     if experiment.state.epoch < last:
