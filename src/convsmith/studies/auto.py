@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convsmith import files, records, rundir
-from convsmith.config import Layer, RunConfig, merge, read_run_config
+from convsmith.config import Layer, RunConfig, merge, read_run_config, validate
 from convsmith.contracts import hw
 from convsmith.data.dataset import Dataset
 from convsmith.data.sources import cache_folder
@@ -234,15 +234,15 @@ def resume(
     began = time.monotonic() if began is None else began
     spec = study.read_spec(run)
     with run.lock(), Interrupts() as interrupts:
-        before = float(records.read(run.auto, records.Auto)["seconds"])
-        if not _is_moving(run):
+        record = records.read(run.auto, records.Auto)
+        before = float(record["seconds"])
+        if record["estimate"] is None:  # else the race has ended, and the winner's files are on their way up
             config = read_run_config(run.config)
-            given = _skipping(config.model_validate(spec["config"]))
+            given = _skipping(validate(spec["config"]))
             dataset, _ = open_data(given, parts, counter(listener, "decoding"))
             kept = records.read(run.path / study.FOLDS, records.Folds)
             if dataset.hash != kept["hash"]:
                 raise _DataChanged(f"the data of race '{run.path}' have changed since it was started: start a new one")
-            record = records.read(run.auto, records.Auto)
             record["minutes"] = record["minutes"] if minutes is None else minutes
             groups = auto_data.groups_of(dataset, record["together"])
             divided = _divided(dataset, record["folds"], groups)
@@ -266,7 +266,6 @@ def resume(
         from convsmith.report.run import after_training
 
         after_training(run, listener, parts.source, parts.module)
-        record = records.read(run.auto, records.Auto)
         record["seconds"] = before + time.monotonic() - began
         return AutoResult(run.path, records.write(run.auto, records.Auto, record))
 
@@ -396,11 +395,6 @@ def _write_estimate(race: Race) -> None:
         "sentence": auto_plan.sentence(found["accuracy"], found["n"], how),
     }
     race.save()
-
-
-def _is_moving(run: RunDir) -> bool:
-    """Whether the race has ended, and the winner's files are on their way up."""
-    return records.read(run.auto, records.Auto)["estimate"] is not None if run.auto.exists() else False
 
 
 def _move_up(run: RunDir) -> None:
