@@ -282,12 +282,7 @@ def train(
             except UserError as error:
                 listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
             else:
-                listener(
-                    Note(
-                        f"going on with '{left.path}', which the same settings began and which was interrupted; a new "
-                        "run has a name of its own: --name NEW"
-                    )
-                )
+                listener(interrupted.going_on(left, "run"))
                 return _finish(experiment, parts, listener)
     prepared = setup.prepare(config, parts, counter(listener, "decoding"))
     experiment = setup.start(prepared, runs_dir, name, parts, asked=described)

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -364,6 +364,17 @@ def runs_in(folder: Path) -> list[RunDir]:
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     found = [RunDir(path) for path in paths if os.path.exists(path / "config.yaml")]  # False where it may not be read
     return sorted(found, key=lambda run: (-changed_at(run).timestamp(), run.name))
+
+
+def stopped_in(folder: Path, is_wanted: Callable[[RunDir], bool]) -> RunDir | None:
+    """The stopped run or study directly below `folder` that is wanted and was changed last; None if there is none."""
+    for run in runs_in(folder) if folder.is_dir() else []:
+        try:
+            if is_wanted(run) and state_of(run) == "stopped":
+                return run
+        except UserError:  # it is damaged, which `resume` says of the one that it is given
+            continue
+    return None
 
 
 def changed_at(run: RunDir) -> datetime:

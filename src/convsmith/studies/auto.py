@@ -144,13 +144,7 @@ def _existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any]) -> RunD
             return run
         rundir.refuse_taken(runs_dir, name)
         return None
-    for run in rundir.runs_in(runs_dir) if runs_dir.is_dir() else []:
-        try:
-            if run.study.exists() and rundir.state_of(run) == "stopped" and rundir.read_study(run) == spec:
-                return run
-        except UserError:  # it is damaged, which `resume` says of the study that it is given
-            continue
-    return None
+    return rundir.stopped_in(runs_dir, lambda run: run.study.exists() and rundir.read_study(run) == spec)
 
 
 def _start(

@@ -15,13 +15,14 @@ from convsmith.config import RunConfig, differences, read_layer, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
-from convsmith.events import Listener, Note, nobody
+from convsmith.events import Listener, nobody
 from convsmith.files import write_text
 from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, set_threads, usable_cores
 from convsmith.studies.config import MOST_RUNS
 from convsmith.terminal import visible
+from convsmith.training.interrupted import going_on
 
 if TYPE_CHECKING:
     from convsmith.studies.folds import Fold
@@ -128,26 +129,19 @@ def _interrupted(runs_dir: Path, spec: Mapping[str, Any], listener: Listener) ->
     """
     config = validate(spec["config" if "config" in spec else "base"])
     own = config.data.is_own or config.model.is_own or config.optim.is_own or "own_optimizer" in spec
-    if own or not runs_dir.is_dir():
+    if own:
         return None
-    for run in rundir.runs_in(runs_dir):
-        try:
-            if not run.study.exists() or rundir.read_study(run)["kind"] != spec["kind"]:
-                continue
-            if _changes(read_spec(run), spec) or rundir.state_of(run) != "stopped":
-                continue
-            # A spec has its data as they are called, which may mean others in another folder.
-            if read_run_config(run.config).data.source == with_absolute_paths(config.data).source:
-                listener(
-                    Note(
-                        f"going on with '{run.path}', which the same settings began and which was interrupted; a new "
-                        "study has a name of its own: --name NEW"
-                    )
-                )
-                return run
-        except UserError:  # it is damaged, which `resume` says of the study that it is given
-            continue
-    return None
+
+    def is_same(run: RunDir) -> bool:
+        if not run.study.exists() or rundir.read_study(run)["kind"] != spec["kind"] or _changes(read_spec(run), spec):
+            return False
+        # A spec has its data as they are called, which may mean others in another folder.
+        return read_run_config(run.config).data.source == with_absolute_paths(config.data).source
+
+    run = rundir.stopped_in(runs_dir, is_same)
+    if run is not None:
+        listener(going_on(run, "study"))
+    return run
 
 
 def read_spec(run: RunDir) -> dict[str, Any]:

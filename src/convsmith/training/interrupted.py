@@ -8,23 +8,28 @@ from convsmith import records, rundir
 from convsmith.config import RunConfig, differences, validate
 from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
+from convsmith.events import Note
 from convsmith.rundir import RunDir
 
 
 def find(runs_dir: Path, config: RunConfig) -> RunDir | None:
     """The training in `runs_dir` of the same config that is neither finished nor running and was changed last."""
-    if not runs_dir.is_dir():
-        return None
-    for run in rundir.runs_in(runs_dir):
+
+    def is_same(run: RunDir) -> bool:
         if run.summary.exists() or run.study.exists() or not run.checkpoints.is_dir():
-            continue
-        try:
-            asked = asked_for(run)
-            if asked is not None and not changes(asked, config) and rundir.state_of(run) == "stopped":
-                return run
-        except UserError:  # it is damaged, which `resume` says of the run that it is given
-            continue
-    return None
+            return False
+        asked = asked_for(run)
+        return asked is not None and not changes(asked, config)
+
+    return rundir.stopped_in(runs_dir, is_same)
+
+
+def going_on(run: RunDir, what: str) -> Note:
+    """Says that a run or a study, `what`, was found and is continued, and how to start a new one."""
+    return Note(
+        f"going on with '{run.path}', which the same settings began and which was interrupted; a new {what} has a name "
+        "of its own: --name NEW"
+    )
 
 
 def refuse_other(run: RunDir, config: RunConfig) -> bool:
