@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 
+from convsmith.data.config import DataConfig
+from convsmith.data.dataset import open_dataset
 from convsmith.errors import UserError
 from convsmith.studies.folds import make_folds
+from convsmith.studies.study import folds_record, recorded_folds
 
 NAMES = ("ant", "bee", "wasp")
 
@@ -75,3 +80,14 @@ def test_more_folds_than_groups_are_refused() -> None:
     labels = np.tile([0, 1, 2], 10)
     with pytest.raises(UserError, match="--folds 4 exceeds the 3 groups"):
         make_folds(labels, 4, 1, 0.2, 0, NAMES, labels)
+
+
+def test_folds_are_read_as_they_were_recorded() -> None:
+    dataset = open_dataset(DataConfig(source="digits", limit=100))
+    pool = dataset.pool()
+    made = make_folds(pool.labels, 3, 2, 0.2, 0, dataset.classes)
+    read = recorded_folds(json.loads(json.dumps(folds_record(dataset, made))))
+    for ours, theirs in zip(read, made, strict=True):
+        assert (ours.repeat, ours.number) == (theirs.repeat, theirs.number)
+        for part in ("train", "val", "held_out"):
+            np.testing.assert_array_equal(getattr(ours, part), getattr(theirs, part))

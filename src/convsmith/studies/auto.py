@@ -239,14 +239,13 @@ def resume(
                 raise _DataChanged(f"the data of race '{run.path}' have changed since it was started: start a new one")
             record["minutes"] = record["minutes"] if minutes is None else minutes
             groups = auto_data.groups_of(dataset, record["together"])
-            divided = _divided(dataset, record["folds"], groups)
             device = {"device": config.train.device} if "device" not in given.train.model_fields_set else {}
             race = Race(
                 run,
                 given.with_values(train=device),
                 parts,
                 dataset,
-                divided,
+                study.recorded_folds(kept),
                 groups,
                 record,
                 began,

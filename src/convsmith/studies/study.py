@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from convsmith import records, rundir
 from convsmith.config import RunConfig, differences, read_layer, read_run_config, validate
 from convsmith.data.dataset import HELD_OUT, Dataset
@@ -215,3 +217,14 @@ def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
             for fold in folds
         ],
     }
+
+
+def recorded_folds(record: Mapping[str, Any]) -> list[Fold]:
+    """The folds of `folds_record`, or of folds.json."""
+    from convsmith.studies.folds import Fold  # and scikit-learn, which workers do without
+
+    parts = ("train", "val", HELD_OUT)
+    return [
+        Fold(one["repeat"], one["number"], *(np.array(one[part], dtype=np.int64) for part in parts))
+        for one in record["divisions"]
+    ]
