@@ -280,9 +280,13 @@ class RaceStarted:
 
 @dataclass(frozen=True)
 class CandidateDone:
-    """A candidate of a race has ended, with its entry in auto.json, after `spent` of the `budget` in seconds."""
+    """A candidate of a race has ended, with its entry in auto.json, after `spent` of the `budget` in seconds.
+
+    `means` are its mean `accuracy` and `loss` over the inner validation images of the folds; None if it was left out.
+    """
 
     entry: Mapping[str, Any]
+    means: Mapping[str, float | None]
     spent: float
     budget: float
 

@@ -177,11 +177,8 @@ def _candidate(event: events.CandidateDone) -> str:
     clock = f"{duration(event.spent)} of {duration(event.budget)}"
     if entry["state"] == "skipped":
         return f"{entry['name']}  left out: {entry['reason']}"
-    loss = sum(fold["loss"] for fold in entry["folds"]) / len(entry["folds"])
-    images = sum(fold["n"] for fold in entry["folds"])
-    accuracy = sum(fold["accuracy"] * fold["n"] for fold in entry["folds"]) / images
     ended = f"  stopped: {entry['reason']}" if entry["state"] == "stopped" else ""
-    parts = [f"inner accuracy {accuracy:.1%}", f"loss {loss:.4f}", f"({clock})"]
+    parts = [f"inner accuracy {event.means['accuracy']:.1%}", f"loss {event.means['loss']:.4f}", f"({clock})"]
     return "  ".join([entry["name"], *map(unbroken, parts)]) + ended
 
 

@@ -102,7 +102,7 @@ def standings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "candidate": entry["name"],
-            **{key: _mean([fold[key] for fold in entry["folds"]]) for key in ("accuracy", "loss")},
+            **means(entry["folds"]),
             "seconds": entry["seconds"],
             "end": "winner"
             if entry["name"] == record["winner"]
@@ -110,6 +110,11 @@ def standings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for entry in record["candidates"]
     ]
+
+
+def means(folds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """A candidate's mean accuracy and loss over its folds; None where it has run on none."""
+    return {key: _mean([fold[key] for fold in folds]) for key in ("accuracy", "loss")}
 
 
 def _mean(values: Sequence[float]) -> float | None:

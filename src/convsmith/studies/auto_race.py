@@ -157,7 +157,8 @@ class Race:
         self.record["running"] = None
         self.save()
         self.run.log(f"{candidate.name}: {state} {reason}".rstrip())
-        self.listener(CandidateDone(entry, self.seconds, 60 * float(self.record["minutes"])))
+        spent, budget = self.seconds, 60 * float(self.record["minutes"])
+        self.listener(CandidateDone(entry, auto_plan.means(folds), spent, budget))
 
     # What the end takes: decoding once more, the evaluation of val and clean train images, and heat maps.
     def final_seconds(self, name: str) -> float:
