@@ -7,7 +7,7 @@ import argparse
 from convsmith.errors import UserError, command
 from convsmith.explain.options import FIGURES
 from convsmith.terminal import plural
-from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_reading, setting_words
+from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_moved, setting_words
 
 PLACE, LINE = 70, "heat maps of what the net looked at, and pictures of how it works"
 
@@ -33,16 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
     from convsmith.explain.explanation import HEADINGS, cells, explain
-    from convsmith.prediction.evaluate import moved_source
     from convsmith.rundir import open_trained
 
-    data = read_reading(args)
-    source = moved_source(open_trained(args.directory), data) if data else None
+    source = read_moved(args, open_trained(args.directory))
     options = (args.paths, args.target, args.stage, args.figure, args.device)
     with Display() as display:
-        found = explain(
-            args.directory, *options, source=source, listener=display, flags=setting_words(args) if data else ()
-        )
+        found = explain(args.directory, *options, source=source, listener=display, flags=setting_words(args))
     if args.figure is None:
         rows = [cells(row) for row in found.table]
         columns = {heading: [row[at] for row in rows] for at, heading in enumerate(HEADINGS)}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from convsmith.errors import command
-from convsmith.verbs.flags import add_reading_arguments, read_reading
+from convsmith.verbs.flags import add_reading_arguments, read_moved
 
 PLACE, LINE = 140, "write the model as an ONNX or torch.export file, checked against PyTorch on real images"
 
@@ -40,10 +40,8 @@ def run(args: argparse.Namespace) -> int:
     directory = open_trained(args.directory, "model/model.json", "splits.json")
     from convsmith.display import Display
     from convsmith.export import OPSET, export
-    from convsmith.prediction.evaluate import moved_source
 
-    data = read_reading(args)
-    source = moved_source(directory, data) if data else None
+    source = read_moved(args, directory)
     out = Path(args.out) if args.out else None
     made = export(directory, args.format, out, args.preprocessing, source=source, images=args.images)
     display = Display()

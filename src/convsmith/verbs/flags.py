@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convsmith.config import (
     REPEATED,
@@ -22,6 +23,10 @@ from convsmith.config import (
 from convsmith.data.config import READING, DataConfig, reading
 from convsmith.errors import UserError, quoted
 from convsmith.verbs.parser import HIDDEN, Parser
+
+if TYPE_CHECKING:
+    from convsmith.data.sources import Source
+    from convsmith.rundir import RunDir
 
 #: The keys that --help shows, besides those with a shorthand; --help SECTION shows all of a section.
 COMMON = ("data.labels", "data.image_size", "data.on_error", "augment.hflip", "transfer.weights", "track.wandb")
@@ -78,6 +83,16 @@ def read_reading(args: argparse.Namespace) -> DataConfig | None:
     """The data section that --data and its keys give; None where they are left out. Raises UserError."""
     settings = read_flags(args).get("data")
     return reading(settings) if settings else None
+
+
+def read_moved(args: argparse.Namespace, run: RunDir) -> Source | None:
+    """The run's own images where --data says that they have moved; None where it is left out. Raises UserError."""
+    data = read_reading(args)
+    if data is None:
+        return None
+    from convsmith.prediction.evaluate import moved_source
+
+    return moved_source(run, data)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 from convsmith.errors import command
 from convsmith.terminal import say
-from convsmith.verbs.flags import add_reading_arguments, read_reading
+from convsmith.verbs.flags import add_reading_arguments, read_moved
 
 PLACE, LINE = 40, "write a page about a run: diagnosis, curves, confusion matrix, mistakes, calibration, data"
 
@@ -18,13 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
-    from convsmith.prediction.evaluate import moved_source
     from convsmith.report.run import report
     from convsmith.rundir import open_run
 
     run = open_run(args.directory)
-    data = read_reading(args)
-    path = report(run.path, moved_source(run, data) if data else None, listener=Display())
+    path = report(run.path, read_moved(args, run), listener=Display())
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser, it needs no network")
     say(f"next: {command('train', run.config) if run.study.exists() else command('compare', run.path, 'OTHER_RUN')}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import missing_extra
-from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_reading
+from convsmith.verbs.flags import add_device_argument, add_reading_arguments, read_moved
 
 PLACE, LINE = 150, "serve a page to try the model on images, and a JSON endpoint"
 
@@ -24,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.rundir import open_trained
 
     directory = open_trained(args.directory, "model/model.json", "splits.json")
-    data = read_reading(args)
     try:
         from convsmith.serve.server import serve
     except ModuleNotFoundError as error:
@@ -32,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise missing_extra(str(error.name), "serve") from None
     from convsmith.display import Display
-    from convsmith.prediction.evaluate import moved_source
 
-    source = moved_source(directory, data) if data else None
+    source = read_moved(args, directory)
     serve(directory, args.host, args.port, args.device, source=source, listener=Display())
     return 0
