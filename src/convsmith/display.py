@@ -303,7 +303,7 @@ class Display:
         run, summary, val = RunDir(self._training.directory), end.summary, end.evaluation
         if val is None:
             scores = ["trained without val images: no scores"]
-            kept, written, figures = "last epoch", [run.metrics.name], "figures/curves.png"
+            kept, written, figures = "last", [run.metrics.name], "figures/curves.png"
         else:
             low, high = accuracy_interval(val)
             scores = [
@@ -313,18 +313,18 @@ class Display:
                     min(self.console.width, LONGEST_LIST) - 4,  # the edges of the panel
                 ),
             ]
-            kept, figures = f"{self._training.keep} epoch", "figures/curves.png, figures/confusion.png"
+            kept, figures = self._training.keep, "figures/curves.png, figures/confusion.png"
             written = [run.metrics.name, run.evaluation("val").name, run.predictions("val").name]
         lines = [
             *scores,
-            f"{kept} {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
+            f"{kept} epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
             f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
         ]
         self.console.print(
             Panel(Text("\n".join(map(visible, lines))), title=cell(summary["name"]), expand=False), soft_wrap=False
         )
         self.labelled("written", f"{run.path}/")
-        self.labelled("", f"  model/  the {kept.split()[0]} weights, with their preprocessing")
+        self.labelled("", f"  model/  the {kept} weights, with their preprocessing")
         self.labelled("", f"  {', '.join(written)}")
         self.labelled("", f"  {figures}")
         if end.tracked and end.tracked != self._training.watch:
@@ -348,7 +348,7 @@ class Display:
             part = f", its {data['split']} split" if data["split"] else ""
             self.line(f"{data['source']}{part}: {record['n']:,} images, by {run.path}")
             if skipped := data.get("skipped"):
-                self.line(f"{skipped:,} {'file' if skipped == 1 else 'files'} that could not be decoded left out")
+                self.line(f"{plural(skipped, 'file')} that could not be decoded left out")
             self._absent(record)
             split = data["name"]
         else:
@@ -417,7 +417,7 @@ class Display:
         )
         lost = [row for row in rows if row.discarded]
         for row in lost:
-            pixels = "1 pixel" if row.discarded == 1 else f"{row.discarded} pixels"
+            pixels = plural(row.discarded, "pixel")
             self.line(f"note: {row.name} discards {pixels} at the edge, since its stride does not divide the size")
 
     def _natural_width(self, table: Table) -> int:
@@ -514,9 +514,8 @@ def _and_more(names: Sequence[str], count: int) -> str:
 
 def unused_line(unused: Mapping[str, int]) -> str:
     """How many files are not used, and why: ``3 files: 2 hidden, 1 outside the class folders``."""
-    total = sum(unused.values())
     reasons = ", ".join(f"{count:,}{NO_BREAK}{reason}" for reason, count in unused.items())
-    return f"{total:,} file{'' if total == 1 else 's'}: {reasons}"
+    return f"{plural(sum(unused.values()), 'file')}: {reasons}"
 
 
 def running_line(loss: float, accuracy: float, rate: float) -> str:
