@@ -55,7 +55,6 @@ def show(result: AutoResult, display: Display) -> int:
     from convsmith.display import duration
     from convsmith.records import shown
 
-    record = result.record
     display.line()
     rows = result.table()
     display.table(
@@ -69,8 +68,8 @@ def show(result: AutoResult, display: Display) -> int:
         below=("end",),
     )
     display.line()
-    display.line(f"written: {result.directory}/ (auto.json, model/, report.html), in {duration(record['seconds'])}")
-    display.line(f"next: {command('predict', result.directory)} IMAGE...")
+    display.written(f"{result.directory}/ (auto.json, model/, report.html), in {duration(result.record['seconds'])}")
+    display.next(f"{command('predict', result.directory)} IMAGE...")
     display.line()
     display.prose(result.sentence)
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from convsmith.config import validate
 from convsmith.data.config import LABELLING
 from convsmith.errors import command, nearest
-from convsmith.verbs.flags import add_reading_arguments, read_flags
+from convsmith.verbs.flags import add_reading_arguments, read_flags, setting_words
 
 PLACE, LINE = 130, "check a data set: broken files, duplicates, class counts"
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _action(word: str) -> str:
-    """The action; a word that is like none is taken for the data, to say how to check them."""
+    """The action; a word that is not even similar may be the data, and the error says how to check them."""
     if word != "check" and not nearest(word, ["check"]):
         raise argparse.ArgumentTypeError(
             f"'{word}' is not check; for data of that name: {command('data', 'check', word)}"
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         display.line(line)
     if out:
         display.written(out)
-    typed = [word for key, value in labelling.items() for word in (f"--data.{key}", value)]
+    typed = setting_words(args)
     steps = (
         [] if out else [f"{command('data', 'check', *args.source, *typed)} --out FILE.json   (a verdict for each file)"]
     )

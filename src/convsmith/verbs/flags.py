@@ -26,6 +26,7 @@ from convsmith.verbs.parser import HIDDEN, Parser
 
 if TYPE_CHECKING:
     from convsmith.data.sources import Source
+    from convsmith.events import Note
     from convsmith.rundir import RunDir
 
 #: The keys that --help shows, besides those with a shorthand; --help SECTION shows all of a section.
@@ -129,10 +130,10 @@ def print_config(settings: Settings) -> int:
     if settings.preset or settings.layer:  # else nothing is to be looked at, and no import delays the answer
         from convsmith.recipes import decide
 
-        notes: list[object] = []
+        notes: list[Note] = []
         config = decide(settings, listener=notes.append)
         for note in notes:
-            say(str(getattr(note, "text", note)), error=True)
+            say(note.text, error=True)
     else:
         config = settings.config
     say_lines(config.to_yaml())

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         indent=0,
     )
     first = next((row for row in found if row["weights"]), None) or min(found, key=_size)
-    display.line(f"next: {command('train', '--model', first['model'], '--data')} DATA")
+    display.next(f"{command('train', '--model', first['model'], '--data')} DATA")
     return 0
 
 
