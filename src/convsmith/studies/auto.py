@@ -50,7 +50,7 @@ WINNER = "winner"  # the folder of the last training, until its files become tho
 
 
 class _DataChanged(UserError):
-    """The data of a race are not those that it was begun with, and nothing of it was changed."""
+    """The data of a race are not those that it was started with, and nothing of it was changed."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def resume(
 ) -> AutoResult:
     """Go on with a race: candidates that have ended are not run again, and the time that was spent counts.
 
-    `minutes` replaces the budget that the race was begun with.
+    `minutes` replaces the budget that the race was started with.
     `jobs` and `backend` are those of other studies: the candidates of a race run in turn, in this process.
     """
     began = time.monotonic() if began is None else began

@@ -35,8 +35,8 @@ class Checked:
 def check(config: DataConfig, source: Source | None, dataset: Dataset, listener: Listener) -> Checked:
     """Check the images of a data set, as `data check` does, and say in a few lines what matters for a classifier."""
     lines = list(_classes(dataset))
-    if len(source or open_source(config)) > CHECKED_UP_TO:
-        assert dataset.config.image_size is not None
+    source = source or open_source(config)
+    if len(source) > CHECKED_UP_TO:
         lines.append(f"more than {CHECKED_UP_TO:,} images: duplicates are not looked for (`convsmith data check` does)")
         height, width, _ = dataset.train.shape
         return Checked(tuple(lines), min(height, width), ())
