@@ -120,7 +120,12 @@ def ours(args: argparse.Namespace, preset: str, number: int, fold: Fold) -> Curv
 
         def held_out() -> float:
             with torch.inference_mode():
-                logits = logits_of(experiment.state.evaluated, batches_of(test), experiment.to_input, experiment.device)
+                logits = logits_of(
+                    experiment.state.evaluated,
+                    batches_of(test, experiment.device),
+                    experiment.to_input,
+                    experiment.device,
+                )
             assert logits is not None
             return float((logits.argmax(1) == test.labels).mean())
 

@@ -42,7 +42,8 @@ class TrainingStarted:
     says whether the data or the network came from Python; `macs` are the multiply-accumulate operations for one image;
     `memory` is in bytes; `seconds_per_epoch` is None if it was not measured. `image_epochs` of the `epochs` train on
     images, the others on features that are computed once. `step` steps have been done; an epoch has `steps` steps.
-    `watch` is the command that shows the run's numbers live, if there is one; `keep` is train.keep.
+    `watch` is the command that shows the run's numbers live, if there is one; `keep` is train.keep; `feed` says how
+    images reach an accelerator.
     """
 
     directory: Path
@@ -72,6 +73,7 @@ class TrainingStarted:
     notes: tuple[str, ...]
     watch: str | None = None
     keep: str = "best"
+    feed: str = ""
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def test_features_are_validated_as_images_are(tmp_path: Path) -> None:
     for event in epochs(experiment, Interrupts()):
         if isinstance(event, EpochEnd):
             assert state.model.head[1].num_batches_tracked == state.step
-            logits = logits_of(state.model, batches_of(val), experiment.to_input, experiment.device)
+            logits = logits_of(state.model, batches_of(val, experiment.device), experiment.to_input, experiment.device)
             on_images = evaluation(val.labels, logits, experiment.card.classes)
             assert event.row["val_loss"] == pytest.approx(on_images["loss"], rel=1e-5)
             assert event.row["val_accuracy"] == on_images["accuracy"]

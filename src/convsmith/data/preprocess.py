@@ -44,6 +44,18 @@ class InputPixels:
         return torch.tensor(self.array, device=device)
 
 
+@dataclass(frozen=True, eq=False)
+class DevicePixels:
+    """N prepared images that a device holds already: `pixels` uint8 [N, H, W, C] of the working size."""
+
+    pixels: Tensor
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """The pixels, which lie on that device."""
+        assert self.pixels.device.type == device.type
+        return self.pixels
+
+
 def prepare(image: Any, rules: DecodeRules) -> InputPixels:
     """Prepare one image (a path, encoded bytes, a PIL image, an array or a tensor) by the decoding rules: N = 1.
 

@@ -59,7 +59,7 @@ class ExplainContext:
     def val_logits(self) -> NDArray[np.float32]:
         """The logits of all validation images, float32 [N, K]."""
         predictor = self.predictor
-        logits = logits_of(self.model, batches_of(self.val), predictor.to_input(), predictor.device)
+        logits = logits_of(self.model, batches_of(self.val, predictor.device), predictor.to_input(), predictor.device)
         assert logits is not None
         return logits
 

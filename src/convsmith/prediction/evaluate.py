@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from convsmith import records
 from convsmith.config import read_run_config
+from convsmith.data.ahead import ahead
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.parallel import Progress
-from convsmith.data.preprocess import InputPixels
+from convsmith.data.preprocess import DevicePixels, InputPixels
 from convsmith.data.sources import Source, open_source, with_absolute_paths
 from convsmith.errors import RunFailed, UserError
 from convsmith.events import Listener, Note, counter, nobody
@@ -38,7 +39,7 @@ PASS_PIXELS, MOST = 16 * 224**2, 256
 @torch.inference_mode()
 def logits_of(
     model: nn.Module,
-    batches: Iterable[InputPixels],
+    batches: Iterable[InputPixels | DevicePixels],
     to_input: Callable[[Tensor], Tensor],
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
@@ -64,11 +65,18 @@ def images_per_pass(height: int, width: int) -> int:
     return min(MOST, max(1, PASS_PIXELS // (height * width)))
 
 
-def batches_of(subset: Subset) -> Iterator[InputPixels]:
-    """All images of a subset, in its order."""
+def passes(subset: Subset) -> list[NDArray[np.int64]]:
+    """The positions of all images of a subset, in its order, divided into forward passes."""
     size = images_per_pass(*subset.shape[:2])
-    for start in range(0, len(subset), size):
-        yield subset.inputs(np.arange(start, min(start + size, len(subset))))
+    return [np.arange(start, min(start + size, len(subset))) for start in range(0, len(subset), size)]
+
+
+def batches_of(subset: Subset, device: torch.device) -> Iterator[InputPixels | DevicePixels]:
+    """All images of a subset, in its order; for an accelerator they are gathered while it computes."""
+    if device.type == "cpu":
+        yield from map(subset.inputs, passes(subset))
+    else:
+        yield from map(DevicePixels, ahead(map(subset.gather, passes(subset)), device))
 
 
 def refuse_nonfinite_logits(logits: NDArray[np.float32]) -> None:
@@ -93,7 +101,7 @@ def evaluate_split(
 
     `data` describes the images where they are others than the run's (see `records.EvaluatedData`).
     """
-    logits = logits_of(model, batches_of(subset), card.to_input(device), device)
+    logits = logits_of(model, batches_of(subset, device), card.to_input(device), device)
     assert logits is not None
     refuse_nonfinite_logits(logits)
     record = evaluation(subset.labels, logits, card.classes) | ({"data": data} if data else {})

@@ -82,7 +82,9 @@ def train_on(
     training.close()  # what `finish` would write is of no use here
 
     def logits(subset: Subset) -> NDArray[np.floating[Any]]:
-        found = logits_of(experiment.state.evaluated, batches_of(subset), experiment.to_input, experiment.device)
+        found = logits_of(
+            experiment.state.evaluated, batches_of(subset, experiment.device), experiment.to_input, experiment.device
+        )
         assert found is not None
         return found
 

@@ -28,7 +28,7 @@ def finish(experiment: Experiment, tracker: Tracker) -> Finished:
     if len(experiment.dataset.val):
         record, logits = evaluate_split(model, card, experiment.dataset.val, experiment.device, run, "val")
     clean = experiment.clean_sample
-    clean_logits = logits_of(model, batches_of(clean), experiment.to_input, experiment.device)
+    clean_logits = logits_of(model, batches_of(clean, experiment.device), experiment.to_input, experiment.device)
     assert clean_logits is not None
     on_train = evaluation(clean.labels, clean_logits, card.classes)
     rows = csv.read(run.metrics)

@@ -75,7 +75,7 @@ def against_available(
 
     The weights, and the input and the output of the widest layer, are needed at once in any case.
     """
-    there = _available(device)
+    there = available(device)
     expected = needs(config, layers, finetuning).memory
     if there is None or expected <= there:
         return ()
@@ -113,7 +113,7 @@ def fitting_batch(
     if device.type != "cpu" and image_epochs(config, finetuning):
         size = halved(largest, lambda size: _step_fits(size, config, dataset, model, device))
         why = f"a step fits into the memory of this {device.type} device"
-    elif (there := _available(device)) is None:
+    elif (there := available(device)) is None:
         return (
             largest,
             f"train.batch_size auto: {largest}, the default, since this system does not tell its free memory",
@@ -136,7 +136,8 @@ def halved(largest: int, fits: Callable[[int], bool]) -> int:
     return size
 
 
-def _available(device: torch.device) -> int | None:
+def available(device: torch.device) -> int | None:
+    """The bytes that a training can still take on its device, or None where that is unknown."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
@@ -146,7 +147,7 @@ def _available(device: torch.device) -> int | None:
 def _step_fits(size: int, config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> bool:
     """Whether the two passes over a batch of this size succeed, on CUDA with room for the optimiser as well."""
     one = first_images(dataset, 1, device)
-    there = _available(device)
+    there = available(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,8 @@ import torch
 from torch import nn
 
 from convsmith import files
-from convsmith.contracts import Batch, Classifier, Tracker
-from convsmith.data.augment import Augment
+from convsmith.contracts import Classifier, Tracker
 from convsmith.data.dataset import Subset
-from convsmith.data.sampler import batch_positions, epoch_order
 from convsmith.data.sources import cache_folder
 from convsmith.errors import RunFailed
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
@@ -27,7 +25,7 @@ from convsmith.figures.matrices import evaluation_figure
 from convsmith.files import explain_os_errors
 from convsmith.memory import explain_memory_errors
 from convsmith.optim.penalties import penalty_values
-from convsmith.prediction.evaluate import batches_of, logits_of
+from convsmith.prediction.evaluate import logits_of
 from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import save_model
 from convsmith.records import metric_values
@@ -35,6 +33,7 @@ from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
+from convsmith.training.feed import train_batches
 from convsmith.training.finish import finish
 from convsmith.training.loss import class_weights
 from convsmith.training.setup import Experiment
@@ -65,6 +64,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             experiment.features = features.load()
             if config.transfer.head_l2 is not None and not state.step:
                 _solve_head(experiment)
+            experiment.features = experiment.feed.placed(experiment.features, footprint.available(experiment.device))
             state.seconds += time.perf_counter() - began
 
         batches, saved = train_batches(experiment), time.monotonic()
@@ -145,24 +145,6 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
         yield finished
 
 
-def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch]]:
-    """A function of (epoch, position) that yields the epoch's augmented batches in order, from that position on."""
-    config, train, device = experiment.config, experiment.dataset.train, experiment.device
-    augment = Augment(config.augment, experiment.to_input)
-
-    def batches(epoch: int, position: int) -> Iterator[Batch]:
-        order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
-        for number, positions in enumerate(batch_positions(order, config.train.batch, position), start=position):
-            labels = torch.from_numpy(train.labels[positions]).to(device)
-            if experiment.features:
-                yield Batch(experiment.features.view(epoch)[positions].to(device), labels, features=True)
-            else:
-                pixels = torch.from_numpy(train.gather(positions)).to(device)
-                yield augment(pixels, labels, experiment.state.generator, [config.train.seed, epoch, number])
-
-    return batches
-
-
 def _feature_files(experiment: Experiment) -> FeatureFiles:
     return FeatureFiles(
         experiment.state.model,
@@ -227,7 +209,8 @@ def _scores(experiment: Experiment, subset: Subset, interrupts: Interrupts) -> d
         known = features.val if subset is experiment.dataset.val else features.clean
         logits: np.ndarray | None = logits_of_features(model, known, experiment.device)
     else:
-        logits = logits_of(model, batches_of(subset), experiment.to_input, experiment.device, lambda: bool(interrupts))
+        images, to_input = experiment.feed.evaluated(subset), experiment.to_input
+        logits = logits_of(model, images, to_input, experiment.device, lambda: bool(interrupts))
     if logits is None:
         return None
     if not np.isfinite(logits).all():

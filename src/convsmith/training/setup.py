@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +36,7 @@ from convsmith.tracking import csv
 from convsmith.tracking.wandb import watched
 from convsmith.training import checkpoint, footprint
 from convsmith.training.config import AUTO
+from convsmith.training.feed import WORDS, Feed, way_of
 from convsmith.training.gather import (
     WHITENED_IMAGES,
     build_network,
@@ -73,6 +75,7 @@ class Experiment:
     recipe: Recipe
     card: ModelCard
     layers: list[LayerRow]
+    feed: Feed
     seconds_per_epoch: float | None = None  # expected time of an epoch on images; None if it was not measured
     notes: tuple[str, ...] = ()  # sentences that the user should read before the first step
     features: FrozenFeatures | None = None  # set while only the head is trained, on these features
@@ -377,7 +380,18 @@ def _assemble(
             layout=config.train.layout,
         ),
         layers=layers,
+        feed=_feed(config, dataset, device, layers, finetuning),
     )
+
+
+def _feed(
+    config: RunConfig, dataset: Dataset, device: torch.device, layers: list[LayerRow], finetuning: Finetuning | None
+) -> Feed:
+    """How images reach the device, by what it has left beside the training's own needs."""
+    free = footprint.available(device)
+    left = None if free is None else free - footprint.needs(config, layers, finetuning).memory
+    images = len(dataset.train) + len(dataset.val) + min(CLEAN_IMAGES, len(dataset.train))
+    return Feed(device, way_of(device, images * math.prod(dataset.train.shape), left))
 
 
 def opening(experiment: Experiment) -> TrainingStarted:
@@ -406,6 +420,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         device=config.train.device,
         threads=config.train.threads,
         layout=config.train.layout,
+        feed=WORDS[experiment.feed.way],
         memory=experiment.needs.memory,
         seconds_per_epoch=experiment.seconds_per_epoch,
         epochs=config.train.epochs,
