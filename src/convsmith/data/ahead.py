@@ -45,3 +45,9 @@ def ahead(arrays: Iterable[NDArray[Any]], device: torch.device, most: int = AHEA
             yield tensor
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on the device, for which neither the host nor the device's queue waits."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

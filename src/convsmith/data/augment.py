@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from convsmith.contracts import Batch, Size, hw
+from convsmith.data.ahead import sent
 from convsmith.data.config import AugmentConfig
 from convsmith.data.preprocess import ToInput
 
@@ -100,7 +101,7 @@ def _luma(images: Tensor) -> Tensor:
     """The weights of the channels in the brightness of [B, C, H, W]: luma for RGB, else equal ones."""
     channels = images.shape[1]
     weights = LUMA if channels == 3 else (1 / channels,) * channels
-    return torch.tensor(weights, device=images.device).view(1, channels, 1, 1)
+    return sent(np.array(weights, np.float32), images.device).view(1, channels, 1, 1)
 
 
 def jitter_colour(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
@@ -267,7 +268,8 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
 
     TrivialAugment (Mueller and Hutter 2021) applies one operation with a strength drawn for each image; RandAugment
     (Cubuk et al. 2020) applies `rand_ops` of them in turn with the strength `rand_magnitude`. Operations and strengths
-    are those of torchvision. They are drawn on the host, so that each operation runs on its own images only.
+    are those of torchvision. They are drawn on the host, so that each operation runs on its own images only, and sent
+    to the device at once, the images of an operation side by side.
     """
     if images.is_floating_point():
         images = images.round().clamp(0, 255).to(torch.uint8)
@@ -276,15 +278,17 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.random.Generat
         chosen = draws.integers(len(OPERATIONS), size=count)
         bins = np.full(count, config.rand_magnitude) if config.rand_ops else draws.integers(BINS + 1, size=count)
         signs = draws.choice([-1.0, 1.0], size=count)
-        result = images.clone()
-        for number, operation in enumerate(OPERATIONS.values()):
-            members = np.flatnonzero(chosen == number)
-            if len(members):
-                strength = operation.largest(images.shape, bool(config.rand_ops)) * bins[members] / BINS
-                strength = strength * signs[members] if operation.signed else strength
-                at = torch.from_numpy(members).to(images.device)
-                strengths = torch.from_numpy(strength.astype(np.float32)).to(images.device)
-                result[at] = operation.apply(images[at], strengths)
+        result, order = images.clone(), np.argsort(chosen, kind="stable")
+        counts = np.bincount(chosen, minlength=len(OPERATIONS))
+        strengths = np.empty(count, np.float32)
+        for operation, members in zip(OPERATIONS.values(), np.split(order, counts.cumsum()[:-1]), strict=True):
+            strength = operation.largest(images.shape, bool(config.rand_ops)) * bins[members] / BINS
+            strengths[members] = strength * signs[members] if operation.signed else strength
+        sizes = counts.tolist()
+        pieces = sent(order, images.device).split(sizes), sent(strengths[order], images.device).split(sizes)
+        for operation, at, strength_of in zip(OPERATIONS.values(), *pieces, strict=True):
+            if len(at):
+                result[at] = operation.apply(images[at], strength_of)
         images = result
     return images
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convsmith import memory
 from convsmith.contracts import Batch
-from convsmith.data.ahead import ahead
+from convsmith.data.ahead import ahead, sent
 from convsmith.data.augment import Augment
 from convsmith.data.dataset import Subset
 from convsmith.data.preprocess import DevicePixels, InputPixels
@@ -78,7 +78,7 @@ class Feed:
 
     def split(self, values: NDArray[np.int64], parts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, ...]:
         """`values`, one for each position of all parts, on the device by one copy, in pieces as long as the parts."""
-        pieces: tuple[Tensor, ...] = torch.from_numpy(values).to(self.device).split([len(part) for part in parts])
+        pieces: tuple[Tensor, ...] = sent(values, self.device).split([len(part) for part in parts])
         return pieces
 
     def placed(self, features: FrozenFeatures, free: float | None) -> FrozenFeatures:
