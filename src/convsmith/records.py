@@ -288,10 +288,14 @@ class SplitIds(Part):
 
 
 class Splits(Record):
-    """splits.json: the ids of each split, and the hash of the data."""
+    """splits.json: the ids of each split, and the hash of the data.
+
+    Of streamed images `shards` holds, by their names, the size of each shard in bytes and a hash of its headers.
+    """
 
     hash: str
     splits: SplitIds
+    shards: dict[str, tuple[int, str]] = {}
 
 
 class Environment(Record):

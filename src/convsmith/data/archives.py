@@ -33,12 +33,12 @@ from convsmith.files import open_file, require_file
 
 ZIP = (".zip",)
 #: Suffixes of a compressed .tar, and what unpacks it.
-_UNPACKED: dict[str, Callable[[BinaryIO], Any]] = {
+UNPACKED: dict[str, Callable[[BinaryIO], Any]] = {
     **dict.fromkeys((".tar.gz", ".tgz"), gzip.open),
     **dict.fromkeys((".tar.xz", ".txz"), lzma.open),
     **dict.fromkeys((".tar.bz2", ".tbz2"), bz2.open),
 }
-TAR = (".tar", *_UNPACKED)
+TAR = (".tar", *UNPACKED)
 OTHERS = (".7z", ".rar", ".tar.zst")  # which Python cannot read
 
 GROWTH, FREE_GROWTH = 200, 2**30  # beyond so many times its size, and so many bytes, an archive is a bomb
@@ -50,7 +50,7 @@ _BEFORE_MEMBERS = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _RECORD = re.compile(rb"([0-9]{1,20}) ")
 _PATH, _SIZE, _SPARSE = b"path", b"size", b"GNU.sparse."
 #: What the readers of archives raise for damaged ones: errors of their own, and those of Python within them.
-_DAMAGED = (
+DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
     *(OSError, EOFError, ValueError, RuntimeError, OverflowError, KeyError, IndexError),
 )
@@ -138,7 +138,7 @@ def _reading(path: Path, member: str = "") -> Iterator[None]:
         yield
     except (MemoryError, UserError):
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         where = f"'{member}' in '{path}'" if member else f"'{path}'"
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{where} cannot be read ({reason}): fetch or make the archive again, or unpack it") from error
@@ -164,7 +164,7 @@ def _refuse_growth(path: Path, size: int, count: int) -> None:
         )
 
 
-def _link(path: Path, name: str) -> UserError:
+def _link(path: Path | str, name: str) -> UserError:
     return UserError(f"'{path}' holds '{name}', a link or a device: make the archive with the files themselves")
 
 
@@ -242,7 +242,7 @@ def _recalled(listing: Path) -> list[Member] | None:
 def _unpacked(path: Path, cache: Path) -> BinaryIO:
     """The .tar itself, or a compressed one's content in a file of the cache folder that has no name."""
     file = open_file(path)
-    unpack = next((unpack for suffix, unpack in _UNPACKED.items() if path.name.lower().endswith(suffix)), None)
+    unpack = next((unpack for suffix, unpack in UNPACKED.items() if path.name.lower().endswith(suffix)), None)
     if unpack is None:
         return file
     cache.mkdir(parents=True, exist_ok=True)
@@ -265,8 +265,19 @@ def _unpacked(path: Path, cache: Path) -> BinaryIO:
 
 
 def _listed(path: Path, content: BinaryIO) -> list[Member]:
-    """The files in a .tar. tarfile's own loop never ends on some sizes, and takes minutes for some attributes."""
-    members: list[Member] = []
+    """The files in a .tar."""
+    found: list[Member] = []
+    for member, _ in tar_members(path, content):
+        found.append(member)
+        _refuse_growth(path, 0, len(found))
+    return found
+
+
+def tar_members(path: Path | str, content: BinaryIO) -> Iterator[tuple[Member, bytes]]:
+    """The files in the .tar at `path`, each with its header, as they are found in `content`, which may only go forward.
+
+    tarfile's own loop never ends on some sizes, and takes minutes for some attributes. Raises what `DAMAGED` lists.
+    """
     common: dict[bytes, bytes] = {}  # attributes of all members that follow
     own: dict[bytes, bytes] = {}  # and of the next one
     start = 0
@@ -276,7 +287,7 @@ def _listed(path: Path, content: BinaryIO) -> list[Member]:
         if len(block) < tarfile.BLOCKSIZE:
             raise tarfile.ReadError("its end is missing")
         if block == bytes(tarfile.BLOCKSIZE):
-            return members
+            return
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         start += tarfile.BLOCKSIZE
         if info.size < 0:
@@ -296,8 +307,7 @@ def _listed(path: Path, content: BinaryIO) -> list[Member]:
         if "\0" in name:
             raise tarfile.ReadError("a name holds a NUL")
         size = int(attributes.get(_SIZE, info.size))
-        members.append(Member(_plain(name.rstrip("/")), size, start))
-        _refuse_growth(path, 0, len(members))
+        yield Member(_plain(name.rstrip("/")), size, start), block
         start += _in_blocks(size)
 
 

@@ -41,7 +41,8 @@ class DataConfig(Section):
     source: str | tuple[str, ...] = Field(
         "digits",
         description="digits, cifar10, cifar100, mnist, fashion-mnist, svhn, hf:NAME (of the Hugging Face hub), or a "
-        "path: a folder or an archive of images, or Parquet; several are joined",
+        "path: a folder or an archive of images, Parquet, or WebDataset shards, as 'train-{000..099}.tar' (also by an "
+        "address, https://...); several are joined",
     )
     classes: tuple[str, ...] | MinImages | None = Field(
         None, description="the classes to use, as '[cat, dog]', or 'min_images: 5'; none: all"
@@ -120,6 +121,17 @@ class DataConfig(Section):
     limit: int | None = Field(None, ge=2, description="keep this many of the train and val images, stratified")
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="shuffle (each image once an epoch) or balanced (each class equally often)"
+    )
+    stream: bool | None = Field(
+        None,
+        description="decode train images anew each epoch and keep none on disk; none: for shards; false: decode them "
+        "once, into the cache",
+    )
+    shuffle_buffer: int = Field(
+        1_000,
+        ge=1,
+        le=10_000_000,
+        description="stream: images that wait, encoded, for the random draw of the next one",
     )
     on_error: Literal["stop", "skip"] = Field("stop", description="what train does with files that cannot be decoded")
     cache: str | None = Field(None, description="cache folder; none: CONVSMITH_CACHE or the platform's default")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,9 +25,21 @@ from convsmith.data.native import Native, native_shape
 from convsmith.data.parallel import Progress
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.remarks import sentences
-from convsmith.data.source import SPLITS, Labels, Source
+from convsmith.data.sampler import first_of_shards
+from convsmith.data.source import SPLITS, Labels, Shards, Source
 from convsmith.data.sources import cache_folder, open_source
 from convsmith.data.splits import Rows, make_splits
+from convsmith.data.streamed import (
+    SAMPLED,
+    StreamedImages,
+    StreamedPixels,
+    by_name,
+    kept_whole,
+    refuse_changed,
+    stream_images,
+    stream_note,
+    with_stream,
+)
 from convsmith.data.tables import SUFFIXES as TABLES
 from convsmith.data.tables import existing_table
 from convsmith.errors import UserError
@@ -44,7 +56,12 @@ class Subset:
     """
 
     def __init__(
-        self, pixels: Pixels, rows: Rows, labels: Labels, ids: Sequence[str], moments: Moments | None = None
+        self,
+        pixels: Pixels | StreamedPixels,
+        rows: Rows,
+        labels: Labels,
+        ids: Sequence[str],
+        moments: Moments | None = None,
     ) -> None:
         assert len(rows) == len(labels) == len(ids)
         self._pixels = pixels  # private, since it has all rows of the source, including the test split
@@ -64,14 +81,31 @@ class Subset:
 
     def gather(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> Pixels:
         """A copy of the images at `positions` within the subset: uint8 [B, H, W, C]."""
+        if isinstance(self._pixels, StreamedPixels):
+            return self._pixels.take(self.rows[positions])
         return np.take(self._pixels, self.rows[positions], axis=0)
+
+    @property
+    def shards(self) -> npt.NDArray[np.int64] | None:
+        """The number of each image's shard, int64 [N], if the images are streamed."""
+        return self._pixels.shards.of[self.rows] if isinstance(self._pixels, StreamedPixels) else None
+
+    def streamed(self, parts: Sequence[npt.NDArray[np.int64]], reading: npt.NDArray[np.int64]) -> Iterator[Pixels]:
+        """The images of each of `parts` of an epoch's order: uint8 [B, H, W, C], read in the order of `reading`."""
+        assert isinstance(self._pixels, StreamedPixels)
+        return self._pixels.batches([self.rows[part] for part in parts], self.rows[reading])
 
     def inputs(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> InputPixels:
         """The images at `positions` as network inputs; they were prepared when they were decoded."""
         return InputPixels(self.gather(positions))
 
     def sample(self, count: int) -> Subset:
-        """A fixed random sample of `count` of these images, or all if there are fewer, in the source's order."""
+        """A fixed random sample of `count` of these images, or all if there are fewer, in the source's order.
+
+        Of streamed ones, the first of some shards, since to read any others takes as long as to read all.
+        """
+        if self.shards is not None:
+            return self.at(first_of_shards(self.shards, count))
         return self.at(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
 
     def at(self, positions: npt.NDArray[np.integer[Any]]) -> Subset:
@@ -113,7 +147,7 @@ class Dataset:
 
     config: DataConfig
     classes: tuple[str, ...]
-    _images: Images
+    _images: Images | StreamedImages
     _labels: Labels
     _ids: tuple[str, ...]
     _splits: dict[str, Rows]
@@ -186,7 +220,8 @@ class Dataset:
         ids = {split: [self._ids[row] for row in rows] for split, rows in self._splits.items()}
         if self._sealed:
             ids["test"] = list(self._sealed.source.ids)
-        return {"hash": self.hash, "seed": self.config.split_seed, "splits": ids}
+        streamed = {} if self._shards is None else {"shards": by_name(self._shards)}
+        return {"hash": self.hash, "seed": self.config.split_seed, "splits": ids, **streamed}
 
     def with_splits(self, splits: Mapping[str, Iterable[str]]) -> Dataset:
         """The same data divided by the given ids of 'train', 'val' and, in a fold, 'held-out'.
@@ -229,6 +264,8 @@ class Dataset:
             )
         same = self.of_hash(record["hash"])
         if same is None:
+            if self._shards is not None:
+                refuse_changed(record.get("shards", {}), self._shards, record["splits"]["train"], self._ids, run)
             raise UserError(
                 f"the data of run '{run}' has changed since it was trained: its splits are no longer the same"
             )
@@ -243,6 +280,10 @@ class Dataset:
             return self
         whole = self._whole() if self._whole else None
         return whole if whole and whole.hash == recorded else None
+
+    @property
+    def _shards(self) -> Shards | None:
+        return self._images.pixels.shards if isinstance(self._images, StreamedImages) else None
 
     def _pool_rows(self) -> Rows:
         return np.sort(np.concatenate([self._splits["train"], self._splits["val"]]))
@@ -277,7 +318,9 @@ def open_dataset(
     cache = cache_folder(config)
     config = _with_tables(config)
     groups = _groups(config, source)
-    given, requested, limited = set(source.given.tolist()), config, config.limit is not None and not whole
+    given, requested = set(source.given.tolist()), config
+    config = with_stream(config, source)
+    limited = (config.limit is not None and not whole) or bool(config.stream)
     everything, sealed, is_val = source, None, np.zeros(0, dtype=np.bool_)
     if limited:
         config, parts = _divided(config, source, np.arange(len(source)), groups)
@@ -306,7 +349,12 @@ def open_dataset(
             kept = np.flatnonzero(decodes)
             depths = depths[kept[divided(kept)[1]["train"]]]
         config = config.model_copy(update={"range": auto_range(depths)})
-    images = open_images(source, DecodeRules.of(config), cache, config.on_error, progress)
+    rules, val = DecodeRules.of(config), np.flatnonzero(is_val)
+    images: Images | StreamedImages
+    if config.stream:
+        images = stream_images(source, val, rules, cache, config.on_error, progress)
+    else:
+        images = open_images(source, rules, cache, config.on_error, progress)
 
     config, splits = divided(images.kept)
     if limited and "test" in parts:
@@ -322,8 +370,16 @@ def open_dataset(
     if note := range_note(images.depths[splits["train"]], config.range):
         notes = (*notes, note)
     notes = (*notes, *sentences(images.remarks))
-    reopened = partial(open_dataset, requested, progress, everything, headroom, spec, True) if limited else None
-    return Dataset(config, source.classes, images, labels, ids, splits, groups, notes, source.unused, sealed, reopened)
+    if config.stream and source.shards:
+        notes = (*notes, stream_note(config, source.shards.of[images.kept][splits["train"]], labels[splits["train"]]))
+    again = limited and not config.stream
+    reopened = partial(open_dataset, requested, progress, everything, headroom, spec, True) if again else None
+    about = (groups, notes, source.unused, sealed, reopened)
+    dataset = Dataset(config, source.classes, images, labels, ids, splits, *about)
+    if config.stream and config.mean is None:
+        mean, std = channel_statistics(dataset.train.sample(SAMPLED))
+        dataset = replace(dataset, config=config.model_copy(update={"mean": mean, "std": std}))
+    return dataset
 
 
 def _divided(
@@ -335,6 +391,8 @@ def _divided(
     config = _with_fractions(config, source, set(given.tolist()))
     fractions = config.val_fraction or 0, config.test_fraction or 0
     numbers = None if groups is None else groups.numbers[kept]
+    if source.shards is not None:
+        numbers = kept_whole(config, source, kept, groups is not None)
     splits = make_splits(labels, given, *fractions, config.split_seed, source.classes, config.limit, numbers)
     return config, splits
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from convsmith.data.archives import exists
-from convsmith.data.source import Given, Record, Source, split_of, unused_files
+from convsmith.data.source import Given, Record, Shards, Source, split_of, unused_files
 from convsmith.errors import UserError
 
 
@@ -65,6 +65,21 @@ def join(sources: Sequence[Source], names: Sequence[str]) -> Source:
                 for prefix, source in zip(prefixes, sources, strict=True)
             )
         ),
+        shards=_shards(sources, prefixes),
+    )
+
+
+def _shards(sources: Sequence[Source], prefixes: Sequence[str]) -> Shards | None:
+    """The shards of all sources; None if some lie in none."""
+    own = [source.shards for source in sources if source.shards]
+    if len(own) < len(sources):
+        return None
+    firsts = np.cumsum([0, *(len(shards.names) for shards in own)])
+    return Shards(
+        tuple(f"{prefix}/{name}" for prefix, shards in zip(prefixes, own, strict=True) for name in shards.names),
+        tuple(size for shards in own for size in shards.sizes),
+        tuple(digest for shards in own for digest in shards.digests),
+        np.concatenate([first + shards.of for first, shards in zip(firsts[:-1], own, strict=True)]),
     )
 
 

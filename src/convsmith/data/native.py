@@ -12,8 +12,11 @@ import numpy as np
 
 from convsmith.data.decode import DecodeError, read_header
 from convsmith.data.parallel import thread_map
+from convsmith.data.sampler import first_of_shards
 from convsmith.data.source import Record, Source
 from convsmith.data.stored import read_arrays, write_arrays
+
+SAMPLED = 1_000  # images of shards
 
 
 class Native(NamedTuple):
@@ -27,12 +30,17 @@ class Native(NamedTuple):
 
 
 def native_shape(source: Source, cache: Path) -> Native:
-    """The images' own size and channels: stated by the source, or else read from the image headers and cached."""
+    """The images' own size and channels: stated by the source, or else read from the image headers and cached.
+
+    Of shards the headers of a sample are read.
+    """
     if source.native_size and source.native_channels:
         return Native(source.native_size, source.native_channels)
     path = cache / "sources" / f"{source.fingerprint}.shape.npz"
     if stored := read_arrays(path, size=(np.int64, (None,)), channels=(np.int64, ())):
         return Native(tuple(stored["size"].tolist()) or None, int(stored["channels"]))
+    if source.shards is not None:  # of which all cannot be read
+        source = source.at(first_of_shards(source.shards.of, SAMPLED))
     records = (source.read(row) for row in range(len(source)))
     shapes = Counter(shape for shape in thread_map(_shape, records) if shape is not None)
     sizes = {shape[:2] for shape in shapes}

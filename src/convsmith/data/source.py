@@ -40,6 +40,19 @@ SYSTEM, HIDDEN = "left by systems and editors", "hidden"
 NO_IMAGE, OUTSIDE = "not images by their suffix", "outside the class folders"
 
 
+class Shards(NamedTuple):
+    """The files in which records lie one after the other, so that reading in their order is fast, and any other slow.
+
+    `names`, sizes in bytes and `digests` of what is in their index belong to the files; `of` int64 [N] is the number of
+    each record's file.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    digests: tuple[str, ...]
+    of: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """N labelled images that have not been decoded yet.
@@ -48,6 +61,7 @@ class Source:
     that the source itself assigns ('train', 'val', 'test', or '' for none). `read(i)` returns record i
     (encoded bytes, a path, or uint8 pixels); reading in order is fastest, and with Parquet any other order is slow.
     `unused` names the files of a folder that are not records, by the reason. `native_size` is (height, width).
+    Records that lie in `shards` may be streamed, and splits keep each shard whole.
     """
 
     name: str
@@ -62,6 +76,7 @@ class Source:
     native_size: tuple[int, int] | None = None
     native_channels: int | None = None
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.labels) == len(self.given)
@@ -80,6 +95,7 @@ class Source:
             given=self.given[rows],
             fingerprint=hashlib.sha256(self.fingerprint.encode() + rows.astype("<i8").tobytes()).hexdigest(),
             read=lambda index: self.read(int(rows[index])),
+            shards=self.shards and self.shards._replace(of=self.shards.of[rows]),
         )
 
     def of_classes(self, fewest: int) -> Source:

@@ -25,6 +25,8 @@ from convsmith.data.named import open_digits, open_named
 from convsmith.data.native import array_channels
 from convsmith.data.npz import NPZ, read_npz
 from convsmith.data.parquet import column_files, open_parquet
+from convsmith.data.places import absolute, is_pattern, local
+from convsmith.data.shards import CLS, is_shard, open_pattern, open_shards
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
 
@@ -67,7 +69,11 @@ def open_source(config: DataConfig, fewest_classes: int = 2) -> Source:
 def with_absolute_paths(config: DataConfig) -> DataConfig:
     """The same section with the absolute path of each source that is a file or a folder."""
     found = [
-        str(Path(name).expanduser().resolve()) if name not in SOURCES and exists(Path(name).expanduser()) else name
+        absolute(name)
+        if is_pattern(name)
+        else str(Path(name).expanduser().resolve())
+        if name not in SOURCES and exists(Path(name).expanduser())
+        else name
         for name in config.sources
     ]
     return config.model_copy(update={"source": found[0] if len(found) == 1 else tuple(found)})
@@ -81,9 +87,13 @@ def _open(name: str, config: DataConfig) -> Source:
     if name.startswith(PREFIX):
         _refuse_unread(config, name, *COLUMN_KEYS)
         return open_hub(name, cache, config)
+    if is_pattern(name):
+        return open_pattern(name, cache, config)
     path = Path(name).expanduser()
     if path.is_dir():
         tree = walk(path)
+        if tree.files and all(is_shard(file.path) for file in tree.files):
+            return open_shards(name, [local(path / file.path) for file in tree.files], cache, config)
         parquet = column_files(path, tree)
         if config.labels is not None and len(tree.files) > len(parquet):
             return open_labelled(path, tree, path.joinpath, config)
@@ -115,6 +125,8 @@ def _open(name: str, config: DataConfig) -> Source:
 
 def _open_archive(path: Path, archive: Path, folder: str, config: DataConfig) -> Source:
     tree, read = open_archive(archive, cache_folder(config), folder)
+    if is_shard(archive.name) and not folder and any(file.path.endswith(f".{CLS}") for file in tree.files):
+        return open_shards(str(path), [local(archive)], cache_folder(config), config)
     if config.labels is not None:
         return open_labelled(path, tree, read, config)
     if files := column_files(path, tree):

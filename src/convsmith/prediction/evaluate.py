@@ -17,6 +17,7 @@ from convsmith.data.ahead import ahead
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, Subset, open_dataset, unseal_test
 from convsmith.data.parallel import Progress
+from convsmith.data.places import folder_of
 from convsmith.data.preprocess import DevicePixels, InputPixels
 from convsmith.data.sources import Source, open_source, with_absolute_paths
 from convsmith.errors import RunFailed, UserError
@@ -237,7 +238,7 @@ def run_dataset(run: RunDir, source: Source | None = None, progress: Progress | 
 
 def refuse_lost(config: DataConfig, run: RunDir, fix: str = "name their new place with --data") -> None:
     """Raise UserError, which ends with `fix`, if the files of the run's data are not where its config says."""
-    if lost := [name for name in config.sources if os.path.isabs(name) and not os.path.exists(name)]:
+    if lost := [name for name in config.sources if os.path.isabs(name) and not os.path.exists(folder_of(name))]:
         raise UserError(f"the data of run '{run.path}' are not at '{lost[0]}' any more: {fix}")
 
 

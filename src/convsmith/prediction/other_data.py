@@ -17,6 +17,7 @@ from convsmith.data.classes import with_classes
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.dataset import Subset
 from convsmith.data.parallel import Progress
+from convsmith.data.places import folder_of
 from convsmith.data.source import SPLIT_WORDS, SPLITS
 from convsmith.data.sources import Source, cache_folder, open_source
 from convsmith.errors import UserError, command, nearest
@@ -159,7 +160,8 @@ def _marks(place: str) -> set[str | tuple[int, int]]:
 
 def _overlap(one: str, other: str) -> bool:
     """Whether two sources are the same, or one lies within the other."""
-    return one == other or Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
+    places = folder_of(one), folder_of(other)
+    return one == other or Path(places[0]).is_relative_to(places[1]) or Path(places[1]).is_relative_to(places[0])
 
 
 def name_of(run: RunDir, other: OtherData, split: str | None) -> str:

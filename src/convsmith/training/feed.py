@@ -17,8 +17,9 @@ from convsmith.contracts import Batch
 from convsmith.data.ahead import ahead, sent
 from convsmith.data.augment import Augment
 from convsmith.data.dataset import Subset
+from convsmith.data.epochs import epoch_of
 from convsmith.data.preprocess import DevicePixels, InputPixels
-from convsmith.data.sampler import batch_positions, epoch_order
+from convsmith.data.sampler import batch_positions
 from convsmith.prediction.evaluate import batches_of, passes
 from convsmith.terminal import warn
 from convsmith.transfer.features import FrozenFeatures
@@ -54,9 +55,16 @@ class Feed:
         self.way = way
         self._copies: dict[Subset, Tensor] = {}  # on the device
 
-    def images(self, subset: Subset, parts: Sequence[NDArray[np.int64]]) -> Generator[Tensor]:
-        """The images at each of the positions within a subset, on the device: uint8 [B, H, W, C] each."""
-        if (whole := self._copied(subset)) is not None:
+    def images(
+        self, subset: Subset, parts: Sequence[NDArray[np.int64]], reading: NDArray[np.int64] | None = None
+    ) -> Generator[Tensor]:
+        """The images at each of the positions within a subset, on the device: uint8 [B, H, W, C] each.
+
+        Of an epoch whose images are streamed, `reading` is the order in which they are read.
+        """
+        if reading is not None:
+            yield from ahead(subset.streamed(parts, reading), self.device)
+        elif (whole := self._copied(subset)) is not None:
             yield from (whole.index_select(0, positions) for positions in self.split(np.concatenate(parts), parts))
         elif self.way == "ahead":
             yield from ahead((subset.gather(part) for part in parts), self.device)
@@ -121,7 +129,7 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
     augment = Augment(config.augment, experiment.to_input)
 
     def batches(epoch: int, position: int) -> Iterator[Batch]:
-        order = epoch_order(train.labels, config.train.seed, epoch, config.data.sampling == "balanced")
+        order, reading = epoch_of(train, config.data, config.train.seed, epoch)
         parts = list(batch_positions(order, config.train.batch, position))
         if not parts:
             return
@@ -131,7 +139,7 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
                 for inputs, of_batch in zip(rows, labels, strict=True):
                     yield Batch(inputs, of_batch, features=True)
             return
-        with closing(feed.images(train, parts)) as images:
+        with closing(feed.images(train, parts, reading)) as images:
             for number, (pixels, of_batch) in enumerate(zip(images, labels, strict=True), start=position):
                 yield augment(pixels, of_batch, experiment.state.generator, [config.train.seed, epoch, number])
 

@@ -391,7 +391,8 @@ def _feed(
     free = footprint.available(device)
     left = None if free is None else free - footprint.needs(config, layers, finetuning).memory
     images = len(dataset.train) + len(dataset.val) + min(CLEAN_IMAGES, len(dataset.train))
-    return Feed(device, way_of(device, images * math.prod(dataset.train.shape), left))
+    size = math.inf if config.data.stream else images * math.prod(dataset.train.shape)
+    return Feed(device, way_of(device, size, left))
 
 
 def opening(experiment: Experiment) -> TrainingStarted:
