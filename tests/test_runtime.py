@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from convsmith.runtime import Interrupts
+from convsmith.runtime import Interrupts, seed_everything
 
 STEPS = """
 import ctypes, resource, sys
@@ -74,3 +75,26 @@ def test_a_terminal_that_is_closed_ends_in_good_order_what_prints_to_it() -> Non
     assert os.read(ours, 100).strip() == b"ready"
     os.close(ours)
     assert process.wait(timeout=30) == 128 + signal.SIGHUP
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_on_cuda_are_exact_or_fast(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    for module, name in (
+        (torch.backends.cudnn, "benchmark"),
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that it is set back
+    precision, before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    try:
+        seed_everything(3, deterministic)
+        assert torch.initial_seed() == 3
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.get_float32_matmul_precision() == ("highest" if deterministic else "high")
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(before)

@@ -304,7 +304,7 @@ class Environment(Record):
     `asked` is the config of a training before anything was chosen; empty where it was not recorded.
     """
 
-    __pydantic_extra__: dict[str, str | int | float | None]
+    __pydantic_extra__: dict[str, str | int | float | bool | None]
     versions: dict[str, str] = {}
     asked: dict[str, Any] = {}
 

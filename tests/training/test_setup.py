@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from convsmith import records
 from convsmith.config import RunConfig, read_run_config, validate
 from convsmith.data.sources import ARRAYS, Source, from_arrays
 from convsmith.errors import UserError
@@ -190,3 +191,19 @@ def test_a_run_of_the_first_edition_goes_on_with_the_optimiser_that_it_names(nam
         patch.setattr(checkpoint, "FORMAT_VERSION", 1)
         checkpoint.write(experiment.run.checkpoints, tensors, facts)
     finished(experiment.run, Parts(source_of(40)))
+
+
+def test_the_kernels_that_a_run_has_asked_for_are_recorded_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "convsmith.training.gather.seed_everything", lambda seed, deterministic: asked.append(deterministic)
+    )
+    parts = Parts(source_of(6))
+    config = config_of(6, 3).with_values(train={"deterministic": False})
+    run = setup.start(setup.prepare(config, parts), tmp_path, parts=parts).run
+    assert records.read(run.environment, records.Environment)["deterministic"] is False
+    setup.resume(run, parts)
+    assert set(asked) == {False}
+    assert RunConfig().train.deterministic, "as runs were whose config does not have the key"

@@ -32,6 +32,11 @@ class TrainConfig(Section):
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
         "auto", description="memory format of images and weights; auto: the faster one, as measured"
     )
+    deterministic: bool = Field(
+        True,
+        description="on CUDA, only kernels that give the same bits each time; false: the fastest kernels, so that a "
+        "resumed or repeated run differs in rounding. The CPU's always give the same bits",
+    )
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
     focal_gamma: float = Field(
         2.0, ge=0, le=10, description="of loss focal: how much images that are right already count less; 0: not at all"

@@ -154,7 +154,7 @@ def _refuse_blank(augment: AugmentConfig, data: DataConfig) -> None:
 
 def build_network(config: RunConfig, dataset: Dataset, parts: Parts) -> nn.Module:
     """The network with its initial weights, which depend only on `train.seed`."""
-    seed_everything(config.train.seed)
+    seed_everything(config.train.seed, config.train.deterministic)
     card = dataset.preprocessing()
     if parts.module is not None:
         refuse_unfit(parts.module, card.channels, card.image_size, len(dataset.classes))

@@ -223,7 +223,7 @@ def start(
         model, layers, finetuning = prepared.model, prepared.layers, prepared.finetuning
         experiment = _assemble(run, config, dataset, prepared.device, model, layers, finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
-        record = environment() | {"device": config.train.device, "threads": config.train.threads}
+        record = environment() | config.train.model_dump(include={"device", "threads", "deterministic"})
         record["asked"] = asked.model_dump(mode="json") if asked else {}
         records.write(run.environment, records.Environment, record)
         records.write(run.splits, records.Splits, dataset.splits_record())
