@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from convsmith.data.augment import Augment, crop_and_rotate, cutout, flip_and_shift, jitter_colour, mix
+from convsmith.data.augment import Augment, alternation, crop_and_rotate, cutout, flip_and_shift, jitter_colour, mix
 from convsmith.data.config import AugmentConfig, Preprocessing
 from convsmith.data.preprocess import ToInput
 
@@ -57,6 +57,20 @@ def flip_and_shift_reference(images: np.ndarray, config: AugmentConfig, source: 
         right = edge + int(moves[1, number]) * (-1 if mirrored[number] else 1)
         result.append(padded[down : down + image.shape[0], right : right + image.shape[1]])
     return np.stack(result)
+
+
+def test_alternating_flips_show_both_sides_in_each_two_epochs() -> None:
+    config = AugmentConfig(hflip="alternating")
+    sides = [alternation(config, 3, epoch, 1000) for epoch in range(4)]
+    assert 420 < sides[0].sum() < 580
+    assert np.array_equal(sides[1], ~sides[0])
+    assert np.array_equal(sides[2], sides[0])
+    assert np.array_equal(sides[3], sides[1])
+    assert not np.array_equal(alternation(config, 4, 0, 1000), sides[0])
+    assert alternation(AugmentConfig(hflip=True), 3, 0, 1000) is None
+    images, mirrored = pixels(4), torch.tensor([True, False, False, True])
+    moved = flip_and_shift(images, config, generator(), mirrored)
+    assert torch.equal(moved, torch.where(mirrored[:, None, None, None], images.flip(2), images))
 
 
 @given(st.booleans(), st.integers(0, 4), st.sampled_from(["reflect", "zero"]), st.integers(0, 1000))

@@ -27,7 +27,7 @@ def test_a_setting_that_changes_nothing_is_refused_with_those_that_do():
         build(ModelConfig(name="small-resnet", pool="average"), 3, 32, 10)
     assert str(error.value) == (
         "model.pool = average has no effect on 'small-resnet': leave it at its default (max) or choose a model "
-        "that uses it. Settings of 'small-resnet': activation, depth, init, logit_scale, norm, width"
+        "that uses it. Settings of 'small-resnet': activation, depth, init, logit_scale, mirror, norm, width"
     )
 
 

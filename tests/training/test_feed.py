@@ -13,6 +13,7 @@ from convsmith.config import validate
 from convsmith.data.dataset import Subset
 from convsmith.data.sampler import batch_positions, epoch_order
 from convsmith.data.sources import ARRAYS, from_arrays
+from convsmith.errors import UserError
 from convsmith.prediction.evaluate import logits_of
 from convsmith.runtime import Interrupts
 from convsmith.training import feed, loop, setup
@@ -99,13 +100,13 @@ def test_features_lie_on_the_device_if_they_fit() -> None:
     assert torch.equal(torch.cat(list(Feed(CPU, "direct").rows(rows, parts))), rows[[4, 0, 1]])
 
 
-def training(folder: Path, way: Way) -> setup.Experiment:
+def training(folder: Path, way: Way, **changes: Any) -> setup.Experiment:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
     parts = Parts(from_arrays(images, np.arange(40) % 2))
     augment = {"hflip": True, "shift": 1, "mixup": 0.2}
     train = {"epochs": 2, "batch_size": 8, "threads": 1, "layout": "contiguous", "log_every": 1}
     data = {"source": ARRAYS, "val_fraction": 0.2, "test_fraction": 0}
-    config = validate({"data": data, "train": train, "augment": augment, "track": {"wandb": "off"}})
+    config = validate({"data": data, "train": train, "augment": augment, "track": {"wandb": "off"}, **changes})
     experiment = setup.start(setup.prepare(config, parts), folder, parts=parts)
     experiment.feed.way = way
     return experiment
@@ -126,6 +127,35 @@ def test_a_training_that_starts_within_an_epoch_gets_its_rest(tmp_path: Path) ->
     whole = [batch.labels.tolist() for batch in train_batches(experiment)(1, 0)]
     assert [batch.labels.tolist() for batch in train_batches(experiment)(1, 2)] == whole[2:]
     assert list(train_batches(experiment)(1, len(whole))) == []
+
+
+def test_images_grow_and_alternate_by_epoch_and_not_by_what_was_trained_before(tmp_path: Path) -> None:
+    train = {"epochs": 4, "batch_size": 8, "threads": 1, "layout": "contiguous", "sizes": [[4, 0.5], [6, 0.75]]}
+    rest = {"model": {"global_pool": "max"}, "augment": {"hflip": "alternating"}}
+    experiment = training(tmp_path, "direct", train=train, **rest)
+    batches = train_batches(experiment)
+    assert [next(batches(epoch, 0)).images.shape[-1] for epoch in range(4)] == [4, 4, 6, 8]
+    whole = list(batches(3, 0))
+    assert torch.equal(whole[2].images, next(batches(3, 2)).images)
+
+    def by_image(epoch: int) -> torch.Tensor:
+        order = epoch_order(experiment.dataset.train.labels, 0, epoch)
+        return torch.cat([batch.images for batch in batches(epoch, 0)])[np.argsort(order)]
+
+    first, second = by_image(0), by_image(1)
+    torch.testing.assert_close(first.flip(-1), second)  # to rounding: the images were resized
+
+
+def test_a_network_of_one_size_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    train = {"epochs": 2, "threads": 1, "layout": "contiguous", "sizes": [[4, 0.5]]}
+    with pytest.raises(UserError, match=r"^train.sizes: the network fails on images of 4 x 4 pixels .*global_pool"):
+        training(tmp_path, "direct", train=train)
+
+
+@pytest.mark.parametrize("sizes", [[[20, 0.5], [24, 0.5]], [[20, 1.0]], [[20, 0.0]], [[3, 0.5]]])
+def test_sizes_rise_in_time(sizes: list[Any]) -> None:
+    with pytest.raises(UserError, match="must be sizes of at least 4 pixels, each with a rising fraction"):
+        validate({"train": {"sizes": sizes}})
 
 
 def test_the_run_says_where_its_images_lie(tmp_path: Path) -> None:

@@ -253,7 +253,11 @@ class AugmentConfig(Section):
 
     needs: ClassVar = {"shift_fill": "shift", "rand_magnitude": "rand_ops"}
 
-    hflip: bool = Field(False, description="mirror left-right with probability 1/2")
+    hflip: bool | Literal["alternating"] = Field(
+        False,
+        description="mirror left-right with probability 1/2; alternating: that in the first epoch, and then each image "
+        "in every other epoch",
+    )
     shift: int | float = Field(
         0, ge=0, le=512, description="shift by up to this many pixels each way; below 1: a fraction of the image's side"
     )

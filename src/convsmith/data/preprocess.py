@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convsmith.contracts import hw
+from convsmith.contracts import Size, hw
 from convsmith.data.config import DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, decode, from_array, from_image
 from convsmith.errors import UserError
@@ -111,6 +111,14 @@ class ToInput:
         shape = (1, preprocessing.channels, 1, 1)
         self.scale = (1 / (255 * std)).float().view(shape).to(device)
         self.shift = (-mean / std).float().view(shape).to(device)
+
+    def of_size(self, size: Size) -> ToInput:
+        """The same for another size of the network's input."""
+        if size == self.preprocessing.image_size:
+            return self
+        return ToInput(
+            self.preprocessing.model_copy(update={"image_size": size}), self.scale.device, self.memory_format
+        )
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 255], float32 or uint8 [B, C, H, W] -> (pixels / 255 - mean) / std."""

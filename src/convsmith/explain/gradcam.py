@@ -23,6 +23,7 @@ from convsmith.contracts import Classifier, gray_or_rgb
 from convsmith.data.augment import LUMA
 from convsmith.data.preprocess import InputPixels
 from convsmith.errors import UserError, choose
+from convsmith.nets.mirror import one_view
 
 BATCH = 32  # images at a time: their maps and gradients are held at once
 OPACITY = 0.6  # of the colour where a map is 1; where it is 0, only the image is seen
@@ -74,7 +75,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
     """Run a forward pass in eval mode without gradients for the hooks, and remove them afterwards."""
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), one_view(model):
             model(images)
     finally:
         for handle in handles:
@@ -116,7 +117,7 @@ def grad_cam(model: nn.Module, module: nn.Module, images: Tensor, classes: Tenso
 
     handle = module.register_forward_hook(hook)
     try:
-        with torch.enable_grad(), evaluating(model):
+        with torch.enable_grad(), evaluating(model), one_view(model):
             logits = model(images)
             (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
     finally:

@@ -64,7 +64,7 @@ class ModelEntry:
     uses: frozenset[str]
 
 
-_COMMON = frozenset({"activation", "norm", "init", "logit_scale"})
+_COMMON = frozenset({"activation", "norm", "init", "logit_scale", "mirror"})
 _CONVNET = _COMMON | {"hidden", "global_pool", "pool", "pool_t", "pool_k", "dropout", "hidden_dropout"}
 
 MODELS: dict[str, ModelEntry] = {
@@ -106,6 +106,11 @@ class ModelConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="after each block")
     hidden_dropout: float = Field(default=0.3, ge=0, lt=1, description="after each fully connected layer")
     logit_scale: float = Field(default=1.0, gt=0, le=100, description="constant factor on the logits")
+    mirror: bool = Field(
+        default=False,
+        description="outside training, the features are the mean of those of the image and of its mirror image, which "
+        "takes twice the time",
+    )
     init: Init = Field(default="default", description="initialisation of convolutions and fully connected layers")
     whiten: bool = Field(
         default=False, description="convnet: the first convolution whitens the train images' patches and stays fixed"

@@ -11,6 +11,7 @@ from convsmith.contracts import Size, hw
 from convsmith.errors import UserError
 from convsmith.nets.blocks import ACTIVATIONS, ConvBlock
 from convsmith.nets.config import BlockConfig, ModelConfig
+from convsmith.nets.mirror import averaged
 
 GLOBAL_POOLS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
@@ -47,6 +48,7 @@ class ConvNet(nn.Module):
             block = ConvBlock(width, block_config, config, name=f"block {number}")
             blocks.append(block)
             width, size = block_config.channels, block.output_size(size)
+        self.mirror = config.mirror
         self.blocks = nn.Sequential(*blocks)
         if config.whiten:
             _fits_whitening(config.blocks[0], channels)
@@ -77,6 +79,10 @@ class ConvNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """`images` float [N, C, H, W] -> features [N, F]."""
+        averages = self.mirror and not self.training
+        return averaged(self._of_one_view, images) if averages else self._of_one_view(images)
+
+    def _of_one_view(self, images: Tensor) -> Tensor:
         features: Tensor = self.hidden(self.flatten(self.global_pool(self.blocks(images))))
         return features
 

@@ -11,6 +11,7 @@ from convsmith.contracts import Size
 from convsmith.nets.blocks import ACTIVATIONS, NORMS
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.convnet import ScaledLinear
+from convsmith.nets.mirror import averaged
 
 
 def _conv3x3(in_channels: int, channels: int, stride: int, config: ModelConfig) -> nn.Conv2d:
@@ -55,7 +56,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, config: ModelConfig, channels: int, image_size: Size, classes: int) -> None:
         super().__init__()
-        width = config.width
+        width, self.mirror = config.width, config.mirror
         self.stem = nn.Sequential()
         self.stem.add_module("conv", _conv3x3(channels, width, 1, config))
         self.stem.add_module("norm", NORMS[config.norm].build(width))
@@ -79,6 +80,10 @@ class SmallResNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """`images` float [N, C, H, W] -> features [N, 4 width]."""
+        averages = self.mirror and not self.training
+        return averaged(self._of_one_view, images) if averages else self._of_one_view(images)
+
+    def _of_one_view(self, images: Tensor) -> Tensor:
         maps = self.stage3(self.stage2(self.stage1(self.stem(images))))
         features: Tensor = self.flatten(self.global_pool(maps))
         return features

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from convsmith.contracts import Size, hw, size_text
 from convsmith.errors import UserError
+from convsmith.nets.mirror import one_view
 
 BYTES = 4  # float32
 
@@ -170,7 +171,7 @@ def trace(model: nn.Module, channels: int, size: Size) -> list[LayerRow]:
     ]
     try:
         model.eval()
-        with torch.no_grad(), _PropagateReceptiveFields():
+        with torch.no_grad(), one_view(model), _PropagateReceptiveFields():
             model(image)
     finally:
         for handle in handles:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import inf
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from convsmith.contracts import Section
+from convsmith.contracts import Section, Size, hw, size_of
 from convsmith.records import Monitor
 
 AUTO = "auto"
@@ -28,6 +29,11 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of torch; none: one per physical core, or one for tiny networks"
+    )
+    sizes: tuple[tuple[int, float], ...] = Field(
+        (),
+        description="smaller images at first: '[[20, 0.4], [24, 0.8]]' trains on 20 pixels (of the longer side) until "
+        "0.4 of the epochs, on 24 until 0.8, and then on data.image_size",
     )
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
         "auto", description="memory format of images and weights; auto: the faster one, as measured"
@@ -69,6 +75,21 @@ class TrainConfig(Section):
         """The batch size of a resolved config."""
         assert isinstance(self.batch_size, int), "a resolved config has a number"
         return self.batch_size
+
+    def size_in(self, epoch: int, image_size: Size) -> Size:
+        """The size of the train images in an epoch (from 0), of the same shape as `image_size`."""
+        longer = next((side for side, until in self.sizes if epoch < round(until * self.epochs, 6)), None)
+        if longer is None:
+            return image_size
+        return size_of(*(max(1, round(side * longer / max(hw(image_size)))) for side in hw(image_size)))
+
+    @field_validator("sizes")
+    @classmethod
+    def _in_order(cls, sizes: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+        shares = [0.0, *(until for _, until in sizes), 1.0]
+        if any(side < 4 for side, _ in sizes) or any(one >= next_one for one, next_one in pairwise(shares)):
+            raise ValueError("must be sizes of at least 4 pixels, each with a rising fraction of the epochs below 1")
+        return sizes
 
     @field_validator("class_weights", mode="before")
     @classmethod

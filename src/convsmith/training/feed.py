@@ -15,7 +15,7 @@ from torch import Tensor
 from convsmith import memory
 from convsmith.contracts import Batch
 from convsmith.data.ahead import ahead, sent
-from convsmith.data.augment import Augment
+from convsmith.data.augment import Augment, alternation
 from convsmith.data.dataset import Subset
 from convsmith.data.epochs import epoch_of
 from convsmith.data.preprocess import DevicePixels, InputPixels
@@ -126,21 +126,27 @@ def _on_device(subset: Subset, device: torch.device) -> Tensor:
 def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch]]:
     """A function of (epoch, position) that yields the epoch's augmented batches in order, from that position on."""
     config, train, feed = experiment.config, experiment.dataset.train, experiment.feed
-    augment = Augment(config.augment, experiment.to_input)
 
     def batches(epoch: int, position: int) -> Iterator[Batch]:
         order, reading = epoch_of(train, config.data, config.train.seed, epoch)
         parts = list(batch_positions(order, config.train.batch, position))
         if not parts:
             return
-        labels = feed.split(train.labels[np.concatenate(parts)], parts)
+        rows = np.concatenate(parts)
+        labels = feed.split(train.labels[rows], parts)
         if experiment.features:
-            with closing(feed.rows(experiment.features.view(epoch), parts)) as rows:
-                for inputs, of_batch in zip(rows, labels, strict=True):
+            with closing(feed.rows(experiment.features.view(epoch), parts)) as features:
+                for inputs, of_batch in zip(features, labels, strict=True):
                     yield Batch(inputs, of_batch, features=True)
             return
+        size = config.train.size_in(epoch, experiment.card.preprocessing.image_size)
+        augment = Augment(config.augment, experiment.to_input.of_size(size))
+        sides = alternation(config.augment, config.train.seed, epoch, len(train))
+        mirrored = [None] * len(parts) if sides is None else feed.split(sides[rows], parts)
         with closing(feed.images(train, parts, reading)) as images:
-            for number, (pixels, of_batch) in enumerate(zip(images, labels, strict=True), start=position):
-                yield augment(pixels, of_batch, experiment.state.generator, [config.train.seed, epoch, number])
+            together = zip(images, labels, mirrored, strict=True)
+            for number, (pixels, of_batch, sides_of_batch) in enumerate(together, start=position):
+                key = [config.train.seed, epoch, number]
+                yield augment(pixels, of_batch, experiment.state.generator, key, sides_of_batch)
 
     return batches

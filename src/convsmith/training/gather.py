@@ -15,16 +15,17 @@ from torch import nn
 from convsmith import files
 from convsmith.config import RunConfig
 from convsmith.contracts import Batch, InputSpec, hw, size_text
-from convsmith.data.config import AugmentConfig, DataConfig
+from convsmith.data.config import AugmentConfig, DataConfig, Preprocessing
 from convsmith.data.dataset import Dataset, open_dataset
 from convsmith.data.preprocess import ToInput
 from convsmith.data.sources import cache_folder, with_absolute_paths
-from convsmith.errors import UserError
+from convsmith.errors import UserError, first_line
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
-from convsmith.nets.shapes import LayerRow, totals
+from convsmith.nets.shapes import LayerRow, totals, trace
 from convsmith.runtime import keep_freed_memory, seed_everything, select_device, set_threads
 from convsmith.training import speeds
+from convsmith.training.config import TrainConfig
 from convsmith.training.layout import seconds_per_step
 from convsmith.training.loss import build_loss, class_weights
 from convsmith.training.own import Parts, refuse_unfit
@@ -106,6 +107,19 @@ def refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_
             raise
         fix = "set --train.batch_size to 2 or more" if images > 1 else "there is only one train image: give more"
         raise UserError(f"batch norm cannot be trained on batches of one image: {fix}") from None
+
+
+def refuse_rigid(model: nn.Module, train: TrainConfig, seen: Preprocessing) -> None:
+    """Raise UserError where the network cannot take the smaller images of `train.sizes`."""
+    smaller = {train.size_in(epoch, seen.image_size) for epoch in range(train.epochs)} if train.sizes else set()
+    for size in smaller - {seen.image_size}:
+        try:
+            trace(model, seen.channels, size)
+        except Exception as error:  # whatever a network raises
+            raise UserError(
+                f"train.sizes: the network fails on images of {size_text(size)} pixels ({first_line(error)}): set "
+                "--model.global_pool to average or max, use larger sizes or none"
+            ) from error
 
 
 def image_epochs(config: RunConfig, finetuning: Finetuning | None) -> int:

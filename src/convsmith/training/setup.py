@@ -47,6 +47,7 @@ from convsmith.training.gather import (
     measure_layout,
     open_data,
     recipe_of,
+    refuse_rigid,
     refuse_single_images,
     to_last_phase,
     without_val,
@@ -176,6 +177,7 @@ def prepare(
         if resolved.train.temperature != 1 and not isinstance(getattr(model, "head", None), nn.Linear):
             raise UserError("train.temperature divides the weights of a linear head, which your own module has not")
         refuse_single_images(model, finetuning, resolved.train.batch, dataset)
+        refuse_rigid(model, resolved.train, dataset.preprocessing())
         seconds = None
         if not measured:
             if config.train.threads is None and device.type == "cpu" and is_small(layers, resolved.train.batch):
