@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 import convsmith
-from convsmith.data.cache import INDEX, PIXELS, open_images
+from convsmith.data.building import INDEX, PIXELS
+from convsmith.data.cache import open_images
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.depth import scan
 from convsmith.data.named import open_digits

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convsmith.data import building, native, parallel
 from convsmith.data import cache as module
-from convsmith.data import native
-from convsmith.data.cache import Failure, Images, open_images, pixel_moments
+from convsmith.data.building import INDEX, PIXELS, Failure, pixel_moments
+from convsmith.data.cache import Images, open_images
 from convsmith.data.config import DataConfig, DecodeRules
-from convsmith.data.decode import DecodeError, decode
+from convsmith.data.decode import Decoded, DecodeError, decode
 from convsmith.data.depth import scan
 from convsmith.data.native import native_shape
-from convsmith.data.source import Index, recall, remember
+from convsmith.data.source import Index, Record, recall, remember
 from convsmith.data.sources import Source, from_arrays, open_source
-from convsmith.data.stored import Arrays, write_arrays
+from convsmith.data.stored import Arrays, read_arrays, write_arrays
 from convsmith.errors import UserError
 
 Plant = Callable[..., Path]
@@ -61,7 +62,7 @@ def test_the_cache_holds_what_decode_gives_and_is_read_only(plant: Plant, cache:
 def test_a_second_start_decodes_nothing(plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(plant(*PATHS))
     first = open_images(source, RULES, cache)
-    monkeypatch.setattr(module, "decode_deep", None)
+    monkeypatch.setattr(building, "decode_deep", None)
     assert same(open_images(source, RULES, cache), first)
 
 
@@ -144,33 +145,143 @@ def test_memory_that_runs_out_is_no_fault_of_an_image(
     def without_memory(record: object, rules: object) -> None:
         raise DecodeError("unreadable", "decoding it takes more memory than is free")
 
-    monkeypatch.setattr("convsmith.data.cache.decode_deep", without_memory)
+    monkeypatch.setattr("convsmith.data.building.decode_deep", without_memory)
     with pytest.raises(UserError, match=r"cannot read 'a/1\.png' of .*: decoding it takes more memory than is free$"):
         open_images(source_of(plant("a/1.png", "b/1.png")), RULES, cache, on_error="skip")
 
 
-def test_an_interrupted_build_leaves_nothing(plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = source_of(plant(*PATHS))
-
-    def interrupt(row: int) -> Path:
-        if row == 70:
+def interrupted_at(row: int, source: Source) -> Source:
+    def read(at: int) -> Record:
+        if at == row:
             raise KeyboardInterrupt
-        return source.read(row)  # type: ignore[return-value]
+        return source.read(at)
 
+    return dataclasses.replace(source, read=read)
+
+
+def test_an_interruption_before_anything_was_kept_leaves_nothing(plant: Plant, cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        open_images(dataclasses.replace(source, read=interrupt), RULES, cache)
+        open_images(interrupted_at(70, source_of(plant(*PATHS))), RULES, cache)
     assert [path.suffix for path in (cache / "images").iterdir()] == [".lock"]
 
 
+@pytest.fixture
+def mixed(plant: Plant) -> Source:
+    """24 images with failures of two kinds and a remark among the first."""
+    root = plant(*PATHS[:20], *PATHS[40:44])
+    (root / "cat/3.png").write_text("no image")
+    (root / "cat/5.png").unlink()
+    (root / "cat/5.png").symlink_to(root / "nowhere")
+    pages = [Image.new("RGB", (12, 12), color) for color in ("red", "blue")]
+    pages[0].save(root / "cat/7.png", format="TIFF", save_all=True, append_images=pages[1:])
+    return source_of(root)
+
+
+@pytest.fixture
+def begun(mixed: Source, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A build of `mixed` that was interrupted at row 20, with a part an image; the rows that are read from then on."""
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "KEEP_SECONDS", 0.0)
+        patch.setattr(parallel, "CHUNK", 1)
+        patch.setattr(os, "cpu_count", lambda: 1)
+        with pytest.raises(KeyboardInterrupt):
+            open_images(interrupted_at(20, mixed), RULES, cache, "skip")
+    assert len(list((cache / "images").glob("*.partial/parts/*"))) == 18  # and two are in flight
+    rows: list[int] = []
+    decode_deep = building.decode_deep
+
+    def counting(record: Path, rules: DecodeRules) -> Decoded:
+        rows.append(mixed.ids.index(record.relative_to(mixed.name).as_posix()))
+        return decode_deep(record, rules)
+
+    monkeypatch.setattr(building, "decode_deep", counting)
+    return rows
+
+
+def undisturbed(source: Source, tmp_path: Path) -> dict[str, bytes]:
+    open_images(source, RULES, tmp_path / "other", "skip")
+    return files_of(tmp_path / "other")
+
+
+def files_of(cache: Path) -> dict[str, bytes]:
+    (folder,) = (path for path in (cache / "images").iterdir() if path.suffix != ".lock")
+    index = read_arrays(folder / INDEX, **building.array_forms(RULES))
+    assert index is not None
+    arrays = {name: array.tobytes() for name, array in index.items()}
+    return arrays | {"pixels": (folder / PIXELS).read_bytes(), "names": repr(sorted(os.listdir(folder))).encode()}
+
+
+def test_what_an_interrupted_build_has_decoded_is_not_decoded_again(
+    mixed: Source, cache: Path, begun: list[int], tmp_path: Path
+) -> None:
+    calls: list[tuple[int, int]] = []
+    open_images(mixed, RULES, cache, "skip", lambda done, total: calls.append((done, total)))
+    assert begun == list(range(18, 24))
+    assert calls == [(24, 24)]
+    assert files_of(cache) == undisturbed(mixed, tmp_path)
+
+
+def test_a_build_goes_on_behind_the_last_part_that_is_whole(
+    mixed: Source, cache: Path, begun: list[int], tmp_path: Path
+) -> None:
+    (partial,) = (cache / "images").glob("*.partial")
+    expected = undisturbed(mixed, tmp_path)
+
+    def pixel(count: int) -> None:  # of an image, of which there are two fewer than rows from row 15 on
+        whole = (partial / PIXELS).read_bytes()
+        (partial / PIXELS).write_bytes(flipped(count * 192 + 5)(whole))
+
+    def part(number: int, content: bytes | None) -> None:
+        path = partial / "parts" / f"{number}.npz"
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+    first = (partial / "parts/0.npz").read_bytes()
+    begun_copy = tmp_path / "begun"
+    shutil.copytree(partial, begun_copy)
+    damages: list[tuple[int, Callable[[], object]]] = [
+        (16, lambda: pixel(14)),
+        (0, lambda: pixel(0)),
+        (0, lambda: (partial / PIXELS).write_bytes(b"")),
+        (4, lambda: (partial / PIXELS).write_bytes((partial / PIXELS).read_bytes()[: 4 * 192 + 7])),
+        (9, lambda: part(9, None)),
+        (9, lambda: part(9, b"")),
+        (9, lambda: part(9, flipped(300)(first))),
+        (9, lambda: part(9, first)),
+        (18, lambda: (partial / PIXELS).write_bytes((partial / PIXELS).read_bytes() + b"written, but not kept")),
+    ]
+    for row, damage in damages:
+        shutil.rmtree(cache / "images")
+        shutil.copytree(begun_copy, partial)
+        begun.clear()
+        damage()
+        open_images(mixed, RULES, cache, "skip")
+        assert begun == list(range(row, 24))
+        assert files_of(cache) == expected
+
+
+def test_a_file_that_can_be_read_now_is_decoded_when_a_build_goes_on(
+    mixed: Source, cache: Path, begun: list[int], plant: Plant
+) -> None:
+    plant("nowhere", root="data")
+    assert len(open_images(mixed, RULES, cache, "skip").kept) == 23
+    assert begun == list(range(15, 24))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_killed_build_is_not_found_and_the_next_one_is_whole(plant: Plant, cache: Path) -> None:
+def test_a_killed_build_is_not_found_and_the_next_one_goes_on(
+    plant: Plant, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = plant(*PATHS)
     program = f"""
 import dataclasses, os, signal, pathlib
+from convsmith.data import building, parallel
 from convsmith.data.cache import open_images
 from convsmith.data.config import DataConfig
 from convsmith.data.config import DecodeRules
 from convsmith.data.sources import open_source
+building.KEEP_SECONDS, parallel.CHUNK, os.cpu_count = 0.0, 4, lambda: 1
 source = open_source(DataConfig(source={str(root)!r}))
 read = lambda row: os.kill(os.getpid(), signal.SIGKILL) if row == 70 else source.read(row)
 open_images(dataclasses.replace(source, read=read), DecodeRules(working_size=8), pathlib.Path({str(cache)!r}))
@@ -179,8 +290,15 @@ open_images(dataclasses.replace(source, read=read), DecodeRules(working_size=8),
     assert killed.returncode == -signal.SIGKILL
     assert any(path.suffix == ".partial" for path in (cache / "images").iterdir())
     source = source_of(root)
-    images = open_images(source, RULES, cache)
+    rows: list[int] = []
+
+    def read(row: int) -> Record:
+        rows.append(row)
+        return source.read(row)
+
+    images = open_images(dataclasses.replace(source, read=read), RULES, cache)
     assert len(images.kept) == 80
+    assert rows[0] > 50
     assert not any(path.suffix == ".partial" for path in (cache / "images").iterdir())
     shutil.rmtree(cache)
     assert same(open_images(source, RULES, cache), images)
@@ -189,7 +307,7 @@ open_images(dataclasses.replace(source, read=read), DecodeRules(working_size=8),
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Source:
     """Forty images of 64 bytes, whose checksums are of four images each."""
-    monkeypatch.setattr(module, "BLOCK", 4 * 64 + 10)
+    monkeypatch.setattr(building, "BLOCK", 4 * 64 + 10)
     rng = np.random.default_rng(0)
     return from_arrays(rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), rng.integers(0, 3, 40))
 
@@ -204,13 +322,13 @@ def flipped(at: int) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *((module.PIXELS, flipped(at)) for at in (0, 255, 256, 1000, 40 * 64 - 1)),
-        (module.PIXELS, lambda whole: bytes(len(whole))),
-        (module.PIXELS, lambda whole: whole[:64] + whole[128:192] + whole[64:128] + whole[192:]),  # two images swapped
-        *((name, change) for name in (module.PIXELS, module.INDEX) for change in (None, lambda whole: whole[:-1])),
-        (module.INDEX, lambda whole: b""),
-        (module.INDEX, lambda whole: bytes(len(whole))),
-        *((module.INDEX, flipped(at)) for at in (0, 30, 200, 700, 2000, -900, -10)),
+        *((PIXELS, flipped(at)) for at in (0, 255, 256, 1000, 40 * 64 - 1)),
+        (PIXELS, lambda whole: bytes(len(whole))),
+        (PIXELS, lambda whole: whole[:64] + whole[128:192] + whole[64:128] + whole[192:]),  # two images swapped
+        *((name, change) for name in (PIXELS, INDEX) for change in (None, lambda whole: whole[:-1])),
+        (INDEX, lambda whole: b""),
+        (INDEX, lambda whole: bytes(len(whole))),
+        *((INDEX, flipped(at)) for at in (0, 30, 200, 700, 2000, -900, -10)),
     ],
 )
 def test_a_cache_that_was_damaged_is_built_anew_with_a_note(
@@ -262,7 +380,7 @@ def test_an_index_of_odd_content_is_not_used(
     small: Source, cache: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = open_images(small, GRAY, cache)
-    path = next((cache / "images").glob(f"*/{module.INDEX}"))
+    path = next((cache / "images").glob(f"*/{INDEX}"))
     with np.load(path) as stored:
         write_arrays(path, dict(stored) | arrays)
     assert same(open_images(small, GRAY, cache), first)
@@ -274,7 +392,7 @@ def test_a_damaged_cache_whose_source_cannot_be_read_is_one_line(plant: Plant, c
     source = source_of(root)
     open_images(source, RULES, cache)
     (root / "owl/5.png").unlink()
-    next((cache / "images").glob(f"*/{module.PIXELS}")).write_bytes(b"short")
+    next((cache / "images").glob(f"*/{PIXELS}")).write_bytes(b"short")
     with pytest.raises(UserError, match=r"cannot read 'owl/5\.png' of .*: No such file"):
         open_images(source, RULES, cache)
 

@@ -1,4 +1,4 @@
-"""Decoded images in a memory-mapped file, built completely or not at all, keyed by its inputs. Knows no splits.
+"""Decoded images in a memory-mapped file, found only when it is complete, keyed by its inputs. Knows no splits.
 
 All that is read back has checksums. Those of the pixels are compared once in a process; what changes in their file
 afterwards is not noticed. Damage is reported by Python's logger `convsmith`, and the images are decoded anew.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -17,38 +16,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from convsmith.contracts import hw
+from convsmith.data.building import (
+    INDEX,
+    PARTS,
+    PIXELS,
+    Facts,
+    Failure,
+    Moments,
+    array_forms,
+    build,
+    digest_of_records,
+    images_per_block,
+    is_unreadable,
+    shape_of,
+)
 from convsmith.data.config import DecodeRules
-from convsmith.data.decode import Decoded, DecodeError, Kind, Pixels, decode_deep, from_array
+from convsmith.data.decode import Pixels
 from convsmith.data.depth import Depths
 from convsmith.data.parallel import Progress, thread_map
-from convsmith.data.raster import Depth
 from convsmith.data.remarks import Remark
-from convsmith.data.source import Record, Source
-from convsmith.data.stored import Arrays, read_arrays, write_arrays
+from convsmith.data.source import Source
+from convsmith.data.stored import read_arrays
 from convsmith.errors import UserError, command
-from convsmith.files import open_file, sync_folder, written_whole
+from convsmith.files import sync_folder
 from convsmith.terminal import warn
 
 CACHE_VERSION = 3  # increase this whenever decoding or the files' form changes, so that old ones are not used again
-PIXELS, INDEX = "pixels", "index.npz"  # the images, one after the other; all else that is known of them
-BLOCK = 2**20  # bytes of images that share a checksum, rounded down to whole images
-
-Moments = npt.NDArray[np.int64]
-
-
-class Failure(NamedTuple):
-    """A record that cannot be decoded."""
-
-    id: str
-    kind: Kind
-    message: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,29 +102,6 @@ def open_images(
     return images
 
 
-def pixel_moments(pixels: Pixels) -> Moments:
-    """The exact sum and sum of squares by channel: uint8 [..., H, W, C] -> int64 [..., 2, C]."""
-    height, width, channels = pixels.shape[-3:]
-    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.int64)  # contiguous sums are 3x faster
-    planes = planes.reshape(*pixels.shape[:-3], channels, height * width)
-    return np.stack([planes.sum(axis=-1), np.einsum("...p,...p->...", planes, planes)], axis=-2)
-
-
-def _shape(rules: DecodeRules) -> tuple[int, int, int]:
-    """Height, width and channels of a decoded image."""
-    assert rules.working_size is not None, "the cache holds images of one size"
-    return (*hw(rules.working_size), rules.channels)
-
-
-class _Facts(NamedTuple):
-    """What is known of the images besides arrays. `records` is a digest of all of `hash` but the pixels."""
-
-    hash: str
-    records: str
-    failures: tuple[Failure, ...]
-    remarks: tuple[Remark, ...] = ()
-
-
 class _DamagedError(Exception):
     """What is wrong with a cache that was complete once."""
 
@@ -137,43 +113,25 @@ def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | N
     except _DamagedError as error:
         return str(error)
     unread = [failure.id for failure in images.failures if failure.kind == "unreadable"] if images else []
-    if unread and not all(_is_unreadable(source.read(source.ids.index(name))) for name in unread):
+    if unread and not all(is_unreadable(source.read(source.ids.index(name))) for name in unread):
         return None
     return images
 
 
-def _is_unreadable(record: Record) -> bool:
-    """Whether a record is a file that cannot be opened, such as a link that leads nowhere."""
-    if not isinstance(record, Path):
-        return False
-    try:
-        open_file(record).close()
-    except OSError:
-        return True
-    return False
-
-
 def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
     """The images in `folder`. Raises _DamagedError unless all is as it was when `source` was decoded by `rules`."""
-    arrays = read_arrays(
-        folder / INDEX,
-        kept=(np.int64, (None,)),
-        moments=(np.int64, (None, 2, rules.channels)),
-        depths=(np.float64, (None, 3)),
-        checksums=(np.uint32, (None,)),
-        facts=(np.str_, ()),
-    )
+    arrays = read_arrays(folder / INDEX, **array_forms(rules))
     if arrays is None:
         raise _DamagedError(f"{INDEX} is missing or does not match its checksums")
     kept, moments, depths, checksums = (arrays[name] for name in ("kept", "moments", "depths", "checksums"))
     try:
-        facts = TypeAdapter(_Facts).validate_json(str(arrays["facts"]))
-        matches = facts.records == _digest_of_records(source, kept)
+        facts = TypeAdapter(Facts).validate_json(str(arrays["facts"]))
+        matches = facts.records == digest_of_records(source, kept)
     except (ValueError, IndexError):
         matches = False
     if not matches or not len(kept) == len(moments) == len(depths):
         raise _DamagedError(f"{INDEX} does not match the source")
-    path, shape = folder / PIXELS, (len(kept), *_shape(rules))
+    path, shape = folder / PIXELS, (len(kept), *shape_of(rules))
     pixels = _map(path, shape)
     status = path.stat()
     if _checksums(path, shape, status.st_ino, status.st_mtime_ns) != tuple(checksums.tolist()):
@@ -196,13 +154,16 @@ def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
 @lru_cache
 def _checksums(path: Path, shape: tuple[int, ...], inode: int, changed_ns: int) -> tuple[int, ...]:
     """The CRC-32 of each block of a file of images, computed once in a process for each inode and time of change."""
-    pixels, step = _map(path, shape), _images_per_block(math.prod(shape[1:]))
+    pixels, step = _map(path, shape), images_per_block(math.prod(shape[1:]))
     blocks = (pixels[start : start + step] for start in range(0, len(pixels), step))
     return tuple(thread_map(lambda block: zlib.crc32(block.data), blocks))
 
 
 def _build_once(source: Source, rules: DecodeRules, folder: Path, on_error: str, progress: Progress | None) -> Images:
-    """Build `folder` unless another process does so first; leave nothing behind if that fails."""
+    """Build `folder` unless another process does so first, from where one that was interrupted has come to.
+
+    A disk that is full gets its room back.
+    """
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -213,98 +174,21 @@ def _build_once(source: Source, rules: DecodeRules, folder: Path, on_error: str,
             return before
         if before is not None:
             warn(f"the cache of decoded images of {source.name} was damaged ({before}) and is built anew")
-        shutil.rmtree(partial, ignore_errors=True)  # left behind by a process that was killed
         shutil.rmtree(folder, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)
         try:
-            _build(source, rules, partial, on_error, progress)
+            build(source, rules, partial, on_error, progress)
             partial.rename(folder)
             sync_folder(folder.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            if isinstance(error, OSError) or not (partial / PARTS).exists():
+                shutil.rmtree(partial, ignore_errors=True)
             raise
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
         images = _found(folder, source, rules)
     if not isinstance(images, Images):
         raise UserError(f"the disk of '{folder}' does not keep what is written ({images}): set --data.cache to another")
     return images
-
-
-def _build(source: Source, rules: DecodeRules, folder: Path, on_error: str, progress: Progress | None) -> None:
-    image_bytes = math.prod(_shape(rules))
-    needed = len(source) * image_bytes
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the decoded images of {source.name} need {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free "
-            f"in '{folder.parent}': make room, or set --data.cache or CONVSMITH_CACHE to another disk"
-        )
-
-    def examine(record: Record) -> tuple[Decoded, Moments] | DecodeError:
-        try:
-            if isinstance(record, np.ndarray):
-                decoded = Decoded(from_array(record, rules))
-            else:
-                decoded = decode_deep(record, rules)
-        except DecodeError as error:
-            return error
-        return decoded, pixel_moments(decoded.pixels)
-
-    kept: list[int] = []
-    moments: list[Moments] = []
-    depths: list[Depth] = []
-    failures: list[Failure] = []
-    checksums: list[int] = []
-    remarks: list[Remark] = []
-    digest = hashlib.sha256()
-    records = (source.read(row) for row in range(len(source)))
-    with written_whole(folder / PIXELS) as file:
-        for row, result in enumerate(thread_map(examine, records, progress, len(source), image_bytes)):
-            if isinstance(result, DecodeError):
-                if result.kind == "unreadable":  # the fault lies with the machine, not the data
-                    is_file = _is_unreadable(source.read(row))
-                    if on_error == "stop" or not is_file:  # memory is free again the next time
-                        hint = "; data.on_error=skip leaves such files out" if is_file else ""
-                        raise UserError(f"cannot read '{source.ids[row]}' of {source.name}: {result.message}{hint}")
-                failures.append(Failure(source.ids[row], result.kind, result.message))
-            else:
-                (pixels, depth, said), image_moments = result
-                remarks += said
-                file.write(pixels.data)
-                digest.update(pixels.data)
-                if len(kept) % _images_per_block(pixels.size) == 0:
-                    checksums.append(0)
-                checksums[-1] = zlib.crc32(pixels.data, checksums[-1])
-                kept.append(row)
-                moments.append(image_moments)
-                depths.append(depth)
-
-    rows = np.array(kept, dtype=np.int64)
-    digest.update(json.dumps([source.classes, [source.ids[row] for row in kept]]).encode())
-    digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
-    facts = _Facts(digest.hexdigest(), _digest_of_records(source, rows), tuple(failures), tuple(remarks))
-    empty = np.empty((0, 2, rules.channels), dtype=np.int64)
-    arrays: Arrays = {
-        "kept": rows,
-        "moments": np.stack(moments) if moments else empty,
-        "depths": np.array(depths, dtype=np.float64).reshape(-1, 3),
-        "checksums": np.array(checksums, dtype=np.uint32),
-        "facts": np.array(json.dumps(facts)),
-    }
-    write_arrays(folder / INDEX, arrays)
-
-
-def _digest_of_records(source: Source, rows: npt.NDArray[np.int64]) -> str:
-    """SHA-256 of the classes, and of the ids and labels of these records; each start computes it, so it is fast."""
-    ids = source.ids if len(rows) == len(source) else [source.ids[row] for row in rows.tolist()]
-    digest = hashlib.sha256(json.dumps(source.classes).encode())
-    digest.update("\0".join(ids).encode("utf-8", "surrogatepass"))
-    digest.update(np.ascontiguousarray(source.labels[rows], dtype="<i8").data)
-    return digest.hexdigest()
-
-
-def _images_per_block(size: int) -> int:
-    """The number of images of `size` bytes that share a checksum."""
-    return max(1, BLOCK // size)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.contracts import InputSpec, Size, covers, hw, size_of, size_word
-from convsmith.data.cache import Failure, Images, Moments, open_images, pixel_moments
+from convsmith.data.building import Failure, Moments, pixel_moments
+from convsmith.data.cache import Images, open_images
 from convsmith.data.classes import look_alike, refuse_untrained, with_classes, without_val
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convsmith.contracts import hw
-from convsmith.data.cache import Failure, open_images
+from convsmith.data.building import Failure
+from convsmith.data.cache import open_images
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import DecodeError, Pixels, decode, from_array
 from convsmith.data.depth import Depths
