@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from convsmith.contracts import hw
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import Decoded, DecodeError, Kind, Pixels, decode_deep, from_array
+from convsmith.data.mapped import images_per_block
 from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.raster import Depth
 from convsmith.data.remarks import Remark
@@ -35,7 +36,6 @@ from convsmith.files import open_file
 
 PIXELS, INDEX = "pixels", "index.npz"  # the images, one after the other; all else that is known of them
 PARTS = "parts"  # the folder of the parts, which is of no use once there is an index
-BLOCK = 2**20  # bytes of images that share a checksum, rounded down to whole images
 KEEP_SECONDS = 5.0  # of decoding that a kill can cost
 
 Moments = npt.NDArray[np.int64]
@@ -82,11 +82,6 @@ def array_forms(rules: DecodeRules) -> dict[str, Form]:
         "checksums": (np.uint32, (None,)),
         "facts": (np.str_, ()),
     }
-
-
-def images_per_block(size: int) -> int:
-    """The number of images of `size` bytes that share a checksum."""
-    return max(1, BLOCK // size)
 
 
 def digest_of_records(source: Source, rows: npt.NDArray[np.int64]) -> str:

@@ -1,20 +1,17 @@
 """Decoded images in a memory-mapped file, found only when it is complete, keyed by its inputs. Knows no splits.
 
-All that is read back has checksums. Those of the pixels are compared once in a process; what changes in their file
-afterwards is not noticed. Damage is reported by Python's logger `convsmith`, and the images are decoded anew.
+All that is read back has checksums. Those of the pixels are compared once in a process, by `mapped`; what changes in
+their file afterwards is not noticed. Damage is reported by Python's logger `convsmith`; the images are decoded anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import shutil
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -32,14 +29,13 @@ from convsmith.data.building import (
     array_forms,
     build,
     digest_of_records,
-    images_per_block,
     is_unreadable,
     shape_of,
 )
 from convsmith.data.config import DecodeRules
-from convsmith.data.decode import Pixels
 from convsmith.data.depth import Depths
-from convsmith.data.parallel import Progress, thread_map
+from convsmith.data.mapped import DamagedError, MappedPixels
+from convsmith.data.parallel import Progress
 from convsmith.data.remarks import Remark
 from convsmith.data.source import Source
 from convsmith.data.stored import read_arrays
@@ -54,13 +50,13 @@ CACHE_VERSION = 3  # increase this whenever decoding or the files' form changes,
 class Images:
     """The decoded images of a source.
 
-    `pixels` uint8 [N, H, W, C] is memory-mapped and read-only; `kept` int64 [N] indexes the source;
+    `pixels` uint8 [N, H, W, C] are memory-mapped and read-only; `kept` int64 [N] indexes the source;
     `moments` int64 [N, 2, C] holds each image's sum and sum of squares by channel; `depths` [N, 3] the range that
     each image of more than 8 bits uses; `hash` is the SHA-256 of pixels, ids, labels and classes, each of which was
     compared with a checksum of that time when it was read. `remarks` are all those of all images.
     """
 
-    pixels: Pixels
+    pixels: MappedPixels
     kept: npt.NDArray[np.int64]
     moments: Moments
     depths: Depths
@@ -102,15 +98,11 @@ def open_images(
     return images
 
 
-class _DamagedError(Exception):
-    """What is wrong with a cache that was complete once."""
-
-
 def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | None:
     """The images in `folder`; None if there are none, or a file that was missing can be read now; or what is wrong."""
     try:
         images = _load(folder, source, rules) if os.path.exists(folder) else None
-    except _DamagedError as error:
+    except DamagedError as error:
         return str(error)
     unread = [failure.id for failure in images.failures if failure.kind == "unreadable"] if images else []
     if unread and not all(is_unreadable(source.read(source.ids.index(name))) for name in unread):
@@ -119,10 +111,10 @@ def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | N
 
 
 def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
-    """The images in `folder`. Raises _DamagedError unless all is as it was when `source` was decoded by `rules`."""
+    """The images in `folder`. Raises DamagedError unless all is as it was when `source` was decoded by `rules`."""
     arrays = read_arrays(folder / INDEX, **array_forms(rules))
     if arrays is None:
-        raise _DamagedError(f"{INDEX} is missing or does not match its checksums")
+        raise DamagedError(f"{INDEX} is missing or does not match its checksums")
     kept, moments, depths, checksums = (arrays[name] for name in ("kept", "moments", "depths", "checksums"))
     try:
         facts = TypeAdapter(Facts).validate_json(str(arrays["facts"]))
@@ -130,33 +122,9 @@ def _load(folder: Path, source: Source, rules: DecodeRules) -> Images:
     except (ValueError, IndexError):
         matches = False
     if not matches or not len(kept) == len(moments) == len(depths):
-        raise _DamagedError(f"{INDEX} does not match the source")
-    path, shape = folder / PIXELS, (len(kept), *shape_of(rules))
-    pixels = _map(path, shape)
-    status = path.stat()
-    if _checksums(path, shape, status.st_ino, status.st_mtime_ns) != tuple(checksums.tolist()):
-        raise _DamagedError(f"{PIXELS} does not match its checksums")
+        raise DamagedError(f"{INDEX} does not match the source")
+    pixels = MappedPixels(folder / PIXELS, (len(kept), *shape_of(rules)), checksums.tolist())
     return Images(pixels, kept, moments, depths, facts.failures, facts.hash, facts.remarks)
-
-
-def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
-    """The images of a file, memory-mapped. Raises _DamagedError if it is not of this shape."""
-    try:
-        if (size := path.stat().st_size) != math.prod(shape):
-            raise _DamagedError(f"{path.name} has {size:,} bytes instead of {math.prod(shape):,}")
-        if not size:
-            return np.empty(shape, np.uint8)  # an empty file cannot be mapped
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=shape))
-    except OSError as error:
-        raise _DamagedError(f"{path.name}: {error.strerror or error}") from None
-
-
-@lru_cache
-def _checksums(path: Path, shape: tuple[int, ...], inode: int, changed_ns: int) -> tuple[int, ...]:
-    """The CRC-32 of each block of a file of images, computed once in a process for each inode and time of change."""
-    pixels, step = _map(path, shape), images_per_block(math.prod(shape[1:]))
-    blocks = (pixels[start : start + step] for start in range(0, len(pixels), step))
-    return tuple(thread_map(lambda block: zlib.crc32(block.data), blocks))
 
 
 def _build_once(source: Source, rules: DecodeRules, folder: Path, on_error: str, progress: Progress | None) -> Images:

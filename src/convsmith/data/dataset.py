@@ -21,6 +21,7 @@ from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.depth import auto_range, range_note, scan, used_range
 from convsmith.data.expected import as_expected, side
 from convsmith.data.groups import GroupNumbers, Groups, read_groups, refuse_divided
+from convsmith.data.mapped import MappedPixels
 from convsmith.data.named import known_shape
 from convsmith.data.native import Native, native_shape
 from convsmith.data.parallel import Progress
@@ -58,7 +59,7 @@ class Subset:
 
     def __init__(
         self,
-        pixels: Pixels | StreamedPixels,
+        pixels: Pixels | MappedPixels | StreamedPixels,
         rows: Rows,
         labels: Labels,
         ids: Sequence[str],
@@ -82,9 +83,15 @@ class Subset:
 
     def gather(self, positions: npt.NDArray[np.integer[Any]] | slice | Sequence[int]) -> Pixels:
         """A copy of the images at `positions` within the subset: uint8 [B, H, W, C]."""
-        if isinstance(self._pixels, StreamedPixels):
-            return self._pixels.take(self.rows[positions])
-        return np.take(self._pixels, self.rows[positions], axis=0)
+        if isinstance(self._pixels, np.ndarray):
+            return np.take(self._pixels, self.rows[positions], axis=0)
+        return self._pixels.take(self.rows[positions])
+
+    def gathered(self, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Pixels]:
+        """The images at each of the positions in turn: uint8 [B, H, W, C]. What is not in memory is read ahead."""
+        if isinstance(self._pixels, MappedPixels):
+            return self._pixels.batches([self.rows[part] for part in parts])
+        return map(self.gather, parts)
 
     @property
     def shards(self) -> npt.NDArray[np.int64] | None:

@@ -22,6 +22,7 @@ from convsmith.data.cache import open_images
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import DecodeError, Pixels, decode, from_array
 from convsmith.data.depth import Depths
+from convsmith.data.mapped import MappedPixels
 from convsmith.data.parallel import Progress, thread_map
 from convsmith.data.raster import SHALLOW
 from convsmith.data.remarks import Remark
@@ -37,10 +38,15 @@ OnError = Literal["stop", "skip"]
 
 
 class StreamedPixels:
-    """The decoded images of a source [N, H, W, C], of which only `kept` are in an array, those of `rows`."""
+    """The decoded images of a source [N, H, W, C], of which only `kept` are in the cache, those of `rows`."""
 
     def __init__(
-        self, source: Source, rules: DecodeRules, on_error: OnError, kept: Pixels, rows: npt.NDArray[np.int64]
+        self,
+        source: Source,
+        rules: DecodeRules,
+        on_error: OnError,
+        kept: MappedPixels | None,
+        rows: npt.NDArray[np.int64],
     ) -> None:
         assert rules.working_size is not None
         assert source.shards is not None
@@ -56,7 +62,8 @@ class StreamedPixels:
         """The images of these rows: uint8 [B, H, W, C]."""
         pixels = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         at = self._at[rows]
-        pixels[at >= 0] = self._kept[at[at >= 0]]
+        if self._kept is not None:
+            pixels[at >= 0] = self._kept.take(at[at >= 0])
         read = np.flatnonzero(at < 0)
         read = read[np.argsort(rows[read], kind="stable")]
         records = ((row, self._source.read(row)) for row in rows[read].tolist())
@@ -142,7 +149,6 @@ def stream_images(
 ) -> StreamedImages:
     """The images of `source`: those in `rows` (val) from the cache, as `open_images` has them, the others streamed."""
     assert source.shards is not None
-    few = np.empty((0, *hw(rules.working_size or 1), rules.channels), dtype=np.uint8)
     held = open_images(source.at(rows), rules, cache, on_error, progress) if len(rows) else None
     kept = np.ones(len(source), dtype=np.bool_)
     if held:
@@ -153,7 +159,7 @@ def stream_images(
     at = np.searchsorted(remaining, rows[held.kept]) if held else rows
     digest = hashlib.sha256(repr((held and held.hash, source.classes, source.ids, source.shards[:3])).encode())
     return StreamedImages(
-        pixels=StreamedPixels(source, rules, on_error, held.pixels if held else few, at),
+        pixels=StreamedPixels(source, rules, on_error, held.pixels if held else None, at),
         kept=remaining,
         failures=held.failures if held else (),
         hash=digest.hexdigest(),

@@ -75,9 +75,9 @@ def passes(subset: Subset) -> list[NDArray[np.int64]]:
 def batches_of(subset: Subset, device: torch.device) -> Iterator[InputPixels | DevicePixels]:
     """All images of a subset, in its order; for an accelerator they are gathered while it computes."""
     if device.type == "cpu":
-        yield from map(subset.inputs, passes(subset))
+        yield from map(InputPixels, subset.gathered(passes(subset)))
     else:
-        yield from map(DevicePixels, ahead(map(subset.gather, passes(subset)), device))
+        yield from map(DevicePixels, ahead(subset.gathered(passes(subset)), device))
 
 
 def refuse_nonfinite_logits(logits: NDArray[np.float32]) -> None:

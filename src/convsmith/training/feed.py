@@ -67,9 +67,9 @@ class Feed:
         elif (whole := self._copied(subset)) is not None:
             yield from (whole.index_select(0, positions) for positions in self.split(np.concatenate(parts), parts))
         elif self.way == "ahead":
-            yield from ahead((subset.gather(part) for part in parts), self.device)
+            yield from ahead(subset.gathered(parts), self.device)
         else:
-            yield from (torch.from_numpy(subset.gather(part)).to(self.device) for part in parts)
+            yield from (torch.from_numpy(pixels).to(self.device) for pixels in subset.gathered(parts))
 
     def rows(self, features: Tensor, parts: Sequence[NDArray[np.int64]]) -> Generator[Tensor]:
         """The rows at each of the positions of `features` [N, F], which lie on the device or in the host's memory."""
