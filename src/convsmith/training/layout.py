@@ -36,13 +36,18 @@ def seconds_per_step(
                 start = time.perf_counter()
                 copies[layout].zero_grad(set_to_none=True)
                 loss(copies[layout](images[layout]), Batch(images[layout], batch.labels)).backward()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                elif device.type == "mps":
-                    torch.mps.synchronize()
+                finished(device)
                 times[layout].append(time.perf_counter() - start)
             if number == 0:
                 began = time.perf_counter()
             elif time.perf_counter() - began > budget:
                 break
     return {layout: min(taken[1:]) for layout, taken in times.items()}
+
+
+def finished(device: torch.device) -> None:
+    """Wait until an accelerator has done all that is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -34,8 +34,8 @@ from convsmith.rundir import RunDir
 from convsmith.runtime import environment, set_threads
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import watched
-from convsmith.training import checkpoint, footprint
-from convsmith.training.config import AUTO
+from convsmith.training import checkpoint, compiled, footprint
+from convsmith.training.config import AUTO, OFF
 from convsmith.training.feed import WORDS, Feed, way_of
 from convsmith.training.gather import (
     WHITENED_IMAGES,
@@ -184,6 +184,10 @@ def prepare(
                 facts = replace(facts, threads=set_threads(1))
             layout, seconds = measure_layout(resolve(config, facts), dataset, model, device, finetuning)
             facts = replace(facts, layout=layout)
+            mode, said = compiled.choose(resolve(config, facts), dataset, model, device, finetuning, seconds)
+            facts, notes = replace(facts, compile=mode), (*notes, *said)
+        elif config.train.compile == AUTO:  # what was measured before there was the key was not compiled
+            facts = replace(facts, compile=OFF)
         resolved = resolve(config, facts)
         assert resolved.train.layout != "auto", "a measured config names its layout"
         return Prepared(resolved, dataset, device, model, layers, finetuning, seconds, notes)
@@ -261,7 +265,10 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
         refuse_lost(config.data, run, f"put them back, or name their new place as data.source in '{run.config}'")
     dataset, device = open_data(config, parts, trained=True)
     dataset = dataset.as_recorded(records.read(run.splits, records.Splits), str(run.path))
-    config = resolve(config, gather_facts(config, dataset, device, parts))
+    facts = gather_facts(config, dataset, device, parts)
+    if config.train.compile == AUTO:  # a run from before there was the key
+        facts = replace(facts, compile=OFF)
+    config = resolve(config, facts)
     tensors, metadata, remark = checkpoint.read_newest(run.checkpoints)
     is_first_edition = metadata["format_version"] == 1
     changed = _changed(metadata.get("config", {}), config)
@@ -368,12 +375,15 @@ def _assemble(
         optimizer = build_optimizer(groups, config.optim, config.regularize, device)
     steps = steps_per_epoch(len(dataset.train), config.train.batch)
     schedule = Schedule(config.schedule, steps, config.train.epochs)
+    state = new_state(model, keep_base_rates(optimizer), schedule, config.train, device, finetuning)
+    if config.train.compile != OFF:
+        state.compiled = compiled.Compiled(model, config.train.compile)
     return Experiment(
         run=run,
         config=config,
         dataset=dataset,
         device=device,
-        state=new_state(model, keep_base_rates(optimizer), schedule, config.train, device, finetuning),
+        state=state,
         recipe=recipe_of(config, dataset, device),
         card=ModelCard(
             architecture=None if parts.module is not None else config.model,

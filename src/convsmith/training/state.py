@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -139,6 +139,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0  # training time in the current epoch
     total_seconds: float = 0.0  # time of all finished epochs, including validation
+    compiled: Callable[[Tensor], Tensor] | None = None  # what steps on images call in place of the model
     metrics: RunningMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -183,8 +184,8 @@ class TrainState:
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits float [B, K], from images or from features."""
-        network = self.model.head if batch.features else self.model
-        assert isinstance(network, nn.Module)
+        network = self.model.head if batch.features else self.compiled or self.model
+        assert callable(network)
         logits: Tensor = network(batch.images)
         return logits
 
