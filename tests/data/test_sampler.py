@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from convsmith.data.config import Preprocessing
 from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import batch_positions, epoch_order, steps_per_epoch
+from convsmith.prediction.model_file import FORMATS
 
 
 @given(st.integers(1, 500), st.integers(1, 130), st.integers(0, 5))
@@ -76,3 +77,20 @@ def test_inputs_are_normalised_pixels_in_the_asked_memory_format(layout: torch.m
     expected = (pixels.double() / 255 - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std).double()
     torch.testing.assert_close(inputs, expected.permute(0, 3, 1, 2).float(), atol=1e-5, rtol=1e-5)
     assert inputs.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(3, 32), (1, 28), (4, 7)])
+def test_inputs_have_the_same_bits_in_either_memory_format(channels: int, width: int) -> None:
+    preprocessing = Preprocessing(
+        image_size=(5, width),
+        working_size=(5, width),
+        channels=channels,
+        resize="stretch",
+        interpolation="bilinear",
+        background="white",
+        mean=(0.1, 0.5, 0.9, 0.3)[:channels],
+        std=(0.2, 0.3, 0.4, 0.25)[:channels],
+    )
+    pixels = torch.randint(0, 256, (5, 5, width, channels), dtype=torch.uint8)
+    plain, fast = (ToInput(preprocessing, torch.device("cpu"), layout)(pixels) for layout in FORMATS.values())
+    assert torch.equal(plain, fast)

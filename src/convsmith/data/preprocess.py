@@ -122,6 +122,12 @@ class ToInput:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 255], float32 or uint8 [B, C, H, W] -> (pixels / 255 - mean) / std."""
+        channels_last = torch.channels_last
+        if self.memory_format == channels_last and pixels.is_contiguous(memory_format=channels_last):
+            # In rows of W x C values, since a loop over the few channels of each pixel takes four times as long.
+            rows = pixels.permute(0, 2, 3, 1).flatten(2).to(torch.float32)
+            shift, scale = (values.flatten().repeat(pixels.shape[3]) for values in (self.shift, self.scale))
+            return torch.addcmul(shift, rows, scale).view(pixels.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         floats = pixels.to(torch.float32, memory_format=self.memory_format)
         return torch.addcmul(self.shift, floats, self.scale)
 
