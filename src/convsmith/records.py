@@ -287,15 +287,22 @@ class SplitIds(Part):
         return self
 
 
+class ShardFacts(Part):
+    """The size of a shard in bytes, and a hash of its headers and labels."""
+
+    size: Count
+    hash: str
+
+
 class Splits(Record):
     """splits.json: the ids of each split, and the hash of the data.
 
-    Of streamed images `shards` holds, by their names, the size of each shard in bytes and a hash of its headers.
+    Of streamed images `shards` holds facts about each shard by its name.
     """
 
     hash: str
     splits: SplitIds
-    shards: dict[str, tuple[int, str]] = {}
+    shards: dict[str, ShardFacts] = {}
 
 
 class Environment(Record):

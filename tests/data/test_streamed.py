@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from convsmith.data.config import DataConfig
+from convsmith.data import streamed
+from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.dataset import Dataset, open_dataset, unseal_test
+from convsmith.data.decode import DecodeError, decode
 from convsmith.data.epochs import epoch_of
 from convsmith.data.places import expanded
 from convsmith.data.sampler import batch_positions, first_of_shards, reading_order, through_buffer
@@ -57,6 +59,30 @@ def shards(tmp_path: Path) -> Path:
     for number in range(SHARDS):
         shard(folder / f"{'val' if number == SHARDS - 1 else 'train'}-{number:03d}.tar", samples(number))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode where the test runs, which is the twin of the processes that a training starts."""
+
+    class InProcess:
+        def __init__(self, rules: DecodeRules, shape: tuple[int, int, int]) -> None:
+            self.rules = rules
+
+        def start(self) -> None:
+            pass
+
+        def decode(self, images: Sequence[bytes]) -> list[np.ndarray | DecodeError]:
+            decoded: list[np.ndarray | DecodeError] = []
+            for image in images:
+                try:
+                    decoded.append(decode(image, self.rules))
+                except DecodeError as error:
+                    decoded.append(error)
+            return decoded
+
+    if "processes" not in request.node.name:
+        monkeypatch.setattr(streamed, "Workers", InProcess)
 
 
 def opened(source: object, **settings: object) -> Dataset:
@@ -115,7 +141,7 @@ def test_a_sample_of_streamed_images_is_spread_over_shards() -> None:
     assert first_of_shards(of[:3], 64).tolist() == [0, 1, 2]
 
 
-def test_batches_are_those_of_the_cache_and_any_of_them_can_be_the_first(shards: Path) -> None:
+def test_batches_of_processes_are_those_of_the_cache_and_any_of_them_can_be_the_first(shards: Path) -> None:
     streamed, cached = opened(shards), opened(shards, stream=False)
     assert streamed.config.stream is True
     assert cached.config.stream is False

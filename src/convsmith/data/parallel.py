@@ -43,9 +43,9 @@ def thread_map(
     pending: deque[tuple[Future[list[Result]], int]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="convsmith-decode")
     done = waiting = 0
-    chunks = _chunks(items, result_bytes)
+    tasks = chunks(items, result_bytes)
     try:
-        while (chunk := next(chunks, None)) or pending:
+        while (chunk := next(tasks, None)) or pending:
             if chunk:
                 pending.append((pool.submit(work, chunk[0]), chunk[1]))
                 waiting += chunk[1]
@@ -62,7 +62,7 @@ def thread_map(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _chunks(items: Iterable[Item], result_bytes: int) -> Iterator[tuple[list[Item], int]]:
+def chunks(items: Iterable[Item], result_bytes: int) -> Iterator[tuple[list[Item], int]]:
     """The items in lists, each with the bytes that it and its results take."""
     chunk: list[Item] = []
     size = 0

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,14 @@ from convsmith.contracts import hw
 from convsmith.data.building import Failure
 from convsmith.data.cache import open_images
 from convsmith.data.config import DataConfig, DecodeRules
-from convsmith.data.decode import DecodeError, Pixels, decode, from_array
+from convsmith.data.decode import DecodeError, Pixels, decode
 from convsmith.data.depth import Depths
 from convsmith.data.mapped import MappedPixels
-from convsmith.data.parallel import Progress, thread_map
+from convsmith.data.parallel import CHUNK_BYTES, Progress, chunks, thread_map
 from convsmith.data.raster import SHALLOW
 from convsmith.data.remarks import Remark
-from convsmith.data.source import Record, Shards, Source
+from convsmith.data.source import Shards, Source
+from convsmith.data.workers import Workers
 from convsmith.errors import UserError
 from convsmith.terminal import warn
 
@@ -57,6 +59,7 @@ class StreamedPixels:
         self._at = np.full(len(source), -1)  # the place of a row in `kept`
         self._at[rows] = np.arange(len(rows))
         self._told: set[int] = set()
+        self._workers = Workers(rules, self.shape[1:])
 
     def take(self, rows: Positions) -> Pixels:
         """The images of these rows: uint8 [B, H, W, C]."""
@@ -66,57 +69,70 @@ class StreamedPixels:
             pixels[at >= 0] = self._kept.take(at[at >= 0])
         read = np.flatnonzero(at < 0)
         read = read[np.argsort(rows[read], kind="stable")]
-        records = ((row, self._source.read(row)) for row in rows[read].tolist())
+        records = ((row, self._encoded(row)) for row in rows[read].tolist())
         for place, image in zip(read, thread_map(self._decode, records), strict=True):
             pixels[place] = 0 if image is None else image
         return pixels
 
     def batches(self, parts: Sequence[Positions], reading: Positions) -> Iterator[Pixels]:
-        """The images of the rows of each of `parts`, in their order, decoded by threads.
+        """The images of the rows of each of `parts`, in their order, decoded by processes.
 
         `reading` holds all rows of the epoch in the order in which they are read. A row that is read before its turn is
         kept, encoded, until then. In place of an image that cannot be decoded stands another one of its class in its
         batch, or a black one.
         """
+        if not parts:
+            return
+        order, size = np.concatenate(parts), math.prod(self.shape[1:])
+        self._workers.start()
+        requests = (request for request, _ in chunks(self._records(order, reading), size))
+        answers = thread_map(self._workers.decode, requests, result_bytes=CHUNK_BYTES)
+        decoded = map(self._usable, order.tolist(), chain.from_iterable(answers))
+        for rows in parts:
+            images = list(islice(decoded, len(rows)))
+            broken = [place for place, image in enumerate(images) if image is None]
+            for place in broken:
+                alike = np.flatnonzero(self._source.labels[rows] == self._source.labels[rows[place]])
+                black = np.zeros(self.shape[1:], dtype=np.uint8)
+                images[place] = next((images[other] for other in alike if images[other] is not None), black)
+            yield np.stack(images)  # type: ignore[arg-type]
+
+    def _records(self, order: Positions, reading: Positions) -> Iterator[bytes]:
+        """The encoded images of rows, in their order; each is read when its turn in `reading` comes."""
         rank = np.empty(self.shape[0], dtype=np.int64)
         rank[reading] = np.arange(len(reading))
-        records = self._records(np.concatenate(parts), rank) if parts else iter(())
-        decoded = thread_map(self._decode, records, result_bytes=math.prod(self.shape[1:]))
-        for rows in parts:
-            images = [next(decoded) for _ in rows]
-            pixels = np.zeros((len(rows), *self.shape[1:]), dtype=np.uint8)
-            labels = self._source.labels[rows]
-            for place, image in enumerate(images):
-                alike = (images[other] for other in np.flatnonzero(labels == labels[place]))
-                image = image if image is not None else next((one for one in alike if one is not None), None)
-                if image is not None:
-                    pixels[place] = image
-            yield pixels
-
-    def _records(self, order: Positions, rank: Positions) -> Iterator[tuple[int, Record]]:
-        held: dict[int, Record] = {}
+        held: dict[int, bytes] = {}
         upcoming = iter(order[np.argsort(rank[order], kind="stable")].tolist())
         for row in order.tolist():
             while row not in held:
                 first = next(upcoming)
-                held[first] = self._source.read(first)
-            yield row, held.pop(row)
+                held[first] = self._encoded(first)
+            yield held.pop(row)
 
-    def _decode(self, item: tuple[int, Record]) -> Pixels | None:
+    def _encoded(self, row: int) -> bytes:
+        record = self._source.read(row)
+        assert isinstance(record, bytes), "shards hold encoded images"
+        return record
+
+    def _decode(self, item: tuple[int, bytes]) -> Pixels | None:
         row, record = item
         try:
-            return from_array(record, self._rules) if isinstance(record, np.ndarray) else decode(record, self._rules)
+            return decode(record, self._rules)
         except DecodeError as error:
-            name = self._source.ids[row]
-            if self._on_error == "stop":
-                raise UserError(
-                    f"'{name}' of {self._source.name} cannot be decoded ({error.kind}: {error.message}): replace it, "
-                    "or leave such images out, --data.on_error skip"
-                ) from None
-            if row not in self._told:
-                self._told.add(row)
-                warn(f"'{name}' cannot be decoded ({error.kind}: {error.message}) and is left out of the training")
-            return None
+            return self._usable(row, error)
+
+    def _usable(self, row: int, image: Pixels | DecodeError) -> Pixels | None:
+        """The image, or None with a warning, or else a UserError, as data.on_error says."""
+        if not isinstance(image, DecodeError):
+            return image
+        name = self._source.ids[row]
+        said = f"'{name}' of {self._source.name} cannot be decoded ({image.kind}: {image.message})"
+        if self._on_error == "stop":
+            raise UserError(f"{said}: replace it, or leave such images out, --data.on_error skip")
+        if row not in self._told:
+            self._told.add(row)
+            warn(f"{said} and is left out of the training")
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,18 +236,19 @@ def kept_whole(config: DataConfig, source: Source, rows: Positions, is_grouped: 
     return shards
 
 
-def by_name(shards: Shards) -> dict[str, tuple[int, str]]:
-    """The size in bytes and the digest of each shard, for splits.json."""
-    return dict(zip(shards.names, zip(shards.sizes, shards.digests, strict=True), strict=True))
+def by_name(shards: Shards) -> dict[str, dict[str, Any]]:
+    """Each shard's size in bytes and digest, for splits.json."""
+    facts = zip(shards.names, shards.sizes, shards.digests, strict=True)
+    return {name: {"size": size, "hash": digest} for name, size, digest in facts}
 
 
 def refuse_changed(
-    recorded: Mapping[str, Sequence[Any]], shards: Shards, ids: Sequence[str], now: Sequence[str], run: str
+    recorded: Mapping[str, Mapping[str, Any]], shards: Shards, ids: Sequence[str], now: Sequence[str], run: str
 ) -> None:
     """Raise UserError for the first shard that is not as `recorded` in a run, with the first of `ids` that it lacks."""
     present = by_name(shards)
-    for name, (size, digest) in recorded.items():
-        if name in present and present[name] == (size, digest):
+    for name, facts in recorded.items():
+        if present.get(name) == facts:
             continue
         known = set(now)
         lost = next((sample for sample in ids if sample.startswith(f"{name}/") and sample not in known), None)
@@ -239,8 +256,8 @@ def refuse_changed(
             what = "is missing"
         elif lost is not None:
             what = f"has changed since then: it lacks the sample '{lost}'"
-        elif present[name][0] != size:
-            what = f"has changed since then: its size was {size:,} bytes, and is {present[name][0]:,}"
+        elif present[name]["size"] != facts["size"]:
+            what = f"has changed since then: its size was {facts['size']:,} bytes, and is {present[name]['size']:,}"
         else:
             what = "has changed since then: its samples have other names, sizes, times or labels"
         raise UserError(
