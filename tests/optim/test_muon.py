@@ -84,6 +84,33 @@ def test_muon_follows_the_published_rule_and_adamw_takes_biases_norms_and_the_he
         np.testing.assert_allclose(parameter.detach().numpy(), rules[name].value, atol=2e-5, err_msg=name)
 
 
+def test_normalized_weights_follow_airbench_with_the_exact_orthogonal_factor() -> None:
+    """Against the SVD: after each step a weight is W sqrt(rows) / |W| - lr U V^T, to the iteration's accuracy."""
+    model = net()
+    config = OptimConfig(name="muon", lr=0.1, muon_momentum=0.6, muon_normalize=True, muon_steps=12)
+    optimizer = build_optimizer(parameter_groups(model), config, RegularizeConfig(), CPU)
+    weight, buffer = model.blocks[1].conv.weight, 0.0
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        before = weight.detach().double().numpy().copy()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        gradient = weight.grad.double().numpy()
+        buffer = 0.6 * buffer + gradient  # as airbench94_muon accumulates it, to a factor
+        left, _, right = np.linalg.svd((gradient + 0.6 * buffer).reshape(len(gradient), -1), full_matrices=False)
+        optimizer.step()
+        moved = weight.detach().double().numpy() - before * len(before) ** 0.5 / np.linalg.norm(before)
+        exact = -0.1 * (left @ right).reshape(before.shape)
+        assert np.linalg.norm(moved - exact) < 0.3 * np.linalg.norm(exact)
+        assert (moved * exact).sum() > 0.98 * np.linalg.norm(moved) * np.linalg.norm(exact)
+
+
+def test_more_iterations_lift_small_singular_values_further() -> None:
+    matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    smallest = [torch.linalg.svdvals(orthogonal(matrix, count)).min() for count in (1, 2, 3)]
+    assert smallest == sorted(smallest)
+
+
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 1000))
 @settings(max_examples=30)
 def test_the_iteration_keeps_the_singular_vectors_and_brings_the_singular_values_near_1(rows, columns, seed) -> None:

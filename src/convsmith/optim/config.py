@@ -43,7 +43,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "muon": OptimizerEntry(
         "orthogonalised momentum for hidden weights, adamw for the rest (Jordan 2024)",
         0.1,  # Jordan uses 0.02 for language models and 0.24 for a network with batch norm on CIFAR-10
-        ("betas", "eps", "muon_momentum", "adamw_lr_factor"),
+        ("betas", "eps", "muon_momentum", "muon_normalize", "muon_steps", "adamw_lr_factor"),
         2,
         ("decoupled",),
     ),
@@ -99,6 +99,14 @@ class OptimConfig(Section):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_users(OPTIMIZERS, "betas"))
     eps: float = Field(1e-8, gt=0, le=1, description=_users(OPTIMIZERS, "eps"))
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="muon: momentum for the hidden weights")
+    muon_normalize: bool = Field(
+        False,
+        description="muon: scale each hidden weight to the norm sqrt(rows) before it moves, so that lr is the relative "
+        "size of a step; for networks whose norms make the scale of weights irrelevant",
+    )
+    muon_steps: int = Field(
+        5, ge=1, le=20, description="muon: iterations of the orthogonalisation; fewer are faster and less exact"
+    )
     adamw_lr_factor: float = Field(
         0.05, gt=0, le=1000, description="muon: learning rate of the parameters that adamw updates, as a multiple of lr"
     )

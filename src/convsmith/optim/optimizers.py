@@ -70,12 +70,12 @@ class Muon(torch.optim.Optimizer):
 
     With gradient g, momentum m <- b m + (1 - b) g and Nesterov's look-ahead u = b m + (1 - b) g, a matrix is updated
     by W <- W (1 - lr decay) - lr sqrt(max(1, rows / columns)) orthogonal(u). A convolution's kernels [O, I, K, K] form
-    the matrix [O, I K K]. AdamW's rate is `adamw_lr_factor` x lr. Without an attribute `head`, a model's last layer
-    counts as hidden.
+    the matrix [O, I K K]. With `normalize`, W is first brought to the norm sqrt(rows), that of an orthogonal matrix.
+    AdamW's rate is `adamw_lr_factor` x lr. Without an attribute `head`, a model's last layer counts as hidden.
 
     Source: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024). Its code iterates in
     bfloat16 and takes rows / columns of kernels from their last two axes, which gives 1; here the iteration is in
-    float32, and rows / columns are those of the matrix.
+    float32, and rows / columns are those of the matrix. `normalize` is of his airbench94_muon (2024).
     """
 
     def __init__(
@@ -87,9 +87,12 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         adamw_lr_factor: float = 0.05,
+        normalize: bool = False,
+        iterations: int = 5,
     ) -> None:
         values = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(groups, values | {"adamw_lr_factor": adamw_lr_factor})
+        of_muon = {"normalize": normalize, "iterations": iterations}
+        super().__init__(groups, values | of_muon | {"adamw_lr_factor": adamw_lr_factor})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -111,8 +114,13 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
         update = torch.lerp(weight.grad, momentum, group["momentum"]).flatten(1)
         rows, columns = update.shape
+        if group["normalize"]:
+            weight.mul_(rows**0.5 / weight.norm().clamp_min(1e-12))
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.sub_(orthogonal(update).view(weight.shape), alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+        weight.sub_(
+            orthogonal(update, group["iterations"]).view(weight.shape),
+            alpha=group["lr"] * max(1, rows / columns) ** 0.5,
+        )
 
     def _adamw(self, parameters: list[torch.Tensor], group: Group) -> None:
         states = [self.state[parameter] for parameter in parameters]
@@ -137,15 +145,15 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """An approximation of U V^T, where U S V^T is the singular value decomposition of `matrix` [R, C].
 
-    It takes five steps of a Newton-Schulz iteration, whose quintic polynomial is steep at 0, so that small singular
-    values grow fast. The singular values of the result lie between about 0.7 and 1.2.
+    It takes steps of a Newton-Schulz iteration, whose quintic polynomial is steep at 0, so that small singular
+    values grow fast. After five, the singular values of the result lie between about 0.7 and 1.2.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
-    for _ in range(5):
+    for _ in range(iterations):
         square = wide @ wide.T
         wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
     result: torch.Tensor = wide.T if matrix.shape[0] > matrix.shape[1] else wide
@@ -187,6 +195,8 @@ def _muon(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.
         config.betas,
         config.eps,
         adamw_lr_factor=config.adamw_lr_factor,
+        normalize=config.muon_normalize,
+        iterations=config.muon_steps,
     )
 
 
