@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from PIL import Image
 
 import convsmith
 from convsmith.cli import main
+from convsmith.config import RunConfig
 from convsmith.errors import UserError
 from convsmith.events import CandidateDone, Note, RaceStarted
 from convsmith.prediction.calibration import log_softmax
 from convsmith.rundir import default_name
 from convsmith.studies import auto_plan
 from convsmith.studies.auto import _lacking
-from convsmith.studies.auto_candidates import ENLARGED, probes, small_nets
+from convsmith.studies.auto_candidates import ENLARGED, Candidate, probes, small_nets
 from convsmith.studies.auto_keys import decided
 from convsmith.studies.auto_plan import Score
 from convsmith.studies.auto_probe import probe
+from convsmith.studies.auto_race import FIXED, Race
 from convsmith.studies.folds import Fold, make_folds
 
 
@@ -67,6 +70,31 @@ def test_epochs_fill_the_share_of_the_time_and_never_exceed_it() -> None:
         assert not epochs or 6 * (2 + 0.5 * epochs) * auto_plan.SLOWER <= seconds
     assert auto_plan.fitting_epochs(3, 30, 0.5, 2.0, 6.0, 1_000) == 30
     assert auto_plan.fitting_epochs(3, 30, 0.5, 2.0, 6.0, 10) == 0
+
+
+def test_where_no_epochs_fit_the_line_names_what_takes_the_time() -> None:
+    assert auto_plan.no_epochs(5, 0.03, 4.0, 6.0, 30.0) == (
+        "no time for 5 epochs of 0.0 s and 4.0 s besides in a training: 4.2 s are left for each"
+    )
+
+
+class Prepared:
+    seconds_per_epoch = 0.1
+    dataset = types.SimpleNamespace(train=range(100))
+    config = RunConfig()
+
+
+def test_a_small_net_is_not_left_out_for_what_no_training_has_shown_to_take() -> None:
+    race = Race.__new__(Race)
+    race.folds = [Fold(1, 1, np.arange(100), np.arange(10), np.arange(10))]
+    race.prepared = lambda layer, what, measured=False: Prepared()  # type: ignore[assignment, method-assign]
+    race._fixed, race._preparing, race._is_fixed_measured = FIXED, FIXED, False
+    candidate = Candidate("simple-cnn", "scratch", {}, 5, 30)
+    planned = race._planned(candidate, 6.0, 24.0, must=False)
+    assert isinstance(planned, dict)
+    assert 5 <= planned["train"]["epochs"] < 30
+    race._is_fixed_measured = True  # now it is known, and the reason names it
+    assert "and 4.0 s besides" in str(race._planned(candidate, 6.0, 24.0, must=False))
 
 
 def test_on_a_machine_that_is_slower_than_usual_more_time_is_kept_for_the_end() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
+from convsmith.nets.convnet import ScaledLinear
 from convsmith.transfer.solved_head import solve
 
 
@@ -51,3 +53,13 @@ def test_a_feature_that_never_changes_has_no_weight() -> None:
     values[:, 2] = 7
     head = solve(values, labels, 2, [0.1])[0]
     np.testing.assert_allclose(head.weight[:, 2], 0, atol=1e-9)
+
+
+def test_a_head_that_scales_its_logits_computes_those_of_the_solution() -> None:
+    values, labels = features(60, 5, 3)
+    head = solve(values, labels, 3, [0.1])[0]
+    for scale in (1.0, 0.125):
+        module = ScaledLinear(5, 3, scale)
+        head.copy_to(module)
+        logits = module(torch.from_numpy(values)).detach().numpy()
+        np.testing.assert_allclose(logits, head.logits(values), rtol=1e-4, atol=1e-5)

@@ -90,6 +90,14 @@ def fitting_epochs(least: int, most: int, per_epoch: float, fixed: float, traini
     return 0 if epochs < least else min(epochs, most)
 
 
+def no_epochs(least: int, per_epoch: float, fixed: float, trainings: float, seconds: float) -> str:
+    """Why not even the `least` epochs fit, where `fitting_epochs` finds none: what a training takes, and what there is."""
+    return (
+        f"no time for {least} epochs of {per_epoch:.1f} s and {fixed:.1f} s besides in a training: "
+        f"{max(seconds / trainings / SLOWER, 0):.1f} s are left for each"
+    )
+
+
 def sentence(accuracy: float, n: int, how: str) -> str:
     """``accuracy 96.2% (95% interval 93.9% to 97.7%, out of fold, 398 images, none of which chose anything)``."""
     low, high = wilson_interval(round(accuracy * n), n)

@@ -70,6 +70,7 @@ class Race:
         self.interrupts, self.listener = interrupts, listener
         self.threads = set_threads(None)
         self._fixed, self._preparing = FIXED, FIXED
+        self._is_fixed_measured = False
         self._per_pixel = 0.0  # seconds of a backbone, of the slowest so far
 
     @property
@@ -290,11 +291,12 @@ class Race:
                 assert trained is not None
                 self._keep(candidate, number, trained.val, trained.held_out, trained.lost)
                 if not trained.lost:
-                    self._fixed = max(SHORTEST, trained.seconds - trained.trained)
+                    self._fixed, self._is_fixed_measured = max(SHORTEST, trained.seconds - trained.trained), True
             score = asdict(Score.of(trained.val, self.pool.labels[fold.val]))
             scores.append(score | ({"lost": True} if trained.lost else {}))
             lost += [trained.lost] if trained.lost else []
-            late = time.monotonic() - began > 2 * allowed and number + 1 < len(self.folds)
+            expected = (time.monotonic() - began) / (number + 1) * (len(self.folds) + final)
+            late = expected > 2 * allowed and number + 1 < len(self.folds)
             if late and not must:
                 self._note(
                     candidate,
@@ -335,11 +337,13 @@ class Race:
         per_epoch = prepared.seconds_per_epoch * images / len(prepared.dataset.train) * VALIDATED
         allowed -= time.monotonic() - began
         least, most = candidate.least, candidate.most
-        epochs = auto_plan.fitting_epochs(least, most, per_epoch, self._fixed, trainings, allowed)
+        # What is not measured yet must not rule a candidate out: its first fold shows whether the others fit.
+        fixed = self._fixed if self._is_fixed_measured else SHORTEST
+        epochs = auto_plan.fitting_epochs(least, most, per_epoch, fixed, trainings, allowed)
         if not epochs:
             if not must:
-                return f"no time for {least} epochs of {per_epoch:.1f} s"
-            epochs = auto_plan.fitting_epochs(1, least, per_epoch, self._fixed, trainings, allowed) or 1
+                return auto_plan.no_epochs(least, per_epoch, fixed, trainings, allowed)
+            epochs = auto_plan.fitting_epochs(1, least, per_epoch, fixed, trainings, allowed) or 1
         train = prepared.config.train
         measured = {"epochs": epochs, "layout": train.layout, "threads": train.threads}
         return merge(candidate.layer, {"train": measured})

@@ -157,7 +157,6 @@ def _feature_files(experiment: Experiment) -> FeatureFiles:
     )
 
 
-@torch.no_grad()
 def _solve_head(experiment: Experiment) -> None:
     """Set the head to the solution on all views of the train images, before the first step."""
     config, train, features = experiment.config, experiment.dataset.train, experiment.features
@@ -172,8 +171,7 @@ def _solve_head(experiment: Experiment) -> None:
     for model in (experiment.state.model, *averages):
         assert isinstance(model, Classifier)
         assert isinstance(model.head, nn.Linear)
-        model.head.weight.copy_(torch.from_numpy(head.weight))
-        model.head.bias.copy_(torch.from_numpy(head.bias))
+        head.copy_to(model.head)
 
 
 def _progress(experiment: Experiment, began: float) -> StepProgress:

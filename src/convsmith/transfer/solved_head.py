@@ -10,10 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
+from torch import nn
+
+from convsmith.nets.convnet import ScaledLinear
 
 Floats = NDArray[np.floating[Any]]
 STEPS = 200  # of L-BFGS at most; the objective is strictly convex, and a fraction of them suffices
@@ -31,6 +35,13 @@ class Head(NamedTuple):
         """`features` float [N, F] -> float64 [N, K]."""
         result: NDArray[np.float64] = features.astype(np.float64) @ self.weight.T + self.bias
         return result
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Linear) -> None:
+        """Give a network's head the weights with which its outputs are these logits."""
+        scale = module.scale if isinstance(module, ScaledLinear) else 1.0
+        module.weight.copy_(torch.from_numpy(self.weight / scale))
+        module.bias.copy_(torch.from_numpy(self.bias / scale))
 
 
 def solve(
