@@ -192,15 +192,15 @@ class Batch:
     """A batch of network inputs: `images` float [B, C, H, W], `labels` int64 [B].
 
     With mixup and cutmix, each image belongs to its label with `weight` (at least 1/2, on the host) and to its entry
-    in `others` with 1 - `weight`; otherwise `others` is None. If `features` is true, `images` holds the output of
-    `Classifier.features`, float [B, F], and only the head remains to be run.
+    in `others` with 1 - `weight`; otherwise `others` is None. With a `rest`, `images` holds what the network below it
+    has computed, such as the output of `Classifier.features`, float [B, F], for the head; None: all is to be run.
     """
 
     images: Tensor
     labels: Tensor
     others: Tensor | None = None
     weight: float | None = None
-    features: bool = False
+    rest: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,11 @@ def test_a_set_that_does_not_fit_after_all_comes_through_pinned_memory(
 
 
 def test_features_lie_on_the_device_if_they_fit() -> None:
-    features = FrozenFeatures(torch.ones(2, 5, 3), torch.ones(4, 3), torch.ones(2, 3))
+    features = FrozenFeatures((torch.ones(5, 3), torch.ones(5, 3)), torch.ones(4, 3), torch.ones(2, 3))
     meta = Feed(torch.device("meta"), "ahead")  # a device that is not the host's
-    assert meta.placed(features, 100).train.device.type == "cpu"
+    assert meta.placed(features, 100).train[0].device.type == "cpu"
     placed = meta.placed(features, 1e6)
-    assert {placed.train.device.type, placed.val.device.type, placed.clean.device.type} == {"meta"}
+    assert {placed.train[1].device.type, placed.val.device.type, placed.clean.device.type} == {"meta"}
     parts = [np.array([4, 0]), np.array([1])]
     assert [tuple(rows.shape) for rows in meta.rows(features.view(0), parts)] == [(2, 3), (1, 3)]
     rows = torch.arange(15.0).view(5, 3)

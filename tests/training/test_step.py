@@ -159,6 +159,6 @@ def test_a_step_on_kept_features_waits_for_nothing() -> None:
     width = next(parameter.shape[1] for parameter in model.head.parameters() if parameter.ndim == 2)
     labels = torch.zeros(8, dtype=torch.int64, device=META)
     with nothing_waits():
-        batch = Batch(torch.zeros(8, width, device=META), labels, features=True)
+        batch = Batch(torch.zeros(8, width, device=META), labels, rest=model.head)
         step(state, batch, Recipe(build_loss(config, 0.0, None), regularize))
     assert state.step == 1

@@ -29,7 +29,7 @@ from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import ModelCard, save_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
-from convsmith.training import checkpoint, setup
+from convsmith.training import checkpoint, kept, setup
 from convsmith.training.loop import Event, epochs
 from convsmith.training.own import Parts
 from convsmith.training.setup import Experiment
@@ -124,7 +124,7 @@ def test_features_are_computed_once_for_all_runs(here: Path, tmp_path: Path, cap
     assert passes[0][-1].done == passes[0][-1].total > 0
     assert passes[1] == [], "the second run found them"
     assert results[0] == results[1]
-    first, *others = (tmp_path / "cache" / "features").glob("*.npz")
+    first, *others = (tmp_path / "cache" / "features").glob("*.safetensors")
     content = bytearray(first.read_bytes())
     content[len(content) // 2] ^= 1
     first.write_bytes(content)
@@ -145,12 +145,14 @@ def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(h
     )
     assert len(list(files.compute(lambda: True))) == 1, "it stops where it is told to"
     (lock,) = tmp_path.glob("*.lock")
-    assert not list(tmp_path.glob("*.npz"))
+    assert not list(tmp_path.glob("*.safetensors"))
     with FileLock(lock):  # as another process would
-        list(files.compute(lambda: len(list(tmp_path.glob("*.npz"))) == 2))
-    assert len(list(tmp_path.glob("*.npz"))) == 2, "the other view and val, in the meantime"
+        list(files.compute(lambda: len(list(tmp_path.glob("*.safetensors"))) == 2))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2, "the other view and val, in the meantime"
     assert list(files.compute(lambda: False))[-1] == (len(dataset.train), len(dataset.train)), "what was left"
-    assert files.load().train.shape == (2, len(dataset.train), prepared.model.head.in_features)
+    assert [tuple(view.shape) for view in files.load().train] == 2 * [
+        (len(dataset.train), prepared.model.head.in_features)
+    ]
 
 
 def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
@@ -165,6 +167,38 @@ def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
         accuracies.append(csv.read(experiment.run.metrics)[-1]["val_accuracy"])
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-3, atol=1e-4)
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
+
+
+STAGES = ["--transfer.cache_stages", "true", "--transfer.unfreeze", "{after: 2, stages: 2, most: 2}", "--epochs", "3"]
+
+
+def test_a_run_on_the_outputs_of_frozen_stages_scores_as_on_images_and_resumes_to_the_bit(
+    here: Path, tmp_path: Path, run_until: RunUntil
+) -> None:
+    shutil.copytree(here / "runs" / "base", tmp_path / "runs" / "base")
+    cache = ["--data.cache", str(tmp_path / "cache")]
+    config = config_of(*STAGES, *cache)
+    experiment = begin(tmp_path / "whole", config)
+    assert experiment.config.transfer.cache_stages
+    rows = [event.row for event in follow(experiment) if isinstance(event, EpochEnd)]
+    assert experiment.features is not None
+    assert experiment.features.division is not None
+    val, model = experiment.dataset.val, experiment.state.evaluated
+    logits = logits_of(model, batches_of(val, experiment.device), experiment.to_input, experiment.device)
+    on_images = evaluation(val.labels, logits, experiment.card.classes)
+    assert rows[-1]["val_loss"] == pytest.approx(on_images["loss"], rel=1e-5)
+    assert run_until(tmp_path, "12", *FINETUNE, *STAGES, *cache) == -signal.SIGKILL
+    shutil.rmtree(tmp_path / "cache" / "features")
+    assert run_until(tmp_path, "never", "resume", "runs/run") == 0
+    same_run(experiment.run.path, tmp_path / "runs" / "run")
+
+
+def test_outputs_of_frozen_stages_that_find_no_room_are_not_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SHARE", 0)
+    prepared = setup.prepare(config_of(*STAGES))
+    assert not prepared.config.transfer.cache_stages
+    (note,) = [note for note in prepared.notes if "transfer.cache_stages" in note]
+    assert "MB, and half of the free memory and disk is 0 MB" in note
 
 
 def test_mixed_images_are_new_each_time_so_nothing_is_kept(here: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_features_and_images_give_the_head_the_same_step() -> None:
         features: Tensor = on_features.model.eval().features(images)  # type: ignore[operator]
     on_images.training_mode()
     step(on_images, Batch(images, labels), recipe)
-    step(on_features, Batch(features, labels, features=True), recipe)
+    step(on_features, Batch(features, labels, rest=on_features.model.head), recipe)
     assert torch.equal(on_images.model.head.weight, on_features.model.head.weight)  # type: ignore[arg-type]
 
 

@@ -91,7 +91,7 @@ def fitting_epochs(least: int, most: int, per_epoch: float, fixed: float, traini
 
 
 def no_epochs(least: int, per_epoch: float, fixed: float, trainings: float, seconds: float) -> str:
-    """Why not even the `least` epochs fit, where `fitting_epochs` finds none: what a training takes, and what there is."""
+    """Why not even the `least` epochs fit where `fitting_epochs` finds none: what a training takes and what is left."""
     return (
         f"no time for {least} epochs of {per_epoch:.1f} s and {fixed:.1f} s besides in a training: "
         f"{max(seconds / trainings / SLOWER, 0):.1f} s are left for each"

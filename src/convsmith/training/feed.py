@@ -91,10 +91,11 @@ class Feed:
 
     def placed(self, features: FrozenFeatures, free: float | None) -> FrozenFeatures:
         """The features, on the device if that has room for them beside what it needs."""
-        tensors = {name: getattr(features, name) for name in ("train", "val", "clean")}
-        if way_of(self.device, sum(value.nbytes for value in tensors.values()), free) != "resident":
+        every = [*features.train, features.val, features.clean]
+        if way_of(self.device, sum(value.nbytes for value in every), free) != "resident":
             return features
-        return replace(features, **{name: value.to(self.device) for name, value in tensors.items()})
+        *train, val, clean = (value.to(self.device) for value in every)
+        return replace(features, train=tuple(train), val=val, clean=clean)
 
     def _copied(self, subset: Subset) -> Tensor | None:
         """A subset's images on the device, copied when they are first needed; None where they do not lie there."""
@@ -135,9 +136,10 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
         rows = np.concatenate(parts)
         labels = feed.split(train.labels[rows], parts)
         if experiment.features:
+            rest = experiment.features.rest(experiment.state.model)
             with closing(feed.rows(experiment.features.view(epoch), parts)) as features:
                 for inputs, of_batch in zip(features, labels, strict=True):
-                    yield Batch(inputs, of_batch, features=True)
+                    yield Batch(inputs, of_batch, rest=rest)
             return
         size = config.train.size_in(epoch, experiment.card.preprocessing.image_size)
         augment = Augment(config.augment, experiment.to_input.of_size(size))

@@ -18,7 +18,6 @@ from torch import nn
 from convsmith import files
 from convsmith.contracts import Classifier, Tracker
 from convsmith.data.dataset import Subset
-from convsmith.data.sources import cache_folder
 from convsmith.errors import RunFailed
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
 from convsmith.figures.matrices import evaluation_figure
@@ -35,12 +34,12 @@ from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
 from convsmith.training.feed import train_batches
 from convsmith.training.finish import finish
+from convsmith.training.kept import kept_files
 from convsmith.training.loss import class_weights
 from convsmith.training.setup import Experiment
 from convsmith.training.step import step
-from convsmith.transfer.features import FeatureFiles, logits_of_features
+from convsmith.transfer.features import logits_of_features
 from convsmith.transfer.solved_head import solve
-from convsmith.transfer.weights import caches_features
 
 CLEAN_MEASUREMENTS = 5  # epochs of a run in which clean train images are scored, always including the last one
 
@@ -51,25 +50,24 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
     """Train from the current state to the end of the run, saving checkpoints; ends with Finished or Interrupted."""
     run, config, state = experiment.run, experiment.config, experiment.state
     with _tracked(experiment) as (tracker, summary):
-        # The features of a frozen backbone are constants, which one pass over the images computes.
-        if state.head_alone and caches_features(config) and not state.exhausted:
+        # What frozen parts of the network compute are constants, which one pass over the images finds.
+        if kept := kept_files(experiment):
             began = time.perf_counter()
-            features = _feature_files(experiment)
-            for done, total in features.compute(lambda: bool(interrupts)):
+            for done, total in kept.compute(lambda: bool(interrupts)):
                 yield FeatureExtractionProgress(done, total)
             if interrupts.received:
                 run.log(f"interrupted by {interrupts.received.name} before all features were computed")
                 yield Interrupted(interrupts.received)
                 return
-            experiment.features = features.load()
+            experiment.features = kept.load(experiment)
             if config.transfer.head_l2 is not None and not state.step:
                 _solve_head(experiment)
-            experiment.features = experiment.feed.placed(experiment.features, footprint.available(experiment.device))
+            _place_features(experiment)
             state.seconds += time.perf_counter() - began
 
         batches, saved = train_batches(experiment), time.monotonic()
         while state.epoch < config.train.epochs and not state.exhausted:
-            state.training_mode()
+            state.training_mode(experiment.features.rest(state.model) if experiment.features else None)
             began = time.perf_counter()
             for batch in batches(state.epoch, state.position):
                 step(state, batch, experiment.recipe)
@@ -127,8 +125,8 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             over = state.exhausted or state.epoch == config.train.epochs
             unfroze = Unfroze(state.epoch, phase.unfrozen, state.trained_parameters) if phase and not over else None
             if unfroze:
-                if not state.head_alone:
-                    experiment.features = None
+                experiment.features = kept.load(experiment)
+                _place_features(experiment)
                 run.log(
                     f"from epoch {state.epoch + 1} on, {', '.join(unfroze.stages)} train as well: "
                     f"{unfroze.parameters:,} parameters"
@@ -145,16 +143,10 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
         yield finished
 
 
-def _feature_files(experiment: Experiment) -> FeatureFiles:
-    return FeatureFiles(
-        experiment.state.model,
-        experiment.dataset,
-        experiment.clean_sample,
-        experiment.to_input,
-        experiment.config.augment,
-        experiment.config.transfer.feature_views,
-        cache_folder(experiment.config.data) / "features",
-    )
+def _place_features(experiment: Experiment) -> None:
+    if experiment.features:
+        free = footprint.available(experiment.device)
+        experiment.features = experiment.feed.placed(experiment.features, free)
 
 
 def _solve_head(experiment: Experiment) -> None:
@@ -162,10 +154,10 @@ def _solve_head(experiment: Experiment) -> None:
     config, train, features = experiment.config, experiment.dataset.train, experiment.features
     assert features is not None
     assert config.transfer.head_l2 is not None
-    (views, _, width), classes = features.train.shape, len(experiment.card.classes)
+    classes = len(experiment.card.classes)
     given = class_weights(config.train.class_weights, train.labels, experiment.card.classes)
     weights = None if given is None else given.numpy()
-    rows, labels = features.train.reshape(-1, width).numpy(), np.tile(train.labels, views)
+    rows, labels = torch.cat(features.train).numpy(), np.tile(train.labels, len(features.train))
     head = solve(rows, labels, classes, [config.transfer.head_l2], weights)[0]
     averages = [experiment.state.average.model] if experiment.state.average else []
     for model in (experiment.state.model, *averages):
@@ -205,7 +197,7 @@ def _scores(experiment: Experiment, subset: Subset, interrupts: Interrupts) -> d
     model, features = experiment.state.evaluated, experiment.features
     if features:
         known = features.val if subset is experiment.dataset.val else features.clean
-        logits: np.ndarray | None = logits_of_features(model, known, experiment.device)
+        logits: np.ndarray | None = logits_of_features(features.rest(model), known, experiment.device)
     else:
         images, to_input = experiment.feed.evaluated(subset), experiment.to_input
         logits = logits_of(model, images, to_input, experiment.device, lambda: bool(interrupts))

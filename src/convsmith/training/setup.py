@@ -52,6 +52,7 @@ from convsmith.training.gather import (
     to_last_phase,
     without_val,
 )
+from convsmith.training.kept import without_stages
 from convsmith.training.own import NO_PARTS, OptimizerFactory, Parts, own_optimizer, own_settings
 from convsmith.training.resolve import resolve
 from convsmith.training.state import TrainState, new_state
@@ -79,7 +80,7 @@ class Experiment:
     feed: Feed
     seconds_per_epoch: float | None = None  # expected time of an epoch on images; None if it was not measured
     notes: tuple[str, ...] = ()  # sentences that the user should read before the first step
-    features: FrozenFeatures | None = None  # set while only the head is trained, on these features
+    features: FrozenFeatures | None = None  # on which is trained at present; None: on images
 
     @cached_property
     def clean_sample(self) -> Subset:
@@ -163,6 +164,10 @@ def prepare(
             whiten(model.first_convolution, first_images(dataset, WHITENED_IMAGES, torch.device("cpu")))
         notes = (*(weights.load(given, model, dataset) if given else weights.adapted(model)), *dataset.notes, *alone)
         finetuning = plan(model, resolved.transfer, resolved.train.epochs)
+        if resolved.transfer.cache_stages:
+            leaves_out, reasons = without_stages(resolved, dataset, model, finetuning)
+            config = config.with_values(transfer={"cache_stages": False}) if leaves_out else config
+            notes += reasons
         if parts.optimizer is not None:
             facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
             notes = (*notes, *_unused_keys(config.optim))

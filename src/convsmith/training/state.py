@@ -145,11 +145,16 @@ class TrainState:
     def __post_init__(self) -> None:
         self.metrics = RunningMetrics(self.device)
 
-    def training_mode(self) -> None:
-        """Set training mode, except for frozen modules: their batch norm must not drift, their dropout stays off."""
-        self.model.train()
-        if self.finetuning:
-            self.finetuning.frozen_to_eval(self.model)
+    def training_mode(self, rest: nn.Module | None = None) -> None:
+        """Set training mode, except for frozen modules: their batch norm must not drift, their dropout stays off.
+
+        `rest` is what is run of the model, where the outputs of its frozen stages are kept.
+        """
+        for network in (self.model, rest):
+            if network is not None:
+                network.train()
+                if self.finetuning:
+                    self.finetuning.frozen_to_eval(network)
 
     def enter_phase(self) -> Phase | None:
         """Unfreeze the stages that are trained from the current epoch on; returns the phase if a new one starts."""
@@ -184,9 +189,7 @@ class TrainState:
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits float [B, K], from images or from features."""
-        network = self.model.head if batch.features else self.compiled or self.model
-        assert callable(network)
-        logits: Tensor = network(batch.images)
+        logits: Tensor = (batch.rest or self.compiled or self.model)(batch.images)
         return logits
 
     @property

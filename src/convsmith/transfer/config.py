@@ -57,6 +57,10 @@ class TransferConfig(Section):
     feature_views: int = Field(
         4, ge=1, le=1000, description="with augmentation: number of views of each image whose features are computed"
     )
+    cache_stages: bool = Field(
+        False,
+        description="where some stages are never unfrozen, keep what they compute of each view: all epochs train on it",
+    )
 
     @field_validator("freeze", mode="before")
     @classmethod

@@ -1,22 +1,29 @@
-"""Features of a frozen backbone, which are constant: computed once and kept in memory and in the cache folder.
+"""What frozen parts of a network compute, which is constant: computed once and kept in the cache folder.
+
+That is the features of a frozen backbone, on which the head is trained, and where `transfer.cache_stages` is on, the
+outputs of the stages that stay frozen for the whole run (`Division`), on which the others are trained.
 
 With augmentation, each image has `transfer.feature_views` views, drawn once; epoch e (from 0) trains on view
 e mod views. The views do not depend on `train.seed`, and within a study the files do not depend on the split into
-train and val, so that all folds and seeds share them. Trains nothing.
+train and val, so that all folds and seeds share them; files are memory-mapped, so that they share the memory, too.
+Trains nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from convsmith.contracts import Classifier
@@ -24,35 +31,51 @@ from convsmith.data.augment import Augment
 from convsmith.data.config import AugmentConfig
 from convsmith.data.dataset import Dataset, Subset
 from convsmith.data.preprocess import ToInput
-from convsmith.data.stored import read_arrays, write_arrays
 from convsmith.errors import UserError
-from convsmith.files import explain_os_errors
+from convsmith.files import explain_os_errors, write_bytes
 from convsmith.terminal import warn
+from convsmith.transfer.division import Division
 
-VERSION = 2  # increase this whenever views or features change, so that old ones are not used again
+VERSION = 3  # increase this whenever views or features change, so that old ones are not used again
 POLL = 0.1  # seconds to wait for a file that another process is writing before trying another file
+_NAME = "features"  # of the tensor in a file, and of its CRC-32
 PASS_BATCH = 32  # images per forward pass; part of the key, since the last bits may depend on it
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """`train` float32 [V, N, F] holds V views of each train image.
+    """`train` has V views of all train images, float32 [N, ...] each.
 
-    `val` float32 [M, F] and `clean` float32 [S, F] are those of the val images and of a sample of the train images,
-    without augmentation.
+    `val` float32 [M, ...] and `clean` float32 [S, ...] are those of the val images and of a sample of the train images,
+    without augmentation. `division` tells what of the network is to be run on them; None: its head.
     """
 
-    train: Tensor
+    train: tuple[Tensor, ...]
     val: Tensor
     clean: Tensor
+    division: Division | None = None
+    _rests: dict[int, nn.Module] = field(default_factory=dict)
 
     def view(self, epoch: int) -> Tensor:
-        """The features on which an epoch (from 0) trains: float32 [N, F]."""
+        """The features on which an epoch (from 0) trains: float32 [N, ...]."""
         return self.train[epoch % len(self.train)]
+
+    def rest(self, model: nn.Module) -> nn.Module:
+        """What of a network with the same frozen part remains to be run; the same module each time."""
+        if self.division is None:
+            assert isinstance(model, Classifier)
+            return model.head
+        if id(model) not in self._rests:
+            self._rests[id(model)] = self.division.rest(model)
+        return self._rests[id(model)]
 
 
 class FeatureFiles:
-    """The features that a run needs, one file per view: float32 [images, F] in the source's order."""
+    """The features that a run needs, one file per view: float32 [images, ...] in the source's order.
+
+    They are those of the backbone, or with `division` the outputs of its frozen stages. With `below`, the latter are
+    where the backbone's features are computed from.
+    """
 
     def __init__(
         self,
@@ -63,9 +86,12 @@ class FeatureFiles:
         augment: AugmentConfig,
         views: int,
         folder: Path,
+        division: Division | None = None,
+        below: FeatureFiles | None = None,
     ) -> None:
         assert isinstance(model, Classifier)
         self._model, self._features, self._dataset, self._folder = model, model.features, dataset, folder
+        self._division, self._below = division, below
         self._to_input, self._augment = to_input, Augment(augment, to_input)
         augmented = augment != AugmentConfig()
         every = dataset.unsealed()
@@ -75,7 +101,12 @@ class FeatureFiles:
         self._clean_sample = clean_sample
         self._viewed = every if is_fold else dataset.train
         self._views: list[int | None] = list(range(views)) if augmented else [None]
-        self._backbone = _hash_of_backbone(model)
+        self._network = division.digest(model) if division else _hash_of_backbone(model)
+
+    @property
+    def missing(self) -> int:
+        """The number of images, once for each of their views, that are to be computed."""
+        return sum(len(subset) for subset, view in self._needed() if self._read(subset, view) is None)
 
     def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
         """Write the missing files; yields the number of images done and their total. Ends early if `stop()` is true.
@@ -100,7 +131,7 @@ class FeatureFiles:
                                 yield done + sum(map(len, rows)), total
                                 if stop():
                                     return
-                            write_arrays(path, {"features": np.concatenate(rows)})
+                            write_bytes(path, _packed(torch.cat(rows)))
                     done += len(subset)
                 except Timeout:
                     missing.append((subset, view))
@@ -114,9 +145,10 @@ class FeatureFiles:
     def load(self) -> FrozenFeatures:
         """Load the features; all files must exist."""
         return FrozenFeatures(
-            torch.stack([self._rows(self._subset_of(view), view, self._dataset.train) for view in self._views]),
+            tuple(self._rows(self._subset_of(view), view, self._dataset.train) for view in self._views),
             self._rows(self._plain, None, self._dataset.val),
             self._rows(self._plain, None, self._clean_sample),
+            self._division,
         )
 
     def _needed(self) -> list[tuple[Subset, int | None]]:
@@ -130,12 +162,26 @@ class FeatureFiles:
         values = self._read(whole, view)
         if values is None:
             raise UserError(f"the features in '{self._folder}' were damaged as they were written: resume")
-        return torch.from_numpy(values[np.searchsorted(whole.rows, wanted.rows)])
+        rows = np.searchsorted(whole.rows, wanted.rows)
+        values = values if np.array_equal(rows, np.arange(len(values))) else values[torch.from_numpy(rows)]
+        return values.movedim(-1, 1) if self._is_last else values
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether files hold maps with the channels last, so that none is copied to be computed with."""
+        return self._division is not None and self._to_input.memory_format == torch.channels_last
 
     @torch.no_grad()
-    def _pass(self, subset: Subset, view: int | None) -> Iterator[np.ndarray]:
-        """Features of the images, augmented by the view's generator unless `view` is None: float32 [B, F] each."""
+    def _pass(self, subset: Subset, view: int | None) -> Iterator[Tensor]:
+        """Features of the images, augmented by the view's generator unless `view` is None: float32 [B, ...] each."""
         self._model.eval()
+        if self._below is not None:
+            assert self._below._division is not None
+            rest = self._below._division.rest(self._model)
+            assert isinstance(rest, Classifier)
+            for maps in self._below._rows(subset, view, subset).split(PASS_BATCH):
+                yield rest.features(maps.to(self._to_input.scale.device)).float().cpu()
+            return
         device = self._to_input.scale.device
         generator = torch.Generator(device).manual_seed(view or 0)
         for start in range(0, len(subset), PASS_BATCH):
@@ -147,32 +193,62 @@ class FeatureFiles:
                 if view is None
                 else self._augment(pixels, labels, generator, [view, start]).images
             )
-            yield self._features(images).float().cpu().numpy()
+            if self._division is None:
+                yield self._features(images).float().cpu()
+                continue
+            maps = self._division.maps(self._model, images).float().cpu()
+            yield maps.movedim(1, -1) if self._is_last else maps
 
-    def _read(self, subset: Subset, view: int | None) -> np.ndarray | None:
-        """The stored features of a view, float32 [images, F]; None if they are missing or damaged."""
-        stored = read_arrays(self._path(subset, view), features=(np.float32, (len(subset), None)))
-        return None if stored is None else stored["features"]
+    def _read(self, subset: Subset, view: int | None) -> Tensor | None:
+        """The stored features of a view, float32 [images, ...], memory-mapped; None if they are missing or damaged."""
+        values = _unpacked(self._path(subset, view))
+        return values if values is not None and len(values) == len(subset) else None
 
     def _path(self, subset: Subset, view: int | None) -> Path:
         """The file of a view, named by a hash of everything that affects the features' bits."""
         settings = self._to_input.preprocessing.model_dump(mode="json")
-        facts = [VERSION, PASS_BATCH, self._backbone, self._dataset.hash, settings, str(self._to_input.memory_format)]
+        facts = [VERSION, PASS_BATCH, self._network, self._dataset.hash, settings, str(self._to_input.memory_format)]
         facts += [str(self._to_input.scale.device), torch.get_num_threads(), torch.__version__]
-        facts += [view, self._augment.config.model_dump(mode="json") if view is not None else None]
+        facts += [
+            self._below is not None,
+            view,
+            self._augment.config.model_dump(mode="json") if view is not None else None,
+        ]
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(np.ascontiguousarray(subset.rows, dtype="<i8").data)
-        return self._folder / f"{digest.hexdigest()}.npz"
+        return self._folder / f"{digest.hexdigest()}.safetensors"
+
+
+def _packed(values: Tensor) -> bytes:
+    """The content of a file with these values and a checksum of them."""
+    return save({_NAME: values.contiguous()}, {_NAME: str(_checksum(values))})
+
+
+def _unpacked(path: Path) -> Tensor | None:
+    """The values in a file, memory-mapped; None if it is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            values: Tensor = file.get_tensor(_NAME)
+            known = file.metadata()[_NAME]
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+    right = values.dtype == torch.float32 and values.dim() >= 2 and str(_checksum(values)) == known
+    return values if right else None
+
+
+def _checksum(values: Tensor) -> int:
+    return zlib.crc32(values.contiguous().numpy().data)
 
 
 @torch.inference_mode()
-def logits_of_features(model: nn.Module, features: Tensor, device: torch.device) -> np.ndarray:
-    """Logits float32 [N, K] of features [N, F]; only the head is run, which is put into eval mode and back."""
-    assert isinstance(model, Classifier)
-    training = model.head.training
-    model.head.eval()
-    logits: np.ndarray = model.head(features.to(device)).float().cpu().numpy()
-    model.head.train(training)
+def logits_of_features(rest: nn.Module, features: Tensor, device: torch.device) -> np.ndarray:
+    """Logits float32 [N, K] of features [N, ...]; only the `rest` of the network is run, in eval mode."""
+    modes = [(module, module.training) for module in rest.modules()]
+    rest.eval()
+    size = PASS_BATCH if features.dim() > 2 else len(features)
+    logits: np.ndarray = torch.cat([rest(part.to(device)) for part in features.split(size)]).float().cpu().numpy()
+    for module, training in modes:
+        module.training = training
     return logits
 
 

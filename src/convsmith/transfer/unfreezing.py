@@ -79,7 +79,7 @@ class Finetuning:
         groups = parameter_groups(model)
         if len(set(self.factors.values())) > 1:
             assert isinstance(model, Classifier)
-            stage_of = {id(p): stage for stage, module in _stages_and_head(model) for p in module.parameters()}
+            stage_of = {id(p): stage for stage, module in stages_and_head(model) for p in module.parameters()}
             groups = [
                 {**group, "stage": stage, "params": members, "lr_factor": factor}
                 for stage, factor in self.factors.items()
@@ -104,7 +104,7 @@ def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | 
             f"which {type(model).__name__} is not"
         )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    members = {stage: {names[id(p)] for p in module.parameters()} for stage, module in _stages_and_head(model)}
+    members = {stage: {names[id(p)] for p in module.parameters()} for stage, module in stages_and_head(model)}
     if loose := set(names.values()) - set().union(*members.values()):
         raise UserError(f"transfer: these parameters are neither in a stage nor in the head: {_listed(loose)}")
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -126,7 +126,7 @@ def plan(model: nn.Module, config: TransferConfig, epochs: int) -> Finetuning | 
     return Finetuning(tuple(phases), {HEAD: 1.0, **dict(reversed(factors.items()))}, config.freeze_statistics)
 
 
-def _stages_and_head(model: Classifier) -> Iterator[tuple[str, nn.Module]]:
+def stages_and_head(model: Classifier) -> Iterator[tuple[str, nn.Module]]:
     """The stages from stem to head. What a library calls head, with more than the last layer, is a stage here."""
     yield from ((LIBRARY + stage if stage == HEAD else stage, module) for stage, module in model.stages.items())
     yield HEAD, model.head

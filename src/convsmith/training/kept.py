@@ -1,0 +1,108 @@
+"""What a training keeps of the frozen parts of its network: whether it fits, and the files that are to be computed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from convsmith import memory
+from convsmith.config import RunConfig
+from convsmith.data.config import AugmentConfig
+from convsmith.data.dataset import Dataset
+from convsmith.data.sources import cache_folder
+from convsmith.training.gather import first_images
+from convsmith.transfer.division import divide
+from convsmith.transfer.features import FeatureFiles, FrozenFeatures
+from convsmith.transfer.unfreezing import Finetuning
+from convsmith.transfer.weights import caches_features
+
+if TYPE_CHECKING:
+    from convsmith.training.setup import Experiment
+
+SHARE = 0.5  # of the free memory and of the free disk, which the outputs of frozen stages may take
+
+
+def without_stages(
+    config: RunConfig, dataset: Dataset, model: nn.Module, finetuning: Finetuning | None
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether transfer.cache_stages has nothing to keep, or no room for it; for the latter with a sentence."""
+    if not caches_features(config) or finetuning is None:
+        return True, ()
+    images = first_images(dataset, 2, torch.device("cpu"))
+    division = divide(model, finetuning, images)
+    if division is None:
+        return True, ()
+    with torch.no_grad():
+        one = division.maps(model, images)[0].nbytes
+    views = config.transfer.feature_views if config.augment != AugmentConfig() else 1
+    size = one * (views * len(dataset.train) + len(dataset.train) + len(dataset.val))
+    cache = cache_folder(config.data)
+    folder = next(above for above in (cache, *cache.absolute().parents) if above.exists())
+    room = SHARE * min(shutil.disk_usage(folder).free, memory.available() or math.inf)
+    if size <= room:
+        return False, ()
+    return True, (
+        "the outputs of frozen stages are not kept (transfer.cache_stages): they would take "
+        f"{memory.as_text(size)}, and half of the free memory and disk is {memory.as_text(room)}",
+    )
+
+
+@dataclass(frozen=True)
+class KeptFiles:
+    """The files of a training's constants: `stages` those of its frozen stages, `head` those that its head takes.
+
+    None: there are none.
+    """
+
+    stages: FeatureFiles | None
+    head: FeatureFiles | None
+
+    def __bool__(self) -> bool:
+        return bool(self.stages or self.head)
+
+    def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+        """Write the missing files, as `FeatureFiles.compute` does."""
+        files: Sequence[FeatureFiles] = [one for one in (self.stages, self.head) if one is not None]
+        counts, before = [one.missing for one in files], 0
+        for one, count in zip(files, counts, strict=True):
+            for done, _ in one.compute(stop):
+                yield before + done, sum(counts)
+            before += count
+
+    def load(self, experiment: Experiment) -> FrozenFeatures | None:
+        """What the present phase trains on; None: on images."""
+        files = self.head if experiment.state.head_alone else self.stages
+        return None if files is None else files.load()
+
+
+def kept_files(experiment: Experiment) -> KeptFiles:
+    """The files that the rest of a training needs."""
+    config, state = experiment.config, experiment.state
+    if state.finetuning is None or state.exhausted or not caches_features(config):
+        return KeptFiles(None, None)
+    device = experiment.device
+    division = None
+    if config.transfer.cache_stages:
+        images = first_images(experiment.dataset, 2, device)
+        division = divide(state.model, state.finetuning, images.contiguous(memory_format=experiment.card.memory_format))
+
+    def files(**parts: object) -> FeatureFiles:
+        return FeatureFiles(
+            state.model,
+            experiment.dataset,
+            experiment.clean_sample,
+            experiment.to_input,
+            config.augment,
+            config.transfer.feature_views,
+            cache_folder(config.data) / "features",
+            **parts,  # type: ignore[arg-type]
+        )
+
+    stages = files(division=division) if division else None
+    return KeptFiles(stages, files(below=stages) if state.head_alone else None)
