@@ -32,7 +32,7 @@ def without_stages(
     config: RunConfig, dataset: Dataset, model: nn.Module, finetuning: Finetuning | None
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether transfer.cache_stages has nothing to keep, or no room for it; for the latter with a sentence."""
-    if not caches_features(config) or finetuning is None:
+    if not caches_features(config) or finetuning is None or config.train.sizes:
         return True, ()
     images = first_images(dataset, 2, torch.device("cpu"))
     division = divide(model, finetuning, images)
