@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from convsmith.data.sources import open_source, with_absolute_paths
 from convsmith.errors import UserError
 
 SAMPLES, SHARDS = 8, 6
+ALL = {"val_fraction": 0, "test_fraction": 0}  # train on all
 
 
 def png(level: int) -> bytes:
@@ -340,3 +345,47 @@ def test_a_pattern_is_found_from_any_folder(shards: Path, monkeypatch: pytest.Mo
     found: Source = open_source(config)
     assert len(found) == SHARDS * SAMPLES
     assert found.ids[0] == "train-000.tar/000"
+
+
+class Parts(SimpleHTTPRequestHandler):
+    """A server that sends parts of files, as most do; Python's own sends whole ones."""
+
+    def do_GET(self) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        content = Path(self.translate_path(self.path)).read_bytes()
+        first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(content) - 1)
+        part = content[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class Whole(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("handler", [Parts, Whole])
+def test_shards_of_a_server_are_read_as_files_are(shards: Path, handler: type[SimpleHTTPRequestHandler]) -> None:
+    pytest.importorskip("aiohttp")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(shards))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        remote, local = (
+            opened(f"{address}/train-{{000..004}}.tar", **ALL),
+            opened(shards / "train-{000..004}.tar", **ALL),
+        )
+        assert remote.train.ids == local.train.ids
+        for (rows, pixels), (same, expected) in zip(batches(remote, 8, 0, 0), batches(local, 8, 0, 0), strict=True):
+            np.testing.assert_array_equal(rows, same)
+            np.testing.assert_array_equal(pixels, expected)
+        said = refused(lambda: opened(f"{address}/train-{{000..009}}.tar", **ALL))
+        assert "train-005.tar' cannot be read (it is not there)" in said
+        server.shutdown()
+    assert "cannot be reached" in refused(lambda: opened(f"{address}/train-000.tar", **ALL))
+    assert "no plain address" in refused(lambda: opened("file:///etc/x.tar", **ALL))

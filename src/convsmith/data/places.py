@@ -10,7 +10,8 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -31,11 +32,15 @@ _VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "Last-Modified", "LastMod
 
 
 class Place(NamedTuple):
-    """A file, by its absolute path or its address, with its size in bytes and what changes when its content does."""
+    """A file, by its absolute path or its address, with its size in bytes and what changes when its content does.
+
+    `has_parts` says whether parts of it can be had, from any position on.
+    """
 
     name: str
     size: int
     version: str
+    has_parts: bool = True
 
     @property
     def is_address(self) -> bool:
@@ -88,7 +93,9 @@ def places(pattern: str) -> list[Place]:
     if is_address(pattern):
         if pattern.lower().startswith(_WEB) and (reason := unreachable(named[0])):
             raise UserError(f"'{named[0]}' cannot be reached ({reason}): go online, or fetch it and give its path")
-        return list(thread_map(_remote, named, result_bytes=CHUNK_BYTES))
+        first = _remote(named[0], has_parts=True)
+        others = partial(_remote, has_parts=_has_parts(first))
+        return list(thread_map(others, named, result_bytes=CHUNK_BYTES))
     found = [path for name in named for path in _matching(name)]
     if not found:
         raise UserError(f"data.source '{pattern}' matches no file: correct the pattern, or fetch the files")
@@ -124,11 +131,17 @@ def opened(place: Place) -> Iterator[BinaryIO]:
         with open_file(Path(place.name)) as file:
             yield file
         return
-    with _fsspec(place.name).open(place.name, "rb") as stream:
-        yield cast(BinaryIO, stream if stream.seekable() else _Forward(stream))
+    open_address = partial(_opened, place.name)
+    stream = open_address() if place.has_parts else _Forward(partial(open_address, block_size=0))
+    with contextlib.closing(stream):
+        yield cast(BinaryIO, stream)
 
 
-def _remote(address: str) -> Place:
+def _opened(address: str, **options: Any) -> Any:
+    return _fsspec(address).open(address, "rb", **options).open()
+
+
+def _remote(address: str, has_parts: bool) -> Place:
     with _explained(address):
         fsspec = _fsspec(address)
         files, path = fsspec.core.url_to_fs(address)
@@ -136,7 +149,21 @@ def _remote(address: str) -> Place:
     if facts.get("size") is None:
         raise UserError(f"the server of '{address}' does not say how large it is: fetch it, and give its path")
     version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
-    return Place(address, int(facts["size"]), version)
+    return Place(address, int(facts["size"]), version, has_parts)
+
+
+def _has_parts(place: Place) -> bool:
+    """Whether a server sends parts of a file, which few say in advance."""
+    if not place.name.lower().startswith(_WEB) or place.size < 2:
+        return True
+    try:
+        with _explained(place.name), contextlib.closing(_opened(place.name, cache_type="none")) as stream:
+            stream.seek(1)
+            return len(stream.read(1)) == 1
+    except UserError as error:
+        if isinstance(error.__cause__, ValueError):  # which fsspec raises where the server sends the whole file
+            return False
+        raise
 
 
 def _fsspec(address: str) -> Any:
@@ -160,20 +187,23 @@ def _explained(address: str) -> Iterator[None]:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # each of the clients has errors of its own
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else first_line(error)
         raise UserError(
-            f"'{address}' cannot be read ({first_line(error)}): correct data.source, or fetch it and give its path"
+            f"'{address}' cannot be read ({reason}): correct data.source, or fetch it and give its path"
         ) from error
 
 
 class _Forward:
-    """A stream that only goes forward, such as that of a server that sends no parts of a file."""
+    """A file of a server that sends no parts of it: what lies before its position is had by opening it anew."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._at = stream, 0
+    def __init__(self, open_anew: Callable[[], Any]) -> None:
+        self._open = open_anew
+        self._stream, self._at = open_anew(), 0
 
     def seek(self, position: int) -> int:
         if position < self._at:
-            raise OSError("its server sends no parts of a file: fetch it")
+            self._stream.close()
+            self._stream, self._at = self._open(), 0
         while self._at < position and self.read(min(_STEP, position - self._at)):
             pass
         return self._at
@@ -185,3 +215,6 @@ class _Forward:
             self._at += len(part)
             size -= len(part)
         return b"".join(parts)
+
+    def close(self) -> None:
+        self._stream.close()

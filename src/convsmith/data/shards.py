@@ -93,8 +93,8 @@ def open_shards(name: str, found: Sequence[Place], cache: Path, config: DataConf
 
 
 def is_shard(path: str) -> bool:
-    """Whether a path is that of a .tar by its name, compressed or not."""
-    return path.lower().endswith(TAR)
+    """Whether a path or an address is that of a .tar by its name, compressed or not."""
+    return path.partition("?")[0].lower().endswith(TAR)
 
 
 def open_pattern(pattern: str, cache: Path, config: DataConfig) -> Source:
@@ -123,7 +123,7 @@ def _names(found: Sequence[Place]) -> list[str]:
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UserError(f"data.source names the shard '{twice}' twice")
-    parts = [path.replace(os.sep, "/").split("/") for path in paths]
+    parts = [path.partition("?")[0].replace(os.sep, "/").split("/") for path in paths]
     depth = 0
     while all(len(own) > depth + 1 and own[depth] == parts[0][depth] for own in parts):
         depth += 1
