@@ -52,6 +52,16 @@ def test_deviations_of_the_normal_schemes(scheme, std):
     assert weight.abs().max().item() > 3 * std
 
 
+def test_with_dirac_the_first_channels_of_a_convolution_are_its_input_and_the_others_drawn() -> None:
+    torch.manual_seed(0)
+    layer, plain = nn.Conv2d(3, 5, 3, padding=1, bias=False), conv("default")
+    initialise(nn.Sequential(layer), "dirac", "relu")
+    images = torch.randn(2, 3, 6, 6)
+    assert torch.equal(layer(images)[:, :3], images)
+    assert layer.weight[3:].std() > 0.05
+    assert torch.equal(conv("dirac").weight[64:], plain.weight[64:])
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh"])
 @pytest.mark.parametrize("scheme", ["kaiming_uniform", "kaiming_normal"])
 def test_kaiming_is_torchs_own(scheme, activation):
@@ -100,7 +110,7 @@ def test_norms_keep_their_ones_and_zeros():
 
 
 def test_registries_hold_the_names_of_the_config():
-    assert {"default", *SCHEMES} == set(get_args(names.Init))
+    assert {"default", "dirac", *SCHEMES} == set(get_args(names.Init))
 
 
 def test_whitening_makes_the_patches_uncorrelated_with_unit_variance():

@@ -13,7 +13,7 @@ from convsmith.errors import UserError, choose
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 Norm = Literal["batch", "group", "layer", "none"]
-Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
+Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "dirac"]
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 WIDEST = 65_536  # units of a fully connected layer
 ORDER: tuple[Part, ...] = ("conv", "norm", "activation", "pool", "dropout")

@@ -54,8 +54,16 @@ def initialise(model: nn.Module, scheme: Init, activation: Activation) -> None:
     - `xavier`: standard deviation g sqrt(2 / (fan_in + fan_out)); Glorot and Bengio (AISTATS 2010);
 
     and biases of zero. Norms keep their ones and zeros.
+
+    `dirac` is PyTorch's initialisation, but the first filters of each convolution pass its input channels on, one each
+    (Zagoruyko and Komodakis, "DiracNets" (2017), in the partial form of Keller Jordan's airbench94).
     """
     if scheme == "default":
+        return
+    if scheme == "dirac":
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight[: module.in_channels])
         return
     head = getattr(model, "head", None)
     of_head = set(head.modules()) if isinstance(head, nn.Module) else set()
