@@ -16,6 +16,7 @@ ROOMS = {"data", "nets", "optim", "figures", "tracking"}
 LEAVES: dict[str, set[str]] = {
     "terminal": set(),
     "errors": {"terminal"},
+    "precision": {"errors"},
     "events": set(),
     "contracts": {"errors", "files"},
     "processes": set(),

@@ -243,7 +243,7 @@ class Display:
         self.labelled(
             "model", f"{event.model}: {event.parameters:,} parameters, {event.macs / 1e6:,.1f} M MACs an image"
         )
-        machine = f"{event.device}, {plural(event.threads, 'thread')}, {event.layout} layout"
+        machine = f"{event.device}, {plural(event.threads, 'thread')}, {event.layout} layout, {event.precision}"
         self.labelled("machine", f"{machine}, {event.feed}" if event.feed else machine)
         estimate = f"about {event.memory / 1e6:,.0f} MB for weights, optimiser and activations"
         if event.seconds_per_epoch:

@@ -64,6 +64,7 @@ class TrainingStarted:
     device: str
     threads: int
     layout: str
+    precision: str
     memory: float
     seconds_per_epoch: float | None
     epochs: int

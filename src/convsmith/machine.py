@@ -8,6 +8,7 @@ import torch
 
 from convsmith.config import RunConfig
 from convsmith.data.sources import cache_folder
+from convsmith.precision import has_bfloat16
 from convsmith.runtime import device_names, environment
 from convsmith.tracking.wandb import login_state
 
@@ -24,6 +25,7 @@ def description() -> dict[str, str]:
         "devices": ", ".join(device_names()),
         "threads": f"{torch.get_num_threads()} of {here['cores']} cores",
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "precision": "bfloat16, float32" if has_bfloat16(torch.device(device_names()[0])) else "float32",
         "cache": f"{folder} ({size / 1e6:,.0f} MB{'' if os.access(existing, os.W_OK) else ', NOT WRITABLE'})",
         "W&B": login_state(),
     }

@@ -608,6 +608,13 @@ class StoppingState(_State):
     keep: Literal["best", "last"] = "best"
 
 
+class Scaling(Record):
+    """How the losses of a training in float16 are scaled."""
+
+    factor: Annotated[float, Field(gt=0)]
+    good_steps: Whole
+
+
 class Checkpoint(Record):
     """The facts of a checkpoint: what a training's state has besides tensors, and the config of that time."""
 
@@ -624,6 +631,7 @@ class Checkpoint(Record):
     stopper: StoppingState
     config: dict[str, dict[str, Any]] = {}
     own_optimizer: list[dict[str, Any]] | None = None
+    scaling: Scaling | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Checkpoint:

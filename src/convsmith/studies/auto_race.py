@@ -247,7 +247,7 @@ class Race:
             candidate.layer,
             {
                 "transfer": {"head_l2": PENALTIES[int(losses.argmin())]},
-                "train": {"layout": config.train.layout, "threads": config.train.threads},
+                "train": config.train.model_dump(include={"layout", "precision", "threads"}),
             },
         )
         self._note(candidate, layer, "raced", "", began, scores)
@@ -345,8 +345,8 @@ class Race:
                 return auto_plan.no_epochs(least, per_epoch, fixed, trainings, allowed)
             epochs = auto_plan.fitting_epochs(1, least, per_epoch, fixed, trainings, allowed) or 1
         train = prepared.config.train
-        measured = {"epochs": epochs, "layout": train.layout, "threads": train.threads}
-        return merge(candidate.layer, {"train": measured})
+        measured = train.model_dump(include={"layout", "precision", "threads"})
+        return merge(candidate.layer, {"train": measured | {"epochs": epochs}})
 
     def _leader(self, number: int) -> float:
         """The best accuracy so far on the inner validation images of a fold; 0 if there is none."""

@@ -20,6 +20,7 @@ from convsmith.contracts import Batch
 from convsmith.data.dataset import Dataset
 from convsmith.data.sampler import steps_per_epoch
 from convsmith.errors import first_line
+from convsmith.precision import FLOAT32, computing_in
 from convsmith.prediction.model_file import FORMATS
 from convsmith.terminal import warn
 from convsmith.training.config import AUTO, OFF
@@ -77,7 +78,9 @@ def _not_compiled(error: Exception) -> str:
     return f"train.compile: the network cannot be compiled here, so it trains as it is ({reason})"
 
 
-def attempt(model: nn.Module, batch: Batch, loss: Loss, mode: str, device: torch.device) -> Trial:
+def attempt(
+    model: nn.Module, batch: Batch, loss: Loss, mode: str, device: torch.device, precision: str = FLOAT32
+) -> Trial:
     """Compile a copy of the model and take steps with it, forward and backward, without the run's generators."""
     network, times = copy.deepcopy(model).train(), []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -86,7 +89,9 @@ def attempt(model: nn.Module, batch: Batch, loss: Loss, mode: str, device: torch
             for _ in range(1 + ROUNDS):
                 start = time.perf_counter()
                 network.zero_grad(set_to_none=True)
-                loss(forward(batch.images), batch).backward()
+                with computing_in(precision, device):
+                    logits = forward(batch.images)
+                loss(logits.float(), batch).backward()
                 finished(device)
                 times.append(time.perf_counter() - start)
         finally:
@@ -133,7 +138,7 @@ def choose(
     loss, trials, plain = recipe_of(config, dataset, device).loss, {}, epoch / each
     for tried in modes:
         try:
-            trials[tried] = attempt(model, batch, loss, tried, device)
+            trials[tried] = attempt(model, batch, loss, tried, device, train.precision)
         except Exception as error:
             reason = RuntimeError("memory ran out") if memory.ran_out(error) else error
             return OFF, (_not_compiled(reason),)

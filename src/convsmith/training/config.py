@@ -6,13 +6,17 @@ from itertools import pairwise
 from math import inf
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from convsmith.contracts import Section, Size, hw, size_of
+from convsmith.precision import FLOAT32
 from convsmith.records import Monitor
 
 AUTO, OFF = "auto", "off"
 MOST_IMAGES = 65_536  # of a batch
+#: Keys of the first edition, which are all there in a section that was written for a run or a study.
+_WHOLE = {"epochs", "batch_size", "seed", "device", "threads", "layout", "loss", "focal_gamma", "class_weights"}
+_WHOLE |= {"monitor", "patience", "min_delta", "ema", "log_every", "checkpoint_minutes"}
 
 
 class TrainConfig(Section):
@@ -42,6 +46,12 @@ class TrainConfig(Section):
         "auto",
         description="torch.compile of the steps, in one of its modes; auto: off, but on CUDA with deterministic false "
         "the fastest in sum, as measured, where the run is long enough",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="in which a training's forward and backward passes compute; weights, statistics, losses and "
+        "scores are always float32. auto: bfloat16 where the device has instructions for it and is faster by it, as "
+        "measured, else float32; float16 (with scaled losses) is for CUDA alone",
     )
     deterministic: bool = Field(
         True,
@@ -74,6 +84,14 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(
         5.0, ge=0, description="minutes between checkpoints within an epoch, saved at the next log step"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_computed(cls, values: Any) -> Any:
+        """A section that was written whole, before there was a choice of precisions, means float32."""
+        if isinstance(values, dict) and "precision" not in values and values.keys() >= _WHOLE:
+            return values | {"precision": FLOAT32}
+        return values
 
     @property
     def batch(self) -> int:

@@ -17,7 +17,7 @@ from convsmith.nets.shapes import Estimate, LayerRow, estimate
 from convsmith.optim.config import OPTIMIZERS
 from convsmith.training.config import AUTO
 from convsmith.training.gather import first_images, image_epochs, recipe_of
-from convsmith.training.layout import seconds_per_step
+from convsmith.training.layout import seconds_per_step, variants
 from convsmith.transfer.features import PASS_BATCH
 from convsmith.transfer.unfreezing import Finetuning
 
@@ -152,9 +152,10 @@ def _step_fits(size: int, config: RunConfig, dataset: Dataset, model: nn.Module,
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     layout = "contiguous" if config.train.layout == AUTO else config.train.layout
+    ways = variants([layout], config.train.precision, device)[:1]  # float32 where it is open, which needs most
     try:
         batch = Batch(one.repeat(size, 1, 1, 1), torch.zeros(size, dtype=torch.int64, device=device))
-        seconds_per_step(model.to(device), batch, recipe_of(config, dataset, device).loss, [layout], device, budget=0)
+        seconds_per_step(model.to(device), batch, recipe_of(config, dataset, device).loss, ways, device, budget=0)
     except Exception as error:
         if not memory.ran_out(error):
             raise

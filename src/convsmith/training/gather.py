@@ -1,4 +1,4 @@
-"""Gathers what a config is resolved from: opens the data, builds the network, measures the layout. Resolves nothing."""
+"""Gathers what a config is resolved from: opens the data, builds the network, measures a step. Resolves nothing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from convsmith.errors import UserError, first_line
 from convsmith.nets.blocks import unsafe_channels_last
 from convsmith.nets.build import build
 from convsmith.nets.shapes import LayerRow, totals, trace
+from convsmith.precision import BFLOAT16, FLOAT32, has_bfloat16, refuse_unfit_device
 from convsmith.runtime import keep_freed_memory, seed_everything, select_device, set_threads
 from convsmith.training import speeds
-from convsmith.training.config import TrainConfig
-from convsmith.training.layout import seconds_per_step
+from convsmith.training.config import AUTO, TrainConfig
+from convsmith.training.layout import Variant, fastest, seconds_per_step, variants
 from convsmith.training.loss import build_loss, class_weights
 from convsmith.training.own import Parts, refuse_unfit
 from convsmith.training.resolve import Facts
@@ -37,15 +38,15 @@ from convsmith.transfer.unfreezing import Finetuning
 
 WHITENED_IMAGES = 500
 SMALL_STEP = 100_000_000  # MACs per batch, which take a few milliseconds on one core
-CHOICE_SECONDS, ESTIMATE_SECONDS = 2.0, 0.2  # for choosing a layout by measurement; for measuring a step only
-MEASURED_PIXELS = 2**20  # pixels per measured batch at most: 20 photographs of 224 x 224 show which layout is faster
+CHOICE_SECONDS, ESTIMATE_SECONDS = 2.0, 0.2  # for choosing a way by measurement; for measuring a step only
+MEASURED_PIXELS = 2**21  # of one step of all ways together at most: 20 photographs of 224 x 224 in two ways show enough
 CROP_HEADROOM = 1.15  # working size / image size for random resized crops
 
 
 def gather_facts(
     config: RunConfig, dataset: Dataset, device: torch.device, parts: Parts, given: weights.Weights | None = None
 ) -> Facts:
-    """The facts that resolve the config before the layout is measured; sets torch's threads."""
+    """The facts that resolve the config before a step is measured; sets torch's threads."""
     return Facts(
         data=dataset.config,
         train_images=len(dataset.train),
@@ -144,6 +145,7 @@ def open_data(
             "convsmith.train(..., optimizer=...)"
         )
     device = select_device(config.train.device)
+    refuse_unfit_device(config.train.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
     data = config.data
@@ -190,18 +192,20 @@ def first_images(dataset: Dataset, count: int, device: torch.device) -> torch.Te
 def recipe_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Recipe:
     weights = class_weights(config.train.class_weights, dataset.train.labels, dataset.classes)
     on_device = None if weights is None else weights.to(device)
-    return Recipe(build_loss(config.train, config.regularize.label_smoothing, on_device), config.regularize)
+    criterion = build_loss(config.train, config.regularize.label_smoothing, on_device)
+    return Recipe(criterion, config.regularize, config.train.precision)
 
 
-def measure_layout(
+def measure_step(
     config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, finetuning: Finetuning | None
-) -> tuple[str, float]:
-    """The faster memory layout, and an upper estimate of the seconds for an epoch on images with it.
+) -> tuple[Variant, float, tuple[str, ...]]:
+    """The fastest way to compute a step, an upper estimate of the seconds for an epoch on images with it, and notes.
 
-    A layout that was once chosen on this machine for the same network, sizes and threads is chosen again, so that
+    A way that was once chosen on this machine for the same network, sizes and threads is chosen again, so that
     repeating a command gives the same numbers although times vary.
     """
-    layouts = [config.train.layout] if config.train.layout != "auto" else ["contiguous", "channels_last"]
+    asked = config.train.precision
+    layouts = [config.train.layout] if config.train.layout != AUTO else ["contiguous", "channels_last"]
     if device.type == "cpu" and (unsafe := unsafe_channels_last(model)):
         # Do not even measure it: because of oneDNN issue 6035, gradients would be wrong or the process would crash.
         if config.train.layout == "channels_last":
@@ -209,29 +213,41 @@ def measure_layout(
                 f"--train.layout channels_last is unsafe on the CPU for {unsafe[0]}: use contiguous or auto"
             )
         layouts = ["contiguous"]
-    question = [config.model.model_dump(mode="json"), repr(model), config.train.batch, config.train.threads]
+    ways = variants(layouts, asked, device)
+    question = [config.model.model_dump(mode="json"), repr(model), config.train.batch, config.train.threads, ways]
     question += [device.type, torch.__version__, config.data.image_size, config.data.channels]
     to_last_phase(model, finetuning)  # parameters that stay frozen need no backward pass
     if finetuning:
         question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
-    remembered = (
-        cache_folder(config.data) / "layouts" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
-    )
-    if len(layouts) > 1 and remembered.exists():
-        layouts = [known for known in layouts if known == remembered.read_text(encoding="utf-8")] or layouts
-    count = min(config.train.batch, max(2, MEASURED_PIXELS // math.prod(hw(dataset.preprocessing().image_size))))
-    images = first_images(dataset, count, device)
+    remembered = cache_folder(config.data) / "steps" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
+    is_open = len(ways) > 1
+    if is_open and remembered.exists():
+        known = remembered.read_text(encoding="utf-8").split()
+        ways = [way for way in ways if list(way) == known] or ways
+    # What has no instructions of its own is as a rule slower than float32: how much slower is measured beside it.
+    doubtful = asked == BFLOAT16 and not has_bfloat16(device)
+    measured = [*ways, Variant(ways[-1].layout, FLOAT32)] if doubtful else ways
+    most = MEASURED_PIXELS // max(2, len(measured)) // math.prod(hw(dataset.preprocessing().image_size))
+    images = first_images(dataset, min(config.train.batch, max(2, most)), device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
     recipe = recipe_of(config, dataset, device)
-    # Measuring for long pays only if there is a choice of layouts and some epochs train on images.
-    pays = len(layouts) > 1 and image_epochs(config, finetuning) > 0
+    # Measuring for long pays only if there is a choice of ways and some epochs train on images.
+    pays = len(ways) > 1 and image_epochs(config, finetuning) > 0
     budget = CHOICE_SECONDS if pays else ESTIMATE_SECONDS
-    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, layouts, device, budget)
-    layout = min(times, key=lambda name: times[name])
-    if len(layouts) > 1:
+    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, measured, device, budget)
+    chosen = fastest({way: times[way] for way in ways})
+    if is_open:
         with suppress(OSError):  # if the cache cannot be written, the next start measures again
-            files.write_text(remembered, layout)
+            files.write_text(remembered, " ".join(chosen))
     if config.model.is_library:
-        speed = Speed(len(images) / times[layout], config.data.image_size, device.type)
+        speed = Speed(len(images) / times[chosen], config.data.image_size, device.type)
         speeds.remember(cache_folder(config.data), config.model.name, speed)
-    return layout, times[layout] / len(images) * len(dataset.train)
+    notes = (_without_instructions(times[chosen] / times[measured[-1]], device),) if doubtful else ()
+    return chosen, times[chosen] / len(images) * len(dataset.train), notes
+
+
+def _without_instructions(ratio: float, device: torch.device) -> str:
+    return (
+        f"train.precision bfloat16: this {device.type} device has no instructions for it: a step takes {ratio:.1f} "
+        "times as long as in float32, as measured"
+    )

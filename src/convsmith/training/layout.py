@@ -1,48 +1,80 @@
-"""Measures which memory layout trains faster, on copies of the model. Changes no state of the run."""
+"""Measures which way to compute a step is the fastest: memory layouts and precisions. Changes no state of the run."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from convsmith.contracts import Batch
+from convsmith.precision import BFLOAT16, FLOAT32, computing_in, has_bfloat16
 from convsmith.prediction.model_file import FORMATS
+from convsmith.training.config import AUTO
 from convsmith.training.loss import Loss
 
 ROUNDS = 9
+#: How much faster than in float32 a step in bfloat16 must be to be chosen: two measurements of the same step differ by
+#: less than that, even where another process takes half of the processor.
+GAIN = 1.15
+
+
+class Variant(NamedTuple):
+    """A way to compute a step."""
+
+    layout: str
+    precision: str
+
+
+def variants(layouts: Sequence[str], precision: str, device: torch.device) -> list[Variant]:
+    """The ways that `precision` allows, which may be `auto`.
+
+    bfloat16 is tried in the last of the layouts alone, since its kernels are made for channels_last.
+    """
+    found = [Variant(layout, FLOAT32 if precision == AUTO else precision) for layout in layouts]
+    if precision == AUTO and has_bfloat16(device):
+        found.append(Variant(layouts[-1], BFLOAT16))
+    return found
+
+
+def fastest(seconds: Mapping[Variant, float]) -> Variant:
+    """The fastest way; one in bfloat16 only if it is `GAIN` times as fast as all in float32."""
+    return min(seconds, key=lambda way: seconds[way] * (GAIN if way.precision == BFLOAT16 else 1))
 
 
 def seconds_per_step(
-    model: nn.Module, batch: Batch, loss: Loss, layouts: Sequence[str], device: torch.device, budget: float
-) -> dict[str, float]:
-    """Seconds of the fastest forward and backward pass by layout, measured alternately, without the run's generators.
+    model: nn.Module, batch: Batch, loss: Loss, ways: Sequence[Variant], device: torch.device, budget: float
+) -> dict[Variant, float]:
+    """Seconds of the fastest forward and backward pass by way, measured alternately, without the run's generators.
 
-    After one warm-up step and one measured step of each layout, it ends when `budget` seconds are over.
+    After one warm-up step and one measured step of each way, it ends when `budget` seconds are over.
 
     The fastest step is used, not the median, since other processes can only add time.
     """
-    times: dict[str, list[float]] = {layout: [] for layout in layouts}
+    times: dict[Variant, list[float]] = {way: [] for way in ways}
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
+        layouts = {way.layout for way in ways}
         copies = {layout: copy.deepcopy(model).to(memory_format=FORMATS[layout]).train() for layout in layouts}
         images = {layout: batch.images.contiguous(memory_format=FORMATS[layout]) for layout in layouts}
         began = time.perf_counter()
         for number in range(1 + ROUNDS):
-            for layout in layouts:
+            for way in ways:
                 start = time.perf_counter()
-                copies[layout].zero_grad(set_to_none=True)
-                loss(copies[layout](images[layout]), Batch(images[layout], batch.labels)).backward()
+                copies[way.layout].zero_grad(set_to_none=True)
+                with computing_in(way.precision, device):
+                    logits = copies[way.layout](images[way.layout])
+                loss(logits.float(), Batch(images[way.layout], batch.labels)).backward()
                 finished(device)
-                times[layout].append(time.perf_counter() - start)
+                times[way].append(time.perf_counter() - start)
             if number == 0:
                 began = time.perf_counter()
             elif time.perf_counter() - began > budget:
                 break
-    return {layout: min(taken[1:]) for layout, taken in times.items()}
+    return {way: min(taken[1:]) for way, taken in times.items()}
 
 
 def finished(device: torch.device) -> None:

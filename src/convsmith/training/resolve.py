@@ -19,8 +19,8 @@ SIZES = ((1_000, 16, 12), (10_000, 32, 10), (None, 64, 6))
 
 @dataclass(frozen=True)
 class Facts:
-    """What data, machine and weights determine. `batch_size` (of train.batch_size auto), `layout` and `compile` are
-    None until they have been found; the latter two are measured last.
+    """What data, machine and weights determine. `batch_size` (of train.batch_size auto), `layout`, `precision` and
+    `compile` are None until they have been found; the latter three are measured last.
 
     `data` is the section with all values that depend on the images, `model` the network of `transfer.weights` if they
     are those of a run, `weights` their absolute path. `own_module` and `own_optimizer` are the names of the user's
@@ -38,6 +38,7 @@ class Facts:
     own_optimizer: str | None = None
     batch_size: int | None = None
     layout: str | None = None
+    precision: str | None = None
     compile: str | None = None
 
 
@@ -46,6 +47,8 @@ def resolve(config: RunConfig, facts: Facts) -> RunConfig:
     train: dict[str, Any] = {"device": facts.device, "threads": facts.threads}
     if facts.layout is not None:
         train["layout"] = facts.layout
+    if facts.precision is not None:
+        train["precision"] = facts.precision
     if facts.compile is not None:
         train["compile"] = facts.compile
     if config.transfer.weights != NO_WEIGHTS:

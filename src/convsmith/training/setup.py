@@ -28,6 +28,7 @@ from convsmith.nets.shapes import Estimate, LayerRow, totals, trace
 from convsmith.optim.config import OptimConfig
 from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
+from convsmith.precision import FLOAT32
 from convsmith.prediction.evaluate import refuse_lost
 from convsmith.prediction.model_file import FORMATS, ModelCard
 from convsmith.rundir import RunDir
@@ -44,7 +45,7 @@ from convsmith.training.gather import (
     gather_facts,
     image_epochs,
     is_small,
-    measure_layout,
+    measure_step,
     open_data,
     recipe_of,
     refuse_rigid,
@@ -135,11 +136,11 @@ def prepare(
     measured: bool = False,
     data_hash: str | None = None,
 ) -> Prepared:
-    """Open the data, build the network, load its weights, choose the memory layout; writes no run directory.
+    """Open the data, build the network, load its weights, choose how to compute a step; writes no run directory.
 
     `progress(done, total)` is called while images are decoded for the first time. `splits` (ids by split)
-    replaces the splits that the config describes. A `measured` config contains its layout already. With `data_hash`
-    UserError is raised unless the data are those of this hash.
+    replaces the splits that the config describes. A `measured` config contains its layout and its
+    precision. With `data_hash` UserError is raised unless the data are those of this hash.
     """
     with explain_memory_errors("while the data were opened", footprint.fix(config)):
         given = weights.locate(config, parts.module is not None)
@@ -185,16 +186,21 @@ def prepare(
         refuse_rigid(model, resolved.train, dataset.preprocessing())
         seconds = None
         if not measured:
-            if config.train.threads is None and device.type == "cpu" and is_small(layers, resolved.train.batch):
+            small = is_small(layers, resolved.train.batch)
+            if config.train.threads is None and device.type == "cpu" and small:
                 facts = replace(facts, threads=set_threads(1))
-            layout, seconds = measure_layout(resolve(config, facts), dataset, model, device, finetuning)
-            facts = replace(facts, layout=layout)
+            # Small steps are not products above all, and what the user's own operators make of bfloat16 is unknown.
+            if config.train.precision == AUTO and (small or parts.module is not None):
+                facts = replace(facts, precision=FLOAT32)
+            way, seconds, slow = measure_step(resolve(config, facts), dataset, model, device, finetuning)
+            facts, notes = replace(facts, layout=way.layout, precision=way.precision), (*notes, *slow)
             mode, said = compiled.choose(resolve(config, facts), dataset, model, device, finetuning, seconds)
             facts, notes = replace(facts, compile=mode), (*notes, *said)
-        elif config.train.compile == AUTO:  # what was measured before there was the key was not compiled
-            facts = replace(facts, compile=OFF)
+        else:  # what was measured before there were these keys was neither compiled nor in another precision
+            facts = replace(facts, compile=OFF if config.train.compile == AUTO else None)
+            facts = replace(facts, precision=FLOAT32 if config.train.precision == AUTO else None)
         resolved = resolve(config, facts)
-        assert resolved.train.layout != "auto", "a measured config names its layout"
+        assert AUTO not in (resolved.train.layout, resolved.train.precision), "a measured config names both"
         return Prepared(resolved, dataset, device, model, layers, finetuning, seconds, notes)
 
 
@@ -234,7 +240,7 @@ def start(
         model, layers, finetuning = prepared.model, prepared.layers, prepared.finetuning
         experiment = _assemble(run, config, dataset, prepared.device, model, layers, finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
-        record = environment() | config.train.model_dump(include={"device", "threads", "deterministic"})
+        record = environment() | config.train.model_dump(include={"device", "threads", "precision", "deterministic"})
         record["asked"] = asked.model_dump(mode="json") if asked else {}
         records.write(run.environment, records.Environment, record)
         records.write(run.splits, records.Splits, dataset.splits_record())
@@ -438,6 +444,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         device=config.train.device,
         threads=config.train.threads,
         layout=config.train.layout,
+        precision=config.train.precision,
         feed=WORDS[experiment.feed.way],
         memory=experiment.needs.memory,
         seconds_per_epoch=experiment.seconds_per_epoch,

@@ -16,6 +16,7 @@ from convsmith.errors import UserError
 from convsmith.nets.tensors import below, load_strictly
 from convsmith.optim.optimizers import NO_DECAY
 from convsmith.optim.schedules import Schedule
+from convsmith.precision import FLOAT16
 from convsmith.records import is_better
 from convsmith.training.config import TrainConfig
 from convsmith.training.loadable import refuse_unfit
@@ -132,6 +133,7 @@ class TrainState:
     generator: torch.Generator
     device: torch.device
     average: WeightAverage | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cuda", enabled=False))
     finetuning: Finetuning | None = None
     phase: int = 0
     epoch: int = 0
@@ -253,7 +255,15 @@ class TrainState:
             "phase": self.phase,
             "schedule": self.schedule.state(),
             "stopper": asdict(self.stopping),
+            "scaling": self._scaling(),
         }
+
+    def _scaling(self) -> dict[str, Any] | None:
+        """The factor on the loss that float16 needs, and the steps since its last change; None for no factor."""
+        if not self.scaler.is_enabled():
+            return None
+        known = self.scaler.state_dict()
+        return {"factor": known["scale"], "good_steps": known["_growth_tracker"]}
 
     def load(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Load a checkpoint of which all fits, or nothing: a UserError names what does not fit."""
@@ -270,6 +280,9 @@ class TrainState:
             setattr(self, name, metadata[name])
         self.schedule.load_state(metadata["schedule"])
         self.stopping = EarlyStopping(**metadata["stopper"])
+        if (scaling := metadata.get("scaling")) is not None and self.scaler.is_enabled():
+            known = {"scale": scaling["factor"], "_growth_tracker": scaling["good_steps"]}
+            self.scaler.load_state_dict(self.scaler.state_dict() | known)
         self._freeze()
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor], rates: Sequence[float]) -> None:
@@ -307,6 +320,7 @@ def new_state(
         generator=torch.Generator(device).manual_seed(config.seed),
         device=device,
         average=WeightAverage(model, config.ema) if config.ema else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == FLOAT16),
         finetuning=finetuning,
     )
 

@@ -9,6 +9,7 @@ import torch
 from convsmith.contracts import Batch
 from convsmith.optim.config import RegularizeConfig
 from convsmith.optim.penalties import after_step, before_step
+from convsmith.precision import FLOAT32, computing_in
 from convsmith.training.loss import Loss
 from convsmith.training.state import TrainState
 
@@ -19,6 +20,7 @@ class Recipe:
 
     loss: Loss
     regularize: RegularizeConfig
+    precision: str = FLOAT32
 
 
 def step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
@@ -27,16 +29,21 @@ def step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
-    logits = state.logits(batch)
+    # A head alone, on features [B, F] that are kept, is so little work that it stays in float32.
+    precision = FLOAT32 if batch.images.ndim == 2 else recipe.precision
+    with computing_in(precision, state.device):
+        logits = state.logits(batch).float()
     loss = recipe.loss(logits, batch)
 
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimizer)
     before_step(state.optimizer, recipe.regularize)
     if recipe.regularize.clip_norm:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.regularize.clip_norm)
 
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     after_step(state.optimizer, recipe.regularize)
     if state.average:
         state.average.update(state.model, state.step)
