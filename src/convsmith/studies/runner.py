@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ from queue import Empty, Queue
 from typing import Any, Protocol
 
 from convsmith.files import open_to_append
-from convsmith.processes import python_module
 from convsmith.runtime import Interrupts
+from convsmith.studies import nursery
 from convsmith.studies.worker import perform
 
 ATTEMPTS = 3  # how often a job is started whose worker dies (out of memory, killed)
@@ -62,7 +61,8 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
     waiting = deque(sorted(enumerate(jobs), key=lambda numbered: numbered[0] not in first))
     attempts = [0] * len(jobs)
     messages: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    workers = [_Worker(messages, log) for _ in range(min(max_workers, len(jobs)))]
+    count = min(max_workers, len(jobs))
+    workers = [_Worker(messages, log, forked=count > 1) for _ in range(count)]
     stopping = False
     try:
         while True:
@@ -74,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
                 if waiting and worker.job is None and not stopping:
                     if worker.dead:
                         worker.close()
-                        workers[number] = worker = _Worker(messages, log)
+                        workers[number] = worker = _Worker(messages, log, forked=count > 1)
                     worker.give(waiting.popleft())
             if all(worker.job is None for worker in workers):
                 return
@@ -110,6 +110,7 @@ def run_jobs(jobs: Sequence[Job], max_workers: int, log: Path, interrupts: Inter
     finally:
         for worker in workers:
             worker.close()
+        nursery.close()
 
 
 def run_here(
@@ -139,28 +140,21 @@ def shares_first(jobs: int, max_workers: int) -> dict[int, float]:
 
 
 class _Worker:
-    """A worker process, and a thread that puts its messages (None at its end) into the queue `messages`."""
+    """A worker process, and a thread that puts its messages (None at its end) into the queue `messages`.
 
-    def __init__(self, messages: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path) -> None:
+    Several share their start: with `forked`, it is a copy of a process that has imported everything.
+    """
+
+    def __init__(self, messages: Queue[tuple[_Worker, dict[str, Any] | None]], log: Path, forked: bool) -> None:
         self.job: tuple[int, Job] | None = None
         self.dead = False
         with open_to_append(log) as errors:
-            # In a session of its own: Ctrl-C in the terminal reaches only the parent, which stops its workers.
-            self._process = subprocess.Popen(
-                python_module("convsmith.studies.worker"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,
-            )
+            self._process = nursery.start(errors, forked)
         self._listener = threading.Thread(target=self._listen, args=(messages,), daemon=True)
         self._listener.start()
 
     def give(self, job: tuple[int, Job]) -> None:
         self.job = job
-        assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # it died between two jobs; the listener reports that
             self._process.stdin.write(json.dumps(job[1].message()) + "\n")
             self._process.stdin.flush()
@@ -170,16 +164,13 @@ class _Worker:
 
     def close(self) -> None:
         """End the process; if it is in the middle of a job, it saves that first."""
-        assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
         self._listener.join()  # until it has received the last message
-        assert self._process.stdout
         self._process.stdout.close()
 
     def _listen(self, messages: Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
-        assert self._process.stdout
         for line in self._process.stdout:
             messages.put((self, json.loads(line)))
         messages.put((self, None))

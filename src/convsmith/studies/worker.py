@@ -7,14 +7,16 @@ The end of stdin does the same and ends the worker, so that none outlives the pr
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from convsmith.errors import RunFailed, UserError
 from convsmith.memory import explain_memory_errors
@@ -59,6 +61,19 @@ def main() -> None:
                 send(answer)
 
 
+def main_as_process() -> NoReturn:
+    """`main` as all that a process does, which then ends at once, as `cli.run` does."""
+    code = 1
+    try:
+        main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _listen(lines: SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
@@ -67,4 +82,4 @@ def _listen(lines: SimpleQueue[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_as_process()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsmith.errors import command
+from convsmith.studies import nursery
 from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_flags
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from convsmith.studies.config import read_study
 
     config = read_study(args.study)
+    nursery.prepare(args.jobs, args.backend)
     from convsmith.studies.ablation import ablate
     from convsmith.study_display import StudyDisplay
 

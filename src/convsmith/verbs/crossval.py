@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsmith.errors import command
+from convsmith.studies import nursery
 from convsmith.verbs.flags import (
     add_config_arguments,
     add_jobs_arguments,
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args)
     if args.print_config:
         return print_config(settings)
+    nursery.prepare(args.jobs, args.backend)
     from convsmith.recipes import decide
     from convsmith.studies.crossval import crossval
     from convsmith.study_display import StudyDisplay

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import UserError, command
+from convsmith.studies import nursery
 from convsmith.terminal import say
 from convsmith.verbs.flags import add_jobs_arguments
 
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     directory = open_run(args.directory)
     if directory.study.exists():
+        nursery.prepare(args.jobs, args.backend)
         from convsmith.studies import resuming
         from convsmith.study_display import StudyDisplay
         from convsmith.verbs import ablate, auto, crossval, tune
