@@ -223,6 +223,31 @@ def test_what_an_interrupted_build_has_decoded_is_not_decoded_again(
     assert files_of(cache) == undisturbed(mixed, tmp_path)
 
 
+def test_processes_decode_what_threads_do(
+    mixed: Source, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(mixed.name)
+    deep = np.arange(144, dtype=np.uint16).reshape(12, 12) * 400
+    Image.fromarray(deep).save(root / "owl/deep.png")
+    Image.new("RGB", (3000, 2000), "red").save(root / "owl/large.png")
+    source = source_of(root)
+    expected = undisturbed(source, tmp_path)
+    monkeypatch.setattr(building, "MANY", 1)
+    monkeypatch.setattr(building, "usable_cores", lambda: 2)
+    here: list[str] = []
+    examine = building._examine
+
+    def counting(record: Record, rules: DecodeRules) -> object:
+        assert isinstance(record, Path)
+        here.append(record.name)
+        return examine(record, rules)
+
+    monkeypatch.setattr(building, "_examine", counting)
+    open_images(source, RULES, cache, "skip")
+    assert files_of(cache) == expected
+    assert sorted(here) == ["3.png", "5.png", "7.png", "deep.png", "large.png"]
+
+
 def test_a_build_goes_on_behind_the_last_part_that_is_whole(
     mixed: Source, cache: Path, begun: list[int], tmp_path: Path
 ) -> None:

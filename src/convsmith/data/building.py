@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -26,16 +27,19 @@ from convsmith.contracts import hw
 from convsmith.data.config import DecodeRules
 from convsmith.data.decode import Decoded, DecodeError, Kind, Pixels, decode_deep, from_array
 from convsmith.data.mapped import images_per_block
-from convsmith.data.parallel import Progress, thread_map
+from convsmith.data.parallel import CHUNK_BYTES, Progress, chunks, thread_map
 from convsmith.data.raster import Depth
 from convsmith.data.remarks import Remark
 from convsmith.data.source import Record, Source
 from convsmith.data.stored import Arrays, Form, read_arrays, write_arrays
+from convsmith.data.workers import Workers
 from convsmith.errors import UserError
 from convsmith.files import open_file
+from convsmith.runtime import usable_cores
 
 PIXELS, INDEX = "pixels", "index.npz"  # the images, one after the other; all else that is known of them
 PARTS = "parts"  # the folder of the parts, which is of no use once there is an index
+MANY = 2_000  # images for which it pays to start processes
 KEEP_SECONDS = 5.0  # of decoding that a kill can cost
 
 Moments = npt.NDArray[np.int64]
@@ -56,6 +60,9 @@ class Facts(NamedTuple):
     records: str
     failures: tuple[Failure, ...]
     remarks: tuple[Remark, ...] = ()
+
+
+_Examined = tuple[Decoded, Moments] | DecodeError
 
 
 class _Part(NamedTuple):
@@ -128,23 +135,8 @@ def build(source: Source, rules: DecodeRules, folder: Path, on_error: str, progr
                 f"free in '{folder.parent}': make room, or set --data.cache or CONVSMITH_CACHE to another disk"
             )
         begun, kept = images.end, time.monotonic()
-
-        def examine(record: Record) -> tuple[Decoded, Moments] | DecodeError:
-            try:
-                if isinstance(record, np.ndarray):
-                    decoded = Decoded(from_array(record, rules))
-                else:
-                    decoded = decode_deep(record, rules)
-            except DecodeError as error:
-                return error
-            return decoded, pixel_moments(decoded.pixels)
-
-        def shown(done: int, _: int) -> None:
-            if progress:
-                progress(begun + done, len(source))
-
         records = (source.read(row) for row in range(begun, len(source)))
-        for row, result in enumerate(thread_map(examine, records, shown, left, image_bytes), start=begun):
+        for row, result in enumerate(_examined(records, left, rules), start=begun):
             if isinstance(result, DecodeError):
                 if result.kind == "unreadable":  # the fault lies with the machine, not the data
                     is_file = is_unreadable(source.read(row))
@@ -157,9 +149,46 @@ def build(source: Source, rules: DecodeRules, folder: Path, on_error: str, progr
             if time.monotonic() - kept >= KEEP_SECONDS:
                 images.keep()
                 kept = time.monotonic()
+            if progress and (images.end % 256 == 0 or images.end == len(source)):
+                progress(images.end, len(source))
         file.flush()
         os.fsync(file.fileno())
     images.write_index()
+
+
+def _examined(records: Iterator[Record], count: int, rules: DecodeRules) -> Iterator[_Examined]:
+    """Each of `count` records, decoded by threads, or by processes where they are many."""
+    size = math.prod(shape_of(rules))
+    if count < MANY or usable_cores() == 1:
+        yield from thread_map(lambda record: _examine(record, rules), records, result_bytes=size)
+        return
+    workers = Workers(rules, shape_of(rules), ordinary=True)
+    workers.start()
+    requests = (request for request, _ in chunks(records, size))
+    answers = thread_map(lambda request: _examine_all(request, workers, rules), requests, result_bytes=CHUNK_BYTES)
+    yield from chain.from_iterable(answers)
+
+
+def _examine(record: Record, rules: DecodeRules) -> _Examined:
+    try:
+        decoded = Decoded(from_array(record, rules)) if isinstance(record, np.ndarray) else decode_deep(record, rules)
+    except DecodeError as error:
+        return error
+    return decoded, pixel_moments(decoded.pixels)
+
+
+def _examine_all(records: Sequence[Record], workers: Workers, rules: DecodeRules) -> list[_Examined]:
+    """The same as `_examine` has for each: whatever is not decoded by a process is decoded here."""
+    encoded = [record for record in records if not isinstance(record, np.ndarray)]
+    if len(encoded) < len(records):
+        return [_examine(record, rules) for record in records]
+    answers = workers.decode(encoded)
+    pixels = [answer for answer in answers if not isinstance(answer, DecodeError)]
+    moments = iter(pixel_moments(np.stack(pixels)) if pixels else ())
+    return [
+        _examine(record, rules) if isinstance(answer, DecodeError) else (Decoded(answer), next(moments))
+        for record, answer in zip(records, answers, strict=True)
+    ]
 
 
 class _Decoded:
