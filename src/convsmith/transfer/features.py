@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from convsmith.contracts import Classifier
+from convsmith.data.ahead import ahead, sent
 from convsmith.data.augment import Augment
 from convsmith.data.config import AugmentConfig
 from convsmith.data.dataset import Dataset, Subset
@@ -184,14 +185,15 @@ class FeatureFiles:
             return
         device = self._to_input.scale.device
         generator = torch.Generator(device).manual_seed(view or 0)
-        for start in range(0, len(subset), PASS_BATCH):
-            positions = np.arange(start, min(start + PASS_BATCH, len(subset)))
-            pixels = torch.from_numpy(subset.gather(positions)).to(device)
-            labels = torch.from_numpy(subset.labels[positions]).to(device)
+        parts = np.array_split(np.arange(len(subset)), range(PASS_BATCH, len(subset), PASS_BATCH))
+        gathered = map(subset.gather, parts)
+        arrived = map(torch.from_numpy, gathered) if device.type == "cpu" else ahead(gathered, device)
+        for positions, pixels in zip(parts, arrived, strict=True):
+            labels = sent(subset.labels[positions], device)
             images = (
                 self._to_input(pixels)
                 if view is None
-                else self._augment(pixels, labels, generator, [view, start]).images
+                else self._augment(pixels, labels, generator, [view, int(positions[0])]).images
             )
             if self._division is None:
                 yield self._features(images).float().cpu()
