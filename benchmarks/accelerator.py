@@ -43,15 +43,13 @@ from machine import machine
 from numpy.typing import NDArray
 
 import convsmith
-from convsmith.config import RunConfig, presets, validate
+from convsmith.config import RunConfig, presets, read_run_config, validate
 from convsmith.contracts import Batch
 from convsmith.data.config import DataConfig
 from convsmith.data.dataset import open_dataset
 from convsmith.data.sources import ARRAYS, from_arrays
 from convsmith.errors import first_line
-from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.tracking import csv
 from convsmith.training import feed, loop, setup
 from convsmith.training.own import Parts
 from convsmith.training.step import step
@@ -264,9 +262,10 @@ def ours(given: Given, model: Any, data: Any, batch: int, **train: Any) -> dict[
             train=settings,
             track={"wandb": "off"},
         )
-        chosen = run.config.train.model_dump(include={"layout", "compile", "precision", "deterministic"})
-        rows = csv.read(RunDir(run.directory).metrics)
-    return {"images_per_second": rows[-1]["images_per_second"], **chosen}
+        chosen = read_run_config(run.files.config).train.model_dump(
+            include={"layout", "precision", "compile", "deterministic"}
+        )
+        return {"images_per_second": run.metrics[-1]["images_per_second"], **chosen}
 
 
 @contextmanager
@@ -340,9 +339,10 @@ def finetune(given: Given) -> Any:
             train={"device": given.device.type, "deterministic": False} | ({"epochs": 2} if given.quick else {}),
             track={"wandb": "off"},
         )
-        seconds, epochs = time.perf_counter() - began, run.config.train.epochs
+        seconds, train = time.perf_counter() - began, read_run_config(run.files.config).train
+        epochs = train.epochs
     network = timm.create_model("tf_efficientnet_lite0", num_classes=10)
-    rate = plain(given, network, images, labels, run.config.train.batch)["images_per_second"]
+    rate = plain(given, network, images, labels, train.batch)["images_per_second"]
     return {
         "epochs": epochs,
         "seconds": seconds,

@@ -164,7 +164,7 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
     prepared = setup.prepare(config_of(epochs=10), given := parts())
     trials = {"default": Trial(1.0, 2.0), "reduce-overhead": Trial(30.0, 0.1)}
     monkeypatch.setattr(compiled, "tried_modes", lambda *_: tuple(trials))
-    monkeypatch.setattr(compiled, "attempt", lambda model, batch, loss, mode, device: trials[mode])
+    monkeypatch.setattr(compiled, "attempt", lambda model, batch, loss, mode, *_: trials[mode])
     config = prepared.config.with_values(train={"compile": "auto"})
     for epoch, expected in ((4 * 4.0, "reduce-overhead"), (4 * 1.5, "off")):
         mode, said = compiled.choose(config, prepared.dataset, given.module, CPU, None, epoch)

@@ -240,3 +240,40 @@ def test_a_run_of_a_study_that_runs_out_fails_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(worker.KINDS, "fold", fail)
     (answer,) = worker.perform({"kind": "fold"}, Interrupts())
     assert answer["failed"].startswith("memory ran out in this run of the study: ")
+
+
+def test_on_an_accelerator_the_advice_names_the_precision() -> None:
+    config = config_of(device="cuda", precision="float32")
+    advice = ", set train.precision bfloat16 instead of float32"
+    assert footprint.fix(config) == (
+        "lower one of train.batch_size 128 and model.name simple-cnn (train.batch_size auto finds a batch size that "
+        f"fits){advice}, or end other programs"
+    )
+    assert footprint.halving(config) == advice
+    for train in ({"device": "cpu", "precision": "float32"}, {"device": "cuda", "precision": "bfloat16"}):
+        assert footprint.halving(config_of(**train)) == ""
+
+
+def test_a_batch_on_cuda_must_leave_room_for_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak of a measured step and the optimiser's state, against 90% of what the card has left."""
+    prepared = setup.prepare(config_of(), PARTS)
+    state = 2 * sum(value.nbytes for value in prepared.model.parameters())
+    monkeypatch.setattr(footprint, "first_images", lambda dataset, count, device: torch.zeros(count, 1, 8, 8))
+    monkeypatch.setattr(footprint, "seconds_per_step", lambda *_, **__: {})
+    monkeypatch.setattr(footprint, "recipe_of", lambda *_: type("Recipe", (), {"loss": None}))
+    monkeypatch.setattr(footprint, "variants", lambda *_: [None])
+    monkeypatch.setattr(prepared.model, "to", lambda device: prepared.model)
+    zeros, peak = torch.zeros, 100 * 10**6
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **kind: zeros(*shape, **kind))
+    for name, value in {
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 10**6,
+        "max_memory_allocated": peak + 10**6,
+        "memory_reserved": 10**6,
+        "empty_cache": None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    for free, fits in ((peak + state, False), (int((peak + state) / 0.9) + 1, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**10))
+        given = prepared.config, prepared.dataset, prepared.model, torch.device("cuda")
+        assert footprint._step_fits(64, *given) is fits

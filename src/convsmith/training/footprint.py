@@ -15,6 +15,7 @@ from convsmith.errors import UserError
 from convsmith.nets.config import MODELS
 from convsmith.nets.shapes import Estimate, LayerRow, estimate
 from convsmith.optim.config import OPTIMIZERS
+from convsmith.precision import BFLOAT16, FLOAT32
 from convsmith.training.config import AUTO
 from convsmith.training.gather import first_images, image_epochs, recipe_of
 from convsmith.training.layout import seconds_per_step, variants
@@ -61,7 +62,15 @@ def sizes(config: RunConfig) -> str:
 def fix(config: RunConfig) -> str:
     """What to do where memory runs out before a run has started."""
     automatic = "" if config.train.batch_size == AUTO else " (train.batch_size auto finds a batch size that fits)"
-    return f"lower one of {sizes(config)}{automatic}, or end other programs"
+    return f"lower one of {sizes(config)}{automatic}{halving(config)}, or end other programs"
+
+
+def halving(config: RunConfig) -> str:
+    """Advice for a training on an accelerator in float32: the precision that halves its activations."""
+    train = config.train
+    if train.device in (AUTO, "cpu") or train.precision != FLOAT32:
+        return ""
+    return f", set train.precision {BFLOAT16} instead of {FLOAT32}"
 
 
 def against_available(

@@ -266,7 +266,7 @@ def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]
     failed = True
     fix = (
         f"{footprint.sizes(experiment.config)} are in force; the last checkpoint is kept: end other programs, or lower "
-        f"train.batch_size in '{run.config}', and resume"
+        f"train.batch_size{footprint.halving(experiment.config)} in '{run.config}', and resume"
     )
     disk = explain_os_errors(f"run '{run.path}' (the last checkpoint is kept)")
     try:
