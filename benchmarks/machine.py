@@ -15,7 +15,7 @@ from convsmith.runtime import device_names, environment, installed, usable_cores
 #: Instructions that decide how fast convolutions are, as /proc/cpuinfo names them.
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")
 #: What benchmarks compare convsmith with; only those that are installed are listed.
-PEERS = ("pytorch-lightning", "lightning", "fastai", "keras", "jax", "timm", "webdataset", "datasets")
+PEERS = ("lightning", "fastai", "keras", "jax", "timm", "webdataset", "datasets")
 
 
 def machine() -> dict[str, Any]:

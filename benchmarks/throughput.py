@@ -1,6 +1,6 @@
 """Images per second of training simple-cnn on CIFAR-10: convsmith, four others, and what the machine would allow.
 
-    pip install -e '.[bench]' fastai keras 'jax[cpu]'
+    pip install -e '.[bench]'
     python benchmarks/throughput.py CIFAR10_PARQUET_FOLDER [--rounds 3] [--out docs/results/throughput.json]
 
 All train the same network with Adam, batch 128, horizontal flips and shifts by up to 4 pixels. convsmith runs as its
