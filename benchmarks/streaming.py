@@ -28,7 +28,7 @@ from convsmith.data.sources import open_source
 
 OUT = Path(__file__).resolve().parents[1] / "docs/results/streaming.json"
 BATCH, BUFFER = 128, 1_000
-IMAGES, ROUNDS = 10_000, 5
+IMAGES, ROUNDS = 6_000, 3
 
 
 def write_shards(folder: Path, data: str, per_shard: int, seed: int = 0) -> None:
@@ -59,7 +59,7 @@ def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def ours(train: Subset, images: int) -> float:
     """Images a second that a training would get, in batches."""
-    order, reading = epoch_of(train, DataConfig(source="", shuffle_buffer=BUFFER), 0, 0)
+    order, reading = epoch_of(train, DataConfig(shuffle_buffer=BUFFER), 0, 0)
     assert reading is not None
     return rate(map(len, train.streamed(list(batch_positions(order, BATCH)), reading)), images)
 
