@@ -38,6 +38,7 @@ def fastai(folder: Path, weights: Path, began: float) -> None:
         Callback,
         ImageDataLoaders,
         Normalize,
+        Recorder,
         Resize,
         accuracy,
         aug_transforms,
@@ -50,6 +51,8 @@ def fastai(folder: Path, weights: Path, began: float) -> None:
     )
 
     class Tell(Callback):
+        order = Recorder.order + 1  # which knows the scores then
+
         def after_epoch(self) -> None:
             tell(began, float(self.recorder.values[-1][-1]))
 
