@@ -155,6 +155,26 @@ def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(h
     ]
 
 
+def test_views_are_computed_in_the_precision_of_the_training_and_what_is_scored_in_float32(
+    here: Path, tmp_path: Path
+) -> None:
+    prepared = setup.prepare(config_of("--transfer.feature_views", "1"))
+    dataset, to_input = prepared.dataset, ToInput(prepared.dataset.preprocessing(), torch.device("cpu"))
+    sample, augment = dataset.train.sample(9), prepared.config.augment
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        files = FeatureFiles(prepared.model, dataset, sample, to_input, augment, 1, tmp_path, precision=precision)
+        list(files.compute(lambda: False))
+        found[precision] = files.load()
+    exact, rounded = found["float32"], found["bfloat16"]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3, "the view twice, and what is scored once"
+    assert torch.equal(exact.val, rounded.val)
+    assert torch.equal(exact.clean, rounded.clean)
+    assert rounded.train[0].dtype is torch.float32
+    assert not torch.equal(exact.train[0], rounded.train[0])
+    torch.testing.assert_close(exact.train[0], rounded.train[0], rtol=0.1, atol=0.05)
+
+
 def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
     flags = "--transfer.unfreeze none --augment.shift 0 --train.ema 0 --train.patience none --epochs 4".split()
     heads, accuracies = [], []

@@ -213,6 +213,7 @@ class Race:
             config.augment,
             config.transfer.feature_views,
             cache_folder(config.data) / "features",
+            precision=config.train.precision,
         )
         started = time.monotonic()
         progress, expected, done = counter(self.listener, f"{candidate.name}: features"), 0.0, 0

@@ -101,6 +101,7 @@ def kept_files(experiment: Experiment) -> KeptFiles:
             config.augment,
             config.transfer.feature_views,
             cache_folder(config.data) / "features",
+            precision=config.train.precision,
             **parts,  # type: ignore[arg-type]
         )
 

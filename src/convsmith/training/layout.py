@@ -30,14 +30,11 @@ class Variant(NamedTuple):
 
 
 def variants(layouts: Sequence[str], precision: str, device: torch.device) -> list[Variant]:
-    """The ways that `precision` allows, which may be `auto`.
-
-    bfloat16 is tried in the last of the layouts alone, since its kernels are made for channels_last.
-    """
-    found = [Variant(layout, FLOAT32 if precision == AUTO else precision) for layout in layouts]
-    if precision == AUTO and has_bfloat16(device):
-        found.append(Variant(layouts[-1], BFLOAT16))
-    return found
+    """The ways that `precision` allows; for `auto` float32, and bfloat16 where there are instructions for it."""
+    allowed = [precision]
+    if precision == AUTO:
+        allowed = [FLOAT32, BFLOAT16] if has_bfloat16(device) else [FLOAT32]
+    return [Variant(layout, name) for name in allowed for layout in layouts]
 
 
 def fastest(seconds: Mapping[Variant, float]) -> Variant:

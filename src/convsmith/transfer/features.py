@@ -15,8 +15,10 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,7 @@ from convsmith.data.dataset import Dataset, Subset
 from convsmith.data.preprocess import ToInput
 from convsmith.errors import UserError
 from convsmith.files import explain_os_errors, write_bytes
+from convsmith.precision import FLOAT32, computing_in
 from convsmith.terminal import warn
 from convsmith.transfer.division import Division
 
@@ -75,7 +78,8 @@ class FeatureFiles:
     """The features that a run needs, one file per view: float32 [images, ...] in the source's order.
 
     They are those of the backbone, or with `division` the outputs of its frozen stages. With `below`, the latter are
-    where the backbone's features are computed from.
+    where the backbone's features are computed from. Augmented views, on which a training alone depends, are computed
+    in its `precision`; images as they are, from which scores are computed, in float32 as every prediction.
     """
 
     def __init__(
@@ -89,10 +93,11 @@ class FeatureFiles:
         folder: Path,
         division: Division | None = None,
         below: FeatureFiles | None = None,
+        precision: str = FLOAT32,
     ) -> None:
         assert isinstance(model, Classifier)
         self._model, self._features, self._dataset, self._folder = model, model.features, dataset, folder
-        self._division, self._below = division, below
+        self._division, self._below, self._precision = division, below, precision
         self._to_input, self._augment = to_input, Augment(augment, to_input)
         augmented = augment != AugmentConfig()
         every = dataset.unsealed()
@@ -181,7 +186,10 @@ class FeatureFiles:
             rest = self._below._division.rest(self._model)
             assert isinstance(rest, Classifier)
             for maps in self._below._rows(subset, view, subset).split(PASS_BATCH):
-                yield rest.features(maps.to(self._to_input.scale.device)).float().cpu()
+                device = self._to_input.scale.device
+                with self._computing(view):
+                    features = rest.features(maps.to(device))
+                yield features.float().cpu()
             return
         device = self._to_input.scale.device
         generator = torch.Generator(device).manual_seed(view or 0)
@@ -195,11 +203,13 @@ class FeatureFiles:
                 if view is None
                 else self._augment(pixels, labels, generator, [view, int(positions[0])]).images
             )
-            if self._division is None:
-                yield self._features(images).float().cpu()
-                continue
-            maps = self._division.maps(self._model, images).float().cpu()
+            with self._computing(view):
+                maps = self._division.maps(self._model, images) if self._division else self._features(images)
+            maps = maps.float().cpu()
             yield maps.movedim(1, -1) if self._is_last else maps
+
+    def _computing(self, view: int | None) -> AbstractContextManager[Any]:
+        return computing_in(FLOAT32 if view is None else self._precision, self._to_input.scale.device)
 
     def _read(self, subset: Subset, view: int | None) -> Tensor | None:
         """The stored features of a view, float32 [images, ...], memory-mapped; None if they are missing or damaged."""
@@ -216,6 +226,8 @@ class FeatureFiles:
             view,
             self._augment.config.model_dump(mode="json") if view is not None else None,
         ]
+        if view is not None and self._precision != FLOAT32:
+            facts.append(self._precision)
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(np.ascontiguousarray(subset.rows, dtype="<i8").data)
         return self._folder / f"{digest.hexdigest()}.safetensors"
