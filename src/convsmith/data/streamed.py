@@ -188,8 +188,7 @@ def with_stream(config: DataConfig, source: Source) -> DataConfig:
     streams = source.shards is not None if config.stream is None else config.stream
     if streams and source.shards is None:
         raise UserError(
-            f"data.stream true is for shards (.tar of WebDataset) and data sets of the hub, not for {source.name}: "
-            "leave it out"
+            f"data.stream true is for shards (.tar files of WebDataset), not for {source.name}: leave it out"
         )
     if streams and config.sampling == "balanced":
         raise UserError(
