@@ -54,8 +54,8 @@ RESULT, TABLE = DOCS / "results" / "growth.json", DOCS / "growth.md"
 IMAGES, SIDE, CLASSES = 4_000, 32, 20  # of the smallest piece of `images`
 AXES = {"images": (1, 2, 4, 8), "model": (1, 2, 4, 8), "classes": (2, 16, 125, 1000)}
 STAGES = ("decoding", "opening", "training", "evaluation", "report")
-LIMIT, BEYOND = 768 * 2**20, 4  # bytes of the control group, and how much larger the images are
-WARM, MEASURED = 80, 80  # batches: in the first ones all blocks of the cache are compared with their checksums
+LIMIT, BEYOND = 640 * 2**20, 4  # bytes of the control group, and how much larger the images are
+WARM, MEASURED = 60, 50  # batches: in the first ones all blocks of the cache are compared with their checksums
 TENTH = 128_000
 Found = dict[str, Any]
 
