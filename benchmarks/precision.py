@@ -49,8 +49,8 @@ def last_rate(run: Path) -> float:
 
 def training(cifar: Path, seed: int, precision: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--preset", "baseline", "--data", str(cifar), "--seed", str(seed), "--train.precision", precision]
-        run = trained(Path(folder), flags)
+        flags = ["--preset", "baseline", "--data", str(cifar), "--data.val_fraction", "0.1", "--seed", str(seed)]
+        run = trained(Path(folder), [*flags, "--train.precision", precision])
         evaluate = [sys.executable, "-m", "convsmith", "evaluate", str(run), "--split", "test"]
         subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
         scores = {name: json.loads((run / f"evaluation-{name}.json").read_text()) for name in ("val", "test")}
