@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from convsmith import load
+from convsmith import load, rundir
 from convsmith.cli import main
-from convsmith.config import compose, read_config
+from convsmith.config import compose, read_config, read_run_config, validate_asked
 from convsmith.errors import UserError
 from convsmith.rundir import RunDir
+from convsmith.studies.study import existing
 
 KEPT = Path(__file__).parent / "first_edition"
 
@@ -127,6 +128,17 @@ def test_a_stopped_cross_validation_goes_on(runs: Path, convsmith: Any) -> None:
     record = read(runs / "crossval-stopped/crossval.json")
     assert [fold["accuracy"] for fold in record["per_fold"][:2]] == [fold["accuracy"] for fold in done]
     assert len(record["per_fold"]) == 3
+
+
+def test_the_command_of_a_study_of_before_finds_it_although_there_are_newer_keys(runs: Path) -> None:
+    run = RunDir(runs / "crossval-stopped")
+    spec = dict(rundir.read_study(run))
+    now = validate_asked(spec["config"]).model_dump(mode="json")
+    assert now["train"]["precision"] == "auto", "what a command asks for today"
+    assert read_run_config(run.config).train.precision == "float32", "what its folds were computed in, and will be"
+    found = existing(run.path.parent, run.name, spec | {"config": now})
+    assert found is not None
+    assert found.path == run.path
 
 
 def test_an_ablation_and_a_tuning_say_what_they_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

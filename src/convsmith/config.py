@@ -278,6 +278,14 @@ def validate(layer: Layer) -> RunConfig:
         raise UserError(problems(error, _explain)) from None
 
 
+def validate_asked(layer: Layer) -> RunConfig:
+    """The config of a record of what was asked for, in which a newer key than its version knew has its default value.
+
+    `validate` takes a record without a precision for one of what was computed, which was float32.
+    """
+    return validate(merge({"train": {"precision": TrainConfig.model_fields["precision"].default}}, layer))
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a user has set: a preset, or a complete file, and the layers above it."""

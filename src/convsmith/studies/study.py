@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convsmith import records, rundir
-from convsmith.config import RunConfig, differences, read_layer, read_run_config, validate
+from convsmith.config import RunConfig, differences, read_layer, read_run_config, validate, validate_asked
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
@@ -120,7 +120,7 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any], listener
 
 def _changes(before: dict[str, Any], spec: Mapping[str, Any]) -> list[str]:
     """What a study's spec was before and is now. A newer key than the version that started it has its default value."""
-    before |= {key: validate(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
+    before |= {key: validate_asked(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     return [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]
 
 

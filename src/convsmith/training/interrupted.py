@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convsmith import records, rundir
-from convsmith.config import RunConfig, differences, validate
+from convsmith.config import RunConfig, differences, validate_asked
 from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.events import Note
@@ -54,7 +54,7 @@ def at_its_place(config: RunConfig) -> RunConfig:
 def asked_for(run: RunDir) -> RunConfig | None:
     """The config that the training was started with, before anything was chosen; None if it has not recorded it."""
     asked = records.read(run.environment, records.Environment).get("asked")
-    return validate(asked) if asked else None
+    return validate_asked(asked) if asked else None
 
 
 def changes(before: RunConfig, now: RunConfig) -> list[str]:
