@@ -6,6 +6,7 @@ import torch
 from convsmith.explain.gradcam import feature_maps, grad_cam, stages_of
 from convsmith.nets.build import build
 from convsmith.nets.config import BlockConfig, ModelConfig
+from convsmith.nets.mirror import one_view
 from convsmith.nets.shapes import trace
 
 BLOCKS = (BlockConfig(channels=4), BlockConfig(channels=6))
@@ -49,3 +50,10 @@ def test_maps_are_those_of_the_image_itself():
     heat = [grad_cam(net, stages_of(net)["blocks.1"], images, classes) for net in (plain, averaging)]
     assert torch.equal(*heat)
     assert averaging.mirror
+
+
+def test_a_layer_of_a_user_s_network_may_be_called_mirror():
+    own = torch.nn.Module()
+    own.mirror = torch.nn.Flatten()
+    with one_view(own):
+        assert isinstance(own.mirror, torch.nn.Flatten)

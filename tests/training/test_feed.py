@@ -152,6 +152,12 @@ def test_a_network_of_one_size_is_refused_before_the_first_step(tmp_path: Path) 
         training(tmp_path, "direct", train=train)
 
 
+def test_sizes_beyond_the_images_are_refused(tmp_path: Path) -> None:
+    train = {"epochs": 2, "threads": 1, "layout": "contiguous", "sizes": [[4, 0.25], [16, 0.5]]}
+    with pytest.raises(UserError, match=r"^train.sizes are of smaller images .*\(8 x 8 pixels\), which 16 is not"):
+        training(tmp_path, "direct", train=train, model={"global_pool": "max"})
+
+
 @pytest.mark.parametrize("sizes", [[[20, 0.5], [24, 0.5]], [[20, 1.0]], [[20, 0.0]], [[3, 0.5]]])
 def test_sizes_rise_in_time(sizes: list[Any]) -> None:
     with pytest.raises(UserError, match="must be sizes of at least 4 pixels, each with a rising fraction"):

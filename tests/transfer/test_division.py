@@ -104,8 +104,16 @@ class WithSkip(nn.Module):
         return self.head(self.features(images))
 
 
-def test_a_network_that_cannot_be_divided_is_not() -> None:
-    model = WithSkip()
+class ReadingBelow(WithSkip):
+    """A network that reads a weight of a frozen stage, which a module that does nothing has not."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.b(self.a(images)) + self.a.weight.sum()).mean((2, 3))
+
+
+@pytest.mark.parametrize("network", [WithSkip, ReadingBelow])
+def test_a_network_that_cannot_be_divided_is_not(network: type[WithSkip]) -> None:
+    model = network()
     assert isinstance(model, Classifier)
     finetuning = plan(model, TransferConfig(freeze=("a",)), 2)
     assert finetuning is not None

@@ -221,6 +221,19 @@ def test_outputs_of_frozen_stages_that_find_no_room_are_not_kept(here: Path, mon
     assert "MB, and half of the free memory and disk is 0 MB" in note
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--augment.mixup", "0.4"], "images are mixed"),
+        (["--transfer.unfreeze", "{after: 2, stages: 9}"], "no stage stays frozen to the end"),
+    ],
+)
+def test_where_no_stage_has_constant_outputs_a_note_says_why(here: Path, flags: list[str], reason: str) -> None:
+    prepared = setup.prepare(config_of(*STAGES, *flags))
+    assert not prepared.config.transfer.cache_stages
+    assert any("transfer.cache_stages" in note and reason in note for note in prepared.notes)
+
+
 def test_mixed_images_are_new_each_time_so_nothing_is_kept(here: Path, tmp_path: Path) -> None:
     events = follow(begin(tmp_path, config_of("--augment.mixup", "0.4", "--epochs", "4")))
     assert not [event for event in events if isinstance(event, FeatureExtractionProgress)]

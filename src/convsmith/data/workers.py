@@ -20,6 +20,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -114,7 +115,10 @@ def _read(stream: IO[bytes], size: int) -> bytes:
 
 def main() -> None:
     """Answer requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches all processes of a terminal; the first one ends this
+    # Ctrl-C reaches all processes of a terminal, and a scheduler's SIGTERM all of a job; the first one, which saves its
+    # training with what is decoded here, ends this.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the output of libraries must not get between the answers
     requests = sys.stdin.buffer
@@ -141,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(EOFError, BrokenPipeError):  # whoever asked was killed
+        main()

@@ -20,7 +20,7 @@ def averaged(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 @contextmanager
 def one_view(model: nn.Module) -> Iterator[None]:
     """A context in which a network that averages sees the image alone, so that each layer runs once."""
-    averaging: Any = model if getattr(model, "mirror", False) else None
+    averaging: Any = model if getattr(model, "mirror", False) is True else None  # a user's may be a layer
     if averaging is not None:
         averaging.mirror = False
     try:

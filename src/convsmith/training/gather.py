@@ -111,7 +111,13 @@ def refuse_single_images(model: nn.Module, finetuning: Finetuning | None, batch_
 
 
 def refuse_rigid(model: nn.Module, train: TrainConfig, seen: Preprocessing) -> None:
-    """Raise UserError where the network cannot take the smaller images of `train.sizes`."""
+    """Raise UserError where `train.sizes` are not smaller than the images, or the network cannot take them."""
+    longest = max(hw(seen.image_size))
+    if too_large := [side for side, _ in train.sizes if side > longest]:
+        raise UserError(
+            f"train.sizes are of smaller images than data.image_size ({size_text(seen.image_size)} pixels), which "
+            f"{too_large[0]} is not: leave it out, or raise --data.image_size"
+        )
     smaller = {train.size_in(epoch, seen.image_size) for epoch in range(train.epochs)} if train.sizes else set()
     for size in smaller - {seen.image_size}:
         try:

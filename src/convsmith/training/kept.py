@@ -31,13 +31,17 @@ SHARE = 0.5  # of the free memory and of the free disk, which the outputs of fro
 def without_stages(
     config: RunConfig, dataset: Dataset, model: nn.Module, finetuning: Finetuning | None
 ) -> tuple[bool, tuple[str, ...]]:
-    """Whether transfer.cache_stages has nothing to keep, or no room for it; for the latter with a sentence."""
-    if not caches_features(config) or finetuning is None or config.train.sizes:
-        return True, ()
+    """Whether transfer.cache_stages has nothing to keep, or no room for it, with a sentence that says why."""
+    if finetuning is None:
+        return True, (_unused("nothing is frozen"),)
+    if not caches_features(config):
+        return True, (_unused("transfer.cache_features is off, or images are mixed, which are new each time"),)
+    if config.train.sizes:
+        return True, (_unused("train.sizes changes the images"),)
     images = first_images(dataset, 2, torch.device("cpu"))
     division = divide(model, finetuning, images)
     if division is None:
-        return True, ()
+        return True, (_unused("no stage stays frozen to the end behind which the network can be divided"),)
     with torch.no_grad():
         one = division.maps(model, images)[0].nbytes
     views = config.transfer.feature_views if config.augment != AugmentConfig() else 1
@@ -47,10 +51,12 @@ def without_stages(
     room = SHARE * min(shutil.disk_usage(folder).free, memory.available() or math.inf)
     if size <= room:
         return False, ()
-    return True, (
-        "the outputs of frozen stages are not kept (transfer.cache_stages): they would take "
-        f"{memory.as_text(size)}, and half of the free memory and disk is {memory.as_text(room)}",
-    )
+    needed, most = memory.as_text(size), memory.as_text(room)
+    return True, (_unused(f"they would take {needed}, and half of the free memory and disk is {most}"),)
+
+
+def _unused(reason: str) -> str:
+    return f"the outputs of frozen stages are not kept (transfer.cache_stages): {reason}"
 
 
 @dataclass(frozen=True)

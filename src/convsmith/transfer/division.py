@@ -77,7 +77,7 @@ def divide(model: nn.Module, finetuning: Finetuning, images: Tensor) -> Division
         others = [name for name in _called_before(model, inside[-1], images) if not name.startswith(within)]
         division = Division(tuple(dict.fromkeys([*inside, *others])), inside[-1])
         agrees = torch.equal(division.rest(model)(division.maps(model, images)), model(images))
-    except (RuntimeError, IndexError):  # a stage that is never called as a whole, or does not give one tensor
+    except Exception:  # whatever a network raises whose stages are no chain of modules that take and give one tensor
         return None
     finally:
         model.train(training)
