@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import convsmith
-from convsmith.config import validate
+from convsmith.config import validate, validate_asked
 from convsmith.errors import Stopped, UserError
 from convsmith.events import EpochEnd, Note
 from convsmith.rundir import RunDir
@@ -150,7 +150,7 @@ def test_an_interrupted_study_is_found_by_the_same_spec(kept: str, tmp_path: Pat
         end.unlink(missing_ok=True)
     key = "config" if kept == "crossval-stopped" else "base"
     before = study.read_spec(run)
-    spec = before | {key: validate(before[key]).model_dump(mode="json")}
+    spec = before | {key: validate_asked(before[key]).model_dump(mode="json")}
 
     def find(spec: dict[str, Any]) -> RunDir | None:
         return study.existing(runs, None, spec, lambda event: notes.append(event.text))
@@ -159,9 +159,9 @@ def test_an_interrupted_study_is_found_by_the_same_spec(kept: str, tmp_path: Pat
     assert found is not None
     assert found.path == run.path
     assert f"going on with '{run.path}'" in notes[0]
-    other = validate(before[key]).with_values(train={"seed": 77}).model_dump(mode="json")
+    other = validate_asked(before[key]).with_values(train={"seed": 77}).model_dump(mode="json")
     assert find(spec | {key: other}) is None
-    own = validate(before[key]).with_values(model={"name": "own:Net"}).model_dump(mode="json")
+    own = validate_asked(before[key]).with_values(model={"name": "own:Net"}).model_dump(mode="json")
     assert find(spec | {key: own}) is None
     with run.lock():
         assert find(spec) is None

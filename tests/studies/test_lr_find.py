@@ -280,14 +280,19 @@ def test_lr_find_through_the_command_line(convsmith: Callable[..., Any], tmp_pat
 def test_the_same_command_gives_the_same_curve_and_sees_train_images_alone(
     inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Subset.gather
+    one, several = Subset.gather, Subset.gathered
     seen: set[str] = set()
 
     def gather(self: Subset, positions: Any) -> Any:
         seen.update(np.array(self.ids)[positions].tolist())
-        return original(self, positions)
+        return one(self, positions)
+
+    def gathered(self: Subset, parts: Any) -> Any:
+        seen.update(np.array(self.ids)[np.concatenate(parts)].tolist())
+        return several(self, parts)
 
     monkeypatch.setattr(Subset, "gather", gather)
+    monkeypatch.setattr(Subset, "gathered", gathered)
     command = ["lr-find", *QUICK, "--augment.mixup", "0.2", "--model.dropout", "0.2", "--steps", "40"]
     assert main([*command, "--name", "a"]) == 0
     splits = json.loads(Path("runs/a/splits.json").read_text())["splits"]
