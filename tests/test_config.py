@@ -62,6 +62,7 @@ ERRORS = [
         {"optim": {"lrr": 1}},
         "unknown key 'optim.lrr'. Did you mean 'lr'? Keys of optim: name, lr, bias_lr_factor, momentum",
     ),
+    ({"augment": {"hflip": "alternate"}}, "augment.hflip: must be true, false or alternating, but got 'alternate'"),
     ({"optim": {"batch_size": 1}}, "unknown key 'optim.batch_size'. Did you mean 'train.batch_size'?"),
     ({"optm": {}}, "unknown section 'optm'. Did you mean 'optim'? Sections: data, model, optim"),
     ({"optim": {"name": "adm"}}, "optim.name: 'adm' is not a choice. Did you mean 'adam'? Choices: sgd, adam, adamw"),

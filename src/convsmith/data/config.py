@@ -7,7 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from convsmith.contracts import InputSpec, Section, Size, checked, covers, hw, refuse_unwritable, size_of, size_word
 from convsmith.errors import UserError
@@ -281,6 +289,14 @@ class AugmentConfig(Section):
         if self.trivial and self.rand_ops:
             raise ValueError("augment.trivial and augment.rand_ops are two policies: choose one")
         return self
+
+    @field_validator("hflip", mode="wrap")
+    @classmethod
+    def _mirrored(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError("must be true, false or alternating") from None
 
     @field_validator("shift")
     @classmethod
