@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
+from convsmith.config import RunConfig
 from convsmith.rundir import RunDir
 from convsmith.studies import ablation
 from convsmith.studies.comparison import Plan
+from convsmith.studies.config import validate_study
 from convsmith.studies.statistics import holm, paired_comparison
+from convsmith.training import setup
 
 STUDY = {
     "question": "What matters on the digits?",
@@ -175,6 +179,29 @@ def test_seeds_of_a_fold_are_averaged_before_the_test(in_process: Any, tmp_path:
     assert len({one["seed"] for one in arm}) == 4
     ours, theirs = (np.array([one["value"] for one in of]).reshape(2, 2).mean(axis=0) for of in (arm, base))
     assert result["arms"][0]["p"] == pytest.approx(paired_comparison(ours, theirs, 0.5).p)
+
+
+def test_arms_share_the_precision_of_the_base_unless_they_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is the faster one is measured, and could differ between arms as it could by chance."""
+    measured = iter(["bfloat16", "float32", "float32"])
+    measure = setup.measure_step
+
+    def at_random(config: RunConfig, *rest: Any) -> Any:
+        way, *others = measure(config, *rest)
+        chance = next(measured)
+        return (replace(way, precision=chance) if config.train.precision == "auto" else way, *others)
+
+    monkeypatch.setattr(setup, "measure_step", at_random)
+    monkeypatch.setattr(setup, "is_small", lambda *_: False)  # of small steps it is not measured
+    monkeypatch.setattr(ablation, "resume", lambda run, *_, **__: run)
+    arms = {"average": {"model.pool": "average"}, "plain": {"train.precision": "float32"}}
+    study = validate_study(STUDY | {"arms": arms}, "study.yaml")
+    run: Any = ablation.ablate(study, runs_dir=tmp_path)
+    known = json.loads((run.path / "arms.json").read_text(encoding="utf-8"))
+    found = {arm: known[arm]["config"]["train"]["precision"] for arm in ("base", "average", "plain")}
+    assert found == {"base": "bfloat16", "average": "bfloat16", "plain": "float32"}
 
 
 def test_a_study_file_that_does_not_exist_gets_the_nearest(convsmith: Any) -> None:

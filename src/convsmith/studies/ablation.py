@@ -157,9 +157,13 @@ def _create(
         except (UserError, RunFailed) as error:
             raise type(error)(f"arm '{arm}': {error}" if arm != BASE else str(error)) from None
 
-    prepared = {arm: prepare(arm, config) for arm, config in arms.items()}
+    # The arms must differ in what they change alone: they share the precision that is the faster one for the base,
+    base = prepare(BASE, arms[BASE])
+    precision = {"precision": base.config.train.precision}
+    arms = {arm: c.with_values(train=precision) if c.train.precision == AUTO else c for arm, c in arms.items()}
+    prepared = {arm: base if arm == BASE else prepare(arm, config) for arm, config in arms.items()}
     if automatic := [arm for arm, config in arms.items() if config.train.batch_size == AUTO]:
-        # The arms must differ in what they change alone: they share the size that fits all of them.
+        # and the size that fits all of them.
         shared = min(prepared[arm].config.train.batch for arm in automatic)
         for arm in automatic:
             if prepared[arm].config.train.batch != shared:
