@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ def test_arms_share_the_precision_of_the_base_unless_they_change_it(
     def at_random(config: RunConfig, *rest: Any) -> Any:
         way, *others = measure(config, *rest)
         chance = next(measured)
-        return (replace(way, precision=chance) if config.train.precision == "auto" else way, *others)
+        return (way._replace(precision=chance) if config.train.precision == "auto" else way, *others)
 
     monkeypatch.setattr(setup, "measure_step", at_random)
     monkeypatch.setattr(setup, "is_small", lambda *_: False)  # of small steps it is not measured
