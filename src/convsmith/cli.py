@@ -16,10 +16,13 @@ from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-from convsmith.errors import RunFailed, Stopped, UserError, nearest
+from convsmith.errors import EndedElsewhere, RunFailed, Stopped, UserError, nearest
+from convsmith.launch import Place, place
 from convsmith.terminal import say, say_lines
 from convsmith.verbs import __path__ as _PACKAGE
 from convsmith.verbs.parser import Parser
+
+TOGETHER = ("train", "resume")  # the verbs that torchrun may start in several processes
 
 
 @functools.cache
@@ -91,6 +94,10 @@ def dispatch(argv: Sequence[str]) -> int:
     verb = argv[0]
     if verb not in verbs():
         raise UserError(f"unknown verb '{verb}'.{nearest(verb, verbs())} Verbs: {', '.join(verbs())}")
+    if place().size > 1 and verb not in TOGETHER:
+        raise UserError(
+            f"{verb} runs in one process: start it without torchrun ({' and '.join(TOGETHER)} take several)"
+        )
     args = verb_parser(verb).parse_all(argv[1:])
     code: int = args.run(args)
     return code
@@ -101,6 +108,16 @@ class Terminated(BaseException):
 
     def __init__(self, signal: int) -> None:
         self.signal = signal
+
+
+@contextlib.contextmanager
+def _first_alone(here: Place) -> Iterator[None]:
+    """A context in which only the first of several processes that train together prints results."""
+    if not here.rank:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 @contextlib.contextmanager
@@ -132,20 +149,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a character that it cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
+    here = Place()
     try:
-        with _terminable():
+        here = place()
+        with _terminable(), _first_alone(here):
             code = dispatch(given)
         sys.stdout.flush()
         return code
+    except EndedElsewhere:
+        return 1
     except UserError as error:
-        say(f"error: {error}", error=True)
+        if here.speaks:
+            say(f"{here.label}error: {error}", error=True)
         return 2
     except RunFailed as error:
-        say(f"failed: {error}", error=True)
+        say(f"{here.label}failed: {error}", error=True)
         return 1
     except Stopped as stopped:
-        say()
-        say(str(stopped))
+        if not here.rank:
+            say()
+            say(str(stopped))
         return 128 + stopped.signal
     except KeyboardInterrupt:
         say("interrupted", error=True)
@@ -166,11 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"error: {where}{trouble}", error=True)
             return 2
         if ran_out(error):
-            say(f"failed: memory ran out: {FIX}", error=True)
+            say(f"{here.label}failed: memory ran out: {FIX}", error=True)
             return 1
         if os.environ.get(crash.VARIABLE) == "1":
             raise
-        say(crash.line(error, given), error=True)
+        say(here.label + crash.line(error, given), error=True)
         return 1
 
 

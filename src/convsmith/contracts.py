@@ -188,12 +188,25 @@ def _words(kinds: tuple[Any, ...]) -> set[str]:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a batch is of a larger one that several processes divide.
+
+    `weight` is the part of the whole batch's loss that its mean loss counts for, and `images` the size of the whole
+    batch.
+    """
+
+    weight: float
+    images: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch of network inputs: `images` float [B, C, H, W], `labels` int64 [B].
 
     With mixup and cutmix, each image belongs to its label with `weight` (at least 1/2, on the host) and to its entry
     in `others` with 1 - `weight`; otherwise `others` is None. With a `rest`, `images` holds what the network below it
     has computed, such as the output of `Classifier.features`, float [B, F], for the head; None: all is to be run.
+    `share` is None for a whole batch.
     """
 
     images: Tensor
@@ -201,6 +214,7 @@ class Batch:
     others: Tensor | None = None
     weight: float | None = None
     rest: nn.Module | None = None
+    share: Share | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class OutOfMemory(RunFailed):
     """Memory could not be had, of the machine or of its accelerator: shown as one line, exit code 1."""
 
 
+class EndedElsewhere(RunFailed):
+    """This process, one of several that train together, ends because another one has failed, which says why."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this training has ended")
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that asks to end has ended work that is saved; the text says how to resume. Exit code 128 + `signal`."""
 

@@ -632,6 +632,7 @@ class Checkpoint(Record):
     config: dict[str, dict[str, Any]] = {}
     own_optimizer: list[dict[str, Any]] | None = None
     scaling: Scaling | None = None
+    ranks: Annotated[int, Field(ge=1)] = 1  # the processes that trained together
 
     @model_validator(mode="after")
     def _possible(self) -> Checkpoint:

@@ -27,8 +27,10 @@ from convsmith.tracking import csv
 from convsmith.training import checkpoint, interrupted, setup
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
+from convsmith.training.ranks import Ranks, joined
 from convsmith.training.setup import Experiment
 from convsmith.training.state import kept_epoch
+from convsmith.training.together import follow, lead, nothing_to_do, refuse_different, refuse_small, share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +48,8 @@ class Run:
     `parts` holds the user's own module or data, if any; `device` is auto, cpu, cuda or mps.
     """
 
-    def __init__(self, directory: Path, parts: Parts = NO_PARTS, device: str = "auto") -> None:
-        self.files: RunDir = open_trained(directory)
+    def __init__(self, directory: Path | RunDir, parts: Parts = NO_PARTS, device: str = "auto") -> None:
+        self.files: RunDir = directory if isinstance(directory, RunDir) else open_trained(directory)
         self.device = device
         self._module = parts.module
         self._source = parts.source
@@ -264,13 +266,31 @@ def train(
     """
     if resume_named and name is None:
         raise UserError("--resume goes with --name; without a name, an interrupted run is found by itself")
-    if resume_named and (runs_dir / str(name)).exists():
+    with joined() as ranks:
+        refuse_different(ranks, config, parts)
+        if not ranks.first:
+            return _followed(ranks, parts)
+        return _train(ranks, config, parts, name, runs_dir, listener, resume_named)
+
+
+def _train(
+    ranks: Ranks,
+    config: RunConfig,
+    parts: Parts,
+    name: str | None,
+    runs_dir: Path,
+    listener: Listener,
+    resume_named: bool,
+) -> Run:
+    """`train` on the first rank, which is the only one of a process alone."""
+    restarted = ranks.place.restarts > 0 and name is not None  # by torchrun, which repeats the command as it was
+    if (resume_named or restarted) and (runs_dir / str(name)).exists():
         found = open_single(runs_dir / str(name))
         if not interrupted.refuse_other(found, interrupted.at_its_place(config)):
             listener(Note(f"'{found.path}' has no record of the settings it was begun with: they were not compared"))
         if found.summary.exists():
             listener(Note(f"'{found.path}' is finished: there is nothing to resume"))
-        return resume(found, parts, listener)
+        return _resume(ranks, found, parts, listener)
     refuse_taken(runs_dir, name)
     # What is the user's own cannot be compared.
     described = interrupted.at_its_place(config) if parts == NO_PARTS else None
@@ -283,30 +303,52 @@ def train(
                 listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
             else:
                 listener(interrupted.going_on(left, "run"))
-                return _finish(experiment, parts, listener)
+                return _led(ranks, experiment, parts, listener)
     prepared = setup.prepare(config, parts, counter(listener, "decoding"))
+    refuse_small(ranks, prepared.config, prepared.dataset, prepared.model, prepared.finetuning)
+    lead(ranks, prepared.config, prepared.dataset)
     experiment = setup.start(prepared, runs_dir, name, parts, asked=described)
     with experiment.run.lock():
-        return _finish(experiment, parts, listener)
+        return _finish(share(ranks, experiment), parts, listener)
 
 
 def resume(run: RunDir, parts: Parts = NO_PARTS, listener: Listener = nobody) -> Run:
     """Continue a stopped run to its end; a finished run is not changed. Raises the same errors as `train`."""
-    if run.summary.exists():
-        return Run(run.path, parts)
-    run.refuse_links()
-    open_run(run.path, run.checkpoints.name)
-    with run.lock():  # before anything is read: a process that still trains writes rows and checkpoints
-        if run.summary.exists():
-            return Run(run.path, parts)
-        return _finish(setup.resume(run, parts), parts, listener)
+    with joined() as ranks:
+        refuse_different(ranks, None, parts)
+        return _resume(ranks, run, parts, listener) if ranks.first else _followed(ranks, parts)
+
+
+def _resume(ranks: Ranks, run: RunDir, parts: Parts, listener: Listener) -> Run:
+    """`resume` on the first rank."""
+    if not run.summary.exists():
+        run.refuse_links()
+        open_run(run.path, run.checkpoints.name)
+        with run.lock():  # before anything is read: a process that still trains writes rows and checkpoints
+            if not run.summary.exists():
+                return _led(ranks, setup.resume(run, parts), parts, listener)
+    nothing_to_do(ranks, run)
+    return Run(run, parts)
+
+
+def _led(ranks: Ranks, experiment: Experiment, parts: Parts, listener: Listener) -> Run:
+    """Train a run that the first rank has resumed to its end."""
+    refuse_small(ranks, experiment.config, experiment.dataset, experiment.state.model, experiment.state.finetuning)
+    lead(ranks, experiment.config, experiment.dataset)
+    return _finish(share(ranks, experiment), parts, listener)
+
+
+def _followed(ranks: Ranks, parts: Parts) -> Run:
+    """Take part in what the first rank trains, silently."""
+    found = follow(ranks, parts)
+    return Run(found, parts) if isinstance(found, RunDir) else _finish(found, parts, nobody)
 
 
 def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
     """Train a run that this process has locked to its end."""
     from convsmith.report.run import after_training
 
-    run = experiment.run
+    run, ranks = experiment.run, experiment.ranks
     with Interrupts() as interrupts:
         listener(setup.opening(experiment))
         for event in epochs(experiment, interrupts):
@@ -318,12 +360,14 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
                     f"stopped and saved at step {experiment.state.step}; continue with {how}",
                 )
     try:
-        after_training(run, listener, parts.source, parts.module)
+        if ranks.first:
+            after_training(run, listener, parts.source, parts.module)
     except KeyboardInterrupt:
         what = f"the training has ended, and '{run.path}' lacks only its report; write it with"
         raise Stopped(signal.SIGINT, f"{what} {command('report', run.path)}") from None
+    ranks.told(lambda: True)  # the others return when all is written
     listener(Ended())
-    return Run(run.path, parts)
+    return Run(run, parts)
 
 
 def _show_figures_in_notebooks() -> None:

@@ -36,11 +36,13 @@ class RunDir:
     """The paths below ``runs/<name>/``. It knows only files, neither configs nor tensors.
 
     With `alone` the directory is the folder of a model, such as a copy of a run's ``model/``, and the run is not there.
+    With `quiet` nothing is logged: another process of the training does.
     """
 
-    def __init__(self, path: Path, alone: bool = False) -> None:
+    def __init__(self, path: Path, alone: bool = False, quiet: bool = False) -> None:
         self.path = path
         self.alone = alone
+        self._quiet = quiet
         self.name = path.name
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
@@ -79,6 +81,8 @@ class RunDir:
 
     def log(self, line: str) -> None:
         """Append a line with the time to log.txt, in which names are made visible: it is read in a terminal."""
+        if self._quiet:
+            return
         with open_to_append(self.log_file) as file:
             file.write(f"{now()} {visible(line)}\n".encode())
 

@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from convsmith.errors import UserError
+from convsmith.launch import place
 from convsmith.processes import git_revision
 
 if TYPE_CHECKING:
@@ -59,11 +60,15 @@ def usable_cores() -> int:
 def set_threads(threads: int | None) -> int:
     """Set torch's CPU threads: `threads`, or else at most one per core that this process may use; returns the number.
 
+    Processes that train together on a machine divide its cores; torchrun has set OMP_NUM_THREADS to 1 for them.
+
     Floating-point sums depend on how the work is divided, so the number is part of the resolved config.
     """
     import torch
 
-    number = threads or min(torch.get_num_threads(), usable_cores())
+    here = place()
+    most = torch.get_num_threads() if here.size == 1 else max(1, usable_cores() // here.local_size)
+    number = threads or min(most, usable_cores())
     torch.set_num_threads(number)
     return number
 

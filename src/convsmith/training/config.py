@@ -73,6 +73,10 @@ class TrainConfig(Section):
     )
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement; none: never")
     min_delta: float = Field(0.0, ge=0, description="early stopping: the smallest change that counts as better")
+    sync_batch_norm: bool = Field(
+        False,
+        description="under torchrun: batch norm over the images of all processes; false: over each process's own",
+    )
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
     temperature: float = Field(
         1.0,

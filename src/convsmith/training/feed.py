@@ -22,6 +22,7 @@ from convsmith.data.preprocess import DevicePixels, InputPixels
 from convsmith.data.sampler import batch_positions
 from convsmith.prediction.evaluate import batches_of, passes
 from convsmith.terminal import warn
+from convsmith.training.loss import class_weights, share_of
 from convsmith.transfer.features import FrozenFeatures
 
 if TYPE_CHECKING:
@@ -126,20 +127,27 @@ def _on_device(subset: Subset, device: torch.device) -> Tensor:
 
 def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch]]:
     """A function of (epoch, position) that yields the epoch's augmented batches in order, from that position on."""
-    config, train, feed = experiment.config, experiment.dataset.train, experiment.feed
+    config, train, feed, ranks = experiment.config, experiment.dataset.train, experiment.feed, experiment.ranks
+    weights = class_weights(config.train.class_weights, train.labels, experiment.card.classes)
 
     def batches(epoch: int, position: int) -> Iterator[Batch]:
         order, reading = epoch_of(train, config.data, config.train.seed, epoch)
-        parts = list(batch_positions(order, config.train.batch, position))
-        if not parts:
+        whole = list(batch_positions(order, config.train.batch, position))
+        if not whole:
             return
+        parts = [ranks.share(positions) for positions in whole]
+        shares = [
+            None if ranks.alone else share_of(train.labels[part], train.labels[positions], weights)
+            for part, positions in zip(parts, whole, strict=True)
+        ]
         rows = np.concatenate(parts)
         labels = feed.split(train.labels[rows], parts)
         if experiment.features:
             rest = experiment.features.rest(experiment.state.model)
             with closing(feed.rows(experiment.features.view(epoch), parts)) as features:
-                for inputs, of_batch in zip(features, labels, strict=True):
-                    yield Batch(inputs, of_batch, rest=rest)
+                for number, (inputs, of_batch) in enumerate(zip(features, labels, strict=True), start=position):
+                    ranks.seed([config.train.seed, epoch, number], experiment.state.generator)
+                    yield Batch(inputs, of_batch, rest=rest, share=shares[number - position])
             return
         size = config.train.size_in(epoch, experiment.card.preprocessing.image_size)
         augment = Augment(config.augment, experiment.to_input.of_size(size))
@@ -149,6 +157,8 @@ def train_batches(experiment: Experiment) -> Callable[[int, int], Iterator[Batch
             together = zip(images, labels, mirrored, strict=True)
             for number, (pixels, of_batch, sides_of_batch) in enumerate(together, start=position):
                 key = [config.train.seed, epoch, number]
-                yield augment(pixels, of_batch, experiment.state.generator, key, sides_of_batch)
+                ranks.seed(key, experiment.state.generator)
+                batch = augment(pixels, of_batch, experiment.state.generator, key, sides_of_batch)
+                yield replace(batch, share=shares[number - position])
 
     return batches

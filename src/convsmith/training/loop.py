@@ -18,7 +18,7 @@ from torch import nn
 from convsmith import files
 from convsmith.contracts import Classifier, Tracker
 from convsmith.data.dataset import Subset
-from convsmith.errors import RunFailed
+from convsmith.errors import EndedElsewhere, RunFailed
 from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
 from convsmith.figures.matrices import evaluation_figure
 from convsmith.files import explain_os_errors
@@ -26,10 +26,10 @@ from convsmith.memory import explain_memory_errors
 from convsmith.optim.penalties import penalty_values
 from convsmith.prediction.evaluate import logits_of
 from convsmith.prediction.evaluation import evaluation
-from convsmith.prediction.model_file import save_model
 from convsmith.records import metric_values
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
+from convsmith.tracking.null import NullTracker
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
 from convsmith.training.feed import train_batches
@@ -48,20 +48,24 @@ Event = StepProgress | EpochEnd | FeatureExtractionProgress | Unfroze | Interrup
 
 def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
     """Train from the current state to the end of the run, saving checkpoints; ends with Finished or Interrupted."""
-    run, config, state = experiment.run, experiment.config, experiment.state
+    run, config, state, ranks = experiment.run, experiment.config, experiment.state, experiment.ranks
     with _tracked(experiment) as (tracker, summary):
         # What frozen parts of the network compute are constants, which one pass over the images finds.
         if kept := kept_files(experiment):
             began = time.perf_counter()
             for done, total in kept.compute(lambda: bool(interrupts)):
                 yield FeatureExtractionProgress(done, total)
-            if interrupts.received:
-                run.log(f"interrupted by {interrupts.received.name} before all features were computed")
-                yield Interrupted(interrupts.received)
+            if received := ranks.agreed(interrupts.received):
+                run.log(f"interrupted by {received.name} before all features were computed")
+                yield Interrupted(received)
                 return
             experiment.features = kept.load(experiment)
             if config.transfer.head_l2 is not None and not state.step:
-                _solve_head(experiment)
+                if ranks.first:
+                    _solve_head(experiment)
+                ranks.from_first(
+                    [*state.model.parameters(), *(state.average.model.parameters() if state.average else ())]
+                )
             _place_features(experiment)
             state.seconds += time.perf_counter() - began
 
@@ -71,17 +75,18 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             began = time.perf_counter()
             for batch in batches(state.epoch, state.position):
                 step(state, batch, experiment.recipe)
-                if state.position % config.train.log_every and not interrupts:
+                if state.position % config.train.log_every and not (interrupts and ranks.alone):
                     continue
                 progress = _progress(experiment, began)
+                received = ranks.agreed(interrupts.received)
                 if time.monotonic() - saved >= 60 * config.train.checkpoint_minutes:
                     experiment.save()
                     saved = time.monotonic()
                 if config.track.every_steps:
                     tracker.log({"step_loss": progress.loss, "step_learning_rate": progress.learning_rate}, state.step)
                 yield progress
-                if interrupts.received:
-                    yield _stopped(experiment, interrupts.received)
+                if received:
+                    yield _stopped(experiment, received)
                     return
                 began = time.perf_counter()  # the time that listeners take is not training time
 
@@ -113,12 +118,13 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
 
             # Write model, log and checkpoint.
             if best:
-                save_model(run.model, state.evaluated, experiment.card, config.train.temperature)
+                experiment.save_model()
             # The row is written first: a kill in between leaves a row too many, which a resume can remove.
-            csv.MetricsCsv(run.metrics).append(row)
+            if ranks.first:
+                csv.MetricsCsv(run.metrics).append(row)
             experiment.save(best)
             saved = time.monotonic()
-            figure = val and config.track.wandb != "off"
+            figure = val and config.track.wandb != "off" and ranks.first
             tracker.log(row | ({"confusion_matrix": evaluation_figure(val)} if figure else {}), state.step)
             shown = ("val_loss", "val_accuracy") if val else ("train_loss", "train_accuracy")
             run.log(f"epoch {trained.epoch}: {', '.join(f'{name} {row[name]:.4f}' for name in shown)}")
@@ -134,10 +140,13 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             yield EpochEnd(row, best and config.train.keep == "best")
             if unfroze:
                 yield unfroze
-            if interrupts.received and not over:
-                yield _stopped(experiment, interrupts.received)
+            received = None if over else ranks.agreed(interrupts.received)
+            if received:
+                yield _stopped(experiment, received)
                 return
 
+        if not ranks.first:
+            return
         finished = finish(experiment, tracker)
         summary.update(finished.summary)
         yield finished
@@ -169,7 +178,8 @@ def _solve_head(experiment: Experiment) -> None:
 def _progress(experiment: Experiment, began: float) -> StepProgress:
     """The current epoch so far; adds the time since `began` to its training time. RunFailed if it has diverged."""
     state = experiment.state
-    loss, accuracy, images, bad_step = state.metrics.read()
+    loss, accuracy, images, bad_step = state.metrics.read(experiment.ranks)
+    experiment.ranks.average_buffers([state.model, *([state.average.model] if state.average else [])])
     state.seconds += time.perf_counter() - began
     _refuse_nonfinite(experiment, loss, bad_step)
     return StepProgress(
@@ -193,19 +203,27 @@ def _is_measured(epoch: int, count: int) -> bool:
 
 
 def _scores(experiment: Experiment, subset: Subset, interrupts: Interrupts) -> dict[str, Any] | None:
-    """The evaluation record of images without augmentation, in eval mode; None if it was interrupted."""
-    model, features = experiment.state.evaluated, experiment.features
+    """The evaluation record of images without augmentation, in eval mode; None if it was interrupted.
+
+    Several ranks divide the images; they do not stop in between.
+    """
+    model, features, ranks = experiment.state.evaluated, experiment.features, experiment.ranks
     if features:
         known = features.val if subset is experiment.dataset.val else features.clean
         logits: np.ndarray | None = logits_of_features(features.rest(model), known, experiment.device)
     else:
-        images, to_input = experiment.feed.evaluated(subset), experiment.to_input
-        logits = logits_of(model, images, to_input, experiment.device, lambda: bool(interrupts))
+        images, to_input = experiment.feed.evaluated(experiment.part_of(subset)), experiment.to_input
+        logits = logits_of(model, images, to_input, experiment.device, lambda: bool(interrupts) and ranks.alone)
+        logits = None if logits is None else ranks.joined_rows(logits, len(subset))
     if logits is None:
         return None
-    if not np.isfinite(logits).all():
-        _refuse_nonfinite(experiment, math.nan, -1)
-    return evaluation(subset.labels, logits / experiment.config.train.temperature, experiment.card.classes)
+
+    def record() -> dict[str, Any]:
+        if not np.isfinite(logits).all():
+            _refuse_nonfinite(experiment, math.nan, -1)
+        return evaluation(subset.labels, logits / experiment.config.train.temperature, experiment.card.classes)
+
+    return ranks.told(record)
 
 
 def _row(experiment: Experiment, trained: StepProgress, val: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +261,7 @@ def _refuse_nonfinite(experiment: Experiment, loss: float, bad_step: int) -> Non
         "--regularize.clip_norm 1 or --schedule.warmup_epochs 1"
     )
     experiment.run.log(message)
-    raise RunFailed(message)
+    raise RunFailed(message) if experiment.ranks.first else EndedElsewhere
 
 
 @contextmanager
@@ -253,6 +271,9 @@ def _tracked(experiment: Experiment) -> Iterator[tuple[Tracker, dict[str, Any]]]
     The W&B id is kept in the run directory, so that a resumed run continues the same W&B run.
     """
     run = experiment.run
+    if not experiment.ranks.first:
+        yield NullTracker(), {}
+        return
     known = run.wandb / "id.txt"  # W&B's viewer would take a name such as run-* for a run
     before = known.read_text(encoding="utf-8", errors="replace") if known.exists() else None
     parts, group = run.path.parts, experiment.config.track.group

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convsmith.contracts import Batch
+from convsmith.contracts import Batch, Share
 from convsmith.errors import choose
 from convsmith.training.config import TrainConfig
 
@@ -32,6 +32,17 @@ def class_weights(setting: str | Mapping[str, float], labels: np.ndarray, classe
     if unknown := [name for name in setting if name not in classes]:
         raise choose("train.class_weights: class", unknown[0], classes)
     return torch.tensor([setting.get(name, 1.0) for name in classes], dtype=torch.float32)
+
+
+def share_of(labels: np.ndarray, whole: np.ndarray, weights: Tensor | None) -> Share:
+    """The share of a batch with `labels` in a batch with the labels `whole`: of its images, or of their class weights.
+
+    The loss is a mean weighted by those; so the losses of all parts times their shares add up to that of the whole.
+    """
+    if weights is None:
+        return Share(len(labels) / len(whole), len(whole))
+    by_class = weights.double().numpy()
+    return Share(float(by_class[labels].sum() / by_class[whole].sum()), len(whole))
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from convsmith.data.preprocess import ToInput
 from convsmith.data.sampler import steps_per_epoch
 from convsmith.errors import UserError
 from convsmith.events import TrainingStarted
+from convsmith.launch import place
 from convsmith.memory import explain_memory_errors
 from convsmith.nets.convnet import ConvNet
 from convsmith.nets.init import whiten
@@ -30,9 +31,10 @@ from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_
 from convsmith.optim.schedules import Schedule
 from convsmith.precision import FLOAT32
 from convsmith.prediction.evaluate import refuse_lost
-from convsmith.prediction.model_file import FORMATS, ModelCard
+from convsmith.prediction.model_file import FORMATS, ModelCard, save_model
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment, set_threads
+from convsmith.terminal import plural
 from convsmith.tracking import csv
 from convsmith.tracking.wandb import watched
 from convsmith.training import checkpoint, compiled, footprint
@@ -55,6 +57,7 @@ from convsmith.training.gather import (
 )
 from convsmith.training.kept import without_stages
 from convsmith.training.own import NO_PARTS, OptimizerFactory, Parts, own_optimizer, own_settings
+from convsmith.training.ranks import ALONE, Ranks
 from convsmith.training.resolve import resolve
 from convsmith.training.state import TrainState, new_state
 from convsmith.training.step import Recipe
@@ -82,11 +85,19 @@ class Experiment:
     seconds_per_epoch: float | None = None  # expected time of an epoch on images; None if it was not measured
     notes: tuple[str, ...] = ()  # sentences that the user should read before the first step
     features: FrozenFeatures | None = None  # on which is trained at present; None: on images
+    ranks: Ranks = ALONE
+    _parts: dict[Subset, Subset] = field(default_factory=dict)
 
     @cached_property
     def clean_sample(self) -> Subset:
         """Train images that are scored without augmentation, in eval mode; the same ones in every run."""
         return self.dataset.train.sample(CLEAN_IMAGES)
+
+    def part_of(self, subset: Subset) -> Subset:
+        """This rank's share of the images; the same object each time, of which a copy may lie on the device."""
+        if self.ranks.alone:
+            return subset
+        return self._parts.setdefault(subset, subset.at(self.ranks.share(np.arange(len(subset)))))
 
     @property
     def image_epochs(self) -> int:
@@ -107,11 +118,18 @@ class Experiment:
         return footprint.needs(self.config, self.layers, self.state.finetuning)
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint as the last one, and if it is the `best`, also as that."""
-        metadata = self.state.metadata() | {"config": self.config.model_dump(mode="json")}
+        """Write a checkpoint as the last one, and if it is the `best`, also as that; the first rank does."""
+        if not self.ranks.first:
+            return
+        metadata = self.state.metadata() | {"config": self.config.model_dump(mode="json"), "ranks": self.ranks.size}
         if self.config.optim.is_own:  # the config does not describe it
             metadata["own_optimizer"] = own_settings(self.state.optimizer)
         checkpoint.write(self.run.checkpoints, self.state.tensors(), metadata, best)
+
+    def save_model(self) -> None:
+        """Write the weights of the present epoch as the run's model; the first rank does."""
+        if self.ranks.first:
+            save_model(self.run.model, self.state.evaluated, self.card, self.config.train.temperature)
 
 
 @dataclass(frozen=True)
@@ -173,7 +191,7 @@ def prepare(
             facts = replace(facts, own_optimizer=_own(parts.optimizer, model, finetuning))
             notes = (*notes, *_unused_keys(config.optim))
         notes = (*notes, *unused(resolve(config, facts)))
-        layers = _layers(model, dataset)
+        layers = layers_of(model, dataset)
         if config.train.batch_size == AUTO:
             to_last_phase(model, finetuning)
             size, why = footprint.fitting_batch(resolve(config, facts), layers, finetuning, dataset, model, device)
@@ -238,7 +256,7 @@ def start(
     explained = explain_memory_errors("before the first step", footprint.fix(config))
     with explained, rundir.draft(runs_dir) as run:
         model, layers, finetuning = prepared.model, prepared.layers, prepared.finetuning
-        experiment = _assemble(run, config, dataset, prepared.device, model, layers, finetuning, parts)
+        experiment = assemble(run, config, dataset, prepared.device, model, layers, finetuning, parts)
         experiment.seconds_per_epoch, experiment.notes = prepared.seconds_per_epoch, prepared.notes
         record = environment() | config.train.model_dump(include={"device", "threads", "precision", "deterministic"})
         record["asked"] = asked.model_dump(mode="json") if asked else {}
@@ -293,7 +311,7 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
         if own != config.optim.name:
             fix = "pass in the one that it was started with" if config.optim.is_own else "leave optimizer out"
             raise UserError(f"the optimiser of run '{run.path}' is {config.optim.name}, not {own}: {fix}")
-    experiment = _assemble(run, config, dataset, device, model, _layers(model, dataset), finetuning, parts)
+    experiment = assemble(run, config, dataset, device, model, layers_of(model, dataset), finetuning, parts)
     if is_first_edition and parts.optimizer is None and not _fits(experiment, tensors, metadata, changed):
         raise UserError(
             f"run '{run.path}' was not trained with {config.optim.name}, which its config.yaml names, but with "
@@ -307,6 +325,11 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
         )
     experiment.state.load(tensors, metadata)
     notes = [remark] if remark else []
+    if (before := metadata.get("ranks", 1)) != (now := place().size):
+        notes.append(
+            f"trained by {plural(before, 'rank')} so far, and goes on with {now}: with the same batches, but other "
+            "random numbers and sums"
+        )
     if altered := _altered(metadata.get("own_optimizer"), experiment.state.optimizer):
         notes.append(f"the optimiser has changed since the start ({altered}): the rest of the run follows it")
     if changed:
@@ -362,12 +385,12 @@ def _changed(before: Mapping[str, Mapping[str, Any]], config: RunConfig) -> str:
     )
 
 
-def _layers(model: nn.Module, dataset: Dataset) -> list[LayerRow]:
+def layers_of(model: nn.Module, dataset: Dataset) -> list[LayerRow]:
     seen = dataset.preprocessing()
     return trace(model, seen.channels, seen.image_size)
 
 
-def _assemble(
+def assemble(
     run: RunDir,
     config: RunConfig,
     dataset: Dataset,

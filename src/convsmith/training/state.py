@@ -20,6 +20,7 @@ from convsmith.precision import FLOAT16
 from convsmith.records import is_better
 from convsmith.training.config import TrainConfig
 from convsmith.training.loadable import refuse_unfit
+from convsmith.training.ranks import ALONE, Ranks
 from convsmith.transfer.unfreezing import Finetuning, Phase
 
 Tensors = dict[str, Tensor]
@@ -100,8 +101,9 @@ class RunningMetrics:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> None:
-        self.loss += loss * len(labels)
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int, images: int | None = None) -> None:
+        """Add a batch. Of a part of one, `loss` is its share of the mean loss, and `images` the size of the whole."""
+        self.loss += loss * (images or len(labels))
         self.correct += (logits.argmax(1) == labels).sum()
         self.seen += len(labels)
         first_bad = (self.bad_step < 0) & ~torch.isfinite(loss)
@@ -110,11 +112,18 @@ class RunningMetrics:
     def tensors(self) -> Tensors:
         return {"loss": self.loss, "correct": self.correct, "seen": self.seen, "bad_step": self.bad_step}
 
-    def read(self) -> tuple[float, float, int, int]:
-        """Mean loss, accuracy, images seen, first step with a loss that is not finite (or -1), in one transfer."""
-        loss, correct, seen, bad_step = torch.stack(
-            [value.to(self.loss.dtype) for value in self.tensors().values()]
-        ).tolist()
+    def read(self, ranks: Ranks = ALONE) -> tuple[float, float, int, int]:
+        """Mean loss, accuracy, images seen, first step with a loss that is not finite (or -1), in one transfer.
+
+        They are those of all ranks; from then on the first one holds the sums, which its checkpoints contain.
+        """
+        sums = torch.stack([value.to(self.loss.dtype) for value in self.tensors().values()]).tolist()
+        if not ranks.alone:
+            *columns, bad = zip(*ranks.every(sums), strict=True)
+            sums = [*map(sum, columns), min((step for step in bad if step >= 0), default=-1)]
+            for tensor, value, nothing in zip(self.tensors().values(), sums, (0, 0, 0, -1), strict=True):
+                tensor.fill_(value if ranks.first else nothing)
+        loss, correct, seen, bad_step = sums
         return loss / max(seen, 1), correct / max(seen, 1), int(seen), int(bad_step)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convsmith.errors import UserError, command
+from convsmith.launch import place
 from convsmith.studies import nursery
 from convsmith.terminal import say
 from convsmith.verbs.flags import add_jobs_arguments
@@ -23,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
 
     directory = open_run(args.directory)
     if directory.study.exists():
+        if place().size > 1:
+            raise UserError("a study goes on in one process: start it without torchrun (--jobs trains several at once)")
         nursery.prepare(args.jobs, args.backend)
         from convsmith.studies import resuming
         from convsmith.study_display import StudyDisplay
