@@ -65,8 +65,8 @@ def batch_norm(
         squares = ranks.sum((values - _along(mean, values)).square().sum(axes).double())
         variance = squares / images
         if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_((squares / (images - 1)).float(), momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((squares / (images - 1)).to(running_var.dtype), momentum)
     normal = _Normalise.apply(values, mean, (variance + eps).rsqrt().float(), images.float(), ranks)
     assert isinstance(normal, Tensor)
     if weight is not None and bias is not None:
