@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import KILLER, Commands
 from safetensors.torch import load_file
 
-from convsmith.training import checkpoint
 from convsmith.tracking import csv
+from convsmith.training import checkpoint
+from forked import KILLER, Commands
 
 Ranks = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -153,9 +153,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(ranks: Ranks, tmp_path:
         ({1: ["--data", "other"]}, "data.source is"),
     ],
 )
-def test_ranks_that_differ_are_refused(
-    ranks: Ranks, tmp_path: Path, extra: dict[int, list[str]], message: str
-) -> None:
+def test_ranks_that_differ_are_refused(ranks: Ranks, tmp_path: Path, extra: dict[int, list[str]], message: str) -> None:
     done = ranks(*EQUAL, "--name", "two", code=2, extra=extra)
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -179,7 +177,8 @@ def test_what_several_processes_cannot_do_is_refused_in_one_line(ranks: Ranks) -
     done = ranks(*EQUAL, "--name", "two", "--batch-size", "3", "--train.sync_batch_norm", "false", size=2, code=2)
     assert "gets one, on which batch norm cannot be trained: raise train.batch_size to 4 or more" in done.stderr
     done = ranks("evaluate", "runs/two", code=2)
-    assert done.stderr == "error: evaluate runs in one process: start it without torchrun (train and resume take several)\n"
+    alone = "evaluate runs in one process: start it without torchrun (train and resume take several)"
+    assert done.stderr == f"error: {alone}\n"
 
 
 RESTARTED = """
