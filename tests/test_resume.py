@@ -20,6 +20,7 @@ from convsmith.rundir import RunDir
 from convsmith.tracking import csv
 from convsmith.training import checkpoint
 from convsmith.training.own import NO_PARTS
+from convsmith.training.ranks import ALONE
 from forked import Commands, kill_at
 
 EPOCHS = 3
@@ -143,6 +144,6 @@ def test_an_interrupted_report_does_not_hide_that_the_training_has_ended(
     monkeypatch.setattr("convsmith.run.epochs", lambda *_: iter(()))
     monkeypatch.setattr("convsmith.run.setup.opening", lambda _: None)
     monkeypatch.setattr("convsmith.report.run.after_training", interrupted)
-    experiment: Any = SimpleNamespace(run=RunDir(tmp_path / "a b"))
+    experiment: Any = SimpleNamespace(run=RunDir(tmp_path / "a b"), ranks=ALONE)
     with pytest.raises(Stopped, match=r"the training has ended, and .* convsmith report '.*a b'"):
         _finish(experiment, NO_PARTS, nobody)

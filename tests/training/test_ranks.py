@@ -10,14 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convsmith import launch
+from convsmith.config import validate
 from convsmith.contracts import Batch
 from convsmith.data.sampler import batch_positions, epoch_order, steps_per_epoch
+from convsmith.data.sources import ARRAYS, from_arrays
 from convsmith.errors import UserError
 from convsmith.launch import Place
+from convsmith.training import setup
 from convsmith.training.config import TrainConfig
 from convsmith.training.loss import build_loss, share_of
+from convsmith.training.own import Parts
 from convsmith.training.ranks import ALONE, Ranks
 from convsmith.training.synchronised import SynchronisedBatchNorm, batch_norm
+from convsmith.training.together import refuse_small
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
 
@@ -123,3 +128,25 @@ def test_the_place_is_read_from_what_torchrun_sets(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("RANK")
     with pytest.raises(UserError, match="RANK must be a number"):
         launch.place()
+
+
+def test_batches_are_refused_that_leave_each_rank_too_little() -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 2))
+    parts = Parts(
+        from_arrays(np.random.default_rng(0).integers(0, 255, (40, 4, 4), np.uint8), np.arange(40) % 2), module
+    )
+    config = validate({"data": {"source": ARRAYS}, "train": {"batch_size": 3, "threads": 1, "layout": "contiguous"}})
+    made = setup.prepare(config, parts)
+
+    def refused(rank: Ranks, **train: object) -> None:
+        refuse_small(rank, made.config.with_values(train=train), made.dataset, made.model, made.finetuning)
+
+    refused(ALONE)
+    refused(Unconnected(0, 2), batch_size=4)
+    refused(Unconnected(0, 2), sync_batch_norm=True)
+    with pytest.raises(UserError, match="gets one, on which batch norm cannot be trained: raise train.batch_size to 4"):
+        refused(Unconnected(0, 2))
+    with pytest.raises(UserError, match="batches of 2 images cannot be divided among 4 processes: raise"):
+        refused(Unconnected(0, 4))
+    with pytest.raises(UserError, match="mps trains in one process: start it without torchrun, or add --device cpu"):
+        refused(Unconnected(0, 2), device="mps")
