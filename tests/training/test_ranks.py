@@ -144,9 +144,9 @@ def test_batches_are_refused_that_leave_each_rank_too_little() -> None:
     refused(ALONE)
     refused(Unconnected(0, 2), batch_size=4)
     refused(Unconnected(0, 2), sync_batch_norm=True)
-    with pytest.raises(UserError, match="gets one, on which batch norm cannot be trained: raise train.batch_size to 4"):
+    with pytest.raises(UserError, match="gets one, on which batch norm cannot be trained: raise"):
         refused(Unconnected(0, 2))
-    with pytest.raises(UserError, match="batches of 2 images cannot be divided among 4 processes: raise"):
+    with pytest.raises(UserError, match="batches of 2 images cannot be divided among 4 processes"):
         refused(Unconnected(0, 4))
-    with pytest.raises(UserError, match="mps trains in one process: start it without torchrun, or add --device cpu"):
+    with pytest.raises(UserError, match="mps trains in one process"):
         refused(Unconnected(0, 2), device="mps")

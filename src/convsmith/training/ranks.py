@@ -246,7 +246,10 @@ def joined() -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        store, rank, size = next(dist.rendezvous("env://", timeout=dist.default_pg_timeout))
+        # The store outlives a restart, and knows where the processes of before could be reached.
+        store = dist.PrefixStore(f"attempt {here.restarts}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
         host = dist.new_group(backend="gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
