@@ -246,9 +246,11 @@ def joined() -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=dist.default_pg_timeout))
-        # The store outlives a restart, and knows where the processes of before could be reached.
-        store = dist.PrefixStore(f"attempt {here.restarts}", store)
+        store, rank, size = next(dist.rendezvous("env://", timeout=dist.default_pg_timeout))  # type: ignore[attr-defined]
+        if here.size == here.local_size:
+            # The store outlives a restart, and knows where the processes of before could be reached. On several
+            # machines, whose agents count restarts apart, the c10d rendezvous makes a new one each time.
+            store = dist.PrefixStore(f"attempt {here.restarts}", store)  # type: ignore[attr-defined]
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
         host = dist.new_group(backend="gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:
