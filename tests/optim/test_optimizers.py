@@ -200,3 +200,21 @@ def test_biases_and_norms_may_learn_at_a_rate_of_their_own() -> None:
     groups[1]["lr"] = 0.08
     train(theirs, torch.optim.SGD(groups, lr=0.01, momentum=0.9))
     same(ours, theirs)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_momentum_of_unfrozen_parameters_begins_as_that_of_the_others_did(dampening: float) -> None:
+    """The fused kernel against torch's plain one, where a parameter of a group is first trained in the second step."""
+    config = OptimConfig(name="sgd", lr=0.1, momentum=0.9, dampening=dampening)
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        old, new = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+        group = {"params": [old, new], "weight_decay": 0.1}
+        optimizer = BUILDERS["sgd"]([group], config, fused)
+        for step in range(3):
+            old.grad = torch.randn(3)
+            new.grad = torch.randn(3) if step else None
+            optimizer.step()
+        weights.append(torch.stack([old.detach(), new.detach()]))
+    torch.testing.assert_close(weights[0], weights[1])

@@ -161,7 +161,7 @@ def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 def _sgd(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         default_lr(config),
         momentum=config.momentum,
@@ -169,6 +169,26 @@ def _sgd(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.O
         nesterov=config.nesterov,
         fused=fused,
     )
+    if fused and config.momentum:
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+@torch.no_grad()
+def _begin_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Give parameters that have just been unfrozen the momentum after which their first step is one.
+
+    torch's fused kernel takes the parameters of a group to be equally old, and fails for those without momentum. The
+    first step sets the momentum to the gradient: m b + (1 - dampening) g = g for b = g dampening / m.
+    """
+    for group in optimizer.param_groups:
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [parameter for parameter in trained if optimizer.state[parameter].get("momentum_buffer") is None]
+        if len(new) < len(trained):
+            for parameter in new:
+                gradient = torch.empty_like(parameter).copy_(parameter.grad)
+                gradient.add_(parameter, alpha=group["weight_decay"]).mul_(group["dampening"] / group["momentum"])
+                optimizer.state[parameter]["momentum_buffer"] = gradient
 
 
 def _adam(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
