@@ -6,12 +6,14 @@ The processes are forked copies with the environment that torchrun gives; one te
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,15 @@ RANDOM = (
 ).split()
 
 
+def free_port() -> int:
+    """A port that nothing listens on, below those that systems give to outgoing connections, such as of other tests."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 50):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port among fifty")
+
+
 @pytest.fixture
 def ranks(commands: Commands, tmp_path: Path) -> Ranks:
     """Run a command in several connected processes; `code` is the exit code expected of the first."""
@@ -62,10 +73,7 @@ def ranks(commands: Commands, tmp_path: Path) -> Ranks:
     def run(
         *arguments: str, size: int = 2, code: int = 0, before: str = "", extra: dict[int, list[str]] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        several = SEVERAL.format(size=size, port=port, extra=extra or {}, before=before)
+        several = SEVERAL.format(size=size, port=free_port(), extra=extra or {}, before=before)
         done = commands.start(tmp_path, arguments, before=several, seconds=100).wait()
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
