@@ -32,7 +32,7 @@ from convsmith.data.workers import Workers
 from convsmith.errors import UserError
 from convsmith.terminal import warn
 
-SAMPLED = 1_000  # images whose mean and deviation are taken for those of all
+SAMPLED = 1_000  # images whose mean and deviation stand for those of all
 SORTED = 0.5  # the share of neighbours of one class beyond which shards count as sorted
 
 Positions = npt.NDArray[np.int64]

@@ -7,7 +7,6 @@ hooked, saved and exported.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,12 +19,12 @@ from convsmith.contracts import Batch
 from convsmith.data.dataset import Dataset
 from convsmith.data.sampler import steps_per_epoch
 from convsmith.errors import first_line
-from convsmith.precision import FLOAT32, computing_in
+from convsmith.precision import FLOAT32
 from convsmith.prediction.model_file import FORMATS
 from convsmith.terminal import warn
 from convsmith.training.config import AUTO, OFF
 from convsmith.training.gather import first_images, image_epochs, recipe_of, to_last_phase
-from convsmith.training.layout import finished
+from convsmith.training.layout import timed_step
 from convsmith.training.loss import Loss
 from convsmith.transfer.unfreezing import Finetuning
 
@@ -87,13 +86,7 @@ def attempt(
         try:
             forward = _compile(network, mode)
             for _ in range(1 + ROUNDS):
-                start = time.perf_counter()
-                network.zero_grad(set_to_none=True)
-                with computing_in(precision, device):
-                    logits = forward(batch.images)
-                loss(logits.float(), batch).backward()
-                finished(device)
-                times.append(time.perf_counter() - start)
+                times.append(timed_step(network, forward, batch, loss, precision, device))
         finally:
             torch._dynamo.reset()  # gives back what CUDA graphs hold
     return Trial(times[0], min(times[1:]))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convsmith.contracts import Batch
 from convsmith.precision import BFLOAT16, FLOAT32, computing_in, has_bfloat16
@@ -60,13 +60,8 @@ def seconds_per_step(
         began = time.perf_counter()
         for number in range(1 + ROUNDS):
             for way in ways:
-                start = time.perf_counter()
-                copies[way.layout].zero_grad(set_to_none=True)
-                with computing_in(way.precision, device):
-                    logits = copies[way.layout](images[way.layout])
-                loss(logits.float(), Batch(images[way.layout], batch.labels)).backward()
-                finished(device)
-                times[way].append(time.perf_counter() - start)
+                network, seen = copies[way.layout], Batch(images[way.layout], batch.labels)
+                times[way].append(timed_step(network, network, seen, loss, way.precision, device))
             if number == 0:
                 began = time.perf_counter()
             elif time.perf_counter() - began > budget:
@@ -74,7 +69,25 @@ def seconds_per_step(
     return {way: min(taken[1:]) for way, taken in times.items()}
 
 
-def finished(device: torch.device) -> None:
+def timed_step(
+    network: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batch: Batch,
+    loss: Loss,
+    precision: str,
+    device: torch.device,
+) -> float:
+    """Seconds of a forward and backward pass by `forward`, which is the network or what was compiled of it."""
+    start = time.perf_counter()
+    network.zero_grad(set_to_none=True)
+    with computing_in(precision, device):
+        logits = forward(batch.images)
+    loss(logits.float(), batch).backward()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
     """Wait until an accelerator has done all that is queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
