@@ -207,8 +207,9 @@ def measure_step(
 ) -> tuple[Variant, float, tuple[str, ...]]:
     """The fastest way to compute a step, an upper estimate of the seconds for an epoch on images with it, and notes.
 
-    A way that was once chosen on this machine for the same network, sizes and threads is chosen again, so that
-    repeating a command gives the same numbers although times vary.
+    A way that was once chosen on this machine for the same network, sizes and threads is chosen again unless another
+    one is clearly faster, so that repeating a command gives the same numbers although times vary, and a choice that was
+    made while the machine had other work does not last.
     """
     asked = config.train.precision
     layouts = [config.train.layout] if config.train.layout != AUTO else ["contiguous", "channels_last"]
@@ -226,10 +227,10 @@ def measure_step(
     if finetuning:
         question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
     remembered = cache_folder(config.data) / "steps" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
-    is_open = len(ways) > 1
-    if is_open and remembered.exists():
+    before = None
+    if len(ways) > 1 and remembered.exists():
         known = remembered.read_text(encoding="utf-8").split()
-        ways = [way for way in ways if list(way) == known] or ways
+        before = next((way for way in ways if list(way) == known), None)
     # What has no instructions of its own is as a rule slower than float32: how much slower is measured beside it.
     doubtful = asked == BFLOAT16 and not has_bfloat16(device)
     measured = [*ways, Variant(ways[-1].layout, FLOAT32)] if doubtful else ways
@@ -239,10 +240,13 @@ def measure_step(
     recipe = recipe_of(config, dataset, device)
     # Measuring for long pays only if there is a choice of ways and some epochs train on images.
     pays = len(ways) > 1 and image_epochs(config, finetuning) > 0
-    budget = CHOICE_SECONDS if pays else ESTIMATE_SECONDS
-    times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, measured, device, budget)
-    chosen = fastest({way: times[way] for way in ways})
-    if is_open:
+    budgets = [CHOICE_SECONDS if pays and not before else ESTIMATE_SECONDS, CHOICE_SECONDS]
+    for budget in budgets:
+        times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, measured, device, budget)
+        chosen = fastest({way: times[way] for way in ways}, before)
+        if chosen == before or not before:
+            break  # what takes the place of an earlier choice is measured for longer first
+    if len(ways) > 1:
         with suppress(OSError):  # if the cache cannot be written, the next start measures again
             files.write_text(remembered, " ".join(chosen))
     if config.model.is_library:

@@ -20,6 +20,9 @@ ROUNDS = 9
 #: How much faster than in float32 a step in bfloat16 must be to be chosen: two measurements of the same step differ by
 #: less than that, even where another process takes half of the processor.
 GAIN = 1.15
+#: How much faster than the way that was chosen before another one must be to take its place: far more than noise, so
+#: that repeating a command gives the same numbers, and less than what is lost by a choice on a busy machine.
+CLEARLY = 1.3
 
 
 class Variant(NamedTuple):
@@ -37,9 +40,13 @@ def variants(layouts: Sequence[str], precision: str, device: torch.device) -> li
     return [Variant(layout, name) for name in allowed for layout in layouts]
 
 
-def fastest(seconds: Mapping[Variant, float]) -> Variant:
-    """The fastest way; one in bfloat16 only if it is `GAIN` times as fast as all in float32."""
-    return min(seconds, key=lambda way: seconds[way] * (GAIN if way.precision == BFLOAT16 else 1))
+def fastest(seconds: Mapping[Variant, float], before: Variant | None = None) -> Variant:
+    """The fastest way; one in bfloat16 only if it is `GAIN` times as fast as all in float32.
+
+    `before`, the way that was chosen earlier, is chosen again unless that one is `CLEARLY` faster.
+    """
+    best = min(seconds, key=lambda way: seconds[way] * (GAIN if way.precision == BFLOAT16 else 1))
+    return before if before and before in seconds and seconds[before] < CLEARLY * seconds[best] else best
 
 
 def seconds_per_step(
