@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,11 @@ def test_a_set_that_does_not_fit_after_all_comes_through_pinned_memory(
 
 
 def test_features_lie_on_the_device_if_they_fit() -> None:
-    features = FrozenFeatures((torch.ones(5, 3), torch.ones(5, 3)), torch.ones(4, 3), torch.ones(2, 3))
+    features = FrozenFeatures({0: torch.ones(5, 3), 1: torch.ones(5, 3)}, 2, torch.ones(4, 3), torch.ones(2, 3))
     meta = Feed(torch.device("meta"), "ahead")  # a device that is not the host's
-    assert meta.placed(features, 100).train[0].device.type == "cpu"
+    assert meta.placed(features, 100).views[0].device.type == "cpu"
     placed = meta.placed(features, 1e6)
-    assert {placed.train[1].device.type, placed.val.device.type, placed.clean.device.type} == {"meta"}
+    assert {placed.views[1].device.type, placed.val.device.type, placed.clean.device.type} == {"meta"}
     parts = [np.array([4, 0]), np.array([1])]
     assert [tuple(rows.shape) for rows in meta.rows(features.view(0), parts)] == [(2, 3), (1, 3)]
     rows = torch.arange(15.0).view(5, 3)
@@ -158,9 +159,13 @@ def test_sizes_beyond_the_images_are_refused(tmp_path: Path) -> None:
         training(tmp_path, "direct", train=train, model={"global_pool": "max"})
 
 
-@pytest.mark.parametrize("sizes", [[[20, 0.5], [24, 0.5]], [[20, 1.0]], [[20, 0.0]], [[3, 0.5]]])
-def test_sizes_rise_in_time(sizes: list[Any]) -> None:
-    with pytest.raises(UserError, match="must be sizes of at least 4 pixels, each with a rising fraction"):
+@pytest.mark.parametrize("sizes", [[[20, 0.5], [24, 0.5]], [[20, 1.0]], [[20, 0.0]], [[3, 0.5]], [[20]], [20], 20])
+def test_sizes_rise_in_time(sizes: Any) -> None:
+    message = (
+        "train.sizes: must be sizes of at least 4 pixels, each with a rising fraction of the epochs below 1, as "
+        "'[[20, 0.4], [24, 0.8]]'"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         validate({"train": {"sizes": sizes}})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -150,9 +151,33 @@ def test_processes_share_the_work_and_wait_for_each_other_no_longer_than_asked(h
         list(files.compute(lambda: len(list(tmp_path.glob("*.safetensors"))) == 2))
     assert len(list(tmp_path.glob("*.safetensors"))) == 2, "the other view and val, in the meantime"
     assert list(files.compute(lambda: False))[-1] == (len(dataset.train), len(dataset.train)), "what was left"
-    assert [tuple(view.shape) for view in files.load().train] == 2 * [
+    assert [tuple(view.shape) for view in files.load().views.values()] == 2 * [
         (len(dataset.train), prepared.model.head.in_features)
     ]
+
+
+def test_while_another_process_computes_the_view_of_an_epoch_that_of_a_later_one_is_computed(
+    here: Path, tmp_path: Path
+) -> None:
+    prepared = setup.prepare(config_of("--transfer.feature_views", "3"))
+    dataset, to_input = prepared.dataset, ToInput(prepared.dataset.preprocessing(), torch.device("cpu"))
+    sample, augment = dataset.train.sample(9), prepared.config.augment
+    files = FeatureFiles(prepared.model, dataset, sample, to_input, augment, 3, tmp_path)
+    list(files.compute(lambda: True, epoch=3))
+    (lock,) = tmp_path.glob("*.lock")  # of the view of epochs 0 and 3
+    with FileLock(lock):
+        told = list(files.compute(lambda: len(list(tmp_path.glob("*.safetensors"))) == 2, epoch=0))
+    assert {total for _, total in told} == {len(dataset.train) + len(dataset.joined(dataset.val, sample))}
+    assert files.missing(epoch=0) == len(dataset.train)
+    assert files.missing(epoch=1) == 0, "computed meanwhile"
+    assert files.missing(epoch=2) == len(dataset.train)
+    assert list(files.compute(lambda: False, epoch=0))[-1] == (len(dataset.train), len(dataset.train))
+    loaded = files.load(epoch=0)
+    assert list(loaded.views) == [0]
+    assert list(files.load(epoch=4, before=loaded).views) == [0, 1]
+    assert loaded.size == sum(
+        len(part) * 4 * loaded.val.shape[1] for part in (*3 * [dataset.train], dataset.val, sample)
+    )
 
 
 def test_views_are_computed_in_the_precision_of_the_training_and_what_is_scored_in_float32(
@@ -170,9 +195,9 @@ def test_views_are_computed_in_the_precision_of_the_training_and_what_is_scored_
     assert len(list(tmp_path.glob("*.safetensors"))) == 3, "the view twice, and what is scored once"
     assert torch.equal(exact.val, rounded.val)
     assert torch.equal(exact.clean, rounded.clean)
-    assert rounded.train[0].dtype is torch.float32
-    assert not torch.equal(exact.train[0], rounded.train[0])
-    torch.testing.assert_close(exact.train[0], rounded.train[0], rtol=0.1, atol=0.05)
+    assert rounded.view(0).dtype is torch.float32
+    assert not torch.equal(exact.view(0), rounded.view(0))
+    torch.testing.assert_close(exact.view(0), rounded.view(0), rtol=0.1, atol=0.05)
 
 
 def test_cached_features_train_as_images_do(here: Path, tmp_path: Path) -> None:
@@ -211,6 +236,28 @@ def test_a_run_on_the_outputs_of_frozen_stages_scores_as_on_images_and_resumes_t
     shutil.rmtree(tmp_path / "cache" / "features")
     assert run_until(tmp_path, "never", "resume", "runs/run") == 0
     same_run(experiment.run.path, tmp_path / "runs" / "run")
+
+
+def test_a_view_is_computed_when_an_epoch_needs_it_with_the_same_bits_as_before_the_first(
+    here: Path, tmp_path: Path
+) -> None:
+    runs, orders = [], []
+    for number, before in enumerate((False, True)):
+        experiment = begin(tmp_path / str(number), config_of(*STAGES, "--data.cache", str(tmp_path / f"cache{number}")))
+        if before:
+            files = kept.kept_files(experiment)
+            assert files.stages
+            assert files.head
+            list(files.stages.compute(lambda: False))
+            list(files.head.compute(lambda: False))
+        events = [
+            type(event) for event in follow(experiment) if isinstance(event, FeatureExtractionProgress | EpochEnd)
+        ]
+        orders.append([event for event, _ in groupby(events)])
+        runs.append(experiment.run.path)
+    assert orders[0] == [FeatureExtractionProgress, EpochEnd, FeatureExtractionProgress, EpochEnd], "two of the views"
+    assert orders[1] == [EpochEnd]
+    same_run(*runs)
 
 
 def test_outputs_of_frozen_stages_that_find_no_room_are_not_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

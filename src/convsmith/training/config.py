@@ -110,12 +110,20 @@ class TrainConfig(Section):
             return image_size
         return size_of(*(max(1, round(side * longer / max(hw(image_size)))) for side in hw(image_size)))
 
-    @field_validator("sizes")
+    @field_validator("sizes", mode="wrap")
     @classmethod
-    def _in_order(cls, sizes: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-        shares = [0.0, *(until for _, until in sizes), 1.0]
-        if any(side < 4 for side, _ in sizes) or any(one >= next_one for one, next_one in pairwise(shares)):
-            raise ValueError("must be sizes of at least 4 pixels, each with a rising fraction of the epochs below 1")
+    def _in_order(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            sizes = handler(value)
+            shares = [0.0, *(until for _, until in sizes), 1.0]
+            right = all(side >= 4 for side, _ in sizes) and all(one < after for one, after in pairwise(shares))
+        except ValidationError:
+            right = False
+        if not right:
+            raise ValueError(
+                "must be sizes of at least 4 pixels, each with a rising fraction of the epochs below 1, as "
+                "'[[20, 0.4], [24, 0.8]]'"
+            )
         return sizes
 
     @field_validator("class_weights", mode="before")

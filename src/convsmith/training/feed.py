@@ -91,12 +91,13 @@ class Feed:
         return pieces
 
     def placed(self, features: FrozenFeatures, free: float | None) -> FrozenFeatures:
-        """The features, on the device if that has room for them beside what it needs."""
-        every = [*features.train, features.val, features.clean]
-        if way_of(self.device, sum(value.nbytes for value in every), free) != "resident":
+        """The features, on the device if that has room for all views beside what it needs."""
+        loaded = [*features.views.values(), features.val, features.clean]
+        placed = sum(value.nbytes for value in loaded if value.device.type == self.device.type)
+        if way_of(self.device, features.size - placed, free) != "resident":
             return features
-        *train, val, clean = (value.to(self.device) for value in every)
-        return replace(features, train=tuple(train), val=val, clean=clean)
+        views = {number: value.to(self.device) for number, value in features.views.items()}
+        return replace(features, views=views, val=features.val.to(self.device), clean=features.clean.to(self.device))
 
     def _copied(self, subset: Subset) -> Tensor | None:
         """A subset's images on the device, copied when they are first needed; None where they do not lie there."""

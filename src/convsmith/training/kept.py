@@ -24,6 +24,7 @@ from convsmith.transfer.weights import caches_features
 
 if TYPE_CHECKING:
     from convsmith.training.setup import Experiment
+    from convsmith.training.state import TrainState
 
 SHARE = 0.5  # of the free memory and of the free disk, which the outputs of frozen stages may take
 
@@ -72,19 +73,29 @@ class KeptFiles:
     def __bool__(self) -> bool:
         return bool(self.stages or self.head)
 
-    def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
-        """Write the missing files, as `FeatureFiles.compute` does."""
-        files: Sequence[FeatureFiles] = [one for one in (self.stages, self.head) if one is not None]
-        counts, before = [one.missing for one in files], 0
+    def compute(self, experiment: Experiment, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+        """Write what the coming epoch needs and is missing, as `FeatureFiles.compute` does."""
+        files, epoch = self._of(experiment.state), _needed(experiment)
+        counts, before = [one.missing(epoch) for one in files], 0
         for one, count in zip(files, counts, strict=True):
-            for done, _ in one.compute(stop):
+            for done, _ in one.compute(stop, epoch):
                 yield before + done, sum(counts)
             before += count
 
     def load(self, experiment: Experiment) -> FrozenFeatures | None:
-        """What the present phase trains on; None: on images."""
-        files = self.head if experiment.state.head_alone else self.stages
-        return None if files is None else files.load()
+        """What the coming epoch trains on; None: on images."""
+        files = self._of(experiment.state)
+        return files[-1].load(_needed(experiment), experiment.features) if files else None
+
+    def _of(self, state: TrainState) -> Sequence[FeatureFiles]:
+        """The files of the present phase, each computed from those before it."""
+        return [one for one in (self.stages, self.head if state.head_alone else None) if one is not None]
+
+
+def _needed(experiment: Experiment) -> int | None:
+    """The epoch whose view is needed next; None: the views of all epochs, from which the head is solved."""
+    state = experiment.state
+    return None if experiment.config.transfer.head_l2 is not None and not state.step else state.epoch
 
 
 def kept_files(experiment: Experiment) -> KeptFiles:

@@ -50,27 +50,26 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
     """Train from the current state to the end of the run, saving checkpoints; ends with Finished or Interrupted."""
     run, config, state, ranks = experiment.run, experiment.config, experiment.state, experiment.ranks
     with _tracked(experiment) as (tracker, summary):
-        # What frozen parts of the network compute are constants, which one pass over the images finds.
-        if kept := kept_files(experiment):
-            began = time.perf_counter()
-            for done, total in kept.compute(lambda: bool(interrupts)):
-                yield FeatureExtractionProgress(done, total)
-            if received := ranks.agreed(interrupts.received):
-                run.log(f"interrupted by {received.name} before all features were computed")
-                yield Interrupted(received)
-                return
-            experiment.features = kept.load(experiment)
-            if config.transfer.head_l2 is not None and not state.step:
-                if ranks.first:
-                    _solve_head(experiment)
-                ranks.from_first(
-                    [*state.model.parameters(), *(state.average.model.parameters() if state.average else ())]
-                )
-            _place_features(experiment)
-            state.seconds += time.perf_counter() - began
-
-        batches, saved = train_batches(experiment), time.monotonic()
+        kept, batches, saved = kept_files(experiment), train_batches(experiment), time.monotonic()
         while state.epoch < config.train.epochs and not state.exhausted:
+            # What frozen parts of the network compute are constants: a view of the images is computed once.
+            if kept:
+                began = time.perf_counter()
+                for done, total in kept.compute(experiment, lambda: bool(interrupts)):
+                    yield FeatureExtractionProgress(done, total)
+                if received := ranks.agreed(interrupts.received):
+                    yield _stopped(experiment, received)
+                    return
+                experiment.features = kept.load(experiment)
+                if config.transfer.head_l2 is not None and not state.step:
+                    if ranks.first:
+                        _solve_head(experiment)
+                    ranks.from_first(
+                        [*state.model.parameters(), *(state.average.model.parameters() if state.average else ())]
+                    )
+                _place_features(experiment)
+                state.seconds += time.perf_counter() - began
+
             state.training_mode(experiment.features.rest(state.model) if experiment.features else None)
             began = time.perf_counter()
             for batch in batches(state.epoch, state.position):
@@ -131,8 +130,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
             over = state.exhausted or state.epoch == config.train.epochs
             unfroze = Unfroze(state.epoch, phase.unfrozen, state.trained_parameters) if phase and not over else None
             if unfroze:
-                experiment.features = kept.load(experiment)
-                _place_features(experiment)
+                experiment.features = None  # those of the phase that has ended
                 run.log(
                     f"from epoch {state.epoch + 1} on, {', '.join(unfroze.stages)} train as well: "
                     f"{unfroze.parameters:,} parameters"
@@ -166,7 +164,8 @@ def _solve_head(experiment: Experiment) -> None:
     classes = len(experiment.card.classes)
     given = class_weights(config.train.class_weights, train.labels, experiment.card.classes)
     weights = None if given is None else given.numpy()
-    rows, labels = torch.cat(features.train).numpy(), np.tile(train.labels, len(features.train))
+    views = [features.view(epoch) for epoch in range(features.count)]
+    rows, labels = torch.cat(views).numpy(), np.tile(train.labels, len(views))
     head = solve(rows, labels, classes, [config.transfer.head_l2], weights)[0]
     averages = [experiment.state.average.model] if experiment.state.average else []
     for model in (experiment.state.model, *averages):

@@ -4,9 +4,9 @@ That is the features of a frozen backbone, on which the head is trained, and whe
 outputs of the stages that stay frozen for the whole run (`Division`), on which the others are trained.
 
 With augmentation, each image has `transfer.feature_views` views, drawn once; epoch e (from 0) trains on view
-e mod views. The views do not depend on `train.seed`, and within a study the files do not depend on the split into
-train and val, so that all folds and seeds share them; files are memory-mapped, so that they share the memory, too.
-Trains nothing.
+e mod views, which is computed when it is first needed. The views do not depend on `train.seed`, and within a study the
+files do not depend on the split into train and val, so that all folds and seeds share them; files are memory-mapped,
+so that they share the memory, too. Trains nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,15 @@ PASS_BATCH = 32  # images per forward pass; part of the key, since the last bits
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """`train` has V views of all train images, float32 [N, ...] each.
+    """The features that epochs have needed so far, float32 [N, ...] each.
 
-    `val` float32 [M, ...] and `clean` float32 [S, ...] are those of the val images and of a sample of the train images,
-    without augmentation. `division` tells what of the network is to be run on them; None: its head.
+    `views` has those of all train images by the number of the view, of which there are `count`. `val` and `clean` are
+    those of the val images and of a sample of the train images, without augmentation. `division` tells what of the
+    network is to be run on them; None: its head.
     """
 
-    train: tuple[Tensor, ...]
+    views: Mapping[int, Tensor]
+    count: int
     val: Tensor
     clean: Tensor
     division: Division | None = None
@@ -62,7 +64,13 @@ class FrozenFeatures:
 
     def view(self, epoch: int) -> Tensor:
         """The features on which an epoch (from 0) trains: float32 [N, ...]."""
-        return self.train[epoch % len(self.train)]
+        return self.views[epoch % self.count]
+
+    @property
+    def size(self) -> int:
+        """Bytes, those of the views that no epoch has needed yet included."""
+        one = next(iter(self.views.values()))
+        return self.count * one.nbytes + self.val.nbytes + self.clean.nbytes
 
     def rest(self, model: nn.Module) -> nn.Module:
         """What of a network with the same frozen part remains to be run; the same module each time."""
@@ -108,64 +116,85 @@ class FeatureFiles:
         self._viewed = every if is_fold else dataset.train
         self._views: list[int | None] = list(range(views)) if augmented else [None]
         self._network = division.digest(model) if division else _hash_of_backbone(model)
+        self._mapped: dict[int | None, Tensor] = {}  # what was read, and compared with its checksum
 
-    @property
-    def missing(self) -> int:
-        """The number of images, once for each of their views, that are to be computed."""
-        return sum(len(subset) for subset, view in self._needed() if self._read(subset, view) is None)
+    def missing(self, epoch: int | None = None) -> int:
+        """The number of images, once for each of their views, to be computed for an epoch (from 0); None: for all."""
+        return sum(len(self._subset(view)) for view in self._missing(epoch))
 
-    def compute(self, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
-        """Write the missing files; yields the number of images done and their total. Ends early if `stop()` is true.
+    def compute(self, stop: Callable[[], bool], epoch: int | None = None) -> Iterator[tuple[int, int]]:
+        """Write the missing files of an epoch, or of all; yields the number of images done and their total.
 
-        Processes that need the same files share the work: files that another one is writing come last.
+        Ends early if `stop()` is true. Processes that need the same files share the work: files that another one is
+        writing come last, and while nothing else is missing, a view of a later epoch is computed.
         """
-        missing = [(subset, view) for subset, view in self._needed() if self._read(subset, view) is None]
-        total, done = sum(len(subset) for subset, _ in missing), 0
-        while missing:
-            subset, view = missing.pop(0)
-            path = self._path(subset, view)
-            with explain_os_errors(f"the cache folder '{self._folder}'"):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    with FileLock(path.with_suffix(".lock"), timeout=POLL):
-                        if self._read(subset, view) is None:  # otherwise another process was faster
-                            if path.exists():
-                                warn(f"the features in '{path}' were damaged and are computed anew")
-                            rows = []
-                            for part in self._pass(subset, view):
-                                rows.append(part)
-                                yield done + sum(map(len, rows)), total
-                                if stop():
-                                    return
-                            write_bytes(path, _packed(torch.cat(rows)))
-                    done += len(subset)
-                except Timeout:
-                    missing.append((subset, view))
-                    if stop():
-                        return
+        queue, done = self._missing(epoch), 0
+        needed = {view: len(self._subset(view)) for view in queue}
+        total = sum(needed.values())
+        while needed:
+            view = queue.pop(0)
+            try:
+                with closing(self._write(view)) as counts:
+                    for count in counts:
+                        yield done + (count if view in needed else 0), total
+                        if stop():
+                            return
+                done += needed.pop(view, 0)
+            except Timeout:
+                if stop():
+                    return
+                queue = [*(queue or self._later(view)), view]
+
+    def _write(self, view: int | None) -> Generator[int]:
+        """Write a view's file unless it is there; yields the number of images done. Timeout if another process does."""
+        path, rows = self._path(view), []
+        with explain_os_errors(f"the cache folder '{self._folder}'"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock"), timeout=POLL):
+                if self._read(view) is not None:  # another process was faster
+                    return
+                if path.exists():
+                    warn(f"the features in '{path}' were damaged and are computed anew")
+                for part in self._pass(view):
+                    rows.append(part)
+                    yield sum(map(len, rows))
+                write_bytes(path, _packed(torch.cat(rows)))
 
     def plain(self, subset: Subset) -> npt.NDArray[np.float32]:
         """The features of some images without augmentation, float32 [N, F]; the file must exist."""
-        return self._rows(self._plain, None, subset).numpy()
+        return self._rows(None, subset).numpy()
 
-    def load(self) -> FrozenFeatures:
-        """Load the features; all files must exist."""
+    def load(self, epoch: int | None = None, before: FrozenFeatures | None = None) -> FrozenFeatures:
+        """The features of an epoch, or of all, with those that were loaded `before`; their files must exist."""
+        numbers = range(len(self._views)) if epoch is None else [epoch % len(self._views)]
+        known = before.views if before else {}
+        new = {
+            number: self._rows(self._views[number], self._dataset.train) for number in numbers if number not in known
+        }
+        if before:
+            return replace(before, views={**known, **new})
         return FrozenFeatures(
-            tuple(self._rows(self._subset_of(view), view, self._dataset.train) for view in self._views),
-            self._rows(self._plain, None, self._dataset.val),
-            self._rows(self._plain, None, self._clean_sample),
+            new,
+            len(self._views),
+            self._rows(None, self._dataset.val),
+            self._rows(None, self._clean_sample),
             self._division,
         )
 
-    def _needed(self) -> list[tuple[Subset, int | None]]:
-        plain = [] if None in self._views else [None]
-        return [(self._subset_of(view), view) for view in [*self._views, *plain]]
+    def _missing(self, epoch: int | None = None) -> list[int | None]:
+        views = self._views if epoch is None else [self._views[epoch % len(self._views)]]
+        return [view for view in dict.fromkeys([*views, None]) if self._read(view) is None]
 
-    def _subset_of(self, view: int | None) -> Subset:
+    def _later(self, view: int | None) -> list[int | None]:
+        """Another missing view that can be computed now, if there is one."""
+        others = [other for other in self._missing() if other != view]
+        return [other for other in others if self._below is None or self._below._read(other) is not None][:1]
+
+    def _subset(self, view: int | None) -> Subset:
         return self._plain if view is None else self._viewed
 
-    def _rows(self, whole: Subset, view: int | None, wanted: Subset) -> Tensor:
-        values = self._read(whole, view)
+    def _rows(self, view: int | None, wanted: Subset) -> Tensor:
+        values, whole = self._read(view), self._subset(view)
         if values is None:
             raise UserError(f"the features in '{self._folder}' were damaged as they were written: resume")
         rows = np.searchsorted(whole.rows, wanted.rows)
@@ -178,14 +207,15 @@ class FeatureFiles:
         return self._division is not None and self._to_input.memory_format == torch.channels_last
 
     @torch.no_grad()
-    def _pass(self, subset: Subset, view: int | None) -> Iterator[Tensor]:
-        """Features of the images, augmented by the view's generator unless `view` is None: float32 [B, ...] each."""
+    def _pass(self, view: int | None) -> Iterator[Tensor]:
+        """Features of a view's images, augmented by its generator unless it is None: float32 [B, ...] each."""
+        subset = self._subset(view)
         self._model.eval()
         if self._below is not None:
             assert self._below._division is not None
             rest = self._below._division.rest(self._model)
             assert isinstance(rest, Classifier)
-            for maps in self._below._rows(subset, view, subset).split(PASS_BATCH):
+            for maps in self._below._rows(view, subset).split(PASS_BATCH):
                 device = self._to_input.scale.device
                 with self._computing(view):
                     features = rest.features(maps.to(device))
@@ -211,12 +241,16 @@ class FeatureFiles:
     def _computing(self, view: int | None) -> AbstractContextManager[Any]:
         return computing_in(FLOAT32 if view is None else self._precision, self._to_input.scale.device)
 
-    def _read(self, subset: Subset, view: int | None) -> Tensor | None:
+    def _read(self, view: int | None) -> Tensor | None:
         """The stored features of a view, float32 [images, ...], memory-mapped; None if they are missing or damaged."""
-        values = _unpacked(self._path(subset, view))
-        return values if values is not None and len(values) == len(subset) else None
+        if view not in self._mapped:
+            values = _unpacked(self._path(view))
+            if values is None or len(values) != len(self._subset(view)):
+                return None
+            self._mapped[view] = values
+        return self._mapped[view]
 
-    def _path(self, subset: Subset, view: int | None) -> Path:
+    def _path(self, view: int | None) -> Path:
         """The file of a view, named by a hash of everything that affects the features' bits."""
         settings = self._to_input.preprocessing.model_dump(mode="json")
         facts = [VERSION, PASS_BATCH, self._network, self._dataset.hash, settings, str(self._to_input.memory_format)]
@@ -229,7 +263,7 @@ class FeatureFiles:
         if view is not None and self._precision != FLOAT32:
             facts.append(self._precision)
         digest = hashlib.sha256(json.dumps(facts).encode())
-        digest.update(np.ascontiguousarray(subset.rows, dtype="<i8").data)
+        digest.update(np.ascontiguousarray(self._subset(view).rows, dtype="<i8").data)
         return self._folder / f"{digest.hexdigest()}.safetensors"
 
 
