@@ -175,14 +175,25 @@ def steps_of(experiment: setup.Experiment, count: int | None = None) -> Iterator
             return
 
 
-def test_a_run_in_bfloat16_resumes_exactly(tmp_path: Path) -> None:
+def test_a_run_in_bfloat16_resumes_exactly_and_says_where_it_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of("bfloat16").with_values(train={"checkpoint_minutes": 0})
     whole = setup.start(setup.prepare(config, PARTS), tmp_path / "whole", "run", PARTS)
     list(steps_of(whole))
     cut = setup.start(setup.prepare(config, PARTS), tmp_path / "cut", "run", PARTS)
     list(steps_of(cut, 8))  # in the second epoch
     assert read_run_config(cut.run.config).train.precision == "bfloat16"
+    with monkeypatch.context() as patched:  # as on a processor without AVX512-BF16
+        patched.setattr(setup, "has_bfloat16", lambda device: False)
+        notes = [note for note in setup.resume(cut.run, PARTS).notes if "bfloat16" in note]
+    assert notes == [
+        "train.precision bfloat16: this cpu device has no instructions for it: the run goes on in it, more slowly than "
+        "in float32"
+    ]
+    monkeypatch.setattr(setup, "has_bfloat16", lambda device: True)
     resumed = setup.resume(cut.run, PARTS)
+    assert not resumed.notes
     assert resumed.state.step == 8
     assert resumed.recipe.precision == "bfloat16"
     list(steps_of(resumed))

@@ -29,7 +29,7 @@ from convsmith.nets.shapes import Estimate, LayerRow, totals, trace
 from convsmith.optim.config import OptimConfig
 from convsmith.optim.optimizers import DECAY, Group, build_optimizer, keep_base_rates, parameter_groups
 from convsmith.optim.schedules import Schedule
-from convsmith.precision import FLOAT32
+from convsmith.precision import BFLOAT16, FLOAT32, has_bfloat16
 from convsmith.prediction.evaluate import refuse_lost
 from convsmith.prediction.model_file import FORMATS, ModelCard, save_model
 from convsmith.rundir import RunDir
@@ -332,6 +332,11 @@ def _resumed(run: RunDir, parts: Parts) -> Experiment:
         )
     if altered := _altered(metadata.get("own_optimizer"), experiment.state.optimizer):
         notes.append(f"the optimiser has changed since the start ({altered}): the rest of the run follows it")
+    if config.train.precision == BFLOAT16 and not has_bfloat16(device):
+        notes.append(
+            f"train.precision bfloat16: this {device.type} device has no instructions for it: the run goes on in it, "
+            "more slowly than in float32"
+        )
     if changed:
         notes.append(f"config.yaml has changed since the start ({changed}): the rest of the run follows it")
     if (rows := csv.cut_back(run.metrics, experiment.state.epoch)) < experiment.state.epoch:
