@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import RunUntil
-from convsmith.errors import Stopped
+from convsmith.errors import Stopped, Terminated
 from convsmith.events import nobody
 from convsmith.run import _finish
 from convsmith.rundir import RunDir
@@ -135,15 +135,17 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_both_key_sets(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("signaled", [KeyboardInterrupt(), Terminated(signal.SIGTERM)], ids=["ctrl-C", "SIGTERM"])
 def test_an_interrupted_report_does_not_hide_that_the_training_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    signaled: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise signaled
 
     monkeypatch.setattr("convsmith.run.epochs", lambda *_: iter(()))
     monkeypatch.setattr("convsmith.run.setup.opening", lambda _: None)
     monkeypatch.setattr("convsmith.report.run.after_training", interrupted)
     experiment: Any = SimpleNamespace(run=RunDir(tmp_path / "a b"), ranks=ALONE)
-    with pytest.raises(Stopped, match=r"the training has ended, and .* convsmith report '.*a b'"):
+    with pytest.raises(Stopped, match=r"the training has ended, and .* convsmith report '.*a b'") as stopped:
         _finish(experiment, NO_PARTS, nobody)
+    assert stopped.value.signal == (signal.SIGINT if isinstance(signaled, KeyboardInterrupt) else signal.SIGTERM)

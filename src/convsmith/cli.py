@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-from convsmith.errors import EndedElsewhere, RunFailed, Stopped, UserError, nearest
+from convsmith.errors import EndedElsewhere, RunFailed, Stopped, Terminated, UserError, nearest
 from convsmith.launch import Place, place
 from convsmith.terminal import say, say_lines
 from convsmith.verbs import __path__ as _PACKAGE
@@ -101,13 +101,6 @@ def dispatch(argv: Sequence[str]) -> int:
     args = verb_parser(verb).parse_all(argv[1:])
     code: int = args.run(args)
     return code
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP came outside a training (which would save first): an exception cleans up what is half made."""
-
-    def __init__(self, signal: int) -> None:
-        self.signal = signal
 
 
 @contextlib.contextmanager

@@ -53,6 +53,13 @@ class Stopped(KeyboardInterrupt):
         self.signal = signal
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came outside a training (which would save first): an exception cleans up what is half made."""
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+
+
 def command(*words: object) -> str:
     """A convsmith command that can be pasted into a shell, with quotes where its words need them."""
     return " ".join(map(quoted, ["convsmith", *map(str, words)]))

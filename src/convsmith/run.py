@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.data.sources import Source
-from convsmith.errors import Stopped, UserError, choose, command
+from convsmith.errors import Stopped, Terminated, UserError, choose, command
 from convsmith.events import Ended, Interrupted, Listener, Note, counter, nobody
 from convsmith.prediction.evaluate import evaluate, evaluate_other, moved_source
 from convsmith.prediction.inputs import with_ids
@@ -362,9 +362,10 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
     try:
         if ranks.first:
             after_training(run, listener, parts.source, parts.module)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         what = f"the training has ended, and '{run.path}' lacks only its report; write it with"
-        raise Stopped(signal.SIGINT, f"{what} {command('report', run.path)}") from None
+        number = stop.signal if isinstance(stop, Terminated) else signal.SIGINT
+        raise Stopped(number, f"{what} {command('report', run.path)}") from None
     ranks.told(lambda: True)  # the others return when all is written
     listener(Ended())
     return Run(run, parts)
