@@ -287,8 +287,9 @@ class _Decoded:
             crc = zlib.crc32(image, crc)
         is_whole = self._file.tell() == begin + count * math.prod(shape_of(self._rules))
         self._file.seek(begin)
-        unread = [failure.id for failure in part.failures if failure.kind == "unreadable"]
-        if crc != part.crc or not is_whole or any(not is_unreadable(self._record(name)) for name in unread):
+        unread = {failure.id for failure in part.failures if failure.kind == "unreadable"}
+        rows = [row for row in range(self.end, part.end) if self._source.ids[row] in unread]
+        if crc != part.crc or not is_whole or any(not is_unreadable(self._source.read(row)) for row in rows):
             return None
         del arrays["checksums"]
         return arrays, part
@@ -296,9 +297,6 @@ class _Decoded:
     def _read(self, count: int) -> Iterator[bytes]:
         size = math.prod(shape_of(self._rules))
         return (self._file.read(size) for _ in range(count))
-
-    def _record(self, name: str) -> Record:
-        return self._source.read(self._source.ids.index(name))
 
     def _part(self, number: int) -> Path:
         return self._folder / PARTS / f"{number}.npz"

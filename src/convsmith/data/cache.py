@@ -104,8 +104,8 @@ def _found(folder: Path, source: Source, rules: DecodeRules) -> Images | str | N
         images = _load(folder, source, rules) if os.path.exists(folder) else None
     except DamagedError as error:
         return str(error)
-    unread = [failure.id for failure in images.failures if failure.kind == "unreadable"] if images else []
-    if unread and not all(is_unreadable(source.read(source.ids.index(name))) for name in unread):
+    unread = {failure.id for failure in images.failures if failure.kind == "unreadable"} if images else set()
+    if unread and not all(is_unreadable(source.read(row)) for row, name in enumerate(source.ids) if name in unread):
         return None
     return images
 
