@@ -62,7 +62,7 @@ def _described(name: str, cache: Path) -> dict[str, Any]:
         "macs": macs,
         "image_size": size,
         "weights": file,
-        "images_per_second": None if speed is None else speed.images_per_second,
+        "images_per_second": speed,
     }
 
 

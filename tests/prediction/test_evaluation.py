@@ -85,6 +85,10 @@ def test_loss_is_the_cross_entropy(split):
     assert loss == pytest.approx(log_loss(labels, probabilities(logits), labels=range(3)), rel=1e-5)
 
 
+def test_loss_of_a_sure_and_right_answer_is_zero_and_not_minus_zero():
+    assert str(evaluation(np.array([1]), np.array([[0, 1000]], np.float32), ["a", "b"])["loss"]) == "0.0"
+
+
 def test_loss_of_a_hopeless_sample_is_finite():
     logits = np.array([[300.0, -300.0]], dtype=np.float32)
     assert evaluation(np.array([1]), logits, ["a", "b"])["loss"] == 600

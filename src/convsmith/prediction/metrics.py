@@ -173,7 +173,7 @@ def f1(outcomes: Outcomes) -> Averages:
 @_metric
 def loss(outcomes: Outcomes) -> float:
     """The mean cross-entropy in nats, computed in float64 without smoothing, class weights or penalties."""
-    return float(-outcomes.log_probabilities[np.arange(len(outcomes.labels)), outcomes.labels].mean())
+    return 0.0 - float(outcomes.log_probabilities[np.arange(len(outcomes.labels)), outcomes.labels].mean())  # never -0
 
 
 @_metric

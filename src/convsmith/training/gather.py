@@ -31,7 +31,6 @@ from convsmith.training.layout import Variant, fastest, seconds_per_step, varian
 from convsmith.training.loss import build_loss, class_weights
 from convsmith.training.own import Parts, refuse_unfit
 from convsmith.training.resolve import Facts
-from convsmith.training.speeds import Speed
 from convsmith.training.step import Recipe
 from convsmith.transfer import weights
 from convsmith.transfer.unfreezing import Finetuning
@@ -250,8 +249,7 @@ def measure_step(
         with suppress(OSError):  # if the cache cannot be written, the next start measures again
             files.write_text(remembered, " ".join(chosen))
     if config.model.is_library:
-        speed = Speed(len(images) / times[chosen], config.data.image_size, device.type)
-        speeds.remember(cache_folder(config.data), config.model.name, speed)
+        speeds.remember(cache_folder(config.data), config.model.name, len(images) / times[chosen])
     notes = (_without_instructions(times[chosen] / times[measured[-1]], device),) if doubtful else ()
     return chosen, times[chosen] / len(images) * len(dataset.train), notes
 
