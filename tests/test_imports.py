@@ -73,6 +73,7 @@ ARROWS: dict[str, set[str]] = {
     "recipes": {"data", "nets", "config", "training", "transfer", "studies"},
     # What shows events and results, and drives nothing.
     "display": {"nets", "prediction", "rundir"},
+    "stacked": {"display"},
     "study_display": {"display"},
     "show": {"display", "study_display"},
 }

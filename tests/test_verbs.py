@@ -31,6 +31,7 @@ ONLY_TYPED = {
     "print_config": "convsmith.train takes the config itself",
     "quiet": "Python's predict shows nothing",
     "action": "`data check` is one word in Python",
+    "wide": "a result's table has all columns",
 }
 ONLY_PYTHON = {
     "show": "the terminal always shows the progress",

@@ -207,14 +207,14 @@ class Display:
 
     def table(self, columns: Mapping[str, Sequence[str]], below: Collection[str]) -> None:
         """Columns by heading. In a narrow terminal those of `below` get their own table: nothing is cut."""
-        whole = _table(columns)
-        if self._natural_width(whole) <= self.console.width:
+        whole = table_of(columns)
+        if self.natural_width(whole) <= self.console.width:
             self.console.print(whole)
             return
         first = next(iter(columns))
-        self.console.print(_table({name: cells for name, cells in columns.items() if name not in below}))
+        self.console.print(table_of({name: cells for name, cells in columns.items() if name not in below}))
         self.line()
-        self.console.print(_table({name: columns[name] for name in (first, *below)}))
+        self.console.print(table_of({name: columns[name] for name in (first, *below)}))
 
     def _serving(self, event: Serving) -> None:
         if not event.local:
@@ -421,7 +421,8 @@ class Display:
             pixels = plural(row.discarded, "pixel")
             self.line(f"note: {row.name} discards {pixels} at the edge, since its stride does not divide the size")
 
-    def _natural_width(self, table: Table) -> int:
+    def natural_width(self, table: Table) -> int:
+        """The columns that a table takes where there is room."""
         return self.console.measure(table, options=self.console.options.update(width=10_000)).maximum
 
     def _confusion(self, record: dict[str, Any]) -> None:
@@ -489,7 +490,13 @@ def cell(text: str) -> Text:
     return Text(visible(text))
 
 
-def _table(columns: Mapping[str, Sequence[str]]) -> Table:
+def folded(text: str, width: int) -> list[str]:
+    """The lines of visible text in `width` columns, broken between words, and within one that is wider than that."""
+    found = Text(text).wrap(Console(width=width), width, overflow="fold")
+    return [line.plain.rstrip() for line in found] or [""]
+
+
+def table_of(columns: Mapping[str, Sequence[str]]) -> Table:
     """A table of columns by heading; numbers and shapes are right-aligned."""
     table = Table(box=None, pad_edge=False)
     for heading in columns:

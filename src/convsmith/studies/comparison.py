@@ -98,16 +98,23 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
     `failed` maps runs to the reasons why they failed; `dropped` maps the arms that were given up to the number of runs
     that they had completed.
     """
-    run, spec = plan.run, plan.spec
+    record = records.write(plan.run.ablation, records.Ablation, compared(plan, failed, dropped))
+    _write_tables(plan.run, record)
+    return record
+
+
+def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) -> dict[str, Any]:
+    """The content of ablation.json, from the runs that are done; see `summarise`. Nothing is written."""
+    spec = plan.spec
     scores, metric = plan.scores(), spec["metric"]
     base = scores[BASE]
-    compared = {arm: _compare(plan, scores[arm], base) for arm in plan.arms if arm != BASE}
-    counted = [arm for arm in compared if arm not in dropped]
-    p_values = [result.p if (result := compared[arm]) else None for arm in counted]
+    results = {arm: _compare(plan, scores[arm], base) for arm in plan.arms if arm != BASE}
+    counted = [arm for arm in results if arm not in dropped]
+    p_values = [result.p if (result := results[arm]) else None for arm in counted]
     adjusted = dict(zip(counted, holm(p_values), strict=True))
     strictest = 1 - (1 - LEVEL) / len(counted) if counted else LEVEL  # Holm's first step
     arms = []
-    for arm, result in compared.items():
+    for arm, result in results.items():
         runs, both = scores[arm], sorted(scores[arm].keys() & base.keys())
         images = _bootstrap(plan, arm, both) if metric == "accuracy" and both else None
         outcome = "not computed"
@@ -143,7 +150,7 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
     detectable = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
     base_config = plan.arms[BASE]["config"]
     changed = dict.fromkeys(key for changes in spec["arms"].values() for key in changes)
-    record = {
+    return {
         "question": spec["question"],
         "expected": spec["expected"],
         "metric": metric,
@@ -165,9 +172,6 @@ def summarise(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int])
         "dropped": dict(dropped),
         "failed": dict(failed),
     }
-    record = records.write(run.ablation, records.Ablation, record)
-    _write_tables(run, record)
-    return record
 
 
 def _compare(plan: Plan, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Comparison | None:

@@ -126,6 +126,12 @@ def table(record: Record) -> list[dict[str, str]]:
     return rows
 
 
+def by_importance(rows: Rows) -> list[str]:
+    """The columns of `table` that a narrow terminal should show, the most important one first."""
+    _, _, mean, difference, interval, p, verdict, *rest = rows[0]
+    return [difference, interval, verdict, mean, p, *rest]
+
+
 def as_latex(rows: Rows, caption: str) -> str:
     """The rows of `table` as a LaTeX table, for a document that loads booktabs."""
     head, *lines = (" & ".join(map(_latex, cells)) + r" \\" for cells in (rows[0], *(row.values() for row in rows)))

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--folds", type=int, metavar="N", help="number of folds, instead of the study's")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="give up arms early to stay within this time")
+    parser.add_argument("--wide", action="store_true", help="all columns of the table side by side, however wide")
     add_jobs_arguments(parser)
     add_config_arguments(parser, file=False)
 
@@ -50,18 +51,18 @@ def run(args: argparse.Namespace) -> int:
             runs_dir=Path(args.runs_dir),
             listener=shown,
         )
-    return show(result, shown.display)
+    return show(result, shown.display, args.wide)
 
 
-def show(result: AblationResult, display: Display) -> int:
-    """Print how the arms compare, and return the exit code."""
+def show(result: AblationResult, display: Display, wide: bool = False) -> int:
+    """Print how the arms compare, and return the exit code; `wide` has all columns side by side."""
+    from convsmith import stacked
     from convsmith.rundir import RunDir
+    from convsmith.studies.text import by_importance
 
     rows, directory = result.table(), result.directory
     display.line()
-    display.table(
-        {heading: [row[heading] for row in rows] for heading in rows[0]}, below=("changes", "seconds", "cost")
-    )
+    stacked.show(display, rows, by_importance(rows), words=("verdict",), under=("changes",), wide=wide)
     display.line()
     display.prose(result.conclusion)
     for name, reason in result.failed.items():
