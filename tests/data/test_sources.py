@@ -16,7 +16,7 @@ import torch
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.decode import decode
 from convsmith.data.named import remove_damaged
-from convsmith.data.parquet import _Rows
+from convsmith.data.rows import Rows
 from convsmith.data.source import HIDDEN, NO_IMAGE, OUTSIDE, SYSTEM, split_of, walk
 from convsmith.data.sources import SOURCES, Source, cache_folder, from_arrays, open_source
 from convsmith.errors import UserError
@@ -232,13 +232,13 @@ def test_parquet_is_read_on_from_a_row_that_was_read(tmp_path: Path, monkeypatch
     for name in ("train", "test"):
         write_parquet(tmp_path / f"{name}.parquet", [0, 1] * 600, ["a", "b"])
     source, opened_groups = opened(tmp_path), []
-    monkeypatch.setattr(_Rows, "_open_group", lambda rows, row: (opened_groups.append(row), open_group(rows, row))[1])
+    monkeypatch.setattr(Rows, "_open_group", lambda rows, row: (opened_groups.append(row), open_group(rows, row))[1])
     for row in range(5, 2400, 7):
         assert source.read(row) == png(row % 1200 % 256)
     assert len(opened_groups) <= 8  # of 300 rows, each at most once
 
 
-open_group = _Rows._open_group
+open_group = Rows._open_group
 
 
 def test_parquet_variants(tmp_path: Path) -> None:

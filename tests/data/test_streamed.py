@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -352,6 +354,9 @@ class Parts(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not Path(self.translate_path(self.path)).exists():
+            self.send_error(404)
+            return
         content = Path(self.translate_path(self.path)).read_bytes()
         first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(content) - 1)
         part = content[first : last + 1]
@@ -368,6 +373,91 @@ class Parts(SimpleHTTPRequestHandler):
 class Whole(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def parquet(path: Path, first: int, count: int, group: int = 4) -> Path:
+    """Images with the red levels from `first` on, of the classes owl and cat in turns, in groups of `group` rows."""
+    path.parent.mkdir(exist_ok=True)
+    levels = range(first, first + count)
+    images = [{"bytes": png(level), "path": None} for level in levels]
+    table = pa.table({"image": images, "label": [["owl", "cat"][level % 2] for level in levels]})
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Two files to train on, of three groups of rows each, and one for val."""
+    for name, first in (("train-0", 0), ("train-1", 12), ("val-0", 24)):
+        parquet(tmp_path / "rows" / f"{name}.parquet", first, 12)
+    return tmp_path / "rows"
+
+
+def test_parquet_is_streamed_where_that_is_asked_for_and_is_as_from_the_cache(rows: Path, cache: Path) -> None:
+    streamed, cached = opened(rows, stream=True), opened(rows)
+    assert cached.config.stream is False
+    assert streamed.config.stream is True
+    assert streamed.train.ids == cached.train.ids
+    whole = batches(streamed, 5, 1, 2)
+    assert sorted(np.concatenate([positions for positions, _ in whole]).tolist()) == list(range(24))
+    for start in range(len(whole) + 1):
+        for (positions, pixels), (same, expected) in zip(batches(streamed, 5, 1, 2, start), whole[start:], strict=True):
+            np.testing.assert_array_equal(positions, same)
+            np.testing.assert_array_equal(pixels, expected)
+            np.testing.assert_array_equal(pixels, cached.train.gather(positions))
+    np.testing.assert_array_equal(streamed.val.gather(slice(None)), cached.val.gather(slice(None)))
+    assert streamed.train.shards is not None
+    assert np.bincount(streamed.train.shards).tolist() == [4] * 6, "each group of rows is a shard"
+
+
+def test_groups_of_rows_stay_whole_in_splits(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "all.parquet", 0, 40)
+    record = opened(path, stream=True).splits_record()["splits"]
+    homes = [{int(name.rpartition("/")[2]) // 4 for name in record[split]} for split in ("train", "val", "test")]
+    assert all(homes)
+    assert sum(map(len, homes)) == 10
+
+
+def test_a_file_of_rows_that_is_missing_changed_or_damaged_is_one_line(rows: Path) -> None:
+    record = opened(rows, stream=True).splits_record()
+    path = rows / "train-1.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    said = refused(lambda: opened(rows, stream=True).as_recorded(record, "r"))
+    assert "run 'r' was trained on the shard 'train-1.parquet#0', which is missing; put the shard back" in said
+    path.write_bytes(content)
+    assert opened(rows, stream=True).as_recorded(record, "r").hash == record["hash"], "fetched again"
+    dataset = opened(rows, stream=True)
+    parquet(path, 13, 12)
+    assert f"'{path}' has changed while it was in use" in refused(lambda: batches(dataset, 8, 0, 0))
+    said = refused(lambda: opened(rows, stream=True).as_recorded(record, "r"))
+    assert "the shard 'train-1.parquet#0', which has changed since then" in said
+    at = content.index(b"\x89PNG")
+    path.write_bytes(content[:at] + bytes(200) + content[at + 200 :])
+    said = refused(lambda: batches(opened(rows, stream=True), 8, 0, 0))
+    assert said.startswith(f"'{path}' cannot be read as Parquet: ")
+
+
+@pytest.mark.parametrize("handler", [Parts, Whole])
+def test_parquet_of_a_server_is_read_as_files_are(rows: Path, handler: type[SimpleHTTPRequestHandler]) -> None:
+    pytest.importorskip("aiohttp")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(rows))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        remote = opened(f"{address}/{{train-0,train-1,val-0}}.parquet")
+        local = opened(rows / "{train-0,train-1,val-0}.parquet", stream=True)
+        assert remote.config.stream, "what lies elsewhere is streamed unless data.stream is false"
+        assert remote.train.ids == local.train.ids
+        for (found, pixels), (same, expected) in zip(batches(remote, 8, 0, 0), batches(local, 8, 0, 0), strict=True):
+            np.testing.assert_array_equal(found, same)
+            np.testing.assert_array_equal(pixels, expected)
+        said = refused(lambda: opened(f"{address}/train-{{0..2}}.parquet"))
+        assert "train-2.parquet' cannot be read (it is not there)" in said
+        server.shutdown()
+    (rows / "train-0.tar").touch()
+    assert "names .tar files and Parquet" in refused(lambda: opened(rows / "*"))
+    (rows / "readme.txt").touch()
+    assert "readme.txt', which is neither a .tar" in refused(lambda: opened(rows / "*"))
 
 
 @pytest.mark.parametrize("handler", [Parts, Whole])

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from convsmith.data.places import open_address
 from convsmith.errors import UserError, first_line
 from convsmith.files import open_file, require_file
 
@@ -24,7 +25,7 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 class ColumnFile(NamedTuple):
     """An open file. `groups` are its numbers of rows; `batches(column, group)` yields a column from that group on."""
 
-    path: Path
+    path: Path | str
     schema: pa.Schema
     groups: list[int]
     batches: Callable[[str, int], Iterator[pa.Array]]
@@ -36,29 +37,34 @@ class ColumnFile(NamedTuple):
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Turn what pyarrow raises into a UserError that names the file."""
     pa = _pyarrow(path)
     try:
         yield
     except (MemoryError, UserError):
         raise
-    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:  # the last two of text and of dates
+    except Exception as error:
+        known = (OSError, pa.ArrowException, ValueError, OverflowError)  # the last two of text and of dates
+        if not isinstance(error, known) and isinstance(path, Path):  # each client of a server has errors of its own
+            raise
         raise UserError(f"'{path}' cannot be read as {_kind(path)}: {first_line(error)}") from error
 
 
-def open_columns(path: Path) -> ColumnFile:
-    """Open a Parquet or an Arrow file. Raises UserError."""
+def open_columns(path: Path | str) -> ColumnFile:
+    """Open a Parquet or an Arrow file, or Parquet at an address. Raises UserError."""
     with reading(path):
+        if isinstance(path, str):
+            return _open_parquet(path, open_address(path))
         require_file(path)
-        return _open_parquet(path) if _kind(path) == "Parquet" else _open_arrow(path)
+        return _open_parquet(path, path) if _kind(path) == "Parquet" else _open_arrow(path)
 
 
-def _open_parquet(path: Path) -> ColumnFile:
+def _open_parquet(path: Path | str, content: Any) -> ColumnFile:
     import pyarrow.parquet as pq
 
     # These options stream the pages of a row group, which may be larger than memory, instead of reading all of it.
-    file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    file = pq.ParquetFile(content, buffer_size=1 << 20, pre_buffer=False)
 
     def batches(column: str, group: int) -> Iterator[pa.Array]:
         # To the end of the file, so that reading in order opens each file once.
@@ -98,11 +104,11 @@ def _open_arrow(path: Path) -> ColumnFile:
     return ColumnFile(path, reader.schema, [batch(number).num_rows for number in range(count)], batches)
 
 
-def _kind(path: Path) -> str:
-    return "Parquet" if path.suffix.lower() in PARQUET else "Arrow"
+def _kind(path: Path | str) -> str:
+    return "Parquet" if str(path).lower().endswith(PARQUET) else "Arrow"
 
 
-def _pyarrow(path: Path) -> Any:
+def _pyarrow(path: Path | str) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet

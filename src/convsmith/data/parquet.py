@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsmith.data.arrow import ARROW, PARQUET, open_columns, reading
+from convsmith.data.arrow import ARROW, PARQUET, open_columns
 from convsmith.data.columns import find_columns
 from convsmith.data.config import DataConfig
+from convsmith.data.parallel import CHUNK_BYTES, thread_map
+from convsmith.data.places import Place, names_below
+from convsmith.data.rows import Rows
 from convsmith.data.source import (
     File,
     Given,
@@ -31,9 +34,6 @@ from convsmith.data.source import (
 from convsmith.errors import UserError
 from convsmith.files import read_json
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 STATE = "state.json"
 UNLABELLED = "rows of the test split without a label"
 
@@ -43,11 +43,26 @@ def open_parquet(root: Path, files: Sequence[File], cache: Path, config: DataCon
 
     If all names are of the same split, the data counts as not divided. Raises UserError.
     """
-    splits = [split_of(file.path) for file in files]
-    if "" in splits and any(splits):
-        stray = files[splits.index("")].path
-        raise UserError(f"'{root / stray}' belongs to no split: name it train-*, validation-* or test-*, or remove it")
+    splits = _splits_by_name([file.path for file in files], lambda path: str(root / path))
     return open_rows(str(root), root, files, splits, cache, config)
+
+
+def open_parquet_at(name: str, places: Sequence[Place], cache: Path, config: DataConfig) -> Source:
+    """The rows of Parquet files that a pattern names, here or at addresses, as `open_parquet` has those of a folder."""
+    splits = _splits_by_name(names_below(places), lambda path: path)
+    if places[0].is_address:
+        return open_addresses(name, places, splits, cache, config)
+    root = Path(os.path.commonpath([Path(place.name).parent for place in places]))
+    return open_rows(name, root, [File.at(Path(place.name), root) for place in places], splits, cache, config)
+
+
+def _splits_by_name(paths: Sequence[str], shown: Callable[[str], str]) -> list[str]:
+    """The split of each file by its path, '' where no path has one. Raises UserError where only some have."""
+    splits = [split_of(path) for path in paths]
+    if "" in splits and any(splits):
+        stray = shown(paths[splits.index("")])
+        raise UserError(f"'{stray}' belongs to no split: name it train-*, validation-* or test-*, or remove it")
+    return splits
 
 
 def open_rows(
@@ -62,21 +77,52 @@ def open_rows(
     """The rows of Parquet or Arrow `files` below `root`, each file of one of `splits` or, where all are '', of none.
 
     Class names come from the schema's ClassLabel, else from the labels themselves. Rows of the test split whose label
-    is missing or -1 are `unused`, beside those that the caller names. Raises UserError.
+    is missing or -1 are `unused`, beside those that the caller names. With data.stream they lie in shards. Raises
+    UserError.
     """
+    paths, sizes = [root / file.path for file in files], [file.size for file in files]
+    fingerprint = fingerprint_files(root, files)
+    return _open(name, root, paths, sizes, fingerprint, splits, cache, config, unused, streams=bool(config.stream))
+
+
+def open_addresses(
+    name: str,
+    places: Sequence[Place],
+    splits: Sequence[str],
+    cache: Path,
+    config: DataConfig,
+    unused: Mapping[str, Iterable[str]] | None = None,
+) -> Source:
+    """The rows of Parquet files at addresses, as `open_rows` has those of files; shards unless data.stream is false."""
+    fingerprint = hashlib.sha256(repr(list(places)).encode()).hexdigest()
+    paths, sizes = [place.name for place in places], [place.size for place in places]
+    streams = config.stream is not False
+    return _open(name, Path("/"), paths, sizes, fingerprint, splits, cache, config, unused, streams)
+
+
+def _open(
+    name: str,
+    root: Path,
+    paths: Sequence[Path | str],
+    sizes: Sequence[int],
+    fingerprint: str,
+    splits: Sequence[str],
+    cache: Path,
+    config: DataConfig,
+    unused: Mapping[str, Iterable[str]] | None,
+    streams: bool,
+) -> Source:
     if len(set(splits)) == 1:
-        splits = [""] * len(files)
+        splits = [""] * len(paths)
     if any(splits) and "train" not in splits:
         raise UserError(f"'{name}' has no files for train, only for {', '.join(sorted(set(splits)))}: add them")
     columns = (config.image_column, config.label_column, config.split_column)
-    fingerprint = fingerprint_files(root, files)
     if any(columns):
         fingerprint = hashlib.sha256(repr((fingerprint, columns)).encode()).hexdigest()
-    paths = [root / file.path for file in files]
     # An older edition may have read other splits from the same names.
     key = hashlib.sha256(repr((fingerprint, list(splits))).encode()).hexdigest()
     index = recall(cache, key) or remember(cache, key, _read_index(paths, splits, config))
-    ids, rows = numbered_ids(index.given), _Rows(root, paths, config)
+    ids, rows = numbered_ids(index.given), Rows(root, paths, config)
     kept = np.flatnonzero(index.labels >= 0)
 
     def read(row: int) -> Record:
@@ -92,107 +138,47 @@ def open_rows(
         fingerprint=fingerprint,
         read=read,
         unused=unused_files(unused or {}, {UNLABELLED: unlabelled}),
+        shards=rows.shards(sizes, index.labels, kept) if streams else None,
     )
 
 
-class _Rows:
-    """Reads rows by number. It holds one batch, so that reading them in order takes a single pass over the files."""
+class _Rows(NamedTuple):
+    """What is known of the rows of a file: the classes that its schema states, their labels and their splits."""
 
-    def __init__(self, root: Path, paths: Sequence[Path], config: DataConfig) -> None:
-        self._root = Path(os.path.abspath(root))
-        self._paths = paths
-        self._config = config
-        self._groups: list[tuple[Path, int, int]] = []  # file, group of rows, number of its first row
-        self._starts: list[int] = []
-        self._batches: Iterator[pa.Array] = iter(())
-        self._batch: list[Any] = []
-        self._batch_start = 0
-        self._path = Path()
-
-    def read(self, row: int) -> bytes | Path:
-        if not self._batch_start <= row < self._batch_start + len(self._batch):
-            self._seek(row)
-        value: Any = self._batch[row - self._batch_start]
-        if isinstance(value, dict):
-            content, path = value.get("bytes"), value.get("path")
-            value = path if content is None and path else content
-        if isinstance(value, str):
-            return self._below_root(value)
-        assert value is None or isinstance(value, bytes)
-        return value or b""
-
-    def _below_root(self, path: str) -> Path:
-        found = os.path.normpath(os.path.join(os.path.abspath(self._path.parent), path.replace("\\", "/")))
-        if self._root not in Path(found).parents:
-            raise UserError(
-                f"'{self._path}' names '{path}', which lies outside '{self._root}': move the images below it"
-            )
-        return Path(found)
-
-    def _seek(self, row: int) -> None:
-        """Read the batch of `row`: on from the last one in the same group of rows, else from the start of its group."""
-        self._batch_start += len(self._batch)
-        self._batch = []
-        is_ahead = self._batch_start < row and self._group_of(self._batch_start) == self._group_of(row)
-        if not ((is_ahead or row == self._batch_start) and self._advance()):
-            self._open_group(row)
-        while row >= self._batch_start + len(self._batch):
-            self._batch_start += len(self._batch)
-            more = self._advance()
-            assert more, "row beyond the last"
-
-    def _group_of(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
-
-    def _advance(self) -> bool:
-        with reading(self._path):
-            batch = next(self._batches, None)
-            self._batch = [] if batch is None else batch.to_pylist()
-        return batch is not None
-
-    def _open_group(self, row: int) -> None:
-        if not self._groups:
-            self._list_groups()
-        at = self._group_of(row)
-        self._path, group, self._batch_start = self._groups[at]
-        file = open_columns(self._path)
-        self._batches = file.batches(find_columns(file, self._config).image, group)
-
-    def _list_groups(self) -> None:
-        start = 0
-        for path in self._paths:
-            for group, count in enumerate(open_columns(path).groups):
-                if count:
-                    self._groups.append((path, group, start))
-                    self._starts.append(start)
-                start += count
+    classes: tuple[str, ...] | None
+    labels: list[Any]
+    given: list[str]
 
 
-def _read_index(paths: Sequence[Path], splits: Sequence[str], config: DataConfig) -> Index:
+def _rows_of(path: Path | str, split: str, config: DataConfig, by_column: bool) -> _Rows:
+    file = open_columns(path)
+    columns = find_columns(file, config)
+    labels = file.column(columns.label)
+    cells = file.column(columns.split) if columns.split and by_column else []
+    return _Rows(columns.classes, labels, _splits_of(path, config, columns.split or "", cells) or [split] * len(labels))
+
+
+def _read_index(paths: Sequence[Path | str], splits: Sequence[str], config: DataConfig) -> Index:
     """The index of all rows; the label of a row of the test split that has none is -1."""
-    labels: list[list[Any]] = []
-    given: list[list[str]] = []
-    names: tuple[str, ...] | None = None
-    for path, split in zip(paths, splits, strict=True):
-        file = open_columns(path)
-        columns = find_columns(file, config)
-        if labels and columns.classes != names:
-            raise UserError(f"the classes of '{path}' differ from those of '{paths[0]}': {columns.classes} and {names}")
-        names = columns.classes
-        labels.append(file.column(columns.label))
-        by_column = config.split_column is not None or not any(splits)
-        cells = file.column(columns.split) if columns.split and by_column else []
-        given.append(_splits_of(path, config, columns.split or "", cells) or [split] * len(labels[-1]))
+    by_column = config.split_column is not None or not any(splits)
+    read = thread_map(
+        lambda at: _rows_of(*at, config, by_column), zip(paths, splits, strict=True), result_bytes=CHUNK_BYTES
+    )
+    files = list(read)
+    names = files[0].classes
+    for path, found in zip(paths, files, strict=True):
+        if found.classes != names:
+            raise UserError(f"the classes of '{path}' differ from those of '{paths[0]}': {found.classes} and {names}")
+    labels, given = [found.labels for found in files], [found.given for found in files]
+    home = os.path.dirname(paths[0])
     if len(paths) > 1 and len({bool(own and own[0]) for own in given if own}) > 1:
-        raise UserError(
-            f"some files below '{paths[0].parent}' have a column of splits and others none: name a split in all"
-        )
+        raise UserError(f"some files below '{home}' have a column of splits and others none: name a split in all")
     values = [value for own in labels for value in own]
     homes: Given = np.array([home for own in given for home in own], dtype="<U5")
     if not values:
         raise UserError(f"'{paths[0]}' contains no rows")
     if "train" not in homes and any(homes):
-        raise UserError(f"'{paths[0].parent}' has no rows for train, only for {', '.join(sorted(set(homes.tolist())))}")
+        raise UserError(f"'{home}' has no rows for train, only for {', '.join(sorted(set(homes.tolist())))}")
     trained = {value for value, home in zip(values, homes.tolist(), strict=True) if home in ("train", "")}
     without = {None, "", -1} if names is not None or -1 not in trained else {None, ""}
     kept = np.array([value not in without and value == value for value in values])  # NaN differs from itself
@@ -236,7 +222,7 @@ def _encode(labels: list[Any], path: str) -> tuple[tuple[str, ...], list[int]]:
     return tuple(map(str, position)), [position[label] for label in labels]
 
 
-def _splits_of(path: Path, config: DataConfig, column: str, cells: Sequence[str | None]) -> list[str]:
+def _splits_of(path: Path | str, config: DataConfig, column: str, cells: Sequence[str | None]) -> list[str]:
     """The splits that a column names; empty if the column was only found and holds other things."""
     found = [split_of(cell or "") for cell in cells]
     if all(found) or (not any(found) and config.split_column is None):

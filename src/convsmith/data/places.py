@@ -10,13 +10,14 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from convsmith.data.parallel import CHUNK_BYTES, thread_map
+from convsmith.data.source import readable
 from convsmith.errors import UserError, first_line, missing_extra
 from convsmith.files import open_file
 from convsmith.network import unreachable
@@ -91,15 +92,32 @@ def places(pattern: str) -> list[Place]:
     if len(named) > MOST_FILES:
         raise UserError(f"data.source '{pattern}' names more than {MOST_FILES:,} files: name fewer")
     if is_address(pattern):
-        if pattern.lower().startswith(_WEB) and (reason := unreachable(named[0])):
-            raise UserError(f"'{named[0]}' cannot be reached ({reason}): go online, or fetch it and give its path")
-        first = _remote(named[0], has_parts=True)
-        others = partial(_remote, has_parts=_has_parts(first))
-        return list(thread_map(others, named, result_bytes=CHUNK_BYTES))
+        return remote(named)
     found = [path for name in named for path in _matching(name)]
     if not found:
         raise UserError(f"data.source '{pattern}' matches no file: correct the pattern, or fetch the files")
     return [local(Path(path)) for path in found]
+
+
+def remote(addresses: Sequence[str]) -> list[Place]:
+    """The files at addresses of one server. Raises UserError if it cannot be reached, or one is missing."""
+    if addresses[0].lower().startswith(_WEB) and (reason := unreachable(addresses[0])):
+        raise UserError(f"'{addresses[0]}' cannot be reached ({reason}): go online, or fetch it and give its path")
+    has_parts = _has_parts(_remote(addresses[0], has_parts=True))
+    return list(thread_map(partial(_remote, has_parts=has_parts), addresses, result_bytes=CHUNK_BYTES))
+
+
+def names_below(found: Sequence[Place]) -> list[str]:
+    """The paths of files below the folder that all of them lie in. Raises UserError for one that is named twice."""
+    paths = [place.name for place in found]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"data.source names '{twice}' twice")
+    parts = [path.partition("?")[0].replace(os.sep, "/").split("/") for path in paths]
+    depth = 0
+    while all(len(own) > depth + 1 and own[depth] == parts[0][depth] for own in parts):
+        depth += 1
+    return [readable("/".join(own[depth:])) for own in parts]
 
 
 def _matching(name: str) -> list[str]:
@@ -119,25 +137,31 @@ def local(path: Path) -> Place:
     return Place(str(path), status.st_size, str(status.st_mtime_ns))
 
 
+def refuse_replaced(place: Place) -> None:
+    """Raise UserError if the file at a path is not the one that was found at first."""
+    if (now := local(Path(place.name))) != place:
+        raise UserError(
+            f"'{place.name}' has changed while it was in use (its size was {place.size:,} bytes, and is "
+            f"{now.size:,}): put the file back, and resume"
+        )
+
+
 @contextlib.contextmanager
 def opened(place: Place) -> Iterator[BinaryIO]:
     """The content of a file. Raises UserError if it is not the one that was found at first."""
     if not place.is_address:
-        if (now := local(Path(place.name))) != place:
-            raise UserError(
-                f"'{place.name}' has changed while it was in use (its size was {place.size:,} bytes, and is "
-                f"{now.size:,}): put the file back, and resume"
-            )
+        refuse_replaced(place)
         with open_file(Path(place.name)) as file:
             yield file
         return
-    open_address = partial(_opened, place.name)
-    stream = open_address() if place.has_parts else _Forward(partial(open_address, block_size=0))
+    anew = partial(open_address, place.name)
+    stream = anew() if place.has_parts else _Forward(partial(anew, block_size=0))
     with contextlib.closing(stream):
         yield cast(BinaryIO, stream)
 
 
-def _opened(address: str, **options: Any) -> Any:
+def open_address(address: str, **options: Any) -> Any:
+    """The file at an address, open for reading; `options` are fsspec's. Raises errors of the client of its server."""
     return _fsspec(address).open(address, "rb", **options).open()
 
 
@@ -157,7 +181,7 @@ def _has_parts(place: Place) -> bool:
     if not place.name.lower().startswith(_WEB) or place.size < 2:
         return True
     try:
-        with _explained(place.name), contextlib.closing(_opened(place.name, cache_type="none")) as stream:
+        with _explained(place.name), contextlib.closing(open_address(place.name, cache_type="none")) as stream:
             stream.seek(1)
             return len(stream.read(1)) == 1
     except UserError as error:

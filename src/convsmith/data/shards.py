@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from convsmith.data.decode import IMAGE_SUFFIXES
 from convsmith.data.labels import LABEL_NAMES, UNLABELLED
 from convsmith.data.limits import MAX_BYTES
 from convsmith.data.parallel import CHUNK_BYTES, thread_map
-from convsmith.data.places import Place, is_address, opened, places
+from convsmith.data.places import Place, is_address, names_below, opened
 from convsmith.data.source import Shards, Source, ignored, readable, split_of, unused_files
 from convsmith.data.stored import read_arrays, write_arrays
 from convsmith.data.tables import plain
@@ -49,7 +48,7 @@ def open_shards(name: str, found: Sequence[Place], cache: Path, config: DataConf
 
     The classes are the distinct labels. Where all of these are numbers, `data.classes` may name them, in their order.
     """
-    names = _names(found)
+    names = names_below(found)
     splits = [split_of(shard) for shard in names]
     if "" in splits and any(splits):
         stray = names[splits.index("")]
@@ -97,14 +96,6 @@ def is_shard(path: str) -> bool:
     return path.partition("?")[0].lower().endswith(TAR)
 
 
-def open_pattern(pattern: str, cache: Path, config: DataConfig) -> Source:
-    """The samples of the shards that a pattern or an address names. Raises UserError."""
-    found = places(pattern)
-    if others := [place.name for place in found if not is_shard(place.name)]:
-        raise UserError(f"data.source '{pattern}' names '{others[0]}', which is no .tar: shards are, as webdataset's")
-    return open_shards(pattern, found, cache, config)
-
-
 @dataclass
 class _Samples:
     """The N samples of a shard; a label may be ''. `digest` is that of headers and labels, `without` have no image."""
@@ -115,19 +106,6 @@ class _Samples:
     sizes: npt.NDArray[np.int64]
     digest: str
     without: list[str] = field(default_factory=list)
-
-
-def _names(found: Sequence[Place]) -> list[str]:
-    """The shards' paths below the folder that all of them lie in. Raises UserError for one that is named twice."""
-    paths = [place.name for place in found]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise UserError(f"data.source names the shard '{twice}' twice")
-    parts = [path.partition("?")[0].replace(os.sep, "/").split("/") for path in paths]
-    depth = 0
-    while all(len(own) > depth + 1 and own[depth] == parts[0][depth] for own in parts):
-        depth += 1
-    return [readable("/".join(own[depth:])) for own in parts]
 
 
 def _index(place: Place, cache: Path, config: DataConfig) -> _Samples:

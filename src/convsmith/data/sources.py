@@ -24,9 +24,9 @@ from convsmith.data.labels import open_labelled
 from convsmith.data.named import open_digits, open_named
 from convsmith.data.native import array_channels
 from convsmith.data.npz import NPZ, read_npz
-from convsmith.data.parquet import column_files, open_parquet
-from convsmith.data.places import absolute, is_pattern, local
-from convsmith.data.shards import CLS, is_shard, open_pattern, open_shards
+from convsmith.data.parquet import column_files, open_parquet, open_parquet_at
+from convsmith.data.places import absolute, is_pattern, local, places
+from convsmith.data.shards import CLS, is_shard, open_shards
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
 
@@ -88,7 +88,7 @@ def _open(name: str, config: DataConfig) -> Source:
         _refuse_unread(config, name, *COLUMN_KEYS)
         return open_hub(name, cache, config)
     if is_pattern(name):
-        return open_pattern(name, cache, config)
+        return _open_pattern(name, cache, config)
     path = Path(name).expanduser()
     if path.is_dir():
         tree = walk(path)
@@ -121,6 +121,21 @@ def _open(name: str, config: DataConfig) -> Source:
     if len(path.parts) > 1 or path.suffix:
         raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
     raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
+
+
+def _open_pattern(pattern: str, cache: Path, config: DataConfig) -> Source:
+    """The samples of the shards, or the rows of the Parquet files, that a pattern or an address names."""
+    found = places(pattern)
+    kinds = [is_shard(place.name) or place.name.lower().endswith(PARQUET) for place in found]
+    if not all(kinds):
+        other = found[kinds.index(False)].name
+        raise UserError(f"data.source '{pattern}' names '{other}', which is neither a .tar of WebDataset nor Parquet")
+    if all(is_shard(place.name) for place in found):
+        return open_shards(pattern, found, cache, config)
+    if any(is_shard(place.name) for place in found):
+        raise UserError(f"data.source '{pattern}' names .tar files and Parquet: name one of them")
+    _refuse_unread(config, f"'{pattern}'", *COLUMN_KEYS)
+    return open_parquet_at(pattern, found, cache, config)
 
 
 def _open_archive(path: Path, archive: Path, folder: str, config: DataConfig) -> Source:

@@ -30,6 +30,7 @@ from convsmith.data.remarks import Remark
 from convsmith.data.source import Shards, Source
 from convsmith.data.workers import Workers
 from convsmith.errors import UserError
+from convsmith.files import read_bytes
 from convsmith.terminal import warn
 
 SAMPLED = 1_000  # images whose mean and deviation stand for those of all
@@ -111,8 +112,8 @@ class StreamedPixels:
 
     def _encoded(self, row: int) -> bytes:
         record = self._source.read(row)
-        assert isinstance(record, bytes), "shards hold encoded images"
-        return record
+        assert not isinstance(record, np.ndarray), "shards hold encoded images"
+        return record if isinstance(record, bytes) else read_bytes(record)
 
     def _decode(self, item: tuple[int, bytes]) -> Pixels | None:
         row, record = item
@@ -188,7 +189,8 @@ def with_stream(config: DataConfig, source: Source) -> DataConfig:
     streams = source.shards is not None if config.stream is None else config.stream
     if streams and source.shards is None:
         raise UserError(
-            f"data.stream true is for shards (.tar files of WebDataset), not for {source.name}: leave it out"
+            "data.stream true is for shards (.tar files of WebDataset), Parquet and data sets of the hub, not for "
+            f"{source.name}: leave it out"
         )
     if streams and config.sampling == "balanced":
         raise UserError(
