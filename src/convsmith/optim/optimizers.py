@@ -13,6 +13,7 @@ from convsmith.optim.config import OPTIMIZERS, OptimConfig, RegularizeConfig
 
 Group = dict[str, Any]
 DECAY, NO_DECAY = "decay", "no_decay"
+LONG = 2  # columns / rows of a matrix from which its orthogonalisation is faster by square matrices alone
 
 
 def parameter_groups(model: nn.Module) -> list[Group]:
@@ -148,16 +149,32 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """An approximation of U V^T, where U S V^T is the singular value decomposition of `matrix` [R, C].
 
-    It takes steps of a Newton-Schulz iteration, whose quintic polynomial is steep at 0, so that small singular
-    values grow fast. After five, the singular values of the result lie between about 0.7 and 1.2.
+    It takes steps X <- p(X X^T) X of a Newton-Schulz iteration, whose polynomial is steep at 0, so that small singular
+    values grow fast. After five, the singular values of the result lie between about 0.7 and 1.2. Where X has many
+    more columns than rows, the polynomials are multiplied with each other first, and each next X X^T is made of them.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
-    for _ in range(iterations):
+    if wide.shape[1] > LONG * wide.shape[0]:
         square = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+        product = polynomial = _polynomial(square)
+        for _ in range(iterations - 1):
+            square = polynomial @ square @ polynomial
+            polynomial = _polynomial(square)
+            product = polynomial @ product
+        wide = product @ wide
+    else:
+        for _ in range(iterations):
+            wide = _polynomial(wide @ wide.T) @ wide
     result: torch.Tensor = wide.T if matrix.shape[0] > matrix.shape[1] else wide
     return result.contiguous()
+
+
+def _polynomial(square: torch.Tensor) -> torch.Tensor:
+    """3.4445 - 4.7750 S + 2.0315 S^2 of a symmetric matrix S."""
+    result = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+    result.diagonal().add_(3.4445)
+    return result
 
 
 def _sgd(groups: list[Group], config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
