@@ -371,20 +371,35 @@ class Division(Part):
 
 
 class Folds(Record):
-    """folds.json of a study: the ids of the pool and of the sealed test split, and folds as positions in the pool."""
+    """folds.json of a study: the ids of the pool and of the sealed test split, and folds as positions in the pool.
+
+    `groups` has a number for each image of the pool, by which images belong together; None without `data.groups`.
+    """
 
     hash: str
     pool: Names
     test: list[str]
     divisions: Annotated[list[Division], Field(min_length=1)]
+    groups: list[Whole] | None = None
 
     @model_validator(mode="after")
     def _positions_are_in_the_pool(self) -> Folds:
+        if self.groups is not None and len(self.groups) != len(self.pool):
+            raise ValueError(f"groups has {len(self.groups)} numbers for {len(self.pool)} images")
         for number, one in enumerate(self.divisions):
             last = max(map(max, (one.train, one.val, one.held_out)))
             if last >= len(self.pool):
                 raise ValueError(f"divisions.{number} names image {last} of {len(self.pool)}")
         return self
+
+
+#: What varies in the statistics of a study: its images and trainings, or, in studies of older versions, its folds.
+Test = Literal["images", "folds"]
+
+
+def test_of(study: Mapping[str, Any]) -> Test:
+    """The test of a study, from its study.yaml, ablation.json or crossval.json."""
+    return "images" if study.get("test") == "images" else "folds"
 
 
 class CrossvalSpec(Record):
@@ -394,6 +409,7 @@ class CrossvalSpec(Record):
     folds: Count
     repeats: Count
     config: dict[str, dict[str, Any]]
+    test: Test = "folds"
 
 
 class AblationSpec(Record):
@@ -412,6 +428,7 @@ class AblationSpec(Record):
     choice_epochs: Annotated[int, Field(ge=0)]
     base: dict[str, dict[str, Any]]
     arms: dict[str, dict[str, Any]]
+    test: Test = "folds"
 
 
 class TuningSpec(Record):
@@ -536,6 +553,7 @@ class Crossval(Record):
     mean: dict[str, float]
     std: dict[str, float]
     ci95: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+    test: Test = "folds"
 
     @model_validator(mode="after")
     def _metrics_are_in_every_part(self) -> Crossval:
@@ -565,6 +583,7 @@ class Ablation(Record):
     base: Arm
     arms: list[Arm]
     failed: dict[str, str] = {}
+    test: Test = "folds"
 
 
 class MetricsRow(Scored):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+BINS = 15
 TEMPERATURES = (0.01, 100.0)  # bounds of the search; for a network that is always right, T would approach 0
 
 
@@ -34,23 +35,33 @@ class Reliability:
         return float(np.average(gaps, weights=self.count[filled]))
 
 
-def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> Reliability:
+def edges_of(bins: int = BINS) -> NDArray[np.float64]:
+    """The edges [bins + 1] of bins of equal width."""
+    return np.linspace(0, 1, bins + 1)
+
+
+def bins_of(confidences: ArrayLike, bins: int = BINS) -> NDArray[np.int64]:
+    """The bin of each of the `confidences`, float [N] in [0, 1]: int64 [N]."""
+    found = np.searchsorted(edges_of(bins), np.asarray(confidences, dtype=np.float64), side="left")
+    return np.asarray(found.clip(1, bins) - 1, dtype=np.int64)
+
+
+def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Reliability:
     """Sort predictions into bins by their `confidences`, float [N] in [0, 1]; `correct` is bool [N]."""
     confidence, accuracy = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     assert confidence.shape == accuracy.shape, f"{confidence.shape} confidences, {accuracy.shape} values of correct"
     assert confidence.size, "no samples"
-    edges = np.linspace(0, 1, bins + 1)
-    bin_of = np.searchsorted(edges, confidence, side="left").clip(1, bins) - 1
+    bin_of = bins_of(confidence, bins)
     count = np.bincount(bin_of, minlength=bins)
 
     def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
         totals = np.bincount(bin_of, values, minlength=bins).astype(np.float64)
         return np.where(count > 0, totals / count.clip(min=1), np.nan)
 
-    return Reliability(edges, count, mean(confidence), mean(accuracy))
+    return Reliability(edges_of(bins), count, mean(confidence), mean(accuracy))
 
 
-def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
+def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
     """Compute the ECE, in [0, 1], from the predictions' `confidences`, float [N], and whether each is `correct`."""
     return reliability(confidences, correct, bins).error
 

@@ -53,10 +53,14 @@ def _rounded(log_probabilities: NDArray[np.float64], winner: NDArray[np.intp]) -
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """A split's labels int64 [N] and a model's logits float [N, K], with quantities that several metrics share."""
+    """A split's labels int64 [N] and a model's logits float [N, K], with quantities that several metrics share.
+
+    Where only the probabilities were `recorded`, float [N, K], the logits are their logarithms.
+    """
 
     labels: NDArray[np.int64]
     logits: NDArray[Any]
+    recorded: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.labels) == len(self.logits) > 0, f"{len(self.labels)} labels, {len(self.logits)} logits"
@@ -73,6 +77,8 @@ class Outcomes:
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
         """Float32 [N, K], as in predictions-<split>.csv."""
+        if self.recorded is not None:
+            return self.recorded.astype(np.float32)
         return _rounded(self.log_probabilities, np.argmax(self.logits, axis=1))
 
     @cached_property
@@ -184,7 +190,12 @@ def ece(outcomes: Outcomes) -> float:
 
 @_metric
 def top5_accuracy(outcomes: Outcomes) -> float:
-    """The fraction of the images whose class is among the five most probable ones; with up to five classes it is 1.
+    """The fraction of the images whose class is among the five most probable ones; with up to five classes it is 1."""
+    return float(np.mean(among_top5(outcomes)))
+
+
+def among_top5(outcomes: Outcomes) -> NDArray[np.bool_]:
+    """Whether the class of each image, bool [N], is among its five most probable ones.
 
     Of equally probable classes the one with the lower index comes first, as in `Outcomes.predicted`.
     """
@@ -192,7 +203,8 @@ def top5_accuracy(outcomes: Outcomes) -> float:
     own = outcomes.probabilities[images, outcomes.labels][:, None]
     before = np.arange(outcomes.classes) < outcomes.labels[:, None]
     ahead = (outcomes.probabilities > own) | ((outcomes.probabilities == own) & before)
-    return float(np.mean(np.count_nonzero(ahead, axis=1) < 5))
+    found: NDArray[np.bool_] = np.count_nonzero(ahead, axis=1) < 5
+    return found
 
 
 @_metric

@@ -18,10 +18,10 @@ from convsmith.records import METRICS, Folds
 from convsmith.records import Arms as ArmsFile
 from convsmith.rundir import RunDir
 from convsmith.studies import backends, own, study, text
-from convsmith.studies.comparison import ARMS, Plan, forest, mean_of, read_plan, summarise
+from convsmith.studies.comparison import ARMS, LEVEL, Plan, forest, mean_of, read_plan, summarise
 from convsmith.studies.config import BASE, MOST_FOLDS, StudyConfig, arms_of, changes, choices_of, count_arms
 from convsmith.studies.crossval import divide
-from convsmith.studies.statistics import assumed_std, smallest_detectable
+from convsmith.studies.variance import ASSUMED_TRAININGS_STD, assumed_images_std, detectable
 from convsmith.training import setup
 from convsmith.training.config import AUTO
 from convsmith.training.own import NO_PARTS, Parts
@@ -128,6 +128,7 @@ def ablate(
         "choice_epochs": config.choose.epochs if config.choose else 0,
         "base": arms[BASE].model_dump(mode="json"),
         "arms": changed,
+        "test": "images",
         **own.optimizer_of(parts),
     }
     run = study.existing(runs_dir, name, spec, listener)
@@ -190,7 +191,7 @@ def _create(
     run = study.create(runs_dir, name, default_name, spec, base.config, files)
     for arm, ready in prepared.items():
         write_text(run.path / "arms" / arm / "config.yaml", ready.config.to_yaml())
-    listener(_started(read_plan(run), base.config.data.title, len(divisions[0].held_out), max_workers))
+    listener(_started(read_plan(run), base.config.data.title, max_workers))
     return run
 
 
@@ -237,11 +238,14 @@ def _given_up(plan: Plan, alive: Sequence[str], done: int, max_workers: int) -> 
     return ranked[: len(arms) // 2]
 
 
-def _started(plan: Plan, source: str, held_out: int, max_workers: int) -> AblationStarted:
-    spec, detectable = plan.spec, None
+def _started(plan: Plan, source: str, max_workers: int) -> AblationStarted:
+    spec, smallest = plan.spec, None
     if spec["metric"] == "accuracy":
-        pairs, arms = spec["folds"] * spec["repeats"], len(plan.arms) - 1
-        detectable = smallest_detectable(assumed_std(held_out), pairs, 1 / spec["folds"], level=1 - 0.05 / arms)
+        level, cells = 1 - (1 - LEVEL) / (len(plan.arms) - 1), spec["folds"] * spec["repeats"]
+        images = len(plan.folds["pool"]) if plan.folds.get("groups") is None else len(set(plan.folds["groups"]))
+        smallest = detectable(
+            assumed_images_std(), ASSUMED_TRAININGS_STD, images, cells * spec["seeds"], level, cells=cells
+        )
     seconds = 0.0
     for known in plan.arms.values():
         epochs = known["config"]["train"]["epochs"] + len(spec["choices"]) * spec["choice_epochs"]
@@ -259,6 +263,6 @@ def _started(plan: Plan, source: str, held_out: int, max_workers: int) -> Ablati
         repeats=spec["repeats"],
         seeds=spec["seeds"],
         images=len(plan.folds["pool"]),
-        detectable=detectable,
+        detectable=smallest,
         budget=spec["budget"],
     )

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convsmith import files, records
 from convsmith.config import validate
 from convsmith.data.config import DataConfig
-from convsmith.data.dataset import HELD_OUT
+from convsmith.errors import UserError
 from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
-from convsmith.prediction.evaluation import read_rows
 from convsmith.rundir import RunDir
 from convsmith.studies import study, text
+from convsmith.studies.by_image import differences
 from convsmith.studies.config import BASE
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.statistics import (
@@ -30,6 +29,7 @@ from convsmith.studies.statistics import (
     smallest_detectable,
     verdict,
 )
+from convsmith.studies.variance import Training, compare_by_image, detectable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,10 +70,22 @@ class Plan:
             metric=self.spec["metric"],
         )
 
+    @property
+    def test(self) -> records.Test:
+        return records.test_of(self.spec)
+
+    def done(self, arm: str) -> dict[int, FoldJob]:
+        """The runs of an arm that are done."""
+        jobs = [self.job(arm, index) for index in range(self.runs)]
+        return {index: job for index, job in enumerate(jobs) if job.done}
+
     def scores(self) -> Scores:
         """The records of the runs that are done."""
-        jobs = {arm: [self.job(arm, index) for index in range(self.runs)] for arm in self.arms}
-        return {arm: {index: job.record() for index, job in enumerate(of) if job.done} for arm, of in jobs.items()}
+        return {arm: {index: job.record() for index, job in self.done(arm).items()} for arm in self.arms}
+
+    def differences(self, arm: str, metric: str) -> list[Training]:
+        """The differences of an arm and its base, image by image, of each run that both have done."""
+        return differences(self.done(arm), self.done(BASE), self.folds, metric)
 
 
 def read_plan(run: RunDir) -> Plan:
@@ -108,7 +120,14 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
     spec = plan.spec
     scores, metric = plan.scores(), spec["metric"]
     base = scores[BASE]
-    results = {arm: _compare(plan, scores[arm], base) for arm in plan.arms if arm != BASE}
+    results: dict[str, Comparison | None] = {}
+    refused: dict[str, str] = {}
+    for arm in plan.arms:
+        if arm != BASE:
+            try:
+                results[arm] = _compare(plan, arm, scores[arm], base)
+            except UserError as error:  # what the other arms found must not be lost
+                results[arm], refused[arm] = None, str(error)
     counted = [arm for arm in results if arm not in dropped]
     p_values = [result.p if (result := results[arm]) else None for arm in counted]
     adjusted = dict(zip(counted, holm(p_values), strict=True))
@@ -116,7 +135,7 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
     arms = []
     for arm, result in results.items():
         runs, both = scores[arm], sorted(scores[arm].keys() & base.keys())
-        images = _bootstrap(plan, arm, both) if metric == "accuracy" and both else None
+        images = _bootstrap(plan, arm) if plan.test == "folds" and metric == "accuracy" and both else None
         outcome = "not computed"
         if arm in dropped:
             outcome = "given up"
@@ -138,16 +157,16 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
                 "p": result.p if result else None,
                 "p_holm": adjusted.get(arm),
                 "effect_size": result.effect_size if result else None,
-                "detectable": smallest_detectable(result.std, result.n, 1 / spec["folds"], strictest)
-                if result and result.std
-                else None,
+                "detectable": _detectable(plan, result, strictest) if result and result.std else None,
+                "images_std": result.images_std if result else None,
+                "trainings_std": result.trainings_std if result else None,
                 "bootstrap95": images,
                 "verdict": outcome,
                 "seconds": mean_of(runs, "seconds") if runs else None,
                 "missing": plan.runs - len(both) if arm not in dropped else 0,
             }
         )
-    detectable = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
+    smallest = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
     base_config = plan.arms[BASE]["config"]
     changed = dict.fromkeys(key for changes in spec["arms"].values() for key in changes)
     return {
@@ -168,46 +187,48 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
             "per_fold": [_one(one, metric) for one in base.values()],
         },
         "arms": arms,
-        "detectable": float(np.median(detectable)) if detectable else None,
+        "detectable": float(np.median(smallest)) if smallest else None,
         "dropped": dict(dropped),
-        "failed": dict(failed),
+        "failed": {**failed, **refused},
+        "test": plan.test,
     }
 
 
-def _compare(plan: Plan, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Comparison | None:
-    """The test over the folds that both have; None where there are fewer than two.
-
-    Several seeds of a fold make one pair: they share the fold's images and are not independent evidence.
-    """
-    metric = plan.spec["metric"]
+def _compare(plan: Plan, name: str, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Comparison | None:
+    """The study's test over the runs that both have done; None where these are of fewer than two folds."""
+    metric, margin = plan.spec["metric"], plan.spec["margin"]
     of_fold: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for index in sorted(arm.keys() & base.keys()):
         of_fold[index % len(plan.folds["divisions"])].append((arm[index][metric], base[index][metric]))
     if len(of_fold) < 2:
         return None
+    if plan.test == "images":
+        return compare_by_image(plan.differences(name, metric), margin, LEVEL)
+    # Several seeds of a fold make one pair: they share the fold's images and are not independent evidence.
     ours, theirs = np.array([np.mean(values, axis=0) for values in of_fold.values()]).T.tolist()
-    return paired_comparison(ours, theirs, 1 / plan.spec["folds"], plan.spec["margin"], LEVEL)
+    return paired_comparison(ours, theirs, 1 / plan.spec["folds"], margin, LEVEL)
+
+
+def _detectable(plan: Plan, found: Comparison, level: float) -> float:
+    """The difference that another study like this one would find in 8 of 10 cases."""
+    if found.images_std is None or found.trainings_std is None:
+        return smallest_detectable(found.std, found.n, 1 / plan.spec["folds"], level)
+    runs = found.n * plan.spec["seeds"]
+    return detectable(found.images_std, found.trainings_std, found.units, runs, level, cells=found.n)
 
 
 def _one(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
     return {key: record[key] for key in ("fold", "repeat", "seed", "seconds", "chosen")} | {"value": record[metric]}
 
 
-def _bootstrap(plan: Plan, arm: str, indexs: Sequence[int]) -> list[float]:
+def _bootstrap(plan: Plan, arm: str) -> list[float]:
     """The bootstrap interval over images of the difference in accuracy; each image's difference is a mean over runs."""
-    sums: dict[str, list[float]] = defaultdict(list)
-    for index in indexs:
-        ours, theirs = (_right(plan.job(one, index)) for one in (arm, BASE))
-        for name, right in ours.items():
-            sums[name].append(right - theirs[name])
-    differences: NDArray[np.float64] = np.array([np.mean(values) for values in sums.values()])
-    return list(bootstrap_interval(differences, np.random.default_rng(0)))
-
-
-def _right(job: FoldJob) -> dict[str, float]:
-    """For each held-out image of a run: 1 if it was classified correctly, else 0."""
-    rows = read_rows(RunDir(Path(job.directory)).predictions(HELD_OUT), ("id", "label", "predicted"))
-    return {row["id"]: float(row["label"] == row["predicted"]) for row in rows}
+    trainings = plan.differences(arm, "accuracy")
+    _, image, times = np.unique(
+        np.concatenate([one.images for one in trainings]), return_inverse=True, return_counts=True
+    )
+    sums = np.bincount(image, np.concatenate([one.values for one in trainings]))
+    return list(bootstrap_interval(sums / times, np.random.default_rng(0)))
 
 
 def _write_tables(run: RunDir, record: Mapping[str, Any]) -> None:

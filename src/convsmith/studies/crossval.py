@@ -12,17 +12,19 @@ import numpy as np
 from convsmith import files, records
 from convsmith.config import RunConfig, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
-from convsmith.errors import damaged
+from convsmith.errors import UserError, damaged
 from convsmith.events import CrossvalStarted, Listener, Note, counter, nobody
 from convsmith.figures.matrices import confusion_figure
 from convsmith.figures.style import save
 from convsmith.prediction.evaluation import read_rows
 from convsmith.rundir import RunDir
 from convsmith.studies import backends, own, study
+from convsmith.studies.by_image import predicted
 from convsmith.studies.config import MOST_FOLDS
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.folds import Fold, make_folds
 from convsmith.studies.statistics import mean_interval
+from convsmith.studies.variance import compare_by_image
 from convsmith.training import setup
 from convsmith.training.gather import image_epochs
 from convsmith.training.own import NO_PARTS, Parts
@@ -57,7 +59,7 @@ class CrossvalResult:
 
     @property
     def ci95(self) -> dict[str, tuple[float, float]]:
-        """Each metric's 95% interval by Nadeau and Bengio's corrected variance; empty where `std` is."""
+        """Each metric's 95% interval, for nets trained anew (docs/statistics.md); empty where `std` is."""
         return {metric: (low, high) for metric, (low, high) in self.record["ci95"].items()}
 
     @property
@@ -124,7 +126,7 @@ def crossval(
     study.refuse_jobs(jobs, backend)
     config = own.named(config, parts)
     spec = {"kind": "crossval", "folds": folds, "repeats": repeats, "config": config.model_dump(mode="json")}
-    spec |= own.optimizer_of(parts)
+    spec |= {"test": "images", **own.optimizer_of(parts)}
     run = study.existing(runs_dir, name, spec, listener)
     if run is None:
         backends.runner_for(backend, parts)
@@ -204,7 +206,7 @@ def summarise(
         for name in records.METRICS
         if per_fold and all(name in record for record in per_fold)
     }
-    intervals = {name: _interval(name, values, spec["folds"]) for name, values in scores.items() if len(values) >= 2}
+    intervals, unknown = _intervals(run, spec, done, scores)
     evaluations = [records.read(fold.evaluation(HELD_OUT), records.Evaluation) for fold in folds]
     result: dict[str, Any] = {
         "folds": spec["folds"],
@@ -214,6 +216,8 @@ def summarise(
         "mean": {name: float(np.mean(values)) for name, values in scores.items()},
         "std": {name: std for name, (std, _, _) in intervals.items()},
         "ci95": {name: [low, high] for name, (_, low, high) in intervals.items()},
+        "test": records.test_of(spec),
+        **({"without_interval": unknown} if unknown else {}),
     }
     if evaluations:
         classes = evaluations[0]["classes"]
@@ -226,11 +230,37 @@ def summarise(
     return records.write(run.crossval, records.Crossval, result)
 
 
-def _interval(metric: str, values: Sequence[float], folds: int) -> tuple[float, float, float]:
-    """The standard deviation and the ends of the 95% interval, clipped to the metric's range."""
-    _, std, low, high = mean_interval(values, 1 / folds)
-    known = records.METRICS[metric]
-    return std, known.within(low), known.within(high)
+def _intervals(
+    run: RunDir, spec: Mapping[str, Any], done: Sequence[FoldJob], scores: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, tuple[float, float, float]], dict[str, str]]:
+    """Each metric's standard deviation between folds and the ends of its 95% interval, clipped to its range.
+
+    Second, why a metric has none.
+    """
+    found: dict[str, tuple[float, float, float]] = {}
+    unknown: dict[str, str] = {}
+    if len(done) < 2:
+        return found, unknown
+    by_image = records.test_of(spec) == "images"
+    predictions = predicted(done, records.read(run.path / study.FOLDS, records.Folds)) if by_image else []
+    for name, values in scores.items():
+        known = records.METRICS[name]
+        try:
+            if by_image:
+                interval = compare_by_image([one.training(name) for one in predictions])
+                std, low, high = interval.std, interval.low, interval.high
+            else:
+                _, std, low, high = mean_interval(values, 1 / spec["folds"])
+        except UserError as error:
+            unknown[name] = str(error)
+        else:  # where nothing varies, the interval has no width
+            mean = float(np.mean(values))
+            found[name] = (
+                std,
+                known.within(mean if low is None else low),
+                known.within(mean if high is None else high),
+            )
+    return found, unknown
 
 
 def _write_out_of_fold(run: RunDir, folds: Sequence[RunDir], per_fold: Sequence[Mapping[str, Any]]) -> None:

@@ -1,9 +1,9 @@
-"""Statistics of paired comparisons over folds: pure functions of numbers, each with its formula and its source.
+"""Statistics of paired comparisons: pure functions of numbers, each with its formula and its source.
 
-Two arms that ran on the same folds give one difference per fold. These differences are not independent, since any two
-folds train on mostly the same images; an ordinary t-test treats them as independent and finds differences where there
-are none. The variance of Nadeau and Bengio (2003) corrects for that here; benchmarks/interval_coverage.py measures how
-well it does.
+A study is judged by its images, in `variance`. Here is what that shares with the test over folds: what a comparison
+holds, Holm's correction and the verdict; the test over folds itself, by which studies of older versions go on (the
+corrected resampled t-test of Nadeau and Bengio 2003); and the exact test of two nets on the same images.
+docs/statistics.md derives the tests, and benchmarks/interval_coverage.py measures both.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ ROUNDING = 1e-12  # relative; differences that vary by less than this vary only 
 class Comparison:
     """An arm against its base, in the unit of the metric; differences are arm minus base.
 
-    `standard_error` is the corrected standard error of the mean; `low` and `high` are the ends of its confidence
-    interval. A field is None where it is undefined: see `paired_comparison`.
+    `n` is the number of folds (of all repeats) and `std` the standard deviation of their differences;
+    `standard_error` is that of the mean, with `degrees` of freedom, and `low` and `high` are the ends of its
+    confidence interval. A field is None where it is undefined: see `of_moments`. The last four are of the test by
+    image: the number of images (or groups of them) and the components of variance, see `variance.compare_by_image`.
     """
 
     n: int
     mean_difference: float
     std: float
     standard_error: float
-    degrees: int
+    degrees: float
     t: float | None
     p: float | None
     low: float | None
@@ -44,6 +46,60 @@ class Comparison:
     effect_size: float | None
     equivalent: bool | None
     p_equivalent: float | None
+    units: int = 0
+    images_std: float | None = None
+    trainings_std: float | None = None
+    rest_std: float | None = None
+
+
+def of_moments(
+    n: int,
+    mean: float,
+    std: float,
+    error: float,
+    degrees: float,
+    margin: float | None,
+    level: float,
+    p_tie: float | None = None,
+) -> Comparison:
+    """The comparison whose mean has the standard error `error` with `degrees` of freedom: Student's t, two-sided.
+
+    `effect_size` is the standardised mean difference d_z = mean / std (Lakens 2013, eq. 6), `std` being that of the
+    folds' differences. It depends on the size of a fold: compare it only within a study.
+
+    With a `margin` > 0, two one-sided tests ask whether the difference lies within (-margin, margin), on the same
+    standard error and each at 1 - `level` (Schuirmann 1987): `p_equivalent` is the larger of their two p-values, and
+    `equivalent` says whether it is below 1 - level, that is, whether the interval at 1 - 2 (1 - level) lies within the
+    margin.
+
+    Where nothing varies: if the mean is 0, then t = 0, p = 1, the interval is [0, 0], and `p_equivalent` is `p_tie`
+    (by default any margin holds). Otherwise there is nothing to measure the mean against: t, p, interval, effect size
+    and equivalence are None, and `verdict` shows no difference.
+    """
+    t = p = half = effect = None
+    if error > 0:
+        t, effect = mean / error, mean / std if std else None
+        p = 2 * float(stats.t.sf(abs(t), degrees))
+        half = _quantile(level, degrees) * error
+    elif mean == 0:
+        t, p, half, effect = 0.0, 1.0, 0.0, 0.0
+    p_equivalent = None if margin is None else _p_equivalent(mean, error, degrees, margin)
+    if p_equivalent is not None and error == 0 and p_tie is not None:
+        p_equivalent = p_tie
+    return Comparison(
+        n=n,
+        mean_difference=mean,
+        std=std,
+        standard_error=error,
+        degrees=degrees,
+        t=t,
+        p=p,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        effect_size=effect,
+        equivalent=None if p_equivalent is None else p_equivalent < 1 - level,
+        p_equivalent=p_equivalent,
+    )
 
 
 def paired_comparison(
@@ -67,17 +123,8 @@ def paired_comparison(
     differences are more alike than those of two folds, and counting each as a pair raises the rate of false alarms
     (from 5% to 13% at 5 folds, in the simulation's extreme case of two seeds that change nothing).
 
-    `effect_size` is the standardised mean difference d_z = mean(d) / s (Lakens 2013, eq. 6). It does not include the
-    correction, and s depends on the size of a fold: compare it only within a study.
-
-    With a `margin` > 0, two one-sided tests ask whether the difference lies within (-margin, margin), on the same
-    standard error and each at 1 - `level` (Schuirmann 1987): `p_equivalent` is the larger of their two p-values, and
-    `equivalent` says whether it is below 1 - level, that is, whether the interval at 1 - 2 (1 - level) lies within the
-    margin.
-
-    Differences without variance: if all are 0, then t = 0, p = 1, the interval is [0, 0] and any margin holds. If all
-    are the same nonzero number (few folds of few images), there is nothing to measure the mean against: t, p, interval,
-    effect size and equivalence are None, and `verdict` shows no difference.
+    `std` and with it `effect_size` do not include the correction. If all differences are the same (few folds of few
+    images), they do not vary: see `of_moments`.
 
     UserError where there are fewer than 2 pairs.
     """
@@ -98,28 +145,7 @@ def paired_comparison(
     else:
         mean, std, error = _moments(differences, test_share)
 
-    t = p = half = effect = None
-    if error > 0:
-        t, effect = mean / error, mean / std
-        p = 2 * float(stats.t.sf(abs(t), n - 1))
-        half = _quantile(level, n - 1) * error
-    elif mean == 0:
-        t, p, half, effect = 0.0, 1.0, 0.0, 0.0
-    p_equivalent = None if margin is None else _p_equivalent(mean, error, n - 1, margin)
-    return Comparison(
-        n=n,
-        mean_difference=mean,
-        std=std,
-        standard_error=error,
-        degrees=n - 1,
-        t=t,
-        p=p,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
-        effect_size=effect,
-        equivalent=None if p_equivalent is None else p_equivalent < 1 - level,
-        p_equivalent=p_equivalent,
-    )
+    return of_moments(n, mean, std, error, n - 1, margin, level)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -187,17 +213,6 @@ def smallest_detectable(std: float, n: int, test_share: float, level: float = 0.
     while shortfall(high) < 0:
         high *= 2
     return float(brentq(shortfall, 0.0, high)) * std * _inflation(n, test_share)
-
-
-def assumed_std(n_test: int, discordance: float = 0.2) -> float:
-    """An assumed standard deviation of the difference of two accuracies, both over the same `n_test` images.
-
-    It is ``sqrt(discordance / n_test)`` if a share `discordance` of the images is right under one model and wrong under
-    the other, equally often either way (the variance under McNemar's null hypothesis, McNemar 1947). Before a study has
-    started nothing better is known; the variation between training seeds is left out. Afterwards, use the measured one.
-    """
-    assert 0 < discordance <= 1, f"a share of {discordance}"
-    return math.sqrt(discordance / n_test)
 
 
 @dataclass(frozen=True)
@@ -301,7 +316,9 @@ def verdict(
     - "no difference shown": everything else, which does not mean that there is none.
     """
     if margin is not None:
-        p = _p_equivalent(comparison.mean_difference, comparison.standard_error, comparison.degrees, margin)
+        p = comparison.p_equivalent
+        if p is None:
+            p = _p_equivalent(comparison.mean_difference, comparison.standard_error, comparison.degrees, margin)
         by_chance = comparison.standard_error == 0 and images is not None and max(map(abs, images)) >= margin
         if p is not None and p < alpha and not by_chance:
             return "equivalent"
@@ -310,7 +327,7 @@ def verdict(
     return "helps" if (comparison.mean_difference > 0) == higher_is_better else "hurts"
 
 
-def _p_equivalent(mean: float, error: float, degrees: int, margin: float) -> float | None:
+def _p_equivalent(mean: float, error: float, degrees: float, margin: float) -> float | None:
     assert margin > 0, f"margin {margin}"
     if error == 0:
         return 0.0 if mean == 0 else None
@@ -328,6 +345,6 @@ def _inflation(n: int, test_share: float) -> float:
     return math.sqrt(1 / n + test_share / (1 - test_share))
 
 
-def _quantile(level: float, degrees: int) -> float:
+def _quantile(level: float, degrees: float) -> float:
     assert 0 < level < 1, f"level {level}"
     return float(stats.t.ppf((1 + level) / 2, degrees))

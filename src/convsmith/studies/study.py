@@ -120,6 +120,8 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any], listener
 
 def _changes(before: dict[str, Any], spec: Mapping[str, Any]) -> list[str]:
     """What a study's spec was before and is now. A newer key than the version that started it has its default value."""
+    # Nobody asks for a test: a study goes on with that of the version that started it.
+    spec = {key: value for key, value in spec.items() if key != "test" or key in before}
     before |= {key: validate_asked(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     return [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]
 
@@ -202,6 +204,7 @@ def create(
 
 def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
     """The content of folds.json: the ids of the pool and of the test split, and each fold as positions in the pool."""
+    groups = dataset.pool_groups()
     return {
         "hash": dataset.hash,
         "pool": list(dataset.pool().ids),
@@ -216,6 +219,7 @@ def folds_record(dataset: Dataset, folds: Sequence[Fold]) -> dict[str, Any]:
             }
             for fold in folds
         ],
+        **({} if groups is None else {"groups": groups.tolist()}),
     }
 
 

@@ -4,8 +4,9 @@ The record is that of ablation.json: metric, folds, repeats, seeds (their number
 data, base {name, mean, std, seconds, per_fold}, arms, dropped (the names of arms given up early), and, where it was
 computed, detectable: the smallest difference that the study would have called different with a probability of 80%. An
 arm has name, changes {key: value}, per_fold [{fold, repeat, seed, value, difference, seconds, chosen}] of the pairs,
-mean, difference, ci95 [low, high], p, p_holm, effect_size, bootstrap95 [low, high], verdict (none of the usual four
-where it was not compared), seconds, missing (the number of trainings). What could not be computed is None. Values are
+mean, difference, ci95 [low, high], p, p_holm, effect_size, images_std and trainings_std (the components of the test by
+image), bootstrap95 [low, high] (beside the test over folds), verdict (none of the usual four where it was not
+compared), seconds, missing (the number of trainings). What could not be computed is None. Values are
 in the metric's own unit (an accuracy of 0.7); `seconds` are those of one training.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from convsmith.records import METRICS
+from convsmith.records import METRICS, test_of
 from convsmith.terminal import visible
 
 Record = Mapping[str, Any]
@@ -44,7 +45,14 @@ WORDS = {
     "equivalent": "'{}' is equivalent to the base",
     "no difference shown": "No difference was shown for '{}'",
 }
+MEANS = ("accuracy", "top5_accuracy", "loss")  # the metrics that are means over images as they are
 CITED = {
+    "Bayle": "Bayle, P., Bayle, A., Janson, L. and Mackey, L. (2020). Cross-validation confidence intervals for test "
+    "error. Advances in Neural Information Processing Systems 33, 16339-16350.",
+    "Satterthwaite": "Satterthwaite, F. E. (1946). An approximate distribution of estimates of variance components. "
+    "Biometrics Bulletin 2, 110-114.",
+    "Hampel": "Hampel, F. R. (1974). The influence curve and its role in robust estimation. Journal of the American "
+    "Statistical Association 69, 383-393.",
     "Nadeau": "Nadeau, C. and Bengio, Y. (2003). Inference for the generalization error. Machine Learning 52, 239-281.",
     "Bouckaert": "Bouckaert, R. R. and Frank, E. (2004). Evaluating the replicability of significance tests for "
     "comparing learning algorithms. Advances in Knowledge Discovery and Data Mining (PAKDD), 3-12.",
@@ -151,7 +159,6 @@ def as_latex(rows: Rows, caption: str) -> str:
 def methods(record: Record) -> str:
     """A paragraph for the methods section of a paper, and the works that it cites."""
     shown, arms, alpha = unit(record["metric"]), record["arms"], f"{1 - record['level']:.2g}"
-    label = METRICS[record["metric"]].label
     folds, repeats, seeds = record["folds"], record["repeats"], record["seeds"]
     text = f"We compared {_count(len(arms), 'variant')} with a base configuration by stratified {folds}-fold "
     text += "cross-validation"
@@ -166,16 +173,17 @@ def methods(record: Record) -> str:
     if chosen := sorted({key for arm in arms for key in _chosen(arm)}):
         text += f"For each configuration and fold {' and '.join(chosen)} {'was' if len(chosen) == 1 else 'were'} "
         text += "chosen separately on the inner validation part, with the same small budget for all. "
-    of_repeats = f", with n = {folds * repeats} (Bouckaert and Frank, 2004)" if repeats > 1 else ""
+    by_image = test_of(record) == "images"
+    text += _test_by_image(record) if by_image else _test_over_folds(record)
     text += (
-        f"Differences in {label} were tested with the two-sided corrected resampled t-test (Nadeau and "
-        f"Bengio, 2003), which allows for the overlap of the training sets by adding the ratio of test to training "
-        f"images, 1/{folds - 1} (the inner validation part counts as training), to the factor 1/n of the variance of "
-        f"the mean{of_repeats}, and the p-values were adjusted for "
-        f"{_count(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a level of {alpha}. The "
-        f"{_percent(record['level'])} confidence intervals use the same variance and are not adjusted. "
+        f"The p-values were adjusted for {_count(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a "
+        f"level of {alpha}. The {_percent(record['level'])} confidence intervals use the same variance and are not "
+        f"adjusted. "
     )
-    cited = ["Nadeau", *(["Bouckaert"] if repeats > 1 else []), "Holm"]
+    if by_image:
+        cited = ["Bayle", "Satterthwaite", *([] if record["metric"] in MEANS else ["Hampel"]), "Holm"]
+    else:
+        cited = ["Nadeau", *(["Bouckaert"] if repeats > 1 else []), "Holm"]
     if record["margin"] is not None:
         cited.append("Schuirmann")
         text += (
@@ -191,6 +199,36 @@ def methods(record: Record) -> str:
         )
     text += " ".join([*_missing(record), *_dropped(record)])
     return text.strip() + "\n\nReferences\n" + "\n".join(CITED[name] for name in cited) + "\n"
+
+
+def _test_by_image(record: Record) -> str:
+    """The sentences on the test of `variance`."""
+    label = METRICS[record["metric"]].label
+    text = (
+        f"Differences in {label} were tested two-sided by image. The variance of the mean difference is that between "
+        "images of their paired differences (Bayle et al., 2020), averaged over the trainings that held an image out, "
+        "plus the excess noise of trainings, by which the folds vary beyond what their images explain; its degrees of "
+        "freedom follow Satterthwaite (1946). "
+    )
+    if record["metric"] not in MEANS:
+        text += f"For this, {label} was linearised about its value in each fold (Hampel, 1974). "
+    return text + (
+        "The target is the expected difference of nets trained anew, on training sets of this size and with new seeds; "
+        "the part of the variance between training sets that all folds share cannot be seen in one study. "
+    )
+
+
+def _test_over_folds(record: Record) -> str:
+    """The sentence on the test of `statistics`, by which studies of older versions go on."""
+    folds, repeats = record["folds"], record["repeats"]
+    of_repeats = f", with n = {folds * repeats} (Bouckaert and Frank, 2004)" if repeats > 1 else ""
+    return (
+        f"Differences in {METRICS[record['metric']].label} were tested over folds, as in the version that started the "
+        "study, with the two-sided corrected resampled t-test (Nadeau and "
+        "Bengio, 2003), which allows for the overlap of the training sets by adding the ratio of test to training "
+        f"images, 1/{folds - 1} (the inner validation part counts as training), to the factor 1/n of the variance of "
+        f"the mean{of_repeats}. "
+    )
 
 
 def conclusion(record: Record) -> str:
