@@ -32,6 +32,7 @@ class Metric:
     is the unit of a cross-entropy, and a `score` is a number without a unit; `digits` is the number of decimals shown.
     The function of the same name in `prediction.metrics` computes it. If `averages` is true, it has one value per
     class, and an evaluation contains its macro, micro and weighted averages; the bare name means the macro average.
+    A `mean` over images is one as it is; what an image adds to any metric says `prediction.influence`.
     `lowest` and `highest` are its bounds. Tables that lack room for all metrics show the `headline` metrics. With up
     to `one_up_to` classes its value is always 1, and it is not shown.
     """
@@ -42,6 +43,7 @@ class Metric:
     higher_is_better: bool = True
     digits: int = 2
     averages: bool = False
+    mean: bool = False
     lowest: float = 0.0
     highest: float = 1.0
     headline: bool = False
@@ -71,13 +73,13 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "accuracy", "share", headline=True),
+        Metric("accuracy", "accuracy", "share", mean=True, headline=True),
         Metric("precision", "precision", "share", averages=True, headline=True),
         Metric("recall", "recall", "share", averages=True, headline=True),
         Metric("f1", "F1", "share", averages=True, headline=True),
-        Metric("loss", "loss", "nats", higher_is_better=False, digits=4, highest=math.inf, headline=True),
+        Metric("loss", "loss", "nats", higher_is_better=False, digits=4, mean=True, highest=math.inf, headline=True),
         Metric("ece", "ECE", "share", higher_is_better=False),
-        Metric("top5_accuracy", "top-5 accuracy", "share", one_up_to=5),
+        Metric("top5_accuracy", "top-5 accuracy", "share", mean=True, one_up_to=5),
         Metric("balanced_accuracy", "balanced accuracy", "share"),
         Metric("auroc", "AUROC", "score", digits=4),
         Metric("mcc", "MCC", "score", digits=4, lowest=-1.0),

@@ -15,9 +15,10 @@ import yaml
 from convsmith.config import RunConfig
 from convsmith.rundir import RunDir
 from convsmith.studies import ablation
-from convsmith.studies.comparison import Plan
+from convsmith.studies.comparison import Plan, read_plan
 from convsmith.studies.config import validate_study
-from convsmith.studies.statistics import holm, paired_comparison
+from convsmith.studies.statistics import holm
+from convsmith.studies.variance import Training, compare_by_image
 from convsmith.training import setup
 
 STUDY = {
@@ -45,6 +46,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def right(run: Path) -> Any:
+    """Whether each image that a run held out is classified correctly, 1 or 0."""
+    return np.array([float(row["label"] == row["predicted"]) for row in rows(run / "predictions-held-out.csv")])
+
+
 def record(study: Path) -> Any:
     return json.loads((study / "ablation.json").read_text(encoding="utf-8"))
 
@@ -61,11 +67,13 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
         assert [one["difference"] for one in arm["per_fold"]] == pytest.approx(
             [one["value"] - base[one["fold"]] for one in arm["per_fold"]]
         )
-        expected = paired_comparison(values, list(base.values()), 1 / 3, 0.05)
+        images = [right(study / "arms" / arm["name"] / fold) - right(study / "arms/base" / fold) for fold in "123"]
+        each = [Training(1, at, 0, np.arange(100) + 100 * at, one) for at, one in enumerate(images)]
+        expected = compare_by_image(each, 0.05)
+        assert arm["difference"] == pytest.approx(np.mean(values) - np.mean(list(base.values())))
         assert arm["p"] == pytest.approx(expected.p)
         assert arm["ci95"] == pytest.approx([expected.low, expected.high])
         p_values.append(arm["p"])
-        assert arm["bootstrap95"][0] <= arm["difference"] <= arm["bootstrap95"][1]
     assert [arm["p_holm"] for arm in result["arms"]] == pytest.approx(holm(p_values))
     nothing = next(arm for arm in result["arms"] if arm["name"] == "no learning")
     assert nothing["verdict"] == "hurts"
@@ -80,7 +88,7 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
     with (study / "ablation.csv").open(encoding="utf-8") as file:
         assert next(csv.DictReader(file))["arm"] == "base"
     assert r"\toprule" in (study / "ablation.tex").read_text(encoding="utf-8")
-    assert "Nadeau and Bengio" in (study / "conclusion.md").read_text(encoding="utf-8")
+    assert "Bayle et al." in (study / "conclusion.md").read_text(encoding="utf-8")
     assert (study / "figures/forest.png").stat().st_size > 5000
     for line in ("needs", "power", "no learning", "hurts", "next: convsmith train runs/ab/arms"):
         assert line in done.stdout
@@ -177,7 +185,9 @@ def test_seeds_of_a_fold_are_averaged_before_the_test(in_process: Any, tmp_path:
     assert [one["fold"] for one in arm] == [1, 2, 1, 2]
     assert len({one["seed"] for one in arm}) == 4
     ours, theirs = (np.array([one["value"] for one in of]).reshape(2, 2).mean(axis=0) for of in (arm, base))
-    assert result["arms"][0]["p"] == pytest.approx(paired_comparison(ours, theirs, 0.5).p)
+    assert result["arms"][0]["difference"] == pytest.approx((ours - theirs).mean())
+    seeds = read_plan(RunDir(tmp_path / "runs/ab")).differences("average", "accuracy")
+    assert result["arms"][0]["p"] == pytest.approx(compare_by_image(seeds).p)
 
 
 def test_arms_share_the_precision_of_the_base_unless_they_change_it(

@@ -22,8 +22,8 @@ from convsmith.data.sources import from_arrays
 from convsmith.errors import UserError
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.studies.statistics import mean_interval
 from convsmith.studies.study import read_spec
+from convsmith.studies.variance import Training, compare_by_image
 from convsmith.training import setup
 from convsmith.training.loop import epochs
 from convsmith.training.own import Parts
@@ -64,10 +64,15 @@ def test_the_scores_are_those_of_scikit_learn_on_the_out_of_fold_predictions(ref
 def test_mean_deviation_and_interval_are_those_of_the_folds(reference: Path) -> None:
     result = read(reference / "crossval.json")
     values = [fold["accuracy"] for fold in result["per_fold"]]
-    mean, std, low, high = mean_interval(values, 1 / 3)
-    assert result["mean"]["accuracy"] == pytest.approx(mean)
-    assert result["std"]["accuracy"] == pytest.approx(std)
-    assert result["ci95"]["accuracy"] == pytest.approx([max(low, 0), min(high, 1)])
+    right = [
+        np.array([float(row["label"] == row["predicted"]) for row in rows(reference) if row["fold"] == fold])
+        for fold in "123"
+    ]
+    expected = compare_by_image([Training(1, k, 0, np.arange(100) + 100 * k, one) for k, one in enumerate(right)])
+    assert result["mean"]["accuracy"] == pytest.approx(np.mean(values))
+    assert result["std"]["accuracy"] == pytest.approx(np.std(values, ddof=1))
+    assert result["ci95"]["accuracy"] == pytest.approx([expected.low, expected.high])
+    assert result["ci95"].keys() == result["mean"].keys()
     assert result["folds"] == 3
     assert result["repeats"] == 1
     assert (reference / "figures/confusion.png").stat().st_size > 5000

@@ -10,7 +10,6 @@ from scipy import stats
 
 from convsmith.errors import UserError
 from convsmith.studies.statistics import (
-    assumed_std,
     bootstrap_interval,
     holm,
     mean_interval,
@@ -287,13 +286,6 @@ def test_more_folds_and_less_noise_detect_less():
     assert smallest_detectable(0.01, 10, 0.1) < smallest_detectable(0.01, 5, 0.1) < smallest_detectable(0.02, 5, 0.1)
     assert smallest_detectable(0.02, 5, 0.1) == pytest.approx(2 * smallest_detectable(0.01, 5, 0.1))
     assert smallest_detectable(0.01, 5, 0.1) < smallest_detectable(0.01, 5, 0.1, level=0.99)
-
-
-def test_the_assumed_std_is_that_of_discordant_images():
-    rng = np.random.default_rng(0)
-    draws = rng.choice([1, 0, -1], p=[0.1, 0.8, 0.1], size=(20_000, 250)).mean(axis=1)
-    assert assumed_std(250) == pytest.approx(draws.std(), rel=0.03)
-    assert assumed_std(250, 0.05) == pytest.approx(assumed_std(250) / 2)
 
 
 # The simulation of benchmarks/interval_coverage.py, small. Shares are judged by binomial probabilities of 1 in 10,000.

@@ -230,7 +230,7 @@ def test_methods_of_a_plain_study():
         "inner validation part of the training folds",
         "the test split was not used",
         "corrected resampled t-test (Nadeau and Bengio, 2003)",
-        "1/4 (the inner validation part counts as training), to the factor 1/n of the variance of the mean, and",
+        "1/4 (the inner validation part counts as training), to the factor 1/n of the variance of the mean. The p",
         "adjusted for 4 comparisons by Holm's method (Holm, 1979) at a level of 0.05",
         "Equivalence within 0.50 percentage points either way",
         "percentile bootstrap intervals over images",
@@ -264,7 +264,7 @@ def test_methods_name_repeats_seeds_and_what_was_chosen():
     adam = arm("adam", 0.0, [0, 0], 1.0, "no difference shown", chosen=[{"optim": {"lr": 0.1}}] * 5)
     text = wording.methods(record(adam, repeats=3, seeds=2))
     assert "5-fold cross-validation, repeated 3 times with new folds each time, on" in text
-    assert "of the variance of the mean, with n = 15 (Bouckaert and Frank, 2004), and" in text
+    assert "of the variance of the mean, with n = 15 (Bouckaert and Frank, 2004). The" in text
     assert "\nBouckaert, R. R. and Frank" in text
     assert "trained with 2 seeds, whose scores were averaged" in text
     assert "For each configuration and fold optim.lr was chosen separately" in text

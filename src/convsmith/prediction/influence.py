@@ -35,7 +35,7 @@ def _by_image(function: Function) -> Function:
 
 @_by_image
 def accuracy(outcomes: Outcomes) -> Floats:
-    return (outcomes.predicted == outcomes.labels).astype(np.float64)
+    return np.asarray(outcomes.predicted == outcomes.labels, dtype=np.float64)
 
 
 @_by_image
@@ -80,7 +80,8 @@ def ece(outcomes: Outcomes) -> Floats:
     confidence = outcomes.probabilities.max(axis=1).astype(np.float64)
     gaps, bins = confidence - accuracy(outcomes), bins_of(confidence)
     signs = np.sign(np.bincount(bins, gaps))
-    return signs[bins] * gaps
+    values: Floats = signs[bins] * gaps
+    return values
 
 
 @_by_image
@@ -117,7 +118,8 @@ def mcc(outcomes: Outcomes) -> Floats:
     top = hits - hits.mean() - covered - matched
     bottom = (guessed[outcomes.predicted] - guessed @ guessed) / of_guesses
     bottom = bottom + (true[outcomes.labels] - true @ true) / of_labels
-    return value + top / np.sqrt(of_guesses * of_labels) + value * bottom
+    values: Floats = value + top / np.sqrt(of_guesses * of_labels) + value * bottom
+    return values
 
 
 def _indicators(outcomes: Outcomes) -> tuple[Floats, Floats, Floats]:

@@ -201,6 +201,7 @@ def resume(
     """Run what has not been done yet, and write the comparison of all arms."""
     plan = read_plan(run)
     own.refuse_other(validate(plan.arms[BASE]["config"]), plan.spec, parts, run.path)
+    study.note_test(run, plan.spec, listener)
     max_workers = min(own.workers(jobs, backend, parts, listener), plan.runs * len(plan.arms))
     runner, how = backends.runner_for(backend, parts), own.how_to_resume(run.path, parts)
     with run.lock():

@@ -169,6 +169,7 @@ def resume(
     with run.lock():
         config = read_run_config(run.config)
         own.refuse_other(config, spec, parts, run.path)
+        study.note_test(run, spec, listener)
         folds = fold_jobs(run, config)
         max_workers = min(own.workers(jobs, backend, parts, listener), len(folds))
         runner = backends.runner_for(backend, parts)

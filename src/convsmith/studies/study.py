@@ -17,7 +17,7 @@ from convsmith.config import RunConfig, differences, read_layer, read_run_config
 from convsmith.data.dataset import HELD_OUT, Dataset
 from convsmith.data.sources import with_absolute_paths
 from convsmith.errors import UserError
-from convsmith.events import Listener, nobody
+from convsmith.events import Listener, Note, nobody
 from convsmith.files import write_text
 from convsmith.plainyaml import to_yaml
 from convsmith.rundir import RunDir
@@ -162,6 +162,12 @@ def read_spec(run: RunDir) -> dict[str, Any]:
         _refuse_changed(path, before["study"], spec)
         _refuse_changed(run.config, before["config"], read_layer(run.config))
     return spec
+
+
+def note_test(run: RunDir, spec: Mapping[str, Any], listener: Listener) -> None:
+    """Say by which test a study goes on that a version started which tested over folds."""
+    if records.test_of(spec) == "folds":
+        listener(Note(f"an older convsmith started '{run.path}': it goes on with that version's test, over folds"))
 
 
 def write_spec(run: RunDir, spec: Mapping[str, Any]) -> None:

@@ -45,7 +45,6 @@ WORDS = {
     "equivalent": "'{}' is equivalent to the base",
     "no difference shown": "No difference was shown for '{}'",
 }
-MEANS = ("accuracy", "top5_accuracy", "loss")  # the metrics that are means over images as they are
 CITED = {
     "Bayle": "Bayle, P., Bayle, A., Janson, L. and Mackey, L. (2020). Cross-validation confidence intervals for test "
     "error. Advances in Neural Information Processing Systems 33, 16339-16350.",
@@ -181,7 +180,7 @@ def methods(record: Record) -> str:
         f"adjusted. "
     )
     if by_image:
-        cited = ["Bayle", "Satterthwaite", *([] if record["metric"] in MEANS else ["Hampel"]), "Holm"]
+        cited = ["Bayle", "Satterthwaite", *([] if METRICS[record["metric"]].mean else ["Hampel"]), "Holm"]
     else:
         cited = ["Nadeau", *(["Bouckaert"] if repeats > 1 else []), "Holm"]
     if record["margin"] is not None:
@@ -203,15 +202,15 @@ def methods(record: Record) -> str:
 
 def _test_by_image(record: Record) -> str:
     """The sentences on the test of `variance`."""
-    label = METRICS[record["metric"]].label
+    metric = METRICS[record["metric"]]
     text = (
-        f"Differences in {label} were tested two-sided by image. The variance of the mean difference is that between "
-        "images of their paired differences (Bayle et al., 2020), averaged over the trainings that held an image out, "
-        "plus the excess noise of trainings, by which the folds vary beyond what their images explain; its degrees of "
-        "freedom follow Satterthwaite (1946). "
+        f"Differences in {metric.label} were tested two-sided by image. The variance of the mean difference is that "
+        "between images of their paired differences (Bayle et al., 2020), averaged over the trainings that held an "
+        "image out, plus the excess noise of trainings, by which the folds vary beyond what their images explain; its "
+        "degrees of freedom follow Satterthwaite (1946). "
     )
-    if record["metric"] not in MEANS:
-        text += f"For this, {label} was linearised about its value in each fold (Hampel, 1974). "
+    if not metric.mean:
+        text += f"For this, {metric.label} was linearised about its value in each fold (Hampel, 1974). "
     return text + (
         "The target is the expected difference of nets trained anew, on training sets of this size and with new seeds; "
         "the part of the variance between training sets that all folds share cannot be seen in one study. "
@@ -256,6 +255,8 @@ def conclusion(record: Record) -> str:
         f"'{visible(arm['name'])}' could not be compared: too few of its folds have finished." for arm in untested
     ]
     lines += [*_missing(record), *_dropped(record)]
+    if test_of(record) == "folds":
+        lines.append("The test is that over folds, with which older versions started a study.")
     lines.append(
         f"These results hold for {record['n_images']:,} images of {record['data']}, this base and this training "
         f"budget; with other data, another base or longer training they may differ."
@@ -269,9 +270,9 @@ def _finding(record: Record, arm: Record) -> str:
     text = shown.words(shown.difference(arm["difference"]))
     if arm["ci95"] is None:
         return text + "; it is the same on every fold, so that no test can distinguish it from chance."
-    if not any(entry["difference"] for entry in arm["per_fold"]):
-        return text + f" on every fold: check whether '{visible(arm['name'])}' has any effect at all."
     low, high = arm["ci95"]
+    if low == high == 0:
+        return text + f" on every fold: check whether '{visible(arm['name'])}' has any effect at all."
     text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
     text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
     if arm["verdict"] == "equivalent":
