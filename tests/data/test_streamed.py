@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from convsmith.config import validate
 from convsmith.data import streamed
 from convsmith.data.config import DataConfig, DecodeRules
 from convsmith.data.dataset import Dataset, open_dataset, unseal_test
@@ -30,6 +31,7 @@ from convsmith.data.sampler import batch_positions, first_of_shards, reading_ord
 from convsmith.data.source import Source
 from convsmith.data.sources import open_source, with_absolute_paths
 from convsmith.errors import UserError
+from convsmith.studies.crossval import divide
 
 SAMPLES, SHARDS = 8, 6
 ALL = {"val_fraction": 0, "test_fraction": 0}  # train on all
@@ -207,6 +209,11 @@ def test_val_is_cut_out_of_whole_shards_by_the_seed(tmp_path: Path) -> None:
         assert all(homes)
         divisions.add(tuple(sorted(homes[1])))
     assert len(divisions) > 1
+    dataset, shards = opened(names), np.arange(12 * SAMPLES) // SAMPLES
+    for fold in divide(dataset, validate({"data": dataset.config.model_dump()}), 3, 1):
+        parts = [set(shards[dataset.pool().rows[rows]]) for rows in (fold.train, fold.val, fold.held_out)]
+        assert sum(map(len, parts)) == len(set.union(*parts)), "nor in folds"
+        assert all(parts)
     said = refused(lambda: opened(tmp_path / "{00..01}.tar"))
     assert "has 2 shards to divide" in said
     assert len(opened(tmp_path / "{00..01}.tar", val_fraction=0, test_fraction=0).train) == 2 * SAMPLES

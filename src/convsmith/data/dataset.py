@@ -204,6 +204,11 @@ class Dataset:
         """The group number of each image of `pool()`, int64 [N], in its order; None without `data.groups`."""
         return None if self._groups is None else self._groups.numbers[self._pool_rows()]
 
+    def pool_wholes(self) -> GroupNumbers | None:
+        """The groups of `pool()` that no division divides: those of data.groups, else shards that are streamed."""
+        streamed = None if self._shards is None else self._shards.of[self._pool_rows()]
+        return self.pool_groups() if self._groups is not None else streamed
+
     def joined(self, *parts: Subset) -> Subset:
         """The union of disjoint subsets, in the source's order."""
         return self._subset(np.sort(np.concatenate([part.rows for part in parts])))

@@ -55,8 +55,8 @@ def check(config: DataConfig, source: Source | None, dataset: Dataset, listener:
 
 
 def groups_of(dataset: Dataset, together: Sequence[Sequence[str]]) -> NDArray[np.int64] | None:
-    """The group of each image of the pool, int64 [N]: those of data.groups, joined by what is identical; or None."""
-    groups = dataset.pool_groups()
+    """The group of each image of the pool, int64 [N]: `pool_wholes`, joined by what is identical; or None."""
+    groups = dataset.pool_wholes()
     if groups is None:
         if not together:
             return None

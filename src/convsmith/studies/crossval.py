@@ -157,7 +157,7 @@ def divide(dataset: Dataset, config: RunConfig, folds: int, repeats: int) -> lis
         config.data.val_fraction or INNER_VAL,
         config.data.split_seed,
         dataset.classes,
-        dataset.pool_groups(),
+        dataset.pool_wholes(),
     )
 
 

@@ -44,7 +44,10 @@ def make_folds(
     """
     _refuse_small(labels, folds, classes)
     if groups is not None and (count := len(np.unique(groups))) < folds:
-        raise UserError(f"--folds {folds} exceeds the {count} groups of data.groups: use at most {count}")
+        raise UserError(
+            f"--folds {folds} exceeds the {count} groups (of data.groups, or shards), which stay whole: use at most "
+            f"{count}"
+        )
     result = []
     for repeat in range(repeats):
         for number, (others, held_out) in enumerate(divided(labels, folds, seed + repeat, groups), start=1):
