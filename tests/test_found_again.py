@@ -16,6 +16,7 @@ import convsmith
 from convsmith.config import validate, validate_asked
 from convsmith.errors import Stopped, UserError
 from convsmith.events import EpochEnd, Note
+from convsmith.report import run as report_run
 from convsmith.rundir import RunDir
 from convsmith.studies import study
 from convsmith.training import interrupted
@@ -34,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("convsmith.report.run.after_training", lambda *given: None)
+    monkeypatch.setattr(report_run, "after_training", lambda *given: None)
     return []
 
 

@@ -15,6 +15,7 @@ import torch
 from conftest import RunUntil
 from convsmith.errors import Stopped, Terminated
 from convsmith.events import nobody
+from convsmith.report import run as report_run
 from convsmith.run import _finish
 from convsmith.rundir import RunDir
 from convsmith.tracking import csv
@@ -144,7 +145,7 @@ def test_an_interrupted_report_does_not_hide_that_the_training_has_ended(
 
     monkeypatch.setattr("convsmith.run.epochs", lambda *_: iter(()))
     monkeypatch.setattr("convsmith.run.setup.opening", lambda _: None)
-    monkeypatch.setattr("convsmith.report.run.after_training", interrupted)
+    monkeypatch.setattr(report_run, "after_training", interrupted)
     experiment: Any = SimpleNamespace(run=RunDir(tmp_path / "a b"), ranks=ALONE)
     with pytest.raises(Stopped, match=r"the training has ended, and .* convsmith report '.*a b'") as stopped:
         _finish(experiment, NO_PARTS, nobody)

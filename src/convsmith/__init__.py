@@ -18,6 +18,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# A package sets its name in the one above when it is first imported: now, since that name is a function below.
+from convsmith import report as _report_package  # noqa: F401
+
 if TYPE_CHECKING:
     import torch
 
@@ -46,6 +49,7 @@ __all__ = [
     "lr_find",
     "models",
     "presets",
+    "report",
     "resume",
     "runs",
     "summary",
@@ -341,6 +345,23 @@ def compare(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> 
 
     given = [runs] if isinstance(runs, str | PathLike) else runs  # one is too few, which is said there
     return compare([Path(run) for run in given], None if out is None else Path(out))
+
+
+def report(run: str | Path | Run, data: Data = None, *, show: Show = True) -> Path:
+    """Write report.html of a finished run, or of a study, and return its path.
+
+    An ablation or a tuning that was interrupted gets a page of what is known so far. `data` is the run's own data at
+    another place than in its training. A run with a module of your own: ``load(run, model).report()``.
+    """
+    from convsmith import run as runs
+    from convsmith.report.run import report
+    from convsmith.rundir import open_run
+    from convsmith.show import listening
+
+    directory = open_run(Path(run))
+    with listening(show) as listener:
+        source = None if data is None else runs.moved(directory, data)
+        return report(directory.path, source, listener=listener)
 
 
 def summary(

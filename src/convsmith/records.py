@@ -102,6 +102,7 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 Names = Annotated[list[str], Field(min_length=1)]
+Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 Positions = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -554,7 +555,7 @@ class Crossval(Record):
     per_fold: list[FoldScore]
     mean: dict[str, float]
     std: dict[str, float]
-    ci95: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+    ci95: dict[str, Ends]
     test: Test = "folds"
 
     @model_validator(mode="after")
@@ -571,20 +572,59 @@ class Crossval(Record):
         return self
 
 
+class ArmTraining(Part):
+    """A training of an arm on a fold; `difference` from the base's, for all arms but the base."""
+
+    fold: Count
+    repeat: Count
+    seed: int
+    value: float
+    seconds: NotNegative
+    chosen: dict[str, Any]
+    difference: float = 0.0
+
+
 class Arm(Part):
     name: str
     changes: dict[str, Any]
     mean: float | None
-    verdict: str = ""
+    seconds: float | None
+    per_fold: list[ArmTraining]
+
+
+class BaseArm(Arm):
+    std: float | None
+
+
+class ComparedArm(Arm):
+    difference: float | None
+    ci95: Ends | None
+    p: float | None
+    p_holm: float | None
+    bootstrap95: Ends | None
+    verdict: str
+    missing: Whole
 
 
 class Ablation(Record):
-    """ablation.json."""
+    """ablation.json; `studies.text` tells what its keys mean."""
 
-    metric: str
-    base: Arm
-    arms: list[Arm]
-    failed: dict[str, str] = {}
+    question: str | None
+    metric: MetricName
+    folds: Count
+    repeats: Count
+    seeds: Count
+    margin: float | None
+    level: Annotated[float, Field(gt=0, lt=1)]
+    choices: list[dict[str, Any]]
+    data: str
+    n_images: Count
+    epochs: Count
+    base: BaseArm
+    arms: list[ComparedArm]
+    detectable: float | None
+    dropped: dict[str, Count]
+    failed: dict[str, str]
     test: Test = "folds"
 
 

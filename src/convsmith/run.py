@@ -130,10 +130,7 @@ class Run:
 
     def _moved(self, data: Data) -> Source | None:
         """The run's own images: at the place that `data` names, or else those that were passed to `load`."""
-        if data is None:
-            return self._source
-        config, source = reading_of(data)
-        return source or moved_source(self.files, config)
+        return self._source if data is None else moved(self.files, data)
 
     def report(self, show: bool | Listener = True, data: Data = None) -> Path:
         """Write report.html and return its path. A page with images is never replaced by one without images.
@@ -249,6 +246,12 @@ class Run:
             uri = png_uri(curves.read_bytes())
             image = f'<img alt="learning curves" style="max-width:640px" src="{uri}">'
         return table + image
+
+
+def moved(run: RunDir, data: Data) -> Source:
+    """The images of a run or a study at the place that `data` names, or as the arrays that it is."""
+    config, source = reading_of(data)
+    return source or moved_source(run, config)
 
 
 def train(

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -24,33 +23,10 @@ from convsmith.report.analysis import class_scores, confused_order, likely_label
 from convsmith.report.charts import Axes, Line, Mark, line_chart
 from convsmith.report.inputs import read_inputs
 from convsmith.rundir import RunDir
+from report.checked import Checked
 
 KEPT_STUDY = Path(__file__).parents[1] / "first_edition" / "ablation" / "study.yaml"
 EVIL = "<script>alert(1)</script>&\"'"
-VOID = {"meta", "link", "img", "input", "br"}
-
-
-class Checked(HTMLParser):
-    """Counts tags, and fails where one is closed that is not open."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.seen, self.attributes = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +160,7 @@ def test_without_its_data_and_an_older_page_the_report_has_no_images_and_says_wh
     [
         ("report runs/nothing", "run 'runs/nothing' does not exist. Runs in 'runs': "),
         ("report runs/unfinished", "has no summary.json yet: convsmith resume runs/unfinished writes it"),
-        ("report runs/study", "is a study (ablate), which conclusion.md and figures/forest.png sum up"),
+        ("report runs/study", "arms.json' is missing: restore it, or run again"),
         ("compare runs/one runs/study", "is a study: name one of its runs"),
         ("report runs/ranges", "is a learning-rate range test"),
         ("compare runs/one", "compare needs at least two runs"),

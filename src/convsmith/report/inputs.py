@@ -13,11 +13,11 @@ from torch import nn
 
 from convsmith import records
 from convsmith.config import RunConfig, read_run_config
-from convsmith.data.dataset import Dataset
+from convsmith.data.dataset import Dataset, Subset, open_dataset
 from convsmith.data.source import SPLITS
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command, damaged
-from convsmith.prediction.evaluate import run_dataset
+from convsmith.prediction.evaluate import refuse_lost, run_dataset
 from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.rundir import CARD, RunDir, open_single
@@ -109,6 +109,19 @@ def read_inputs(path: Path, source: Source | None = None, module: nn.Module | No
         source=source,
         module=module,
     )
+
+
+def open_pool(run: RunDir, config: RunConfig, recorded: str, source: Source | None) -> tuple[Subset | None, str]:
+    """The images that a study has divided into folds, with the `recorded` hash, or why they are not available."""
+    try:
+        if source is None:
+            refuse_lost(config.data, run)
+        dataset = open_dataset(config.data, source=source, trained=True).of_hash(recorded)
+        if dataset is None:
+            raise UserError(f"the data of '{run.path}' has changed since")
+        return dataset.pool(), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def open_finished(path: Path) -> RunDir:

@@ -1,4 +1,4 @@
-"""Writing report.html of a finished run or a cross-validation. The content of its sections is made elsewhere."""
+"""Writing report.html of a finished run or of a study. The content of its sections is made elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convsmith.report import images, sections
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
 from convsmith.report.race import race
-from convsmith.rundir import RunDir, open_run
+from convsmith.rundir import RunDir, kind_of, open_run
 
 NAME = "report.html"
 
@@ -28,7 +28,8 @@ def report(
 ) -> Path:
     """Write <run>/report.html and return its path; pass `source` and `module` if data or network are the user's own.
 
-    A cross-validation gets a different page. UserError where the run is not finished, or a file is missing or damaged.
+    A study gets a page of its kind: of ablations and tunings that were interrupted, of what is known so far. UserError
+    where anything else is not finished, or a file is missing or damaged.
     A run whose data are gone gets a page without images and the listener a note; but where a page exists already, that
     is a UserError. The test split stays sealed.
     """
@@ -36,11 +37,8 @@ def report(
     run.refuse_links()
     target = run.path / NAME
     if run.study.exists():
-        from convsmith.report.study import read_crossval, study_page
-
-        study = read_crossval(run, source)
-        _note_missing_images(target, study.opened[1], listener)
-        text = study_page(study)
+        absent, text = _page_of_study(run, source)
+        _note_missing_images(target, absent, listener)
     else:
         inputs = read_inputs(path, source, module)
         _note_missing_images(target, inputs.absent, listener)
@@ -48,6 +46,26 @@ def report(
     with explain_os_errors(f"'{target}'"):
         write_text(target, text)
     return target
+
+
+def _page_of_study(run: RunDir, source: Source | None) -> tuple[str, str]:
+    """Why the images of a study are not available ("" where they are), and its page."""
+    kind = kind_of(run)
+    if kind == "auto":
+        raise UserError(f"the race '{run.path}' has not ended: {command('resume', run.path)} ends it, with a report")
+    if kind == "tune":
+        from convsmith.report.tuning import read_tuning, tuning_page
+
+        return "", tuning_page(read_tuning(run))
+    if kind == "ablate":
+        from convsmith.report.ablation import ablation_page, read_ablation
+
+        study = read_ablation(run, source)
+        return study.opened[1], ablation_page(study)
+    from convsmith.report.study import read_crossval, study_page
+
+    crossval = read_crossval(run, source)
+    return crossval.opened[1], study_page(crossval)
 
 
 def _note_missing_images(target: Path, absent: str, listener: Listener) -> None:

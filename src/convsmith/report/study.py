@@ -13,11 +13,10 @@ import torch
 
 from convsmith import records
 from convsmith.config import RunConfig, read_run_config
-from convsmith.data.dataset import Subset, open_dataset
+from convsmith.data.dataset import Subset
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command, damaged
 from convsmith.figures.page import render
-from convsmith.prediction.evaluate import refuse_lost
 from convsmith.prediction.evaluation import Predictions, read_predictions, read_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
 from convsmith.records import METRICS
@@ -25,10 +24,10 @@ from convsmith.report import images, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
 from convsmith.report.images import Gallery
-from convsmith.report.inputs import NEEDED, TEMPLATES, read_course
-from convsmith.rundir import RunDir, example_of, open_run
+from convsmith.report.inputs import NEEDED, TEMPLATES, open_pool, read_course
+from convsmith.rundir import RunDir, open_run
 from convsmith.studies.fold_job import RECORD
-from convsmith.studies.study import FOLDS, read_spec
+from convsmith.studies.study import FOLDS
 
 CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
 
@@ -50,29 +49,12 @@ class Crossval:
     @cached_property
     def opened(self) -> tuple[Subset | None, str]:
         """The images that were divided into folds, or why they are not available."""
-        try:
-            if self.source is None:
-                refuse_lost(self.config.data, self.run)
-            recorded = records.read(self.run.path / FOLDS, records.Folds)["hash"]
-            dataset = open_dataset(self.config.data, source=self.source, trained=True).of_hash(recorded)
-            if dataset is None:
-                raise UserError(f"the data of '{self.run.path}' has changed since")
-            return dataset.pool(), ""
-        except UserError as error:
-            return None, str(error)
+        recorded = records.read(self.run.path / FOLDS, records.Folds)["hash"]
+        return open_pool(self.run, self.config, recorded, self.source)
 
 
 def read_crossval(run: RunDir, source: Source | None = None) -> Crossval:
-    """UserError where the study is of another kind, is not finished, or a file is damaged."""
-    kind = read_spec(run)["kind"]
-    if kind == "auto":
-        raise UserError(f"the race '{run.path}' has not ended: {command('resume', run.path)} ends it, with a report")
-    if kind != "crossval":
-        shown = {"ablate": "conclusion.md and figures/forest.png", "tune": "trials.csv and figures/history.png"}[kind]
-        raise UserError(
-            f"'{run.path}' is a study ({kind}), which {shown} sum up: a report shows a cross-validation or a single "
-            f"run, {example_of(run)}"
-        )
+    """UserError where the study is not finished, or a file is damaged."""
     open_run(run.path, run.crossval.name, FOLDS)
     result = records.read(run.crossval, records.Crossval)
     folds = {}

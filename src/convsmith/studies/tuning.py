@@ -167,19 +167,15 @@ def resume(
 def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningResult:
     """Write trials.csv, best.yaml, figures/history.png and figures/importance.png from Optuna's records."""
     trials = known.get_trials(deepcopy=False)
-    found = [record_of(trial, search.space) for trial in trials]
-    metric, keys = search.spec.metric, tuple(search.space)
-    ranked = ranking(found, metric)
-    importances, unexplained = _importance(search, known, ranked)
-    result = TuningResult(search.run.path, metric, keys, found, importances, unexplained, missing, failed)
+    result = results(search, known, missing, failed)
+    metric = result.metric
     files.write_text(search.run.path / TRIALS, files.as_csv(result.table()))
-    if not ranked:
+    if (best := result.best) is None:
         return result
-    best = ranked[0]
     config = validate(next(trial for trial in trials if trial.number == best["number"]).user_attrs["config"])
     config = config.with_values(track=search.base.track.model_dump(mode="json"))
     comment = (
-        f"# The best of {len(found)} trials of {search.run.path}: trial {best['number']}, "
+        f"# The best of {len(trials)} trials of {search.run.path}: trial {best['number']}, "
         f"{metric} {best['value']:.4f}.\n"
         "# It was chosen for this value, which is therefore optimistic: cross-validate it, or use the test split.\n"
     )
@@ -189,6 +185,14 @@ def summarise(search: Search, known: Any, missing: int, failed: str) -> TuningRe
     if figure := result.importance():
         save(figure, search.run.figures / "importance.png")
     return result
+
+
+def results(search: Search, known: Any, missing: int = 0, failed: str = "") -> TuningResult:
+    """What the trials have found, from Optuna's records. Nothing is written."""
+    found = [record_of(trial, search.space) for trial in known.get_trials(deepcopy=False)]
+    metric = search.spec.metric
+    importances, unexplained = _importance(search, known, ranking(found, metric))
+    return TuningResult(search.run.path, metric, tuple(search.space), found, importances, unexplained, missing, failed)
 
 
 def ranking(trials: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:

@@ -73,5 +73,5 @@ def show(result: AblationResult, display: Display, wide: bool = False) -> int:
     if result.failed:
         display.next(f"{command('resume', directory)}   (tries the failed runs again)")
     else:
-        display.next(command("train", directory / "arms" / result.best / "config.yaml"))
+        display.next(command("report", directory), command("train", directory / "arms" / result.best / "config.yaml"))
     return 1 if result.failed else 0

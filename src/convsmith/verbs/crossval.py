@@ -93,5 +93,6 @@ def show(result: CrossvalResult, display: Display) -> int:
     if result.failed:
         display.next(f"{command('resume', directory)}   (tries the failed folds again)")
     else:
-        display.next(f"{command('train', directory / 'config.yaml')}   (one net, trained on the whole train split)")
+        train = f"{command('train', directory / 'config.yaml')}   (one net, trained on the whole train split)"
+        display.next(command("report", directory), train)
     return 1 if result.failed else 0

@@ -102,4 +102,4 @@ def _results(result: TuningResult, display: Display) -> None:
     figures = ["figures/history.png", *(["figures/importance.png"] if result.importances else [])]
     display.line()
     display.written(best, TRIALS, *figures, "trials/")
-    display.next(command("crossval", best), command("train", best))
+    display.next(command("report", path), command("crossval", best), command("train", best))

@@ -1,0 +1,167 @@
+"""What an arm of an ablation changes, image by image and class by class. No drawing, and nothing is trained.
+
+The differences come from `studies.by_image`, and their intervals from `studies.variance`, as those of the study do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convsmith import records
+from convsmith.data.dataset import HELD_OUT
+from convsmith.errors import UserError
+from convsmith.prediction.evaluation import Predictions, read_predictions
+from convsmith.rundir import RunDir
+from convsmith.studies.by_image import differences
+from convsmith.studies.comparison import LEVEL, Plan
+from convsmith.studies.config import BASE
+from convsmith.studies.fold_job import FoldJob
+from convsmith.studies.variance import Training, compare_by_image
+
+FEWEST = 2  # images of a class, below which nothing varies
+
+
+@dataclass(frozen=True)
+class ClassEffect:
+    """What an arm changes in the accuracy on the images of a class; `interval` allows for the number of classes."""
+
+    name: str
+    images: int
+    difference: float
+    interval: tuple[float, float] | None
+
+    @property
+    def kind(self) -> str:
+        """As in `intervals.SHAPES`: ``helps`` or ``hurts`` where the interval excludes zero, else ``unclear``."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "unclear"
+        return "helps" if self.difference > 0 else "hurts"
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """How often each image of the pool was classified correctly by the trainings of the base and of an arm.
+
+    `trainings`, `base` and `arm` int64 [N] are counts; an image that no training of both held out has 0 trainings.
+    `base_said` and `arm_said` int64 [N] are the classes of the last wrong predictions, -1 where there was none.
+    """
+
+    labels: NDArray[np.int64]
+    trainings: NDArray[np.int64]
+    base: NDArray[np.int64]
+    arm: NDArray[np.int64]
+    base_said: NDArray[np.int64]
+    arm_said: NDArray[np.int64]
+
+    @property
+    def shift(self) -> NDArray[np.float64]:
+        """The share of its trainings by which an image was right more often under the arm, float64 [N]."""
+        shift: NDArray[np.float64] = (self.arm - self.base) / self.trainings.clip(min=1)
+        return shift
+
+    def changed(self, better: bool) -> NDArray[np.int64]:
+        """Positions of the images that are right more often under the arm (or less often), the most changed first."""
+        shift = self.shift if better else -self.shift
+        order = np.argsort(-shift, kind="stable")
+        return order[: int((shift > 0).sum())]
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """The trainings that an arm and the base of a study have both done."""
+
+    plan: Plan
+    arm: str
+
+    @cached_property
+    def jobs(self) -> tuple[dict[int, FoldJob], dict[int, FoldJob]]:
+        """Those of the arm and of the base, by the index of the training."""
+        arm, base = (
+            {index: job for index in range(self.plan.runs) if (job := self.plan.job(name, index)).done}
+            for name in (self.arm, BASE)
+        )
+        both = sorted(arm.keys() & base.keys())
+        return {index: arm[index] for index in both}, {index: base[index] for index in both}
+
+    def by_image(self, metric: str) -> list[Training]:
+        """The differences of each training, image by image. UserError where they cannot be had."""
+        return differences(*self.jobs, self.plan.folds, metric)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """UserError where a file of a training is gone or damaged, as by the other properties."""
+        job = next(iter(self.jobs[1].values()))
+        return tuple(records.read(RunDir(Path(job.directory)).evaluation(HELD_OUT), records.Evaluation)["classes"])
+
+    @cached_property
+    def sides(self) -> Sides:
+        pool = {name: at for at, name in enumerate(self.plan.folds["pool"])}
+        trainings, base, arm = (np.zeros(len(pool), dtype=np.int64) for _ in range(3))
+        labels, base_said, arm_said = (np.full(len(pool), -1, dtype=np.int64) for _ in range(3))
+        for ours, theirs in zip(*(of.values() for of in self.jobs), strict=True):
+            for job, right, said in ((theirs, base, base_said), (ours, arm, arm_said)):
+                found = self._predictions(job)
+                at = np.array([pool[name] for name in found.ids])
+                labels[at] = found.labels
+                right[at] += found.correct
+                said[at] = np.where(found.correct, said[at], found.predicted)
+            trainings[at] += 1
+        return Sides(labels, trainings, base, arm, base_said, arm_said)
+
+    def _predictions(self, job: FoldJob) -> Predictions:
+        return read_predictions(RunDir(Path(job.directory)).predictions(HELD_OUT), self.classes)
+
+
+def by_image(trainings: Sequence[Training]) -> NDArray[np.float64]:
+    """The mean difference of each image over the trainings that held it out, float64 [images]."""
+    images, at = np.unique(np.concatenate([one.images for one in trainings]), return_inverse=True)
+    values = np.concatenate([one.values for one in trainings])
+    means: NDArray[np.float64] = np.bincount(at, values, len(images)) / np.bincount(at, minlength=len(images))
+    return means
+
+
+def class_effects(paired: Paired) -> list[ClassEffect]:
+    """The effect on each class, the largest gain first.
+
+    Each class has the interval of the test by image, at the level ``1 - (1 - LEVEL) / classes`` (Bonferroni), so that
+    all of them hold together with the study's level.
+    """
+    trainings, labels = paired.by_image("accuracy"), paired.sides.labels
+    level = 1 - (1 - LEVEL) / len(paired.classes)
+    found = []
+    for number, name in enumerate(paired.classes):
+        of_class = [_those(training, labels[training.images] == number) for training in trainings]
+        of_class = [one for one in of_class if len(one.images)]
+        images = len(set().union(*(one.images.tolist() for one in of_class)))
+        if images:
+            difference, interval = _effect(of_class, level) if images >= FEWEST else (None, None)
+            if difference is None:
+                difference = float(by_image(of_class).mean())
+            found.append(ClassEffect(name, images, difference, interval))
+    return sorted(found, key=lambda one: -one.difference)
+
+
+def _those(training: Training, wanted: NDArray[np.bool_]) -> Training:
+    groups = None if training.groups is None else training.groups[wanted]
+    return replace(training, images=training.images[wanted], values=training.values[wanted], groups=groups)
+
+
+def _effect(trainings: Sequence[Training], level: float) -> tuple[float | None, tuple[float, float] | None]:
+    try:
+        found = compare_by_image(trainings, level=level)
+    except UserError:  # all of its images were held out by one fold
+        return None, None
+    if found.low is None or found.high is None:
+        return found.mean_difference, None
+    return found.mean_difference, (max(-1.0, found.low), min(1.0, found.high))
+
+
+def gains(effects: Sequence[ClassEffect]) -> Mapping[str, list[str]]:
+    """The names of the classes whose interval excludes zero, by kind."""
+    return {kind: [one.name for one in effects if one.kind == kind] for kind in ("helps", "hurts")}
