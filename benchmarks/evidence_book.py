@@ -2,6 +2,7 @@
 
 python benchmarks/evidence_book.py run CIFAR10_PARQUET_FOLDER [--only STUDY ...]   can be stopped and called again
 python benchmarks/evidence_book.py page
+python benchmarks/evidence_book.py retest [--only STUDY ...]     judge the runs in --runs-dir anew, by image, and page
 
 The studies of transfer learning take their weights from tf_efficientnet_lite0.safetensors in the current folder;
 that of photographs is `run ANTS_BEES_FOLDER --only transfer`.
@@ -14,20 +15,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from convsmith import records
 from convsmith.cli import verb_parser
 from convsmith.config import Layer, RunConfig
 from convsmith.figures.style import save
 from convsmith.files import write_json
+from convsmith.records import test_of
+from convsmith.report.advice import ALIKE
+from convsmith.rundir import RunDir
 from convsmith.studies import book, text
-from convsmith.studies.comparison import forest
+from convsmith.studies.comparison import compared, forest, read_plan
 from convsmith.studies.config import BASE, arms_of, read_study, studies
 from convsmith.verbs.flags import read_flags
 
 CLASSES = {"cifar10": 10, "ants_bees": 2}  # of the data that the shipped studies were run on
-KEPT = ("metric", "folds", "repeats", "seeds", "data", "n_images", "epochs")
+KEPT = ("metric", "test", "folds", "repeats", "seeds", "data", "n_images", "epochs")
 KEPT_OF_ARM = ("name", "changes", "difference", "ci95", "p_holm", "verdict")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/evidence"
@@ -54,8 +60,8 @@ benchmarks/evidence_book.py page`); a test fails if the page and the results dif
 ## How to read it
 
 A study trains a *base* and several *arms*, each of which changes one or two settings. All are trained on the same folds
-of the images and scored on the same held-out images ([how](guide.md#what-helps-ablation-studies)), so that each fold
-gives one difference between an arm and the base.
+of the images and scored on the same held-out images ([how](guide.md#what-helps-ablation-studies)), so that each image
+gives a difference between an arm and the base, whose mean is [tested](statistics.md).
 
 - **difference**: the mean of these differences, in percentage points of accuracy. +1.00 means that one more image in a
   hundred is classified correctly.
@@ -70,9 +76,12 @@ gives one difference between an arm and the base.
   the machine had other work to do.
 
 **Limitations.** The studies are small, so that a laptop can run the whole book: {sizes}.
-They show what a technique does in *short trainings of a small net on few images*. Techniques that need long trainings
-(dropout, augmentation, penalties) can hardly show their benefit here; with all of CIFAR-10 and many epochs the results
-may differ. Each base is defined in its file in `src/convsmith/study_files/`. To rerun a study on your own data, use
+They show what a technique does in *short trainings of a small net on few images*, and each study says in which regime
+that was: its net, images, epochs, and the accuracy that its base reaches. Techniques that need long trainings (dropout,
+augmentation, penalties) can hardly show their benefit here; that "augmentation hurts" is true in such a regime, and
+misleading where nets are trained to their end. The report of a run quotes a study only where the run is in its regime:
+a net of the same kind that starts alike, and epochs, images per class and the share of wrong images within a factor of
+{alike}. Each base is defined in its file in `src/convsmith/study_files/`. To rerun a study on your own data, use
 `convsmith ablate dropout --data YOUR_FOLDER --jobs 2`.
 
 The studies of [transfer learning](#transfer-10) use a pretrained network and even fewer images. The features of a
@@ -91,7 +100,7 @@ def results() -> dict[str, dict[str, Any]]:
 def digest_of(record: Mapping[str, Any], base: RunConfig) -> dict[str, Any]:
     """The part of an ablation.json, whose base was trained with the config `base`, that the digest keeps."""
     return {
-        **{key: record[key] for key in KEPT},
+        **{key: record[key] for key in KEPT if key in record},
         "n_classes": CLASSES[record["data"]],
         "base": {
             "model": base.model.name,
@@ -100,6 +109,7 @@ def digest_of(record: Mapping[str, Any], base: RunConfig) -> dict[str, Any]:
             "lr": base.optim.lr,
             "batch_size": base.train.batch_size,
             "image_size": base.data.image_size,
+            "accuracy": record["base"]["mean"],
         },
         "arms": [{key: arm[key] for key in KEPT_OF_ARM} for arm in record["arms"]],
     }
@@ -107,11 +117,11 @@ def digest_of(record: Mapping[str, Any], base: RunConfig) -> dict[str, Any]:
 
 def digest() -> dict[str, Any]:
     """The part of the results that the package contains: each arm's difference, and the setting it was measured in."""
-    return {
-        name: digest_of(record, arms_of(read_study(name), flags_of(name))[BASE])
-        for name, record in results().items()
-        if name != GRADIENTS
-    }
+    return {name: _digest_of(name, record) for name, record in results().items() if name != GRADIENTS}
+
+
+def _digest_of(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    return digest_of(record, arms_of(read_study(name), flags_of(name))[BASE])
 
 
 def flags_of(study: str) -> Layer:
@@ -130,6 +140,7 @@ def page_text() -> str:
         HEAD.format(
             sizes=" or ".join(dict.fromkeys(_size(record) for name, record in ablations.items() if name not in FLAGS)),
             margin=" or ".join(dict.fromkeys(f"{100 * record['margin']:g} point" for record in ablations.values())),
+            alike=ALIKE,
             hours=sum(one["seconds"] for one in runs) / 3600,
             runs=len(runs),
         ),
@@ -168,6 +179,11 @@ def _size(record: Mapping[str, Any]) -> str:
     return f"{record['n_images']:,} images of {data}, {record['folds']} folds{repeats}, {record['epochs']} epochs"
 
 
+def _tested(record: Mapping[str, Any]) -> str:
+    by_image = test_of(record) == "images"
+    return "tested by image" if by_image else "tested over folds, as before there was the test by image"
+
+
 def _overview(ablations: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "## Overview",
@@ -195,7 +211,9 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
         "",
         f"*{record['question']}*",
         "",
-        f"{_size(record)[0].upper()}{_size(record)[1:]}. To run it again:",
+        f"{_size(record)[0].upper()}{_size(record)[1:]}; {_tested(record)}.",
+        "",
+        f"Regime: {book.regime(_digest_of(name, record))}. To run it again:",
         "",
         "    " + " ".join(words),
         "",
@@ -262,6 +280,16 @@ def run(folder: str, only: list[str], runs_dir: str) -> None:
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def retest(only: list[str], runs_dir: str) -> None:
+    """Judge the recorded runs of studies by image, also of those which an older version started."""
+    for name in only or [name for name in shipped() if Path(runs_dir, name).exists()]:
+        plan = read_plan(RunDir(Path(runs_dir, name)))
+        before = records.read(plan.run.ablation, records.Ablation)
+        known = replace(plan, spec={**plan.spec, "test": "images"})
+        record = records.versioned(compared(known, before["failed"], before["dropped"]))
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 def page() -> None:
     """Write docs/evidence.md, its figures and the package's digest from the results."""
     for name in shipped():
@@ -274,7 +302,7 @@ def page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "page"])
+    parser.add_argument("what", choices=["run", "retest", "page"])
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--runs-dir", default="runs/evidence")
@@ -283,6 +311,8 @@ def main() -> None:
         if not args.folder:
             parser.error("run needs the folder of images")
         run(args.folder, args.only, args.runs_dir)
+    elif args.what == "retest":
+        retest(args.only, args.runs_dir)
     page()
 
 

@@ -245,6 +245,7 @@ def test_what_a_suggestion_says_was_measured_is_in_the_book():
 
 
 BASE = {"model": "convnet", "weights": "none", "optimizer": "adam", "lr": 0.002, "batch_size": 64, "image_size": None}
+BASE |= {"accuracy": 0.6}
 
 
 def study(arm, **changes):
@@ -267,7 +268,11 @@ def test_the_evidence_book_orders_words_and_forbids():
     best = advice.proposals(OVERFITS, setting(LIKE_THE_BOOK), Path("c.yaml"), shifted("helps"))[0]
     assert best.command == "convsmith train c.yaml --augment.shift 0.125"
     assert best.measured.startswith("+2.10 percentage points of accuracy (95% interval +1.00 to +3.20): helps.")
-    assert "convnet with random weights, 480 training images per class of cifar10, 6 epochs, 5 folds" in best.measured
+    assert (
+        "convnet with random weights, 480 training images per class of cifar10, 6 epochs, with which the base"
+        in best.measured
+    )
+    assert best.measured.endswith("reaches 60.00%, 5 folds.")
     proposed = advice.proposals(OVERFITS, setting(LIKE_THE_BOOK), Path("c.yaml"), shifted("hurts"))
     assert len(proposed) == advice.MOST
     assert not any("augment.shift" in proposal.command for proposal in proposed)
@@ -281,6 +286,8 @@ def test_the_evidence_book_orders_words_and_forbids():
         (setting(LIKE_THE_BOOK.with_values(model={"name": "small-resnet"})), shifted("hurts")),
         (setting(LIKE_THE_BOOK.with_values(transfer={"weights": "runs/x"})), shifted("hurts")),
         (setting(LIKE_THE_BOOK, room=0.02), shifted("helps")),
+        (setting(LIKE_THE_BOOK, room=0.19), shifted("helps")),
+        (setting(LIKE_THE_BOOK, room=0.81), shifted("hurts")),
     ],
 )
 def test_evidence_of_another_setting_is_neither_quoted_nor_followed(run_setting, record):
@@ -334,7 +341,7 @@ def test_the_gain_of_pretrained_weights_is_quoted_for_such_a_net_alone():
         transfer={"weights": "none"},
     )
     arm = {"name": "from scratch", "difference": -0.3, "ci95": [-0.32, -0.28], "verdict": "hurts"}
-    base = BASE | {"model": "timm/resnet18", "weights": "pretrained"}
+    base = BASE | {"model": "timm/resnet18", "weights": "pretrained", "accuracy": 0.7}
     book = {"transfer-50": study(arm, base=base, n_images=500, epochs=12)}
     found = [Finding(NO_FAULT, "")]
 

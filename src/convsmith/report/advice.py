@@ -23,7 +23,7 @@ MOST = 3
 KEEPS_ITS_CLASS = ("cifar10", "cifar100", "fashion-mnist")  # named sets in which a mirrored image keeps its class
 MIRRORED_DIFFERS = ("digits", "mnist", "svhn")  # a mirrored digit is not a digit
 FEW = 500  # training images per class up to which pretrained weights are proposed
-ALIKE = 2  # factor by which epochs and images per class of a study may differ from those of a run that it applies to
+ALIKE = 2  # factor within which epochs, images per class and errors of a study and of a run are of one regime
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -63,8 +63,9 @@ class Setting:
     def resembles(self, study: Mapping[str, Any], arm: Mapping[str, Any]) -> bool:
         """Whether the study's result for `arm` may be quoted for this run.
 
-        It may if the nets are of one kind and start alike, epochs and images per class differ by at most a factor of
-        two, and the run has at least as much left to gain as the arm gained.
+        It may if the run is in the regime of the study: the nets are of one kind and start alike, and epochs, images
+        per class and the share of images that are classified wrongly (by the run, by the study's base) differ by at
+        most a factor of two. And the run must have at least as much left to gain as the arm gained.
         """
         base, config = study["base"], self.config
         gain = abs(arm["difference"] or 0.0)
@@ -72,7 +73,8 @@ class Setting:
             kind(base["model"]) == kind(config.model.name)
             and (base["weights"] == "none") == (config.transfer.weights == "none")
             and _near(study["epochs"], config.train.epochs)
-            and _near(images_per_class(study), self.images_per_class)
+            and _near(book.images_per_class(study), self.images_per_class)
+            and _near(1 - base["accuracy"], self.room)
             and (arm["verdict"] != "helps" or gain <= self.room)
         )
 
@@ -80,11 +82,6 @@ class Setting:
 def kind(model: str) -> str:
     """The kind of a net: plain convolutions, residual blocks, or a published architecture."""
     return {"simple-cnn": "plain", "convnet": "plain", "small-resnet": "residual"}.get(model, "published")
-
-
-def images_per_class(study: Mapping[str, Any]) -> float:
-    """The number of training images per class in each fold of a study."""
-    return float(study["n_images"] * (1 - 1 / study["folds"]) / study["n_classes"])
 
 
 def results() -> Results:
@@ -161,7 +158,8 @@ def _gain_of_pretraining(setting: Setting, records: Results) -> str:
             "ci95": [-high, -low],
             "verdict": "helps",
         }
-        from_scratch = {**record, "base": {**record["base"], "weights": "none"}}
+        accuracy = record["base"]["accuracy"] + arm["difference"]
+        from_scratch = {**record, "base": {**record["base"], "weights": "none", "accuracy": accuracy}}
         if setting.resembles(from_scratch, gained):
             return _words(gained, study, record)
     return ""
@@ -179,12 +177,9 @@ def measured(experiment: Experiment, setting: Setting, records: Results) -> str:
 def _words(arm: Mapping[str, Any], study: str, record: Mapping[str, Any]) -> str:
     unit = text.unit(record["metric"])
     interval = f" (95% interval {unit.interval(arm['ci95'])})" if arm["ci95"] else ""
-    base = record["base"]
-    weights = "pretrained weights" if base["weights"] != "none" else "random weights"
     return (
         f"{unit.words(unit.difference(arm['difference']))} of {record['metric']}{interval}: {arm['verdict']}. "
-        f"Study {study}, arm {arm['name']}: {base['model']} with {weights}, {images_per_class(record):.0f} training "
-        f"images per class of {record['data']}, {record['epochs']} epochs, {record['folds']} folds."
+        f"Study {study}, arm {arm['name']}: {book.regime(record)}, {record['folds']} folds."
     )
 
 
