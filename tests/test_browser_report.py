@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+import convsmith
 from chromium import headless
 
+KEPT = Path(__file__).parent / "first_edition"
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
 
@@ -150,3 +153,37 @@ return Math.min(...[...document.querySelectorAll(arguments[0])].map(element => {
   return (pair[0] + 0.05) / (pair[1] + 0.05);
 }));
 """
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The pages of an ablation, of a tuning and of a comparison, all of kept runs."""
+    folder = tmp_path_factory.mktemp("kept")
+    for name in ("ablation", "tuning", "finished"):
+        shutil.copytree(KEPT / name, folder / name)
+    shutil.copytree(KEPT / "finished", folder / "other")
+    pages = [convsmith.report(folder / name, show=False) for name in ("ablation", "tuning")]
+    return [*pages, convsmith.compare([folder / "finished", folder / "other"]).path]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["ablation", "tuning", "compare"])
+def test_pages_of_studies_and_comparisons_are_no_wider_than_any_screen(
+    browser: Any, kept: list[Path], number: int
+) -> None:
+    browser.get_log("browser"), browser.get_log("performance")
+    for width in (400, 800, 1280):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE | {"width": width, "mobile": width < 800})
+        browser.get(kept[number].as_uri())
+        wide = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+        assert wide[0] <= wide[1], f"the page scrolls sideways at {width}"
+    for scheme in ("light", "dark"):
+        feature = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
+        for selector in ("body", ".cards td", ".cards small"):
+            if browser.find_elements("css selector", selector):
+                ratio = browser.execute_script(CONTRAST, selector)
+                assert ratio >= 4.5, f"{selector} in {scheme}: contrast {ratio:.2f}"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert requests(browser) == {kept[number].as_uri()}
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")] == []

@@ -90,7 +90,13 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
     assert r"\toprule" in (study / "ablation.tex").read_text(encoding="utf-8")
     assert "Bayle et al." in (study / "conclusion.md").read_text(encoding="utf-8")
     assert (study / "figures/forest.png").stat().st_size > 5000
-    for line in ("needs", "power", "no learning", "hurts", "next: convsmith train runs/ab/arms"):
+    for line in (
+        "needs",
+        "power",
+        "no learning",
+        "hurts",
+        "next: convsmith report runs/ab\n      convsmith train runs/ab/arms",
+    ):
         assert line in done.stdout
     convsmith("train", study / "arms/average/config.yaml", "--print-config")
     assert not list(study.rglob("test-access.jsonl"))

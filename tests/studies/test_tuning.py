@@ -140,7 +140,7 @@ def test_it_says_what_it_found_and_how_far_to_trust_it(whole: Path) -> None:
     assert f"best {float(best['value']):.4f} (trial {best['number']})" in text
     assert "importance  not estimated: 3 trials are complete, but 8 are needed" in text
     assert "The best val_accuracy of 3 trials is optimistic" in text
-    assert "next: convsmith crossval runs/s/best.yaml" in text
+    assert "next: convsmith report runs/s\n      convsmith crossval runs/s/best.yaml" in text
 
 
 def test_the_best_config_is_ready_for_train(whole: Path, call: Call) -> None:

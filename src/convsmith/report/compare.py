@@ -18,11 +18,12 @@ from convsmith.files import explain_os_errors, refuse_to_replace, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.evaluation import Predictions
 from convsmith.prediction.metrics import accuracy_interval
-from convsmith.records import METRICS, recorded, worth_showing
+from convsmith.records import recorded, worth_showing
 from convsmith.report.analysis import Pairing, pair
 from convsmith.report.charts import KINDS, MOST_DOTS, Axes, Line, line_chart
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
+from convsmith.report.side_by_side import SETTINGS, side_by_side
 from convsmith.studies.statistics import PairedAccuracies
 
 if TYPE_CHECKING:
@@ -208,15 +209,13 @@ def _page(comparison: Comparison, inputs: Mapping[str, Inputs]) -> str:
     """The comparison as one self-contained HTML file."""
     first = next(iter(inputs.values()))
     gallery = Gallery(first.dataset.val if first.dataset else None, first.predictions.ids)
+    rows, alike = side_by_side(comparison.table, comparison.differences)
     values = {
         "names": list(inputs),
-        "results": comparison.table,
-        "metrics": [
-            metric
-            for name, metric in METRICS.items()
-            if name != "accuracy" and any(name in row for row in comparison.table)
-        ],
-        "differences": comparison.differences,
+        "rows": rows,
+        "columns": [name for name in rows[0] if name not in ("run", SETTINGS)],
+        "settings": [[(key, values[at]) for key, values in comparison.differences] for at in range(len(rows))],
+        "alike": alike,
         "charts": [_chart(inputs, *chart) for chart in CHARTS],
         "legend": [(at % KINDS, name) for at, name in enumerate(inputs)],
         "versus": [_images_of(inputs, one, gallery) for one in comparison.versus],

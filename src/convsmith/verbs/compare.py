@@ -32,29 +32,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(comparison: Comparison, display: Display) -> None:
-    from rich.table import Column, Table
+    from convsmith import stacked
+    from convsmith.report.side_by_side import SETTINGS, side_by_side
 
-    from convsmith.display import cell, duration
-    from convsmith.records import METRICS, shown
-
-    rows = comparison.table
-    table = Table("validation split", *(Column(cell(row["name"]), justify="right") for row in rows), box=None)
-    for name, metric in METRICS.items():
-        if any(name in row for row in rows):
-            table.add_row(metric.label, *(shown(name, row[name]) if name in row else "-" for row in rows))
-        if name == "accuracy":
-            table.add_row("95% interval", *("{:.2%} to {:.2%}".format(*row["accuracy_ci95"]) for row in rows))
-    table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows))
-    table.add_row("time", *(duration(row["seconds"]) for row in rows))
-    display.console.print(table)
-    if comparison.differences:
-        keys = Table("config", *(Column(cell(row["name"]), overflow="fold") for row in rows), box=None)
-        for key, values in comparison.differences:
-            keys.add_row(cell(key), *map(cell, values))
-        display.line()
-        display.console.print(keys)
-    else:
-        display.line()
+    rows, alike = side_by_side(comparison.table, comparison.differences)
+    headings = [name for name in rows[0] if name != SETTINGS]
+    stacked.show(display, rows, headings[1:], under=(SETTINGS,))
+    display.line()
+    if alike:
+        display.wrapped(f"The same in all: {', '.join(f'{name} {cell}' for name, cell in alike.items())}.", indent=0)
+    if not comparison.differences:
         display.line("The configs are the same.")
     display.line()
     for one in comparison.versus:
