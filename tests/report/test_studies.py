@@ -129,8 +129,9 @@ def test_images_change_sides_by_the_share_of_their_trainings():
 
 
 def test_the_sides_and_classes_of_a_study_are_those_of_its_predictions(studies):
-    paired = Paired(read_plan(RunDir(studies / "ablation")), "wider")
-    trainings = paired.by_image("accuracy")
+    plan = read_plan(RunDir(studies / "ablation"))
+    paired = Paired.of(plan, "wider", effects.seen(plan, "base"))
+    trainings = paired.differences("accuracy")
     means = effects.by_image(trainings)
     shift = paired.sides.shift[paired.sides.trainings > 0]
     assert means == pytest.approx(shift)

@@ -20,6 +20,7 @@ from convsmith.figures.page import render
 from convsmith.records import METRICS
 from convsmith.report import arms
 from convsmith.report.charts import KINDS
+from convsmith.report.effects import of_an_image
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, open_pool
 from convsmith.rundir import RunDir
@@ -95,13 +96,14 @@ def ablation_page(study: Ablation) -> str:
     record, plan, (pool, absent) = study.record, study.plan, study.opened
     gallery = Gallery(pool, plan.folds["pool"])
     shown = text.unit(record["metric"])
-    details, unread = arms.details(plan, study.detailed, gallery, shown)
+    details, unread = arms.details(plan, study.detailed, gallery)
     total = plan.runs * len(plan.arms)
     methods, _, cited = text.methods(record).partition("\n\nReferences\n")
     values = {
         "run": study.run,
         "record": record,
         "label": METRICS[record["metric"]].label,
+        "of_an_image": METRICS[of_an_image(record["metric"])].label,
         "config": study.config,
         "finished": study.finished,
         "done": sum(study.done.values()),
@@ -152,7 +154,7 @@ def _in_short(study: Ablation, details: Sequence[Mapping[str, Any]], shown: text
                 f"than under the base, and {changed['worse']:,} less often",
             )
         )
-        if one["classes"]:
+        if one["classes"] and study.finished:
             told.append(("classes", "Classes", one["classes"]["sentence"]))
     if costs := [arm["seconds"] / study.record["base"]["seconds"] for arm in study.ordered if _has_cost(study, arm)]:
         told.append(

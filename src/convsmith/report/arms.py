@@ -14,14 +14,14 @@ from convsmith.errors import UserError
 from convsmith.records import METRICS
 from convsmith.report import effects
 from convsmith.report.charts import Axes, Line, line_chart
-from convsmith.report.effects import ClassEffect, Paired, Sides
+from convsmith.report.effects import ClassEffect, Paired, Seen, Sides, seen
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import read_metrics
 from convsmith.report.intervals import SHAPES, Row, histogram, interval_chart
 from convsmith.rundir import RunDir
 from convsmith.studies.comparison import Plan
 from convsmith.studies.config import BASE
-from convsmith.studies.text import Unit, heading
+from convsmith.studies.text import Unit, heading, unit
 
 EACH_WAY = 12  # images shown that changed sides in one direction
 MOST_CLASSES = 20  # classes with a row of their own: those that gain most and those that lose most
@@ -57,17 +57,18 @@ def _ends(interval: Sequence[float] | None, scale: float) -> tuple[float, float]
     return None if interval is None else (scale * interval[0], scale * interval[1])
 
 
-def details(plan: Plan, arms: Sequence[Arm], gallery: Gallery, shown: Unit) -> tuple[list[Section], str]:
+def details(plan: Plan, arms: Sequence[Arm], gallery: Gallery) -> tuple[list[Section], str]:
     """A section for each of `arms`, and why some have none: files of their trainings are gone or damaged."""
-    found, unread = [], ""
+    found, unread, base = [], "", dict[int, Seen]()
     for arm in arms:
-        paired = Paired(plan, arm["name"])
         try:
+            base = base or seen(plan, BASE)
+            paired = Paired.of(plan, arm["name"], base)
             found.append(
                 {
                     "name": arm["name"],
                     "verdict": arm["verdict"],
-                    "distribution": _distribution(paired, plan.spec["metric"], shown),
+                    "distribution": _distribution(paired, effects.of_an_image(plan.spec["metric"])),
                     "classes": _classes(arm["name"], effects.class_effects(paired)),
                     "changed": _changed(paired, gallery),
                 }
@@ -77,9 +78,10 @@ def details(plan: Plan, arms: Sequence[Arm], gallery: Gallery, shown: Unit) -> t
     return found, unread
 
 
-def _distribution(paired: Paired, metric: str, shown: Unit) -> Section:
+def _distribution(paired: Paired, metric: str) -> Section:
     """How the differences of the images are distributed; a chart where there are more than a few values."""
-    means = shown.scale * effects.by_image(paired.by_image(metric))
+    shown = unit(metric)
+    means = shown.scale * effects.by_image(paired.differences(metric))
     sign = 1 if shown.higher_is_better else -1
     moved = means[means != 0]
     section: Section = {
@@ -155,7 +157,7 @@ def _changed(paired: Paired, gallery: Gallery) -> Section:
 def _shot(paired: Paired, sides: Sides, at: int, gallery: Gallery) -> Section:
     classes = paired.classes
     return {
-        "id": paired.plan.folds["pool"][at],
+        "id": paired.pool[at],
         "uri": gallery.uris.get(at),
         "true": classes[sides.labels[at]],
         "said": [
@@ -170,11 +172,7 @@ def curves(plan: Plan, arms: Sequence[Arm]) -> Section:
     names = [BASE, *(arm["name"] for arm in arms)]
     of_arms, lost = {}, 0
     for name in names:
-        files = [
-            RunDir(Path(job.directory)).metrics
-            for job in (plan.job(name, index) for index in range(plan.runs))
-            if job.done
-        ]
+        files = [RunDir(Path(job.directory)).metrics for job in plan.done(name).values()]
         there = [read_metrics(file) for file in files if file.exists()]
         lost += len(files) - len(there)
         if there:

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from convsmith import records
 from convsmith.data.dataset import HELD_OUT
 from convsmith.errors import UserError
-from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.rundir import RunDir
-from convsmith.studies.by_image import differences
+from convsmith.studies.by_image import less, predicted
 from convsmith.studies.comparison import LEVEL, Plan
 from convsmith.studies.config import BASE
-from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.variance import Training, compare_by_image
 
 FEWEST = 2  # images of a class, below which nothing varies
@@ -73,49 +71,62 @@ class Sides:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """What a training found on the images that it held out: by metric, and its answers (classes, int64 [n])."""
+
+    values: dict[str, Training]
+    labels: NDArray[np.int64]
+    answers: NDArray[np.int64]
+
+
+def of_an_image(metric: str) -> str:
+    """What is told of an image in a study of this metric: the metric, if it is a mean over images, or the accuracy."""
+    return metric if records.METRICS[metric].mean else "accuracy"
+
+
+def seen(plan: Plan, arm: str) -> dict[int, Seen]:
+    """The trainings of an arm that are done, by their index. UserError where their files are gone or damaged."""
+    metrics, found = dict.fromkeys([of_an_image(plan.spec["metric"]), "accuracy"]), {}
+    for index, job in plan.done(arm).items():
+        (one,) = predicted([job], plan.folds)  # one after the other: the probabilities of a whole study may be many
+        values = {metric: one.training(metric) for metric in metrics}
+        found[index] = Seen(values, one.outcomes.labels, one.outcomes.predicted)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class Paired:
-    """The trainings that an arm and the base of a study have both done."""
+    """The trainings that an arm and the base have both done; `pool` has the names of the images."""
 
-    plan: Plan
-    arm: str
+    pool: Sequence[str]
+    classes: Sequence[str]
+    pairs: Sequence[tuple[Seen, Seen]]
 
-    @cached_property
-    def jobs(self) -> tuple[dict[int, FoldJob], dict[int, FoldJob]]:
-        """Those of the arm and of the base, by the index of the training."""
-        arm, base = (
-            {index: job for index in range(self.plan.runs) if (job := self.plan.job(name, index)).done}
-            for name in (self.arm, BASE)
-        )
-        both = sorted(arm.keys() & base.keys())
-        return {index: arm[index] for index in both}, {index: base[index] for index in both}
+    @classmethod
+    def of(cls, plan: Plan, arm: str, base: Mapping[int, Seen]) -> Paired:
+        """`base` is what `seen` gives for the base. UserError as there."""
+        ours, first = seen(plan, arm), next(iter(plan.done(BASE).values()))
+        names = records.read(RunDir(Path(first.directory)).evaluation(HELD_OUT), records.Evaluation)["classes"]
+        return cls(plan.folds["pool"], names, [(ours[at], base[at]) for at in sorted(ours.keys() & base.keys())])
 
-    def by_image(self, metric: str) -> list[Training]:
-        """The differences of each training, image by image. UserError where they cannot be had."""
-        return differences(*self.jobs, self.plan.folds, metric)
-
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """UserError where a file of a training is gone or damaged, as by the other properties."""
-        job = next(iter(self.jobs[1].values()))
-        return tuple(records.read(RunDir(Path(job.directory)).evaluation(HELD_OUT), records.Evaluation)["classes"])
+    def differences(self, metric: str) -> list[Training]:
+        """Arm minus base, image by image, of each training: of the metric `of_an_image`, or of the accuracy."""
+        return [less(ours.values[metric], base.values[metric]) for ours, base in self.pairs]
 
     @cached_property
     def sides(self) -> Sides:
-        pool = {name: at for at, name in enumerate(self.plan.folds["pool"])}
-        trainings, base, arm = (np.zeros(len(pool), dtype=np.int64) for _ in range(3))
-        labels, base_said, arm_said = (np.full(len(pool), -1, dtype=np.int64) for _ in range(3))
-        for ours, theirs in zip(*(of.values() for of in self.jobs), strict=True):
-            for job, right, said in ((theirs, base, base_said), (ours, arm, arm_said)):
-                found = self._predictions(job)
-                at = np.array([pool[name] for name in found.ids])
-                labels[at] = found.labels
-                right[at] += found.correct
-                said[at] = np.where(found.correct, said[at], found.predicted)
-            trainings[at] += 1
+        size = len(self.pool)
+        trainings, base, arm = (np.zeros(size, dtype=np.int64) for _ in range(3))
+        labels, base_said, arm_said = (np.full(size, -1, dtype=np.int64) for _ in range(3))
+        for ours, theirs in self.pairs:
+            images = theirs.values["accuracy"].images
+            trainings[images] += 1
+            labels[images] = theirs.labels
+            for found, right, said in ((theirs, base, base_said), (ours, arm, arm_said)):
+                correct = found.answers == found.labels
+                right[images] += correct
+                said[images] = np.where(correct, said[images], found.answers)
         return Sides(labels, trainings, base, arm, base_said, arm_said)
-
-    def _predictions(self, job: FoldJob) -> Predictions:
-        return read_predictions(RunDir(Path(job.directory)).predictions(HELD_OUT), self.classes)
 
 
 def by_image(trainings: Sequence[Training]) -> NDArray[np.float64]:
@@ -132,7 +143,7 @@ def class_effects(paired: Paired) -> list[ClassEffect]:
     Each class has the interval of the test by image, at the level ``1 - (1 - LEVEL) / classes`` (Bonferroni), so that
     all of them hold together with the study's level.
     """
-    trainings, labels = paired.by_image("accuracy"), paired.sides.labels
+    trainings, labels = paired.differences("accuracy"), paired.sides.labels
     level = 1 - (1 - LEVEL) / len(paired.classes)
     found = []
     for number, name in enumerate(paired.classes):

@@ -71,7 +71,7 @@ def show(result: AblationResult, display: Display, wide: bool = False) -> int:
     files = "ablation.csv", "ablation.tex", "conclusion.md", "figures/forest.png", "arms/"
     display.written(RunDir(directory).ablation, *files)
     if result.failed:
-        display.next(f"{command('resume', directory)}   (tries the failed runs again)")
+        display.next(f"{command('resume', directory)}   (tries the failed runs again)", command("report", directory))
     else:
         display.next(command("report", directory), command("train", directory / "arms" / result.best / "config.yaml"))
     return 1 if result.failed else 0
