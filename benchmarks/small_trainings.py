@@ -41,7 +41,6 @@ from convsmith.studies.folds import divided
 SIZE, CLASSES = 16, 10
 WIDTHS = {"A": 8, "B": 4, "C": 5}  # channels of the first convolution; the two others have twice as many
 TOGETHER = 10  # nets that are trained side by side
-FIRST = 50  # populations of each kind that all stages are trained on before any others
 EPOCHS, BATCH, RATE = 8, 30, 0.1
 ORDER = ("conv", "pool", "norm", "activation", "dropout")
 SKEW = 8.0  # a skewed population has so many times more images of its most frequent class than of its rarest
@@ -64,18 +63,19 @@ class Stage:
         return f"{self.kind}-{self.folds}"
 
 
-#: In the order in which they are trained; the stages of a line are trained together, population by population.
+#: The stages of a line are trained together, population by population, on so many populations in each of four turns.
 STAGES = (
-    tuple(Stage("600", 5, arm, seeds, (1, 2)) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))),
-    tuple(Stage("skewed", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))),
     (
-        Stage("600", 5, "A", (3, 4), (1, 2)),
-        Stage("600", 5, "A", (5, 6, 7, 8)),
-        Stage("600", 5, "B", (2, 3)),
-        Stage("600", 5, "C", (2, 3)),
+        (44, 44, 44, 100),
+        [Stage("600", 5, arm, seeds, (1, 2)) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))],
     ),
-    tuple(Stage("2000", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))),
-    tuple(Stage("600", 10, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))),
+    ((10, 20, 30, 90), [Stage("skewed", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
+    (
+        (10, 20, 44, 100),
+        [Stage("600", 5, "A", (3, 4, 5, 6, 7, 8)), *(Stage("600", 5, arm, (2, 3)) for arm in ("B", "C"))],
+    ),
+    ((6, 12, 20, 100), [Stage("600", 10, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
+    ((3, 6, 12, 30), [Stage("2000", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
 )
 
 
@@ -268,11 +268,11 @@ def main() -> None:
     torch.set_num_threads(1)
     pixels, labels = read_images(args.data, args.work / "cache")
     every = {kind: populations(kind, labels) for kind in ("600", "skewed", "2000")}
-    for part in (slice(FIRST), slice(FIRST, None)):
-        for stages in STAGES:
+    for turn in range(4):
+        for counts, stages in STAGES:
             folder = args.work / stages[0].folder
             folder.mkdir(parents=True, exist_ok=True)
-            for number, rows in list(enumerate(every[stages[0].kind]))[part]:
+            for number, rows in enumerate(every[stages[0].kind][: counts[turn]]):
                 began = time.process_time()
                 trainings = advance(stages, folder / f"{number:03d}.npz", pixels[rows], labels[rows])
                 if trainings:
