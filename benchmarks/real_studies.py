@@ -8,8 +8,8 @@ It writes docs/results/real_studies.json and the tables between the marks in doc
 
 Each population of small_trainings.py is a world of its own, on which complete studies are made of the trainings that
 are there. An A/A study compares nets that differ by seed alone, so that the true difference is 0; no two A/A studies
-of a design share a training. B and C are nets of fewer channels, compared with A of the same seeds; the true difference
-is the mean over all trainings of all populations of a kind. Each study is judged by four methods, from the same numbers:
+of a design share a training. B and C are nets of fewer channels, compared with A of the same seeds; the true
+difference is the mean over all trainings of all populations of a kind. Each study is judged by four methods:
 
 - folds: the corrected t-test over folds (`statistics.paired_comparison`), the test of studies before there was another;
 - ordinary: the t-test that takes folds for independent;
@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

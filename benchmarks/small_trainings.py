@@ -246,7 +246,8 @@ def advance(stages: Sequence[Stage], path: Path, pixels: NDArray[np.uint8], labe
             seeds = [100 * repeat + seed for seed, repeat in chunk]
             found = held_out(images, torch.from_numpy(labels), fold_of, WIDTHS[stage.arm], seeds)
             there |= {key(stage.arm, *one): scores for one, scores in zip(chunk, found, strict=True)}
-            there |= {f"fold-{repeat}": own for (_, repeat), own in zip(chunk, fold_of, strict=True)}
+            for (_, repeat), own in zip(chunk, fold_of, strict=True):
+                assert np.array_equal(there.setdefault(f"fold-{repeat}", own), own), f"{path} was divided otherwise"
             trainings += len(chunk) * stage.folds
     if trainings:
         partial = path.with_suffix(".partial.npz")
