@@ -7,9 +7,9 @@
 It writes docs/results/real_studies.json and the tables between the marks in docs/statistics.md.
 
 Each population of small_trainings.py is a world of its own, on which complete studies are made of the trainings that
-are there. An A/A study compares nets that differ by seed alone, so that the true difference is 0; no two A/A studies
-of a design share a training. B and C are nets of fewer channels, compared with A of the same seeds; the true
-difference is the mean over all trainings of all populations of a kind. Each study is judged by four methods:
+are there. An A/A study compares nets of one width that differ by seed alone, so that the true difference is 0; no two
+A/A studies of a design share a training. B and C are nets of fewer channels, compared with A of the same seeds; the
+true difference is the mean over all trainings of all populations of a kind. Each study is judged by four methods:
 
 - folds: the corrected t-test over folds (`statistics.paired_comparison`), the test of studies before there was another;
 - ordinary: the t-test that takes folds for independent;
@@ -51,6 +51,14 @@ Floats = NDArray[np.float64]
 Seeds = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Side:
+    """One side of a study: nets of an arm, from some seeds."""
+
+    arm: str
+    seeds: Seeds
+
+
 class Population:
     """What was kept of a population: the values by image of any of its trainings, and their differences."""
 
@@ -58,8 +66,8 @@ class Population:
         self.kept = kept(path)
         self.values: dict[tuple[str, str], Floats] = {}
 
-    def has(self, arm: str, seeds: Seeds, repeats: Seeds) -> bool:
-        return all(key(arm, seed, repeat) in self.kept for seed in seeds for repeat in repeats)
+    def has(self, side: Side, repeats: Seeds) -> bool:
+        return all(key(side.arm, seed, repeat) in self.kept for seed in side.seeds for repeat in repeats)
 
     def by_image(self, metric: str, arm: str, seed: int, repeat: int) -> Floats:
         """float64 [images], fold by fold, so that the mean over a fold's images is its metric."""
@@ -79,49 +87,60 @@ class Population:
         places = [name.split("-") for name in self.kept if name.startswith(f"{arm}-")]
         return float(np.mean([self.by_image(metric, arm, int(seed), int(repeat)).mean() for _, seed, repeat in places]))
 
-    def study(self, metric: str, arm: str, ours: Seeds, theirs: Seeds, repeats: Seeds) -> list[Training]:
-        """The differences of the seeds `ours` of an arm and `theirs` of A, training by training."""
+    def study(self, metric: str, one: Side, other: Side, repeats: Seeds) -> list[Training]:
+        """The differences of two sides, one minus other, training by training."""
         found = []
         for repeat in repeats:
             fold_of = self.kept[f"fold-{repeat}"]
-            for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
-                difference = self.by_image(metric, arm, one, repeat) - self.by_image(metric, "A", other, repeat)
+            for number, (ours, theirs) in enumerate(zip(one.seeds, other.seeds, strict=True), start=1):
+                values, reference = (
+                    self.by_image(metric, side.arm, seed, repeat) for side, seed in ((one, ours), (other, theirs))
+                )
                 for fold in range(fold_of.max() + 1):
                     held = np.flatnonzero(fold_of == fold)
-                    found.append(Training(repeat, fold + 1, number, held, difference[held]))
+                    found.append(Training(repeat, fold + 1, number, held, (values - reference)[held]))
         return found
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two sides, and the repeats in which they are compared."""
+
+    ours: Side
+    theirs: Side
+    repeats: Seeds
+
+
+@dataclass(frozen=True)
 class Design:
-    """How a study is made of the trainings in a folder; each of `null` are the seeds of an A/A study's two sides."""
+    """How studies are made of the trainings in a folder; `seeds` and `repeats` are those of A/B and A/C."""
 
     title: str
     folder: str
     repeats: Seeds
-    seeds: Seeds  # of A/B
-    null: tuple[tuple[Seeds, Seeds], ...]
+    seeds: Seeds
+    null: tuple[Pair, ...]
 
     @property
     def folds(self) -> int:
         return int(self.folder.split("-")[1])
 
 
-def pairs(count: int, each: int) -> tuple[tuple[Seeds, Seeds], ...]:
-    """The first `count` seeds as the sides, of `each` seeds, of as many studies as they give without sharing any."""
-    sides = [tuple(range(first, first + each)) for first in range(1, count + 2 - each, each)]
-    return tuple(zip(sides[::2], sides[1::2], strict=False))
+def pairs(arm: str, count: int, each: int, repeats: Seeds = (1,)) -> tuple[Pair, ...]:
+    """As many studies, of `each` seeds a side, as the first `count` seeds give without sharing any."""
+    sides = [Side(arm, tuple(range(first, first + each))) for first in range(1, count + 2 - each, each)]
+    return tuple(Pair(ours, theirs, repeats) for ours, theirs in zip(sides[::2], sides[1::2], strict=False))
 
 
+OTHER_NULL = (*pairs("A", 2, 1, (2,)), *pairs("B", 2, 1), *pairs("C", 2, 1))
 DESIGNS = (
-    Design("600 images, 5 folds", "600-5", (1,), (1,), pairs(8, 1)),
-    Design("600 images, 5 folds x 2", "600-5", (1, 2), (1,), pairs(4, 1)),
-    Design("600 images, 5 folds, 2 seeds", "600-5", (1,), (1, 2), pairs(8, 2)),
-    Design("600 images, 5 folds, 3 seeds", "600-5", (1,), (1, 2, 3), pairs(6, 3)),
-    Design("600 images, 5 folds x 2, 2 seeds", "600-5", (1, 2), (1, 2), pairs(4, 2)),
-    Design("600 images, 10 folds", "600-10", (1,), (1,), pairs(2, 1)),
-    Design("2,000 images, 5 folds", "2000-5", (1,), (1,), pairs(2, 1)),
-    Design("600 imbalanced images, 5 folds", "skewed-5", (1,), (1,), pairs(2, 1)),
+    Design("600 images, 5 folds", "600-5", (1,), (1,), (*pairs("A", 8, 1), *OTHER_NULL)),
+    Design("600 images, 5 folds x 2", "600-5", (1, 2), (1,), pairs("A", 2, 1, (1, 2))),
+    Design("600 images, 5 folds, 2 seeds", "600-5", (1,), (1, 2), pairs("A", 8, 2)),
+    Design("600 images, 5 folds, 3 seeds", "600-5", (1,), (1, 2, 3), pairs("A", 6, 3)),
+    Design("600 images, 10 folds", "600-10", (1,), (1,), pairs("A", 2, 1)),
+    Design("2,000 images, 5 folds", "2000-5", (1,), (1,), pairs("A", 2, 1)),
+    Design("600 imbalanced images, 5 folds", "skewed-5", (1,), (1,), pairs("A", 2, 1)),
 )
 NULL_ARMS = 6  # against one base, in the first repeat of 600-5
 
@@ -189,16 +208,17 @@ class World:
         """The true difference of an arm and its standard error, from all trainings of both arms in all populations."""
         if arm == "A":
             return 0.0, 0.0
-        there = [one for one in self.populations if one.has(arm, (1,), (1,))]
+        there = [one for one in self.populations if one.has(Side(arm, (1,)), (1,))]
         each = [one.mean(metric, arm) - one.mean(metric, "A") for one in there]
         return float(np.mean(each)), float(np.std(each, ddof=1) / math.sqrt(len(each)))
 
     def studies(self, design: Design, metric: str, arm: str) -> Iterator[list[Training]]:
-        sides = design.null if arm == "A" else ((design.seeds, design.seeds),)
+        """Those of an arm against A, or for A itself the null studies."""
+        true = Pair(Side(arm, design.seeds), Side("A", design.seeds), design.repeats)
         for population in self.populations:
-            for ours, theirs in sides:
-                if population.has(arm, ours, design.repeats) and population.has("A", theirs, design.repeats):
-                    yield population.study(metric, arm, ours, theirs, design.repeats)
+            for one in design.null if arm == "A" else (true,):
+                if population.has(one.ours, one.repeats) and population.has(one.theirs, one.repeats):
+                    yield population.study(metric, one.ours, one.theirs, one.repeats)
 
 
 def rate(count: int, of: int) -> dict[str, float]:
@@ -258,9 +278,10 @@ def null_arms(world: World, metric: str) -> dict[str, Any] | None:
     """Studies of a base and NULL_ARMS arms that differ by seed alone: how many have any verdict after Holm."""
     found: dict[str, list[bool]] = {}
     for population in world.populations:
-        if not population.has("A", tuple(range(1, NULL_ARMS + 2)), (1,)):
+        base, *arms = (Side("A", (seed,)) for seed in range(1, NULL_ARMS + 2))
+        if not all(population.has(side, (1,)) for side in (base, *arms)):
             continue
-        studies = [population.study(metric, "A", (seed,), (1,), (1,)) for seed in range(2, NULL_ARMS + 2)]
+        studies = [population.study(metric, arm, base, (1,)) for arm in arms]
         for name, method in methods(5).items():
             adjusted = holm([method(one, math.inf).p for one in studies])
             found.setdefault(name, []).append(any(p is not None and p < 1 - LEVEL for p in adjusted))

@@ -62,11 +62,17 @@ def test_nets_side_by_side_are_trained_as_each_alone(nets, monkeypatch):
 
 
 def test_null_studies_of_a_design_share_no_training(studies):
-    assert studies.pairs(8, 1) == (((1,), (2,)), ((3,), (4,)), ((5,), (6,)), ((7,), (8,)))
-    assert studies.pairs(6, 3) == (((1, 2, 3), (4, 5, 6)),)
+    assert [(one.ours.seeds, one.theirs.seeds) for one in studies.pairs("A", 6, 3)] == [((1, 2, 3), (4, 5, 6))]
     for design in studies.DESIGNS:
-        seeds = [seed for sides in design.null for side in sides for seed in side]
-        assert len(seeds) == len(set(seeds)), design.title
+        trainings = [
+            (side.arm, seed, repeat)
+            for one in design.null
+            for side in (one.ours, one.theirs)
+            for seed in side.seeds
+            for repeat in one.repeats
+        ]
+        assert len(trainings) == len(set(trainings)), design.title
+        assert all(one.ours.arm == one.theirs.arm for one in design.null)
 
 
 def test_a_study_has_the_differences_of_the_metrics_of_its_folds(studies, tmp_path):
@@ -75,7 +81,7 @@ def test_a_study_has_the_differences_of_the_metrics_of_its_folds(studies, tmp_pa
     scores = {f"{arm}-{seed}-1": np.log(draw.dirichlet(np.ones(3), 60)) for arm, seed in (("A", 1), ("A", 2))}
     np.savez(tmp_path / "000.npz", **{"labels": labels, "fold-1": fold_of, **scores})
     (population,) = studies.World(tmp_path).populations
-    found = population.study("accuracy", "A", (1,), (2,), (1,))
+    found = population.study("accuracy", studies.Side("A", (1,)), studies.Side("A", (2,)), (1,))
     right = {place: kept.argmax(axis=1) == labels for place, kept in scores.items()}
     assert [one.fold for one in found] == [1, 2, 3, 4]
     for fold, one in enumerate(found):
