@@ -121,10 +121,6 @@ class Design:
     seeds: Seeds
     null: tuple[Pair, ...]
 
-    @property
-    def folds(self) -> int:
-        return int(self.folder.split("-")[1])
-
 
 def pairs(arm: str, count: int, each: int, repeats: Seeds = (1,)) -> tuple[Pair, ...]:
     """As many studies, of `each` seeds a side, as the first `count` seeds give without sharing any."""
@@ -201,16 +197,28 @@ class World:
     """The populations of a folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folds = int(folder.name.split("-")[1])
         self.populations = [Population(path) for path in sorted(folder.glob("[0-9][0-9][0-9].npz"))]
 
     @cache  # noqa: B019
-    def truth(self, arm: str, metric: str) -> tuple[float, float]:
-        """The true difference of an arm and its standard error, from all trainings of both arms in all populations."""
-        if arm == "A":
-            return 0.0, 0.0
+    def mean(self, arm: str, metric: str, less: str | None = None) -> tuple[float, float]:
+        """The mean of an arm over the populations, and its standard error; `less` another arm, from all trainings."""
         there = [one for one in self.populations if one.has(Side(arm, (1,)), (1,))]
-        each = [one.mean(metric, arm) - one.mean(metric, "A") for one in there]
+        each = [one.mean(metric, arm) - (one.mean(metric, less) if less else 0) for one in there]
         return float(np.mean(each)), float(np.std(each, ddof=1) / math.sqrt(len(each)))
+
+    def truth(self, arm: str, metric: str) -> tuple[float, float]:
+        """The true difference of an arm from A, and its standard error."""
+        return (0.0, 0.0) if arm == "A" else self.mean(arm, metric, "A")
+
+    def summary(self) -> dict[str, Any]:
+        """How many populations and nets there are, and the accuracy of each arm."""
+        arms = [arm for arm in WIDTHS if any(one.has(Side(arm, (1,)), (1,)) for one in self.populations)]
+        return {
+            "populations": len(self.populations),
+            "nets": sum(self.folds for one in self.populations for name in one.kept if name[0] in WIDTHS),
+            "accuracy": {arm: self.mean(arm, "accuracy")[0] for arm in arms},
+        }
 
     def studies(self, design: Design, metric: str, arm: str) -> Iterator[list[Training]]:
         """Those of an arm against A, or for A itself the null studies."""
@@ -233,8 +241,8 @@ def case(world: World, design: Design, metric: str, arm: str) -> dict[str, Any] 
         return None
     truth, error = world.truth(arm, metric)
     margin = abs(world.truth("B" if arm == "A" else arm, metric)[0])
-    judged = {name: [method(one, margin) for one in studies] for name, method in methods(design.folds).items()}
-    components = [compare_by_image(one) for one in studies]
+    judged = {name: [method(one, margin) for one in studies] for name, method in methods(world.folds).items()}
+    components = [moments(one) for one in studies]
     return {
         "design": design.title,
         "arms": f"A/{arm}",
@@ -244,11 +252,13 @@ def case(world: World, design: Design, metric: str, arm: str) -> dict[str, Any] 
         "truth": truth,
         "truth_error": error,
         "margin": margin,
-        "spread": float(np.std([one.mean_difference for one in components])),
         "correlation": correlation(np.stack([over_folds(one) for one in studies]), truth, len(design.repeats)),
-        "assumed_correlation": 1 / design.folds,
-        "images_std": float(np.sqrt(np.mean([one.images_std**2 for one in components]))),
-        "trainings_std": float(np.sqrt(np.mean([one.trainings_std**2 for one in components]))),
+        "assumed_correlation": 1 / world.folds,
+        "variance": {
+            "of_the_mean": float(np.mean([(one.mean - truth) ** 2 for one in components])),
+            "images": float(np.mean([one.images for one in components])),
+            "excess": float(np.mean([one.between - one.expected for one in components])),
+        },
         "methods": {
             name: {
                 "different": rate(sum(one.p < 1 - LEVEL for one in found), len(found)),
@@ -282,7 +292,7 @@ def null_arms(world: World, metric: str) -> dict[str, Any] | None:
         if not all(population.has(side, (1,)) for side in (base, *arms)):
             continue
         studies = [population.study(metric, arm, base, (1,)) for arm in arms]
-        for name, method in methods(5).items():
+        for name, method in methods(world.folds).items():
             adjusted = holm([method(one, math.inf).p for one in studies])
             found.setdefault(name, []).append(any(p is not None and p < 1 - LEVEL for p in adjusted))
     if not found:
@@ -305,7 +315,11 @@ def analyse(work: Path) -> dict[str, Any]:
         if (found := case(worlds[design.folder], design, metric, arm))
     ]
     of_null = [found for metric in METRICS if (found := null_arms(worlds["600-5"], metric))]
-    return {"cases": cases, "null_arms": of_null}
+    return {
+        "worlds": {folder: world.summary() for folder, world in worlds.items()},
+        "cases": cases,
+        "null_arms": of_null,
+    }
 
 
 def of_all(cases: Sequence[Mapping[str, Any]], method: str, count: str) -> dict[str, float]:

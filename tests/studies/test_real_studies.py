@@ -79,8 +79,10 @@ def test_a_study_has_the_differences_of_the_metrics_of_its_folds(studies, tmp_pa
     draw = np.random.default_rng(0)
     labels, fold_of = draw.integers(0, 3, 60), np.arange(60) % 4
     scores = {f"{arm}-{seed}-1": np.log(draw.dirichlet(np.ones(3), 60)) for arm, seed in (("A", 1), ("A", 2))}
-    np.savez(tmp_path / "000.npz", **{"labels": labels, "fold-1": fold_of, **scores})
-    (population,) = studies.World(tmp_path).populations
+    folder = tmp_path / "60-4"
+    folder.mkdir()
+    np.savez(folder / "000.npz", **{"labels": labels, "fold-1": fold_of, **scores})
+    (population,) = studies.World(folder).populations
     found = population.study("accuracy", studies.Side("A", (1,)), studies.Side("A", (2,)), (1,))
     right = {place: kept.argmax(axis=1) == labels for place, kept in scores.items()}
     assert [one.fold for one in found] == [1, 2, 3, 4]
