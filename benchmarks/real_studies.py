@@ -230,8 +230,9 @@ class World:
 
 
 def rate(count: int, of: int) -> dict[str, float]:
-    share = count / of
-    return {"share": share, "mc_error": math.sqrt(share * (1 - share) / of)}
+    """A share and its Monte Carlo error: that of Agresti and Coull (1998), which is not 0 where nothing was counted."""
+    about = (count + 2) / (of + 4)
+    return {"share": count / of, "mc_error": math.sqrt(about * (1 - about) / (of + 4))}
 
 
 def case(world: World, design: Design, metric: str, arm: str) -> dict[str, Any] | None:
@@ -413,9 +414,17 @@ def page(result: Mapping[str, Any]) -> str:
             for metric in METRICS
         ),
     )
+    parts = table(
+        ["metric", "arms", "correlation of two folds", "excess E / images' share V", "variance of the mean / (V + E)"],
+        (
+            [metric, kind, *(f"{value:.2f}" for value in variances(of(metric, [kind])))]
+            for metric in METRICS
+            for kind in ("A/A", *true)
+        ),
+    )
     return "\n".join(
         [
-            "All designs together:\n",
+            f"{worlds(result['worlds'])} All designs together:\n",
             whole,
             "The test by image, by design; in brackets, what the corrected test over folds finds:\n",
             each,
@@ -423,8 +432,36 @@ def page(result: Mapping[str, Any]) -> str:
             arms,
             "Called equivalent, where the margin is the true difference, so that at most 5% may be:\n",
             equivalent,
+            "Where the variance comes from, means over all designs:\n",
+            parts,
         ]
     )
+
+
+def variances(cases: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """Of several cases, each weighted by its studies: the columns of the last table."""
+    weights = [one["studies"] for one in cases]
+
+    def mean(values: Iterable[float]) -> float:
+        return float(np.average(list(values), weights=weights))
+
+    return (
+        mean(one["correlation"] for one in cases),
+        mean(one["variance"]["excess"] / one["variance"]["images"] for one in cases),
+        mean(one["variance"]["of_the_mean"] / (one["variance"]["images"] + one["variance"]["excess"]) for one in cases),
+    )
+
+
+def worlds(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was trained, and how well."""
+    names = {"600": "600 images", "2000": "2,000 images", "skewed": "600 imbalanced images"}
+    texts = []
+    for folder, one in found.items():
+        kind, folds = folder.split("-")
+        right = ", ".join(f"{arm} {100 * share:.1f}%" for arm, share in one["accuracy"].items())
+        nets = f"{one['nets']:,} nets, accuracy {right}"
+        texts.append(f"{one['populations']} populations of {names[kind]} in {folds} folds ({nets})")
+    return f"{'; '.join(texts)}."
 
 
 def with_tables(text: str, tables: str) -> str:
