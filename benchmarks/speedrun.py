@@ -1,17 +1,17 @@
 """Time to 94% on CIFAR-10: presets of convsmith against airbench94_muon on the same machine in the same precision.
 
-    python benchmarks/speedrun.py CIFAR10_PARQUET_FOLDER WORK seed speedrun 0             one training from seed 0
+    python benchmarks/speedrun.py CIFAR10_PARQUET_FOLDER WORK seed speedrun 0 [FLAG ...]  one training from seed 0
     python benchmarks/speedrun.py CIFAR10_PARQUET_FOLDER WORK airbench AIRBENCH             a whole training of airbench
     python benchmarks/speedrun.py CIFAR10_PARQUET_FOLDER WORK steps AIRBENCH speedrun       steps of both, in turns
 
 Each piece takes some minutes and adds its result to docs/results/speedrun.json, whose summary is made anew; pieces may
-be run in any order, and a seed that is there already is not run again. AIRBENCH is airbench94_muon.py as it is
-downloaded from github.com/KellerJordan/cifar10-airbench; what is CUDA's in it is replaced as it is loaded (PATCHES),
-and its network runs under bfloat16 autocast, or in float32 with --precision float32.
+be run in any order, a training that was stopped goes on, and a seed that is there already is not run again. AIRBENCH is
+airbench94_muon.py as it is downloaded from github.com/KellerJordan/cifar10-airbench; what is CUDA's in it is replaced
+as it is loaded (PATCHES), and its network runs under bfloat16 autocast, or in float32 with --precision float32.
 
-convsmith runs as its users run it: `train`, then `evaluate --split test`. Training seconds are those of summary.json,
-process seconds those of the whole command. Accuracies are on the 10,000 test images: `mirrored` as the model predicts
-(the mean over an image and its mirror image), `plain` without. airbench averages over six views.
+convsmith runs as its users run it: `train`, with the FLAGs, then `evaluate --split test`. Training seconds are those of
+summary.json. Accuracies are on the 10,000 test images: `mirrored` as the model predicts (the mean over an image and its
+mirror image), `plain` without. airbench averages over six views.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -116,6 +116,20 @@ def airbench(folder: Path, work: Path, script: Path, precision: str) -> dict[str
     return {"precision": precision, "intervals": Event.taken, "seconds": sum(Event.taken), **accuracies}
 
 
+class Times(NamedTuple):
+    """Seconds by the clock, and of the processor by all threads of this process."""
+
+    clock: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> Times:
+        return cls(time.perf_counter(), time.process_time())
+
+    def until_now(self) -> Times:
+        return Times(*(end - start for start, end in zip(self, Times.now(), strict=True)))
+
+
 class Enough(Exception):
     """All rounds are measured."""
 
@@ -123,9 +137,11 @@ class Enough(Exception):
 def steps(folder: Path, work: Path, script: Path, preset: str, precision: str, rounds: int) -> dict[str, Any]:
     """Seconds of a step of airbench94_muon and of a preset's steps of each image size, in turns, as medians.
 
-    Whole trainings follow by the number of steps; what each does once an epoch besides is left out for both.
+    Whole trainings follow by the number of steps; what each does once an epoch besides is left out for both. Seconds of
+    the processor are given beside those of the clock: with one thread, they count little of what else runs.
     """
     settings = {"data.source": str(folder), "track.wandb": "off", "train.precision": precision}
+    settings["train.layout"] = "channels_last"  # airbench's too
     prepared = setup.prepare(compose(preset, None, settings))
     with tempfile.TemporaryDirectory() as runs:
         experiment = setup.start(prepared, Path(runs))
@@ -135,46 +151,52 @@ def steps(folder: Path, work: Path, script: Path, preset: str, precision: str, r
         epochs_of.setdefault(size_word(train.size_in(epoch, image_size)), []).append(epoch)
     batches = {size: train_batches(experiment)(epochs[0], 0) for size, epochs in epochs_of.items()}
     experiment.state.training_mode()
-    taken: dict[str, list[float]] = {"airbench94_muon": [], **{size: [] for size in batches}}
-    began = time.perf_counter()
+    taken: dict[str, list[Times]] = {"airbench94_muon": [], **{size: [] for size in batches}}
+    began = Times.now()
 
     def ours() -> None:
         nonlocal began
-        taken["airbench94_muon"].append(time.perf_counter() - began)
+        taken["airbench94_muon"].append(began.until_now())
         for size, of_size in batches.items():
             for _ in range(2):  # the first one after another size finds its memory cold
-                began = time.perf_counter()
+                began = Times.now()
                 step(experiment.state, next(of_size), experiment.recipe)
-            taken[size].append(time.perf_counter() - began)
+            taken[size].append(began.until_now())
         if len(taken["airbench94_muon"]) > rounds:
             raise Enough
-        began = time.perf_counter()
+        began = Times.now()
 
     names = load_airbench(folder, work, script, precision)
     names["after_step"] = ours
     with contextlib.chdir(work), contextlib.suppress(Enough):
         names["main"](0, names["model"])
-    medians = {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
-    theirs = AIRBENCH_STEPS * medians.pop("airbench94_muon")
-    whole = sum(len(epochs_of[size]) * experiment.steps * seconds for size, seconds in medians.items())
+    number = {"airbench94_muon": AIRBENCH_STEPS}
+    number |= {size: len(epochs) * experiment.steps for size, epochs in epochs_of.items()}
+    of_step = {name: Times(*map(statistics.median, zip(*times[1:], strict=True))) for name, times in taken.items()}
+    whole = {name: Times(*(number[name] * seconds for seconds in times)) for name, times in of_step.items()}
+    theirs = whole.pop("airbench94_muon")
+    ours_whole = Times(*map(sum, zip(*whole.values(), strict=True)))
     return {
         "preset": preset,
         "precision": precision,
+        "threads": train.threads,
         "rounds": rounds,
-        "step_seconds": {"airbench94_muon": theirs / AIRBENCH_STEPS, **medians},
-        "steps": {"airbench94_muon": AIRBENCH_STEPS, preset: train.epochs * experiment.steps},
-        "seconds": {"airbench94_muon": theirs, preset: whole},
-        "ratio": theirs / whole,
+        "step_seconds": {name: times.clock for name, times in of_step.items()},
+        "step_processor_seconds": {name: times.processor for name, times in of_step.items()},
+        "steps": {"airbench94_muon": AIRBENCH_STEPS, preset: sum(number.values()) - AIRBENCH_STEPS},
+        "seconds": {"airbench94_muon": theirs.clock, preset: ours_whole.clock},
+        "processor_seconds": {"airbench94_muon": theirs.processor, preset: ours_whole.processor},
+        "ratio": theirs.clock / ours_whole.clock,
+        "processor_ratio": theirs.processor / ours_whole.processor,
     }
 
 
-def of_seed(folder: Path, work: Path, preset: str, seed: int) -> dict[str, Any]:
-    """Train a preset by the command line, and open the test split once."""
-    run, program = work / f"{preset}-{seed}-{time.time_ns()}", [sys.executable, "-m", "convsmith.cli"]
+def of_seed(folder: Path, work: Path, preset: str, seed: int, flags: list[str]) -> dict[str, Any]:
+    """Train a preset by the command line, with flags of `train` beside it, and open the test split once."""
+    run, program = work / f"{preset}-{seed}", [sys.executable, "-m", "convsmith.cli"]
     command = ["train", "--preset", preset, "--data", str(folder), "--seed", str(seed), "--track.wandb", "off"]
-    began = time.perf_counter()
-    subprocess.run([*program, *command, "--runs-dir", str(work), "--name", run.name], check=True)
-    seconds = time.perf_counter() - began
+    command += ["--runs-dir", str(work), "--name", run.name, *flags]
+    subprocess.run([*program, *(["resume", str(run)] if run.exists() else command)], check=True)
     subprocess.run([*program, "evaluate", str(run), "--split", "test"], check=True)
     summary = json.loads((run / "summary.json").read_text())
     predictor = load_predictor(run)
@@ -184,19 +206,19 @@ def of_seed(folder: Path, work: Path, preset: str, seed: int) -> dict[str, Any]:
     names = [predictor.classes[label] for label in labels]
     return {
         "seed": seed,
+        "flags": flags,
         "epochs": summary["epochs"],
         "training_seconds": summary["seconds"],
-        "process_seconds": seconds,
         "mirrored": json.loads((run / "evaluation-test.json").read_text())["accuracy"],
         "plain": float(np.mean([ours == theirs for ours, theirs in zip(plain, names, strict=True)])),
-        "val_mirrored": summary.get("val", {}).get("accuracy"),
+        "val_mirrored": (summary["val"] or {}).get("accuracy"),
         "precision": read_run_config(run / "config.yaml").train.precision,
     }
 
 
 def summary(presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The means over the seeds of each preset."""
-    keys = ("mirrored", "plain", "training_seconds", "process_seconds")
+    keys = ("mirrored", "plain", "training_seconds")
     return {
         preset: {"seeds": len(seeds), "least_mirrored": min(seed["mirrored"] for seed in seeds.values())}
         | {f"mean_{key}": statistics.mean(seed[key] for seed in seeds.values()) for key in keys}
@@ -217,14 +239,16 @@ def main() -> None:
         kind.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
     measured.add_argument("preset")
     measured.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
+    if flags and args.kind != "seed":
+        parser.error(f"flags of train are for seeds alone: {' '.join(flags)}")
     here, folder, work = machine(), args.folder.resolve(), args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     found = json.loads(OUT.read_text()) if OUT.exists() else {"presets": {}}
     if args.kind == "seed":
         seeds = found["presets"].setdefault(args.preset, {})
         if str(args.seed) not in seeds:
-            seeds[str(args.seed)] = of_seed(folder, work, args.preset, args.seed) | {"load": here["load"]}
+            seeds[str(args.seed)] = of_seed(folder, work, args.preset, args.seed, flags) | {"load": here["load"]}
     elif args.kind == "airbench":
         result = airbench(folder, work, args.script.resolve(), args.precision)
         found.setdefault("airbench", []).append(result | {"load": here["load"]})
