@@ -157,9 +157,8 @@ def _in_short(study: Ablation, details: Sequence[Mapping[str, Any]], shown: text
         if one["classes"] and study.finished:
             told.append(("classes", "Classes", one["classes"]["sentence"]))
     if costs := [arm["seconds"] / study.record["base"]["seconds"] for arm in study.ordered if _has_cost(study, arm)]:
-        told.append(
-            ("cost", "Cost", f"a training of an arm takes {min(costs):.2g} to {max(costs):.2g} times that of the base")
-        )
+        ends = " to ".join(dict.fromkeys(f"{cost:.2g}" for cost in (min(costs), max(costs))))
+        told.append(("cost", "Cost", f"a training of an arm takes {ends} times as long as one of the base"))
     return told
 
 
@@ -168,7 +167,9 @@ def _has_cost(study: Ablation, arm: Mapping[str, Any]) -> bool:
 
 
 def _told(arm: Mapping[str, Any], shown: text.Unit) -> str:
-    return f"'{arm['name']}'" + (f" {shown.difference(arm['difference'])}" if arm["difference"] is not None else "")
+    if arm["difference"] is None:
+        return f"'{arm['name']}'"
+    return f"'{arm['name']}' {shown.difference(arm['difference'])} {shown.of_differences}".rstrip()
 
 
 def _not_asked(study: Ablation) -> list[str]:
