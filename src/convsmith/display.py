@@ -202,7 +202,7 @@ class Display:
 
     def prose(self, text: str) -> None:
         """Paragraphs of our own, one a line, each wrapped on a terminal; names in them must be visible."""
-        for paragraph in text.split("\n"):
+        for paragraph in text.strip().split("\n"):
             self.wrapped(paragraph, indent=0)
 
     def table(self, columns: Mapping[str, Sequence[str]], below: Collection[str]) -> None:

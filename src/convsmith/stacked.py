@@ -86,9 +86,10 @@ def _columns(rows: Rows, width: int, first: Sequence[str], words: Collection[str
         cells = _longest(name, rows)
         widths = (cells, _in_two_lines(name, rows)) if name in words else (cells,)
         needed = next((w for w in (max(w, _longest_word(name)) + GAP for w in widths) if w <= left), None)
-        if name in headings and needed is not None:
-            taken[name] = needed - GAP
-            left -= needed
+        if needed is None:
+            break
+        taken[name] = needed - GAP
+        left -= needed
     of_names = width - sum(taken.values()) - GAP * len(taken)
     return [
         _Column(title, min(of_names, natural), in_words=True),
