@@ -27,6 +27,7 @@ from convsmith.errors import UserError
 from convsmith.studies.statistics import ROUNDING, Comparison, of_moments
 
 Floats = NDArray[np.float64]
+KNOWN_FROM = 5  # cells; fewer show so little of the excess noise that all of it counts as uncertain
 ASSUMED_TRAININGS_STD = 0.01  # of the difference of two accuracies; before a study has measured it
 
 
@@ -76,8 +77,8 @@ def compare_by_image(trainings: Sequence[Training], margin: float | None = None,
 
         t = mean / sqrt(V + E),    1/degrees = (V / (V + E))^2 / images_degrees + (W / (V + E))^2 / (cells - 1)
 
-    with ``W = B^2 / (B + A/2)``. That is Satterthwaite's formula (1946) for V + E, where the uncertainty of the excess
-    counts the more, the more of B is excess: see docs/statistics.md for the choice of W, and what others would do.
+    with ``W = B^3 / (B^2 + A^2)``, or W = B with fewer than 5 cells. That is Satterthwaite's formula (1946) for V + E,
+    where the uncertainty of B counts the more, the more of it is excess: docs/statistics.md says what else was tried.
 
     Of the result, `images_std` is the standard deviation between images (or groups) of their mean difference,
     `trainings_std` that of the excess noise of one training, and `rest_std` that of an image's difference between
@@ -195,9 +196,9 @@ def combined(
     """The standard errors and degrees of freedom of many studies at once; arrays of one shape, as in `Moments`."""
     variance = images + np.maximum(0.0, between - expected)
     whole = np.where(variance > 0, variance, 1.0)
-    bottom = between + expected / 2
-    excess = between**2 / np.where(bottom > 0, bottom, 1.0)
-    inverse = (images / whole) ** 2 / images_degrees + (excess / whole) ** 2 / degrees
+    bottom = between**2 + expected**2
+    share = between**2 / np.where(bottom > 0, bottom, 1.0) if degrees >= KNOWN_FROM - 1 else 1.0
+    inverse = (images / whole) ** 2 / images_degrees + (share * between / whole) ** 2 / degrees
     return np.sqrt(variance), np.where(variance > 0, 1 / np.where(inverse > 0, inverse, 1.0), 1.0)
 
 
