@@ -4,24 +4,26 @@
 
 It writes docs/results/interval_coverage.json and the tables of docs/statistics.md.
 
-Many studies are simulated, and four tests asked of each: that by image (`studies.variance`), the corrected t-test over
-folds (`studies.statistics`, Nadeau and Bengio 2003), the ordinary one, and that of the images alone (Bayle et al. 2020).
+Many studies are simulated, and four tests asked of each: that by image (`studies.variance`), the corrected t-test
+over folds (`studies.statistics`, Nadeau and Bengio 2003), the ordinary one, and that of the images alone (Bayle et al.
+2020).
 Counted are the shares of 95% intervals that hold the true difference, and of p < 0.05: false alarms where the arms are
 worth the same, the power where they are not.
 
-0. By integration: the degrees of freedom that the test by image might have (docs/statistics.md, "The uncertainty of the
-   excess").
-1. The model behind the correction. The difference of fold k is ``d_k = delta + a + e_k``, normal, with variance 1, where
-   `a` is common to all folds of a study, so that any two have the correlation rho = 1/K. There the corrected t has
-   exactly Student's distribution: this checks the code of the test over folds, by which old studies go on.
+0. By integration: the degrees of freedom that the test by image might have (docs/statistics.md, "The uncertainty of
+   the excess").
+1. The model behind the correction. The difference of fold k is ``d_k = delta + a + e_k``, normal, with variance 1,
+   where `a` is common to all folds of a study, so that any two have the correlation rho = 1/K. There the corrected t
+   has exactly Student's distribution: this checks the code of the test over folds, by which old studies go on.
 2. A small learning problem. A study draws fresh images of two classes from Gaussians around +-mu (10 informative
    features) and cross-validates a ridge classifier. An arm sees 30 features of noise besides: base and null arm are the
    same algorithm with different noise. The third arm sees no noise and is truly better, by the mean over all simulated
    studies. With noise of trainings, each training adds random numbers to its weights, as seeds do to nets.
-3. Nets with seeds. An image is right under a net if its own difficulty, what a training has in common, and a rest of the
-   net's own exceed a threshold: 70% are right, and two nets disagree on a fifth. The excess noise of trainings is some
-   multiple of the images' share. There are 6 arms; the true differences are exact. Also counted: studies of 6 null arms
-   with any false verdict after Holm's correction, and arms at the margin that are called equivalent.
+3. Nets with seeds. An image is right under a net if its own difficulty, what a training has in common, and a rest of
+   the net's own exceed a threshold: 70% are right, and two nets disagree on a fifth. The excess noise of trainings is
+   some multiple of the images' share. The true differences are exact. The null arms are 6 of one study, and share what
+   they know of the excess. Also counted: studies of 6 null arms with any false verdict after Holm's correction, and
+   arms at the margin that are called equivalent.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +61,53 @@ Test = tuple[Floats, Floats, Floats]  # mean, standard error and degrees of free
 # The tests, of many studies at once
 
 
-def by_image(values: Floats, cells: NDArray[np.int64]) -> dict[str, Test]:
-    """All four tests of `values` [R, L, N] of L repeats; image i of repeat l is in cell ``cells[l, i]``, of K folds.
+@dataclass(frozen=True)
+class Seen:
+    """What `variance.moments` sees of many studies of one design; float64 [R] but for the numbers of the design."""
 
-    The test by image is `variance.moments` and `variance.combined` for studies of one design; a test compares them.
+    mean: Floats
+    images: Floats
+    images_degrees: Floats
+    between: Floats
+    expected: Floats
+    folds: int
+    cells: int
+
+    def tests(self, shared: Floats | float = 0.0, shared_degrees: float = 1.0) -> dict[str, Test]:
+        """All four tests; that by image with the ratio `shared` of the arms of a study."""
+        few = np.full(len(self.mean), self.cells - 1.0)
+        use = shared * self.expected > self.between
+        between = np.where(use, shared * self.expected, self.between)
+        error, degrees = combined(
+            self.images, self.images_degrees, between, self.expected, np.where(use, shared_degrees, few)
+        )
+        ratio = 1 / (self.folds - 1)
+        return {
+            "by image": (self.mean, error, degrees),
+            "images alone": (self.mean, np.sqrt(self.images), self.images_degrees),
+            "over folds": (self.mean, np.sqrt(self.between * (1 + self.cells * ratio)), few),
+            "ordinary t-test": (self.mean, np.sqrt(self.between), few),
+        }
+
+
+def joined(parts: list[Seen]) -> Seen:
+    names = ("mean", "images", "images_degrees", "between", "expected")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in names}
+    return replace(parts[0], **columns)
+
+
+def together(arms: list[Seen]) -> list[dict[str, Test]]:
+    """The tests of the arms of studies, each judged with what `variance.shared_excess` says of all."""
+    ratios = np.stack([one.between / one.expected for one in arms])
+    degrees, count = arms[0].cells - 1, len(arms)
+    shared = np.median(ratios, axis=0) / (stats.chi2.median(degrees) / degrees if count > 2 else 1.0)
+    return [one.tests(shared, degrees * count / (1 + (count - 1) / 4)) for one in arms]
+
+
+def seen(values: Floats, cells: NDArray[np.int64]) -> Seen:
+    """Of `values` [R, L, N] of L repeats, where image i of repeat l is in fold ``cells[l, i]``.
+
+    A test compares it with `variance.moments`.
     """
     replications, repeats, images = values.shape
     folds = int(cells.max()) + 1
@@ -80,15 +126,7 @@ def by_image(values: Floats, cells: NDArray[np.int64]) -> dict[str, Test]:
     expected = np.maximum(0.0, (of_cells / count - variance) / (count - 1))
     spread = ((squares - squares.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
     degrees = np.minimum(images - 1, 2 * variance**2 / np.where(spread > 0, spread, 1.0)).clip(min=1)
-    error, found = combined(variance, degrees, between, expected, count - 1)
-    few = np.full(replications, count - 1.0)
-    ratio = 1 / (folds - 1)
-    return {
-        "by image": (mean, error, found),
-        "over folds": (mean, np.sqrt(between * (1 + count * ratio)), few),
-        "ordinary t-test": (mean, np.sqrt(between), few),
-        "images alone": (mean, np.sqrt(variance), degrees),
-    }
+    return Seen(mean, variance, degrees, between, expected, folds, count)
 
 
 def p_values(test: Test, truth: float = 0.0) -> Floats:
@@ -293,7 +331,7 @@ LEARNED = {
 def learned(replications: int, design: tuple[Any, ...], rng: np.random.Generator) -> dict[str, dict[str, Test]]:
     """The tests of the null and of the better arm in the second world."""
     images, folds, repeats, seeds, noise, rare, metric = design
-    chunks: dict[str, list[dict[str, Test]]] = {"null": [], "better": []}
+    chunks: dict[str, list[Seen]] = {"null": [], "better": []}
     for start in range(0, replications, 100):
         features, classes = draw_images(min(100, replications - start), images, rng, rare)
         noises = (rng.normal(size=(*features.shape[:2], NOISE)) for _ in range(2))
@@ -310,15 +348,8 @@ def learned(replications: int, design: tuple[Any, ...], rng: np.random.Generator
             for arm in (noisy, otherwise, features)
         ]
         for name, arm in zip(("null", "better"), values[1:], strict=True):
-            chunks[name].append(by_image(arm - values[0], cells))
-    return {name: _joined(found) for name, found in chunks.items()}
-
-
-def _joined(parts: list[dict[str, Test]]) -> dict[str, Test]:
-    return {
-        name: tuple(np.concatenate(column) for column in zip(*(one[name] for one in parts), strict=True))
-        for name in parts[0]
-    }  # type: ignore[misc]  # noqa: E501
+            chunks[name].append(seen(arm - values[0], cells))
+    return {name: joined(found).tests() for name, found in chunks.items()}
 
 
 def expected_accuracy(noise: int, folds: int, trainings: int, rng: np.random.Generator, images: int = 300) -> float:
@@ -337,12 +368,19 @@ def expected_accuracy(noise: int, folds: int, trainings: int, rng: np.random.Gen
 # 3. Nets with seeds
 
 
+def _times(repeats: int) -> str:
+    return f" x {repeats}" if repeats > 1 else ""
+
+
 #: images, folds, repeats, seeds, the excess noise of a training as a multiple of the images' share
 NETS = {
-    f"{images} images, {folds} folds"
-    + (f" x {repeats}" if repeats > 1 else "")
-    + (f", {seeds} seeds" if seeds > 1 else "")
-    + f", excess {excess:g}": (images, folds, repeats, seeds, excess)  # noqa: E501
+    f"{images} images, {folds} folds{_times(repeats)}{f', {seeds} seeds' if seeds > 1 else ''}, excess {excess:g}": (
+        images,
+        folds,
+        repeats,
+        seeds,
+        excess,
+    )
     for images, folds, repeats, seeds, excess in (
         (100, 5, 1, 1, 0.0),
         (600, 5, 1, 1, 0.0),
@@ -361,8 +399,8 @@ MARGIN = 0.04
 
 def nets(
     replications: int, design: tuple[int, int, int, int, float], truths: Floats, rng: np.random.Generator
-) -> Iterator[dict[str, Test]]:
-    """The tests of arms whose accuracies truly differ from the base's by `truths`, in the third world."""
+) -> list[Seen]:
+    """What is seen of arms whose accuracies truly differ from the base's by `truths`, in the third world."""
     images, folds, repeats, seeds, excess = design
     threshold = ndtri(RIGHT)
     # A training's shift x of the latent number moves the accuracy by x times the density there.
@@ -373,7 +411,7 @@ def nets(
     cells = np.stack([np.arange(images) * folds // images for _ in range(repeats)])
     for repeat in range(1, repeats):
         cells[repeat] = rng.permutation(cells[repeat])
-    chunks: list[list[dict[str, Test]]] = [[] for _ in truths]
+    chunks: list[list[Seen]] = [[] for _ in truths]
     for start in range(0, replications, 100):
         count = min(100, replications - start)
         own = math.sqrt(ALIKE) * rng.normal(size=(count, 1, images))
@@ -389,8 +427,8 @@ def nets(
 
         base = right(0.0)
         for arm, move in zip(chunks, moves, strict=True):
-            arm.append(by_image(right(float(move)) - base, cells))
-    yield from map(_joined, chunks)
+            arm.append(seen(right(float(move)) - base, cells))
+    return [joined(arm) for arm in chunks]
 
 
 def _disagreement() -> float:
@@ -402,41 +440,47 @@ def _disagreement() -> float:
 def judged_nets(
     replications: int, design: tuple[int, int, int, int, float], rng: np.random.Generator
 ) -> dict[str, Any]:
-    images, folds, repeats, seeds, excess = design
-    null = list(nets(replications, design, np.zeros(ARMS), rng))
+    """The counts of 6 null arms, judged together, and of a better arm and one at the margin, each judged alone."""
+    images, _, repeats, seeds, excess = design
+    null = together(nets(replications, design, np.zeros(ARMS), rng))
     # About twice the standard error: a small effect.
     effect = 2 * math.sqrt(_disagreement() / images * (1 + excess / (repeats * seeds)))
-    better, at_margin = nets(replications, design, np.array([min(effect, 0.25), MARGIN]), rng)
-    result: dict[str, Any] = {"truth": min(effect, 0.25), "null": counted(null[0], 0.0)}
-    result["better"] = counted(better, min(effect, 0.25))
+    truth = min(effect, 0.25)
+    better, at_margin = (one.tests() for one in nets(replications, design, np.array([truth, MARGIN]), rng))
+    result: dict[str, Any] = {"truth": truth, "null": counted(null[0], 0.0), "better": counted(better, truth)}
     for name in null[0]:
         each = np.stack([p_values(arm[name]) for arm in null], axis=1)
         adjusted = np.array([holm(row.tolist()) for row in each], dtype=np.float64)
         result["null"][name]["different"] = float((each < ALPHA).mean())
         result["null"][name]["any_after_holm"] = float((adjusted < ALPHA).any(axis=1).mean())
-        result["better"][name]["called_equivalent_at_margin"] = float(
-            (p_equivalent(at_margin[name], MARGIN) < ALPHA).mean()
-        )
+        equivalent = p_equivalent(at_margin[name], MARGIN) < ALPHA
+        result["better"][name]["called_equivalent_at_margin"] = float(equivalent.mean())
     return result
 
 
-def simulate(model: int, studies: int, net_studies: int, seed: int = 0) -> dict[str, Any]:
-    """All cases, by name: `model`, `studies` and `net_studies` replications of the three worlds."""
-    rng = np.random.default_rng(seed)
+def model_cases(replications: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The test over folds in the first world, by case."""
     cases: dict[str, Any] = {}
     for folds in (5, 10):
         share = 1 / folds
         detectable = smallest_detectable(math.sqrt(1 - share), folds, share)
         for name, delta in [("null", 0.0), ("detectable", detectable), ("at margin", 3.0)]:
-            differences = correlated_differences(model, folds, delta, rng)
+            differences = correlated_differences(replications, folds, delta, rng)
             tests = over_folds(differences, share)
             found = counted(tests, delta)
             cases[f"model, {folds} folds, {name}"] = found["over folds"] | {
                 "ordinary_different": found["ordinary t-test"]["different"],
                 "correlation": correlation(differences),
                 "equivalent": float((p_equivalent(tests["over folds"], 3.0) < ALPHA).mean()),
-                "replications": model,
+                "replications": replications,
             }
+    return cases
+
+
+def simulate(model: int, studies: int, net_studies: int, seed: int = 0) -> dict[str, Any]:
+    """All cases, by name: `model`, `studies` and `net_studies` replications of the three worlds."""
+    rng = np.random.default_rng(seed)
+    cases = model_cases(model, rng)
     for label, design in LEARNED.items():
         for name, tests in learned(studies, design, rng).items():
             truth = 0.0 if name == "null" else float(tests["by image"][0].mean())

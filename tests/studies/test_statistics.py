@@ -1,5 +1,7 @@
 import importlib.util
+import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from convsmith.studies.statistics import (
     smallest_detectable,
     verdict,
 )
+from convsmith.studies.variance import Training, compare_by_image
 
 ARM = [0.712, 0.698, 0.731, 0.705, 0.719, 0.690]
 BASE = [0.701, 0.690, 0.709, 0.711, 0.700, 0.688]
@@ -31,9 +34,11 @@ def scores(pairs):
 
 @pytest.fixture(scope="module")
 def benchmark():
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "interval_coverage.py"
     spec = importlib.util.spec_from_file_location("interval_coverage", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -301,50 +306,74 @@ def too_many(share, of, promised):
 
 @pytest.fixture(scope="module")
 def cases(benchmark):
-    return benchmark.simulate(model=800, learned=400, trainings=500)
-
-
-def test_intervals_cover_and_null_arms_stay_null(cases):
-    judged = {name: case for name, case in cases.items() if "counted twice" not in name}
-    assert len(judged) == 12
-    for name, case in judged.items():
-        assert not too_few(case["coverage"], case["replications"], 0.95), name
-        if name.endswith("null"):
-            assert not too_many(case["called_different"], case["replications"], 0.05), name
+    return benchmark.model_cases(800, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("folds", [5, 10])
-def test_the_model_is_met_exactly(cases, folds):
+def test_the_model_of_the_correction_is_met_exactly(cases, folds):
     null, detectable, at_margin = (
         cases[f"model, {folds} folds, {name}"] for name in ("null", "detectable", "at margin")
     )
     for found, promised in [
-        (null["called_different"], 0.05),
+        (null["different"], 0.05),
         (null["coverage"], 0.95),
-        (detectable["called_different"], 0.8),
-        (at_margin["called_equivalent"], 0.05),
+        (detectable["different"], 0.8),
+        (at_margin["equivalent"], 0.05),
     ]:
         assert not too_few(found, 800, promised)
         assert not too_many(found, 800, promised)
     assert null["correlation"] == pytest.approx(1 / folds, abs=0.05)
+    assert too_many(null["ordinary_different"], 800, 0.05), "without the correction there are more false alarms"
 
 
-@pytest.mark.parametrize("folds", [5, 10])
-def test_without_the_correction_the_model_raises_false_alarms(cases, folds):
-    null = cases[f"model, {folds} folds, null"]
-    assert too_many(null["ordinary_t_test_called_different"], 800, 0.05)
-    assert too_many(cases[f"model, {folds} folds, null, each counted twice"]["called_different"], 800, 0.05)
+@pytest.mark.parametrize(("repeats", "seeds", "metric"), [(1, 1, "accuracy"), (2, 2, "accuracy"), (1, 1, "F1")])
+def test_the_tests_of_the_simulation_are_those_of_the_package(benchmark, repeats, seeds, metric):
+    rng = np.random.default_rng(1)
+    features, classes = benchmark.draw_images(3, 103, rng, 0.3)
+    cells = np.stack([benchmark.stratified(classes, 4, rng) for _ in range(repeats)])
+    values = []  # [studies, seeds, images] of each repeat
+    for row in cells:
+        guesses = [benchmark.predicted(features, classes, row, seeds, 0.5, rng) for _ in range(2)]
+        ours, theirs = (benchmark.METRICS[metric](one, classes, row) for one in guesses)
+        values.append(ours - theirs)
+    tests = benchmark.seen(np.stack([one.mean(axis=1) for one in values], axis=1), cells).tests()
+    for at in range(3):
+        trainings = [
+            Training(repeat, fold, seed, held, values[repeat][at, seed, held])
+            for repeat, row in enumerate(cells)
+            for fold in range(4)
+            for held in [np.flatnonzero(row == fold)]
+            for seed in range(seeds)
+        ]
+        by_image = compare_by_image(trainings)
+        means = [
+            np.mean([one.values.mean() for one in trainings if (one.repeat, one.fold) == key])
+            for key in dict.fromkeys((one.repeat, one.fold) for one in trainings)
+        ]
+        over_folds = paired_comparison(means, np.zeros(len(means)), 1 / 4)
+        for name, expected in [("by image", by_image), ("over folds", over_folds)]:
+            mean, error, degrees = (column[at] for column in tests[name])
+            assert (mean, error, degrees) == pytest.approx(
+                (expected.mean_difference, expected.standard_error, expected.degrees)
+            )
+
+
+def test_the_tables_of_the_page_are_those_of_the_result(benchmark):
+    text = benchmark.PAGE.read_text(encoding="utf-8")
+    assert text == benchmark.page_of(text, json.loads(benchmark.RESULT.read_text(encoding="utf-8")))
 
 
 def test_the_learner_of_the_simulation_is_scikit_learns(benchmark):
     from sklearn.linear_model import RidgeClassifier
-    from sklearn.model_selection import KFold, cross_val_score
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-    images, classes = benchmark.draw_images(2, 103, np.random.default_rng(0))
-    found = benchmark.fold_accuracies(images, classes, 5)
-    for features, accuracies in zip(images, found, strict=True):
-        expected = cross_val_score(RidgeClassifier(alpha=benchmark.RIDGE), features, classes, cv=KFold(5))
-        np.testing.assert_allclose(accuracies, expected)
+    rng = np.random.default_rng(0)
+    images, classes = benchmark.draw_images(2, 103, rng)
+    cells = benchmark.stratified(classes, 5, rng)
+    found = benchmark.predicted(images, classes, cells)[:, 0]
+    for features, guesses in zip(images, found, strict=True):
+        learner = RidgeClassifier(alpha=benchmark.RIDGE)
+        np.testing.assert_array_equal(guesses, cross_val_predict(learner, features, classes, cv=PredefinedSplit(cells)))
 
 
 def test_the_expected_accuracy_of_the_simulation_is_that_of_many_images(benchmark):

@@ -27,7 +27,7 @@ from convsmith.errors import UserError
 from convsmith.studies.statistics import ROUNDING, Comparison, of_moments
 
 Floats = NDArray[np.float64]
-KNOWN_FROM = 5  # cells; fewer show so little of the excess noise that all of it counts as uncertain
+KNOWN_FROM = 4  # degrees of freedom of B; fewer show so little that all of B counts as uncertain
 ASSUMED_TRAININGS_STD = 0.01  # of the difference of two accuracies; before a study has measured it
 
 
@@ -69,7 +69,33 @@ class Moments:
     rest: float | None
 
 
-def compare_by_image(trainings: Sequence[Training], margin: float | None = None, level: float = 0.95) -> Comparison:
+@dataclass(frozen=True)
+class Shared:
+    """What the arms of a study have in common: the `ratio` of B to A of the middle arm, and its degrees of freedom."""
+
+    ratio: float
+    degrees: float
+
+
+def shared_excess(arms: Sequence[Moments]) -> Shared | None:
+    """The excess noise of the middle one of several arms; None where fewer than two arms differ from their base.
+
+    The ratio is the median of the arms' B / A, divided by that of its distribution if there is no excess (but the mean
+    of two arms). The degrees are those of the mean of m such ratios whose cells have the correlation 1/2, since all
+    arms have the same base: ``m (cells - 1) / (1 + (m - 1) / 4)``.
+    """
+    ratios = [one.between / one.expected for one in arms if one.expected > 0]
+    if len(ratios) < 2:
+        return None
+    degrees = min(one.cells for one in arms if one.expected > 0) - 1
+    usual = stats.chi2.median(degrees) / degrees if len(ratios) > 2 else 1.0
+    count = len(ratios)
+    return Shared(float(np.median(ratios) / usual), degrees * count / (1 + (count - 1) / 4))
+
+
+def compare_by_image(
+    trainings: Sequence[Training], margin: float | None = None, level: float = 0.95, shared: Shared | None = None
+) -> Comparison:
     """The test of a difference by image; the values of `trainings` are arm minus base. The mean is that of the folds.
 
     With V the variance of the mean due to images, B that which the spread of the folds shows, and A what B would be if
@@ -77,8 +103,13 @@ def compare_by_image(trainings: Sequence[Training], margin: float | None = None,
 
         t = mean / sqrt(V + E),    1/degrees = (V / (V + E))^2 / images_degrees + (W / (V + E))^2 / (cells - 1)
 
-    with ``W = B^3 / (B^2 + A^2)``, or W = B with fewer than 5 cells. That is Satterthwaite's formula (1946) for V + E,
-    where the uncertainty of B counts the more, the more of it is excess: docs/statistics.md says what else was tried.
+    with ``W = B^3 / (B^2 + A^2)``, or W = B with fewer than 4 degrees. That is Satterthwaite's formula (1946) for
+    V + E, where the uncertainty of B counts the more, the more of it is excess: docs/statistics.md says what else was
+    tried. With two folds this is still loose: they know next to nothing of the excess.
+
+    With several arms, `shared` is their `shared_excess`: where it is larger than the arm's own, B is taken from it,
+    with its degrees instead of cells - 1. An arm whose few folds agree by chance is judged as the others are, and an
+    arm that is noisier than the others as itself.
 
     Of the result, `images_std` is the standard deviation between images (or groups) of their mean difference,
     `trainings_std` that of the excess noise of one training, and `rest_std` that of an image's difference between
@@ -89,7 +120,10 @@ def compare_by_image(trainings: Sequence[Training], margin: float | None = None,
     UserError where there are fewer than 2 folds.
     """
     found = moments(trainings)
-    error, degrees = standard_error(found)
+    own = found.cells - 1.0
+    if shared is not None and shared.ratio * found.expected > found.between:
+        found, own = replace(found, between=shared.ratio * found.expected), shared.degrees
+    error, degrees = map(float, combined(found.images, found.images_degrees, found.between, found.expected, own))
     p_tie = None if margin is None else max(0.0, 1 - margin) ** found.units
     compared = of_moments(found.cells, found.mean, found.std, error, degrees, margin, level, p_tie)
     return replace(
@@ -174,30 +208,19 @@ def _rest(trainings: Sequence[Training]) -> float | None:
     return float(((values - means[image]) ** 2).sum() / (len(images) - len(times)))
 
 
-def standard_error(found: Moments) -> tuple[float, float]:
-    """The standard error of the mean, and its degrees of freedom: see `compare_by_image`."""
-    error, degrees = combined(
-        np.float64(found.images),
-        np.float64(found.images_degrees),
-        np.float64(found.between),
-        np.float64(found.expected),
-        found.cells - 1,
-    )
-    return float(error), float(degrees)
-
-
 def combined(
-    images: Floats | np.float64,
-    images_degrees: Floats | np.float64 | float,
-    between: Floats | np.float64,
-    expected: Floats | np.float64,
-    degrees: int,
+    images: Floats | float,
+    images_degrees: Floats | float,
+    between: Floats | float,
+    expected: Floats | float,
+    degrees: Floats | float,
 ) -> tuple[Floats, Floats]:
-    """The standard errors and degrees of freedom of many studies at once; arrays of one shape, as in `Moments`."""
+    """The standard errors and degrees of freedom of `compare_by_image`, of many studies at once: V, B and A."""
+    images, between, expected = (np.asarray(value, dtype=np.float64) for value in (images, between, expected))
     variance = images + np.maximum(0.0, between - expected)
     whole = np.where(variance > 0, variance, 1.0)
-    bottom = between**2 + expected**2
-    share = between**2 / np.where(bottom > 0, bottom, 1.0) if degrees >= KNOWN_FROM - 1 else 1.0
+    squares = between**2 + expected**2
+    share = np.where(np.asarray(degrees) < KNOWN_FROM, 1.0, between**2 / np.where(squares > 0, squares, 1.0))
     inverse = (images / whole) ** 2 / images_degrees + (share * between / whole) ** 2 / degrees
     return np.sqrt(variance), np.where(variance > 0, 1 / np.where(inverse > 0, inverse, 1.0), 1.0)
 
