@@ -112,7 +112,7 @@ def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
         "start": lambda result: f"{result['seconds']:.1f} s",
         "memory": lambda result: f"{result['peak_megabytes']:,.0f} MB",
         "throughput": lambda result: f"{result['ratios']['plain']:.1f}x",
-        "interval_coverage": lambda result: f"{result['cases']['model, 5 folds, null']['coverage']:.1%}",
+        "interval_coverage": lambda result: f"{result['cases']['learned, 5 folds, null']['by image']['coverage']:.1%}",
         "memory_kept": lambda result: f"{result['ratio']:.1f}x",
         "transfer": _transfer,
         "jobs": lambda result: f"{result['ratio']:.2f}",
