@@ -12,7 +12,7 @@ from scipy import stats
 
 from convsmith.errors import UserError
 from convsmith.studies.statistics import paired_accuracies, paired_comparison, verdict
-from convsmith.studies.variance import Training, combined, compare_by_image, detectable, moments
+from convsmith.studies.variance import Training, combined, compare_by_image, detectable, moments, shared_excess
 
 
 def study(
@@ -185,3 +185,23 @@ def test_what_is_detectable_grows_with_noise_and_certainty_and_shrinks_with_imag
     assert detectable(0.5, 0.02, 1000, 10) < detectable(0.5, 0.02, 1000, 5) < detectable(0.5, 0.02, 1000, 5, 0.99)
     assert detectable(1.0, 0.04, 1000, 5) == pytest.approx(2 * detectable(0.5, 0.02, 1000, 5))
     assert detectable(0.0, 0.0, 1000, 5) == 0
+
+
+def test_arms_share_what_they_know_of_the_excess_and_a_noisy_one_is_judged_as_itself() -> None:
+    rng = np.random.default_rng(6)
+    quiet, noisy = [study(rng, training=0.02) for _ in range(4)], study(rng, training=0.5)
+    found = [moments(one) for one in (*quiet, noisy)]
+    shared = shared_excess(found)
+    assert shared is not None
+    assert shared.degrees == pytest.approx(5 * 3 / 2)
+    assert compare_by_image(noisy, shared=shared) == compare_by_image(noisy)
+    for one, of in zip(quiet, found, strict=False):
+        alone, among = compare_by_image(one), compare_by_image(one, shared=shared)
+        assert among.standard_error >= alone.standard_error
+        assert (among == alone) == (of.between >= shared.ratio * of.expected)
+    assert shared_excess(found[:1]) is None
+    nothing = moments(one_sided(0))
+    assert shared_excess([nothing, found[0]]) is None
+    pair = shared_excess(found[:2])
+    assert pair is not None
+    assert pair.ratio == pytest.approx(np.mean([one.between / one.expected for one in found[:2]]))

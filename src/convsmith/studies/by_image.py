@@ -77,6 +77,30 @@ def differences(
     return [less(one.training(metric), other.training(metric)) for one, other in zip(ours, theirs, strict=True)]
 
 
+def differences_of_all(
+    arms: Mapping[str, Mapping[int, Job]], base: Mapping[int, Job], folds: Mapping[str, Any], metric: str
+) -> dict[str, list[Training] | UserError]:
+    """As `differences`, of each arm by its name, or why an arm has none. The base is read once."""
+
+    def read(jobs: Mapping[int, Job]) -> dict[int, Training]:
+        indices = sorted(jobs)
+        return {
+            index: of.training(metric)
+            for index, of in zip(indices, predicted((jobs[index] for index in indices), folds), strict=True)
+        }
+
+    found: dict[str, list[Training] | UserError] = {}
+    theirs: dict[int, Training] | None = None
+    for name, jobs in arms.items():
+        try:
+            theirs = read(base) if theirs is None else theirs
+            ours = read({index: jobs[index] for index in jobs.keys() & base.keys()})
+            found[name] = [less(one, theirs[index]) for index, one in ours.items()]
+        except UserError as error:
+            found[name] = error
+    return found
+
+
 def less(one: Training, other: Training) -> Training:
     """The difference of two trainings of one fold."""
     assert np.array_equal(one.images, other.images), "two trainings of a fold hold out the same images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
 from convsmith.rundir import RunDir
 from convsmith.studies import study, text
-from convsmith.studies.by_image import differences
+from convsmith.studies.by_image import differences, differences_of_all
 from convsmith.studies.config import BASE
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.statistics import (
@@ -29,7 +29,15 @@ from convsmith.studies.statistics import (
     smallest_detectable,
     verdict,
 )
-from convsmith.studies.variance import Training, compare_by_image, detectable
+from convsmith.studies.variance import (
+    Shared,
+    Training,
+    cells,
+    compare_by_image,
+    detectable,
+    moments,
+    shared_excess,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,6 +91,13 @@ class Plan:
         """The records of the runs that are done."""
         return {arm: {index: job.record() for index, job in self.done(arm).items()} for arm in self.arms}
 
+    def differences_of_all(self, metric: str) -> dict[str, list[Training] | UserError]:
+        """The `differences` of each arm, or why an arm has none; empty lists where the test is over folds."""
+        if self.test == "folds":
+            return {arm: [] for arm in self.arms if arm != BASE}
+        arms = {arm: self.done(arm) for arm in self.arms if arm != BASE}
+        return differences_of_all(arms, self.done(BASE), self.folds, metric)
+
     def differences(self, arm: str, metric: str) -> list[Training]:
         """The differences of an arm and its base, image by image, of each run that both have done."""
         return differences(self.done(arm), self.done(BASE), self.folds, metric)
@@ -122,12 +137,14 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
     base = scores[BASE]
     results: dict[str, Comparison | None] = {}
     refused: dict[str, str] = {}
-    for arm in plan.arms:
-        if arm != BASE:
-            try:
-                results[arm] = _compare(plan, arm, scores[arm], base)
-            except UserError as error:  # what the other arms found must not be lost
-                results[arm], refused[arm] = None, str(error)
+    trainings = plan.differences_of_all(metric)
+    known = [of for of in trainings.values() if not isinstance(of, UserError) and cells(of) > 1]
+    shared = shared_excess([moments(of) for of in known])
+    for arm, of in trainings.items():
+        if isinstance(of, UserError):  # what the other arms found must not be lost
+            results[arm], refused[arm] = None, str(of)
+        else:
+            results[arm] = _compare(plan, scores[arm], base, of, shared)
     counted = [arm for arm in results if arm not in dropped]
     p_values = [result.p if (result := results[arm]) else None for arm in counted]
     adjusted = dict(zip(counted, holm(p_values), strict=True))
@@ -194,7 +211,13 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
     }
 
 
-def _compare(plan: Plan, name: str, arm: Mapping[int, Any], base: Mapping[int, Any]) -> Comparison | None:
+def _compare(
+    plan: Plan,
+    arm: Mapping[int, Any],
+    base: Mapping[int, Any],
+    trainings: Sequence[Training],
+    shared: Shared | None,
+) -> Comparison | None:
     """The study's test over the runs that both have done; None where these are of fewer than two folds."""
     metric, margin = plan.spec["metric"], plan.spec["margin"]
     of_fold: dict[int, list[tuple[float, float]]] = defaultdict(list)
@@ -203,7 +226,7 @@ def _compare(plan: Plan, name: str, arm: Mapping[int, Any], base: Mapping[int, A
     if len(of_fold) < 2:
         return None
     if plan.test == "images":
-        return compare_by_image(plan.differences(name, metric), margin, LEVEL)
+        return compare_by_image(trainings, margin, LEVEL, shared)
     # Several seeds of a fold make one pair: they share the fold's images and are not independent evidence.
     ours, theirs = np.array([np.mean(values, axis=0) for values in of_fold.values()]).T.tolist()
     return paired_comparison(ours, theirs, 1 / plan.spec["folds"], margin, LEVEL)

@@ -135,6 +135,11 @@ def compare_by_image(
     )
 
 
+def cells(trainings: Sequence[Training]) -> int:
+    """The number of different folds, of all repeats."""
+    return len({(one.repeat, one.fold) for one in trainings})
+
+
 def moments(trainings: Sequence[Training]) -> Moments:
     """The mean of the folds' means, and its components of variance.
 
@@ -150,22 +155,22 @@ def moments(trainings: Sequence[Training]) -> Moments:
     own, whichever images are held out together, and however often. `images_degrees` is
     ``2 images^2 / variance of images`` from the fourth moments, at most units - 1: few images that differ are few.
     """
-    cells: dict[tuple[int, int], list[Training]] = defaultdict(list)
+    by_cell: dict[tuple[int, int], list[Training]] = defaultdict(list)
     for training in trainings:
-        cells[training.repeat, training.fold].append(training)
-    if len(cells) < 2:
+        by_cell[training.repeat, training.fold].append(training)
+    if len(by_cell) < 2:
         raise UserError(
-            f"comparing an arm with its base needs at least 2 folds that both have finished, not {len(cells)}: "
+            f"comparing an arm with its base needs at least 2 folds that both have finished, not {len(by_cell)}: "
             f"resume the study to run the missing ones, or raise the number of folds"
         )
-    first = [of[0] for of in cells.values()]
+    first = [of[0] for of in by_cell.values()]
     sizes = np.array([len(one.images) for one in first])
-    of_cells = [np.mean([one.values for one in of], axis=0) for of in cells.values()]
+    of_cells = [np.mean([one.values for one in of], axis=0) for of in by_cell.values()]
     means = np.array([values.mean() for values in of_cells])
     mean = float(means.mean())
     drawn = [one.images if one.groups is None else one.groups for one in first]
     names, unit = np.unique(np.concatenate(drawn), return_inverse=True)
-    units, count = len(names), len(cells)
+    units, count = len(names), len(by_cell)
     # A number's rounding must not pass for its variation.
     noise = ROUNDING * max(float(np.abs(values).max()) for values in of_cells)
     deviations = [np.where(np.abs(values - mean) <= noise, 0.0, values - mean) / len(values) for values in of_cells]
