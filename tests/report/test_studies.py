@@ -45,7 +45,7 @@ def test_the_page_of_an_ablation_has_its_numbers_images_and_limits(studies, caps
     assert main(["report", "runs/ablation"]) == 0
     out = capsys.readouterr().out
     assert "written: runs/ablation/report.html" in out
-    assert "next: convsmith train runs/ablation/config.yaml" in out
+    assert "next: convsmith train runs/ablation/arms/base/config.yaml" in out
     text = page_of(studies / "ablation")
     record = json.loads((studies / "ablation/ablation.json").read_text(encoding="utf-8"))
     (arm,) = record["arms"]
@@ -93,6 +93,10 @@ def test_data_that_are_gone_and_files_that_are_damaged_are_said(studies, capsys)
     assert "<strong>No details of images and classes:</strong>" in text
     assert "1 training has no metrics.csv any more" in text
     record = json.loads((studies / "ablation/ablation.json").read_text(encoding="utf-8"))
+    record["arms"][0]["name"] = "other"
+    (studies / "ablation/ablation.json").write_text(json.dumps(record))
+    assert main(["report", "runs/ablation"]) == 2
+    assert "ablation.json' is damaged (it has other arms than arms.json)" in capsys.readouterr().err
     del record["arms"][0]["per_fold"]
     (studies / "ablation/ablation.json").write_text(json.dumps(record))
     assert main(["report", "runs/ablation"]) == 2

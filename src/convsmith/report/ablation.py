@@ -15,7 +15,7 @@ from convsmith import records
 from convsmith.config import RunConfig, validate
 from convsmith.data.dataset import Subset
 from convsmith.data.sources import Source
-from convsmith.errors import UserError, command
+from convsmith.errors import UserError, command, damaged
 from convsmith.figures.page import render
 from convsmith.records import METRICS
 from convsmith.report import arms
@@ -25,7 +25,8 @@ from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, open_pool
 from convsmith.rundir import RunDir
 from convsmith.studies import text
-from convsmith.studies.comparison import Plan, compared, read_plan
+from convsmith.studies.ablation import AblationResult
+from convsmith.studies.comparison import ARMS, Plan, compared, read_plan
 from convsmith.studies.config import BASE
 
 UNFINISHED = "not finished"  # in place of a verdict
@@ -84,6 +85,8 @@ def read_ablation(run: RunDir, source: Source | None = None) -> Ablation:
         raise UserError(f"no training of the base of '{run.path}' is done yet: {command('resume', run.path)}")
     if run.ablation.exists():
         record = records.read(run.ablation, records.Ablation)
+        if {arm["name"] for arm in record["arms"]} != plan.arms.keys() - {BASE}:
+            raise damaged(run.ablation, f"it has other arms than {ARMS}")
     else:
         record = compared(plan, {}, {})
         record["arms"] = [arm | {"verdict": UNFINISHED, "p_holm": None} for arm in record["arms"]]
@@ -131,7 +134,7 @@ def _commands(study: Ablation) -> list[tuple[str, str]]:
     found = [("make this page again", command("report", run))]
     if not study.finished or study.record["failed"]:
         return [("run what is missing", command("resume", run)), *found]
-    best = next((arm["name"] for arm in study.ordered if arm["verdict"] == "helps"), BASE)
+    best = AblationResult(run, study.record).best
     train = command("train", run / "arms" / best / "config.yaml")
     return [(f"train '{best}' on all training images", train), *found]
 

@@ -40,6 +40,12 @@ def _next(run: RunDir) -> str:
         return command("compare", run.path, "OTHER_RUN")
     if kind != "crossval" and state_of(run) != "finished":
         return command("resume", run.path)
+    if kind == "ablate":
+        from convsmith import records
+        from convsmith.studies.ablation import AblationResult
+
+        best = AblationResult(run.path, records.read(run.ablation, records.Ablation)).best
+        return command("train", run.path / "arms" / best / "config.yaml")
     if kind == "tune":
         return command("crossval", run.best)
     return command("train", run.config)
