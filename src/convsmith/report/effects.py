@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from convsmith import records
 from convsmith.data.dataset import HELD_OUT
-from convsmith.errors import UserError
 from convsmith.rundir import RunDir
 from convsmith.studies.by_image import less, predicted
 from convsmith.studies.comparison import LEVEL, Plan
 from convsmith.studies.config import BASE
-from convsmith.studies.variance import Training, compare_by_image
+from convsmith.studies.variance import Shared, Training, compare_by_image, moments, shared_excess
 
 FEWEST = 2  # images of a class, below which nothing varies
 
@@ -141,20 +140,21 @@ def class_effects(paired: Paired) -> list[ClassEffect]:
     """The effect on each class, the largest gain first.
 
     Each class has the interval of the test by image, at the level ``1 - (1 - LEVEL) / classes`` (Bonferroni), so that
-    all of them hold together with the study's level.
+    all of them hold together with the study's level. What the trainings add to the noise of images is known of few
+    trainings only: the classes share it, as the arms of a study do.
     """
     trainings, labels = paired.differences("accuracy"), paired.sides.labels
     level = 1 - (1 - LEVEL) / len(paired.classes)
-    found = []
+    of_classes: dict[str, list[Training]] = {}
     for number, name in enumerate(paired.classes):
-        of_class = [_those(training, labels[training.images] == number) for training in trainings]
-        of_class = [one for one in of_class if len(one.images)]
-        images = len(set().union(*(one.images.tolist() for one in of_class)))
-        if images:
-            difference, interval = _effect(of_class, level) if images >= FEWEST else (None, None)
-            if difference is None:
-                difference = float(by_image(of_class).mean())
-            found.append(ClassEffect(name, images, difference, interval))
+        those = (_those(training, labels[training.images] == number) for training in trainings)
+        if of_class := [one for one in those if len(one.images)]:
+            of_classes[name] = of_class
+    shared = shared_excess([moments(of_class) for of_class in of_classes.values() if _testable(of_class)])
+    found = [
+        ClassEffect(name, len(_images(of_class)), *_effect(of_class, level, shared))
+        for name, of_class in of_classes.items()
+    ]
     return sorted(found, key=lambda one: -one.difference)
 
 
@@ -163,11 +163,22 @@ def _those(training: Training, wanted: NDArray[np.bool_]) -> Training:
     return replace(training, images=training.images[wanted], values=training.values[wanted], groups=groups)
 
 
-def _effect(trainings: Sequence[Training], level: float) -> tuple[float | None, tuple[float, float] | None]:
-    try:
-        found = compare_by_image(trainings, level=level)
-    except UserError:  # all of its images were held out by one fold
-        return None, None
+def _images(trainings: Sequence[Training]) -> set[int]:
+    return set().union(*(one.images.tolist() for one in trainings))
+
+
+def _testable(trainings: Sequence[Training]) -> bool:
+    """Whether several folds have held out images of a class; two images are the fewest that vary."""
+    return len({(one.repeat, one.fold) for one in trainings}) > 1 and len(_images(trainings)) >= FEWEST
+
+
+def _effect(
+    trainings: Sequence[Training], level: float, shared: Shared | None
+) -> tuple[float, tuple[float, float] | None]:
+    """The difference on a class with its interval; None where there is too little to have one."""
+    if not _testable(trainings):
+        return float(by_image(trainings).mean()), None
+    found = compare_by_image(trainings, level=level, shared=shared)
     if found.low is None or found.high is None:
         return found.mean_difference, None
     return found.mean_difference, (max(-1.0, found.low), min(1.0, found.high))
