@@ -251,7 +251,7 @@ class Display:
             times = f"about {duration(epoch)} an epoch, {duration(epoch * count)} for {count}"
             if count < event.epochs:
                 few = f"very little for {event.epochs - count} epochs on features that are computed once"
-                times = f"{times} on images; {few}" if count else few
+                times = f"{times} that train stages; {few}" if count else few
             estimate = f"{times}; {estimate}"
         self.labelled("needs", estimate)
         self.notes(event.notes)

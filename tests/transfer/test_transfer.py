@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 from torch import nn
 
 from conftest import Convsmith, RunUntil
@@ -258,6 +259,14 @@ def test_a_view_is_computed_when_an_epoch_needs_it_with_the_same_bits_as_before_
     assert orders[0] == [FeatureExtractionProgress, EpochEnd, FeatureExtractionProgress, EpochEnd], "two of the views"
     assert orders[1] == [EpochEnd]
     same_run(*runs)
+
+
+def test_to_prepare_a_training_on_the_outputs_of_frozen_stages_changes_no_statistics(here: Path) -> None:
+    prepared = setup.prepare(config_of(*STAGES))
+    assert prepared.config.transfer.cache_stages
+    given = load_file("runs/base/model/model.safetensors")
+    found = prepared.model.state_dict()
+    assert all(torch.equal(found[name], given[name]) for name in found if "running" in name)
 
 
 def test_outputs_of_frozen_stages_that_find_no_room_are_not_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

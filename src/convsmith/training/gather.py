@@ -33,6 +33,7 @@ from convsmith.training.own import Parts, refuse_unfit
 from convsmith.training.resolve import Facts
 from convsmith.training.step import Recipe
 from convsmith.transfer import weights
+from convsmith.transfer.division import divide
 from convsmith.transfer.unfreezing import Finetuning
 
 WHITENED_IMAGES = 500
@@ -204,7 +205,9 @@ def recipe_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Reci
 def measure_step(
     config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, finetuning: Finetuning | None
 ) -> tuple[Variant, float, tuple[str, ...]]:
-    """The fastest way to compute a step, an upper estimate of the seconds for an epoch on images with it, and notes.
+    """The fastest way to compute a step, an upper estimate of the seconds for an epoch of such steps, and notes.
+
+    A step takes images, or where `transfer.cache_stages` is on, outputs of the stages that stay frozen.
 
     A way that was once chosen on this machine for the same network, sizes and threads is chosen again unless another
     one is clearly faster, so that repeating a command gives the same numbers although times vary, and a choice that was
@@ -225,6 +228,10 @@ def measure_step(
     to_last_phase(model, finetuning)  # parameters that stay frozen need no backward pass
     if finetuning:
         question.append(config.transfer.model_dump(mode="json", include={"freeze", "unfreeze"}))
+    division = None
+    if config.transfer.cache_stages and finetuning:
+        division = divide(model, finetuning, first_images(dataset, 2, torch.device("cpu")))
+        question.append(division)
     remembered = cache_folder(config.data) / "steps" / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:24]}.txt"
     before = None
     if len(ways) > 1 and remembered.exists():
@@ -236,19 +243,22 @@ def measure_step(
     most = MEASURED_PIXELS // max(2, len(measured)) // math.prod(hw(dataset.preprocessing().image_size))
     images = first_images(dataset, min(config.train.batch, max(2, most)), device)
     labels = torch.from_numpy(dataset.train.labels[: len(images)]).to(device)
+    network, inputs = model.to(device), images
+    if division:
+        network, inputs = division.rest(model), division.maps(model, images)
     recipe = recipe_of(config, dataset, device)
     # Measuring for long pays only if there is a choice of ways and some epochs train on images.
     pays = len(ways) > 1 and image_epochs(config, finetuning) > 0
     budgets = [CHOICE_SECONDS if pays and not before else ESTIMATE_SECONDS, CHOICE_SECONDS]
     for budget in budgets:
-        times = seconds_per_step(model.to(device), Batch(images, labels), recipe.loss, measured, device, budget)
+        times = seconds_per_step(network, Batch(inputs, labels), recipe.loss, measured, device, budget)
         chosen = fastest({way: times[way] for way in ways}, before)
         if chosen == before or not before:
             break  # what takes the place of an earlier choice is measured for longer first
     if len(ways) > 1:
         with suppress(OSError):  # if the cache cannot be written, the next start measures again
             files.write_text(remembered, " ".join(chosen))
-    if config.model.is_library:
+    if config.model.is_library and division is None:
         speeds.remember(cache_folder(config.data), config.model.name, len(images) / times[chosen])
     notes = (_without_instructions(times[chosen] / times[measured[-1]], device),) if doubtful else ()
     return chosen, times[chosen] / len(images) * len(dataset.train), notes

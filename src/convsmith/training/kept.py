@@ -43,8 +43,7 @@ def without_stages(
     division = divide(model, finetuning, images)
     if division is None:
         return True, (_unused("no stage stays frozen to the end behind which the network can be divided"),)
-    with torch.no_grad():
-        one = division.maps(model, images)[0].nbytes
+    one = division.maps(model, images)[0].nbytes
     views = config.transfer.feature_views if config.augment != AugmentConfig() else 1
     size = one * (views * len(dataset.train) + len(dataset.train) + len(dataset.val))
     cache = cache_folder(config.data)

@@ -36,9 +36,10 @@ class Division:
             setattr(rest.get_submodule(parent), child, nn.Identity())
         return rest
 
+    @torch.no_grad()
     def maps(self, model: nn.Module, images: Tensor) -> Tensor:
-        """The outputs of `last` for network inputs; nothing above it is computed."""
-        with _ends_with(model.get_submodule(self.last)) as outputs:
+        """The outputs of `last` for network inputs, in eval mode; nothing above it is computed."""
+        with _in_eval_mode(model), _ends_with(model.get_submodule(self.last)) as outputs:
             model(images)
         return outputs[0]
 
@@ -56,8 +57,7 @@ class Division:
 def divide(model: nn.Module, finetuning: Finetuning, images: Tensor) -> Division | None:
     """The division of a network behind the stages that no phase of `finetuning` trains; None if there is none.
 
-    `images` are some inputs, for which network and division must agree to the last bit. The model is put into eval mode
-    and back.
+    `images` are some inputs, for which network and division must agree to the last bit, in eval mode.
     """
     trained = {id(value) for name, value in model.named_parameters() if name in finetuning.phases[-1].trains}
     names = {id(module): name for name, module in model.named_modules()}
@@ -70,18 +70,26 @@ def divide(model: nn.Module, finetuning: Finetuning, images: Tensor) -> Division
         inside += [names[id(module)] for module in modules]
     if not inside:
         return None
+    try:
+        with _in_eval_mode(model):
+            within = tuple(f"{name}." for name in inside)
+            others = [name for name in _called_before(model, inside[-1], images) if not name.startswith(within)]
+            division = Division(tuple(dict.fromkeys([*inside, *others])), inside[-1])
+            agrees = torch.equal(division.rest(model)(division.maps(model, images)), model(images))
+    except Exception:  # whatever a network raises whose stages are no chain of modules that take and give one tensor
+        return None
+    return division if agrees else None
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """A context in which batch norm learns nothing from the images."""
     training = model.training
     model.eval()
     try:
-        within = tuple(f"{name}." for name in inside)
-        others = [name for name in _called_before(model, inside[-1], images) if not name.startswith(within)]
-        division = Division(tuple(dict.fromkeys([*inside, *others])), inside[-1])
-        agrees = torch.equal(division.rest(model)(division.maps(model, images)), model(images))
-    except Exception:  # whatever a network raises whose stages are no chain of modules that take and give one tensor
-        return None
+        yield
     finally:
         model.train(training)
-    return division if agrees else None
 
 
 class _ReachedError(Exception):
