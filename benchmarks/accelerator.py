@@ -43,6 +43,7 @@ from machine import machine
 from numpy.typing import NDArray
 
 import convsmith
+from convsmith import records
 from convsmith.config import RunConfig, presets, read_run_config, validate
 from convsmith.contracts import Batch
 from convsmith.data.config import DataConfig
@@ -317,7 +318,7 @@ def simple_cnn(given: Given) -> Any:
 def resnet18(given: Given) -> Any:
     from torchvision.models import resnet18 as build
 
-    data = random_images(*((16, 32) if given.quick else (3_000, 224)))
+    data = random_images(*((100, 32) if given.quick else (3_000, 224)))
     return throughput(given, "torchvision/resnet18", lambda side: build(num_classes=10), data, 8 if given.quick else 64)
 
 
@@ -327,7 +328,8 @@ def finetune(given: Given) -> Any:
 
     if given.weights is None:
         raise Skip("no --weights: pretrained weights of timm/tf_efficientnet_lite0")
-    images, labels = random_images(*((24, 32) if given.quick else (2_000, 224)))
+    images, labels = random_images(*((100, 32) if given.quick else (2_000, 224)))
+    quick = {"transfer": {"unfreeze": {"after": 1}}, "train": {"epochs": 2}} if given.quick else {}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         run = convsmith.train(
@@ -335,19 +337,19 @@ def finetune(given: Given) -> Any:
             preset="finetune",
             runs_dir=folder,
             show=False,
-            transfer={"weights": str(given.weights)},
-            train={"device": given.device.type, "deterministic": False} | ({"epochs": 2} if given.quick else {}),
+            transfer={"weights": str(given.weights)} | quick.get("transfer", {}),
+            train={"device": given.device.type, "deterministic": False} | quick.get("train", {}),
             track={"wandb": "off"},
         )
         seconds, train = time.perf_counter() - began, read_run_config(run.files.config).train
-        epochs = train.epochs
+        epochs, trained = run.summary["epochs"], records.read(run.files.splits, records.Splits)["splits"]["train"]
     network = timm.create_model("tf_efficientnet_lite0", num_classes=10)
     rate = plain(given, network, images, labels, train.batch)["images_per_second"]
     return {
         "epochs": epochs,
         "seconds": seconds,
-        "seconds_of_plain_epochs": epochs * len(images) / rate,
-        "times_plain": epochs * len(images) / rate / seconds,
+        "seconds_of_plain_epochs": epochs * len(trained) / rate,
+        "times_plain": epochs * len(trained) / rate / seconds,
     }
 
 
@@ -357,20 +359,24 @@ def speedrun(given: Given) -> dict[str, Any]:
         raise Skip("there is no preset speedrun")
     if given.cifar is None:
         raise Skip("no --cifar")
-    if given.device.type == "cpu":
+    if given.device.type == "cpu" and not given.quick:
         raise Skip("benchmarks/speedrun.py compares both on the CPU")
     times, accuracies = [], []
-    for seed in range(SEEDS):
+    for seed in range(1 if given.quick else SEEDS):
         with tempfile.TemporaryDirectory() as folder:
-            settings = {"device": given.device.type, "seed": seed}
             run = convsmith.train(
-                str(given.cifar), preset="speedrun", runs_dir=folder, show=False, train=settings, track={"wandb": "off"}
+                {"source": str(given.cifar)} | ({"limit": 200} if given.quick else {}),
+                preset="speedrun",
+                runs_dir=folder,
+                show=False,
+                train={"device": given.device.type, "seed": seed} | ({"epochs": 2} if given.quick else {}),
+                track={"wandb": "off"},
             )
             times.append(run.summary["seconds"])
-            accuracies.append(run.evaluate(split="test", show=False)["accuracy"])
+            accuracies.append(run.evaluate(split="val" if given.quick else "test", show=False)["accuracy"])
     found["convsmith"] = {"seconds": times, "accuracies": accuracies}
-    if given.airbench is None:
-        return found | {"airbench94_muon": "no --airbench"}
+    if given.airbench is None or given.quick:
+        return found | {"airbench94_muon": "no --airbench, or --quick"}
     command = [sys.executable, __file__, "--airbench-alone", str(given.airbench), "--cifar", str(given.cifar)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found["airbench94_muon"] = theirs = json.loads(done.stdout.splitlines()[-1])

@@ -41,9 +41,9 @@ class TrainingStarted:
     `train`, `val` and `test` are numbers of images, `unused` numbers of files by the reason; `is_own`
     says whether the data or the network came from Python; `macs` are the multiply-accumulate operations for one image;
     `memory` is in bytes; `seconds_per_epoch` is None if it was not measured. `image_epochs` of the `epochs` train
-    stages, on images or on kept outputs of frozen stages, the others the head, on features that are computed once. `step` steps have been done; an epoch has `steps` steps.
-    `watch` is the command that shows the run's numbers live, if there is one; `keep` is train.keep; `feed` says how
-    images reach an accelerator.
+    stages, on images or on kept outputs of frozen stages, the others the head, on features that are computed once.
+    `step` steps have been done; an epoch has `steps` steps. `watch` is the command that shows the run's numbers live,
+    if there is one; `keep` is train.keep; `feed` says how images reach an accelerator.
     """
 
     directory: Path
