@@ -1,13 +1,16 @@
-"""`convsmith predict` beside a plain PyTorch loop with two workers: whole processes, in turns, on the same photographs.
+"""`convsmith predict` and `evaluate` beside a plain PyTorch loop with two workers: whole processes, in turns.
 
     python benchmarks/predict.py FOLDER WEIGHTS.safetensors [--model tf_efficientnet_lite0] [--images 736] [--runs 5]
 
 FOLDER holds photographs in class folders; a linear probe of the weights is trained on them, and then both contestants
-classify copies of them, as many as asked for, and write a CSV file. The loop is what one would write: timm's network
-with the same weights, a DataLoader with two workers, batches of 64, torchvision's transforms with the same sizes and
-filter, inference mode, softmax. Time is from the start of a process to its end; memory is that of the largest process.
-torchvision resizes to whole pixels and then crops, which changes probabilities by a hundredth; so they are compared
-with those of the loop that crops and resizes in one step. Writes docs/results/predict.json.
+classify copies of them, as many as asked for, and write a CSV file. `evaluate` has the copies in class folders, and an
+empty cache each time, into which it decodes them first; the loop counts what is right as well.
+
+The loop is what one would write: timm's network with the same weights, a DataLoader with two workers, batches of 64,
+torchvision's transforms with the same sizes and filter, inference mode, softmax. Time is from the start of a process to
+its end; memory is that of the largest process. torchvision resizes to whole pixels and then crops, which changes
+probabilities by a hundredth; so they are compared with those of the loop that crops and resizes in one step. Writes
+docs/results/predict.json.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ BATCH, WORKERS = 64, 2
 
 
 def loop(model: str, run: Path, photos: Path, out: Path, crops_alike: bool) -> None:
-    """The plain loop, which imports nothing of convsmith; with `crops_alike` it crops and resizes in one step, too."""
+    """The plain loop, which imports nothing of convsmith; with `crops_alike` it crops and resizes in one step, too.
+
+    Of photographs in class folders it prints the accuracy.
+    """
     import timm
     import torch
     from PIL import Image
@@ -54,7 +60,7 @@ def loop(model: str, run: Path, photos: Path, out: Path, crops_alike: bool) -> N
 
     class Photos(Dataset):
         def __init__(self) -> None:
-            self.files = sorted(photos.iterdir())
+            self.files = sorted(path for path in photos.rglob("*") if path.is_file())
 
         def __len__(self) -> int:
             return len(self.files)
@@ -76,12 +82,16 @@ def loop(model: str, run: Path, photos: Path, out: Path, crops_alike: bool) -> N
         writer.writerow(["id", *(f"p_{name}" for name in classes)])
         for path, row in zip(dataset.files, torch.cat(found).tolist(), strict=True):
             writer.writerow([path, *row])
+    right = [
+        classes[row.argmax()] == path.parent.name for path, row in zip(dataset.files, torch.cat(found), strict=True)
+    ]
+    print(json.dumps({"accuracy": sum(right) / len(right)}))
 
 
-def measured(command: list[str]) -> dict[str, float]:
+def measured(command: list[str], cache: Path | None = None) -> dict[str, float]:
     """Seconds from start to end, seconds of the processors, and the peak memory of the largest process in MB."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    began, environ = time.perf_counter(), os.environ | ({"CONVSMITH_CACHE": str(cache)} if cache else {})
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environ)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, f"{command} ended with {status}"
     return {
@@ -97,6 +107,11 @@ def probabilities(path: Path) -> dict[str, list[float]]:
             Path(row["id"]).name: [float(value) for key, value in row.items() if key.startswith("p_")]
             for row in csv.DictReader(file)
         }
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
+    """How many times as fast we are: the median over runs in turns."""
+    return statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True))
 
 
 def main() -> None:
@@ -123,17 +138,23 @@ def main() -> None:
         training = f"train --preset linear-probe --model timm/{args.model} --name probe --track.wandb off".split()
         paths = ["--data", args.folder, "--transfer.weights", args.weights, "--runs-dir", runs]
         subprocess.run([*convsmith, *training, *paths], check=True, stdout=subprocess.DEVNULL)
+        labelled = here / "labelled"
+        for photo, number in zip(sorted(photos.iterdir()), range(args.images), strict=True):
+            home = labelled / files[number % len(files)].parent.name
+            home.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo, home)
+        probe = str(runs / "probe")
+        plain = [sys.executable, __file__, str(args.folder), str(args.weights), "--model", args.model, "--loop", probe]
         contestants = {
-            "convsmith": [*convsmith, "predict", str(runs / "probe"), str(photos), "--out", str(here / "ours.csv")],
-            "plain loop": [
-                *(sys.executable, __file__, str(args.folder), str(args.weights), "--model", args.model, "--loop"),
-                *map(str, (runs / "probe", photos, here / "loop.csv")),
-            ],
+            "convsmith": [*convsmith, "predict", probe, str(photos), "--out", str(here / "ours.csv")],
+            "plain loop": [*plain, str(photos), str(here / "loop.csv")],
+            "convsmith evaluate": [*convsmith, "evaluate", probe, "--data", str(labelled)],
+            "plain loop evaluate": [*plain, str(labelled), str(here / "evaluated.csv")],
         }
         results: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
         for number in range(args.runs + 1):
             for name, command in contestants.items():
-                found = measured(command)
+                found = measured(command, here / f"cache-{number}" if name == "convsmith evaluate" else None)
                 if number:  # the first of each fills the caches of the system
                     results[name].append(found)
                     print(name, found, flush=True)
@@ -149,9 +170,8 @@ def main() -> None:
         "model": args.model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "medians": medians,
-        "times_as_fast": statistics.median(
-            b["seconds"] / a["seconds"] for a, b in zip(results["convsmith"], results["plain loop"], strict=True)
-        ),
+        "times_as_fast": ratio(results["convsmith"], results["plain loop"]),
+        "evaluate_times_as_fast": ratio(results["convsmith evaluate"], results["plain loop evaluate"]),
         "largest_difference_of_a_probability": max(
             abs(a - b) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True)
         ),

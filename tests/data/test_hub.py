@@ -98,11 +98,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = urlparse(self.path).path
-        repository, tree = "/api/datasets/owner/pets", f"/api/datasets/owner/pets/tree/{COMMIT}"
+        repository = "/api/datasets/owner/pets"
+        listed = re.fullmatch(rf"{repository}/tree/[^/]+/?(.*)", name)
         resolved = re.fullmatch(r"/datasets/owner/pets/resolve/[^/]+/(.+)", name)
-        if name.startswith(tree) and (folder := self.root / name.removeprefix(tree).lstrip("/")).is_dir():
+        if listed and (folder := self.root / listed[1]).is_dir():
             self.answer(json.dumps([self.entry(path) for path in sorted(folder.iterdir())]).encode())
-        elif name.startswith(repository) and not name.startswith(tree):
+        elif name.startswith(repository) and not listed:
             about = {"id": "owner/pets", "sha": COMMIT, "private": False, "disabled": False, "tags": []}
             self.answer(json.dumps(about | {"downloads": 0, "likes": 0, "siblings": []}).encode())
         elif resolved and (file := self.root / resolved[1]).is_file():
@@ -174,6 +175,9 @@ def test_a_set_of_the_hub_is_streamed_from_the_files_that_the_libraries_find(ser
     assert source.shards is not None
     assert source.shards.names[:2] == ("train-00000-of-00002.parquet#0", "train-00000-of-00002.parquet#1")
     assert source.shards.of.tolist() == [0, 0, 1, 2, 2, 3]
+    named = open_source(DataConfig(source="hf://datasets/owner/pets/data/train-0000{0..1}-of-00002.parquet"))
+    assert named.shards is not None, "an address is streamed, also of the hub"
+    assert [named.read(row) for row in range(5)] == IMAGES[:5]
     kept = [path for path in (tmp_path / "datasets").rglob("*") if path.is_file() and path.stat().st_size]
     assert kept == [], "nothing was downloaded"
 

@@ -6,7 +6,7 @@ import io
 import re
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -22,9 +22,8 @@ from PIL import Image
 
 from convsmith.config import validate
 from convsmith.data import streamed
-from convsmith.data.config import DataConfig, DecodeRules
+from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Dataset, open_dataset, unseal_test
-from convsmith.data.decode import DecodeError, decode
 from convsmith.data.epochs import epoch_of
 from convsmith.data.places import expanded
 from convsmith.data.sampler import batch_positions, first_of_shards, reading_order, through_buffer
@@ -32,6 +31,7 @@ from convsmith.data.source import Source
 from convsmith.data.sources import open_source, with_absolute_paths
 from convsmith.errors import UserError
 from convsmith.studies.crossval import divide
+from data.small import InProcess
 
 SAMPLES, SHARDS = 8, 6
 ALL = {"val_fraction": 0, "test_fraction": 0}  # train on all
@@ -72,24 +72,6 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decode where the test runs, which is the twin of the processes that a training starts."""
-
-    class InProcess:
-        def __init__(self, rules: DecodeRules, shape: tuple[int, int, int]) -> None:
-            self.rules = rules
-
-        def start(self) -> None:
-            pass
-
-        def decode(self, images: Sequence[bytes]) -> list[np.ndarray | DecodeError]:
-            decoded: list[np.ndarray | DecodeError] = []
-            for image in images:
-                try:
-                    decoded.append(decode(image, self.rules))
-                except DecodeError as error:
-                    decoded.append(error)
-            return decoded
-
     if "processes" not in request.node.name:
         monkeypatch.setattr(streamed, "Workers", InProcess)
 

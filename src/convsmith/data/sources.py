@@ -25,7 +25,7 @@ from convsmith.data.named import open_digits, open_named
 from convsmith.data.native import array_channels
 from convsmith.data.npz import NPZ, read_npz
 from convsmith.data.parquet import column_files, open_parquet, open_parquet_at
-from convsmith.data.places import absolute, is_pattern, local, places
+from convsmith.data.places import absolute, is_address, is_pattern, local, places
 from convsmith.data.shards import CLS, is_shard, open_shards
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
@@ -84,7 +84,7 @@ def _open(name: str, config: DataConfig) -> Source:
     if name in SOURCES:
         _refuse_unread(config, name)
         return SOURCES[name](cache)
-    if name.startswith(PREFIX):
+    if name.startswith(PREFIX) and not is_address(name):
         _refuse_unread(config, name, *COLUMN_KEYS)
         return open_hub(name, cache, config)
     if is_pattern(name):
