@@ -18,7 +18,7 @@ from convsmith.studies import ablation
 from convsmith.studies.comparison import Plan, read_plan
 from convsmith.studies.config import validate_study
 from convsmith.studies.statistics import holm
-from convsmith.studies.variance import Training, compare_by_image
+from convsmith.studies.variance import Training, compare_by_image, moments, shared_excess
 from convsmith.training import setup
 
 STUDY = {
@@ -61,15 +61,18 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
     result = record(study)
     base = {one["fold"]: one["value"] for one in result["base"]["per_fold"]}
     p_values = []
+    trainings = {}
+    for name in ("no learning", "average"):
+        images = [right(study / "arms" / name / fold) - right(study / "arms/base" / fold) for fold in "123"]
+        trainings[name] = [Training(1, at, 0, np.arange(100) + 100 * at, one) for at, one in enumerate(images)]
+    shared = shared_excess([moments(of) for of in trainings.values()])
     for arm in result["arms"]:
         values = [one["value"] for one in arm["per_fold"]]
         assert [one["seed"] for one in arm["per_fold"]] == [one["seed"] for one in result["base"]["per_fold"]]
         assert [one["difference"] for one in arm["per_fold"]] == pytest.approx(
             [one["value"] - base[one["fold"]] for one in arm["per_fold"]]
         )
-        images = [right(study / "arms" / arm["name"] / fold) - right(study / "arms/base" / fold) for fold in "123"]
-        each = [Training(1, at, 0, np.arange(100) + 100 * at, one) for at, one in enumerate(images)]
-        expected = compare_by_image(each, 0.05)
+        expected = compare_by_image(trainings[arm["name"]], 0.05, shared=shared)
         assert arm["difference"] == pytest.approx(np.mean(values) - np.mean(list(base.values())))
         assert arm["p"] == pytest.approx(expected.p)
         assert arm["ci95"] == pytest.approx([expected.low, expected.high])
