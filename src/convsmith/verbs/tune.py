@@ -63,6 +63,7 @@ def show(result: TuningResult, display: Display) -> int:
 
 
 def _results(result: TuningResult, display: Display) -> None:
+    from convsmith import stacked
     from convsmith.display import duration
     from convsmith.rundir import RunDir
     from convsmith.studies.tuning import TRIALS
@@ -78,15 +79,17 @@ def _results(result: TuningResult, display: Display) -> None:
         display.line()
         display.written(path / TRIALS, "trials/")
         return
-    shown = ranked[:SHOWN]
-    columns = {
-        "trial": [str(trial["number"]) for trial in shown],
-        metric: [f"{trial['value']:.4f}" for trial in shown],
-        "epochs": [str(trial["epochs"]) for trial in shown],
-        "time": [duration(trial["seconds"]) for trial in shown],
-    }
-    columns |= {key: [word(trial["values"][key]) for trial in shown] for key in result.keys}
-    display.table(columns, below=result.keys)
+    rows = [
+        {
+            "trial": str(trial["number"]),
+            metric: f"{trial['value']:.4f}",
+            "epochs": str(trial["epochs"]),
+            "time": duration(trial["seconds"]),
+            **{key: word(trial["values"][key]) for key in result.keys},
+        }
+        for trial in ranked[:SHOWN]
+    ]
+    stacked.show(display, rows, [metric, *result.keys, "epochs", "time"])
     display.line()
     if result.importances:
         shares = "  ".join(f"{key} {share:.0%}" for key, share in result.importances.items())
