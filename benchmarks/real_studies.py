@@ -40,7 +40,7 @@ from small_trainings import WIDTHS, kept, key
 from convsmith.prediction.influence import BY_IMAGE
 from convsmith.prediction.metrics import Outcomes, probabilities
 from convsmith.studies.statistics import Comparison, holm, paired_comparison
-from convsmith.studies.variance import Training, compare_by_image, moments
+from convsmith.studies.variance import Training, compare_by_image, moments, shared_excess
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULT, PAGE = DOCS / "results" / "real_studies.json", DOCS / "statistics.md"
@@ -180,16 +180,25 @@ def images_alone(trainings: Sequence[Training], margin: float) -> Found:
     return Found(float(p), found.mean - half, found.mean + half, float(within))
 
 
-def methods(folds: int) -> dict[str, Callable[[Sequence[Training], float], Found]]:
-    def by_folds(trainings: Sequence[Training], margin: float, share: float) -> Found:
-        differences = over_folds(trainings)
-        return Found.of(paired_comparison(differences, np.zeros(len(differences)), share, margin, LEVEL))
+Arms = Sequence[Sequence[Training]]
+
+
+def methods(folds: int) -> dict[str, Callable[[Arms, float], list[Found]]]:
+    """Each judges all arms of a study, within a margin."""
+
+    def by_folds(arms: Arms, margin: float, share: float) -> list[Found]:
+        differences = [over_folds(trainings) for trainings in arms]
+        return [Found.of(paired_comparison(one, np.zeros(len(one)), share, margin, LEVEL)) for one in differences]
+
+    def by_image(arms: Arms, margin: float) -> list[Found]:
+        shared = shared_excess([moments(trainings) for trainings in arms])
+        return [Found.of(compare_by_image(trainings, margin, LEVEL, shared)) for trainings in arms]
 
     return {
-        "folds": lambda trainings, margin: by_folds(trainings, margin, 1 / folds),
-        "ordinary": lambda trainings, margin: by_folds(trainings, margin, 0.0),
-        "images": images_alone,
-        "by image": lambda trainings, margin: Found.of(compare_by_image(trainings, margin, LEVEL)),
+        "folds": lambda arms, margin: by_folds(arms, margin, 1 / folds),
+        "ordinary": lambda arms, margin: by_folds(arms, margin, 0.0),
+        "images": lambda arms, margin: [images_alone(trainings, margin) for trainings in arms],
+        "by image": by_image,
     }
 
 
@@ -242,7 +251,7 @@ def case(world: World, design: Design, metric: str, arm: str) -> dict[str, Any] 
         return None
     truth, error = world.truth(arm, metric)
     margin = abs(world.truth("B" if arm == "A" else arm, metric)[0])
-    judged = {name: [method(one, margin) for one in studies] for name, method in methods(world.folds).items()}
+    judged = {name: [method([one], margin)[0] for one in studies] for name, method in methods(world.folds).items()}
     components = [moments(one) for one in studies]
     return {
         "design": design.title,
@@ -294,7 +303,7 @@ def null_arms(world: World, metric: str) -> dict[str, Any] | None:
             continue
         studies = [population.study(metric, arm, base, (1,)) for arm in arms]
         for name, method in methods(world.folds).items():
-            adjusted = holm([method(one, math.inf).p for one in studies])
+            adjusted = holm([one.p for one in method(studies, math.inf)])
             found.setdefault(name, []).append(any(p is not None and p < 1 - LEVEL for p in adjusted))
     if not found:
         return None

@@ -66,19 +66,22 @@ class Stage:
         return f"{self.kind}-{self.folds}"
 
 
-#: The stages of a line are trained together, population by population, on so many populations in each of four turns.
+#: The stages of a line are trained together, population by population, on so many populations in each of five turns.
 STAGES = (
     (
-        (44, 44, 44, 100),
+        (44, 44, 44, 44, 100),
         [Stage("600", 5, arm, seeds, (1, 2)) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))],
     ),
-    ((10, 20, 30, 90), [Stage("skewed", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
     (
-        (10, 20, 44, 100),
+        (10, 20, 30, 60, 90),
+        [Stage("skewed", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))],
+    ),
+    (
+        (10, 20, 44, 44, 100),
         [Stage("600", 5, "A", (3, 4, 5, 6, 7, 8)), *(Stage("600", 5, arm, (2, 3)) for arm in ("B", "C"))],
     ),
-    ((6, 12, 20, 100), [Stage("600", 10, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
-    ((3, 6, 12, 30), [Stage("2000", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
+    ((6, 12, 20, 40, 100), [Stage("600", 10, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
+    ((3, 6, 12, 30, 30), [Stage("2000", 5, arm, seeds) for arm, seeds in (("A", (1, 2)), ("B", (1,)), ("C", (1,)))]),
 )
 
 
@@ -275,7 +278,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pixels, labels = read_images(args.data, args.work / "cache")
     every = {kind: populations(kind, labels) for kind in ("600", "skewed", "2000")}
-    for turn in range(4):
+    for turn in range(5):
         for counts, stages in STAGES:
             folder = args.work / stages[0].folder
             folder.mkdir(parents=True, exist_ok=True)
