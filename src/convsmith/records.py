@@ -547,7 +547,10 @@ class FoldScore(Scored):
 
 
 class Crossval(Record):
-    """crossval.json; `std` and `ci95` are empty if fewer than two folds are finished."""
+    """crossval.json; `std` and `ci95` are empty if fewer than two folds are finished.
+
+    `without_interval` says of other metrics why they are not in these.
+    """
 
     folds: Count
     repeats: Count
@@ -556,6 +559,7 @@ class Crossval(Record):
     mean: dict[str, float]
     std: dict[str, float]
     ci95: dict[str, Ends]
+    without_interval: dict[str, str] = {}
     test: Test = "folds"
 
     @model_validator(mode="after")

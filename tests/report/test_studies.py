@@ -168,3 +168,33 @@ def test_charts_of_intervals_escape_names_and_have_words_for_all_that_they_draw(
     Checked(bars)
     assert "-1 to 0: 3 images" in bars
     assert bars.index('class="bar helps"') < bars.index('class="bar hurts"'), "a lower loss is better"
+
+
+def test_a_metric_without_an_interval_is_said_on_the_page_of_a_cross_validation(tmp_path, monkeypatch, capsys):
+    """Of a probability that was rounded to 0 the loss cannot be had; the other metrics keep their intervals."""
+    study = tmp_path / "runs/crossval"
+    shutil.copytree(KEPT / "crossval", study)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "runs/crossval"]) == 0
+    assert "Nadeau and Bengio" in page_of(study)
+    with (study / "study.yaml").open("a", encoding="utf-8") as file:
+        file.write("test: images\n")
+    started = json.loads((study / "begun.json").read_text(encoding="utf-8"))
+    started["study"]["test"] = "images"
+    (study / "begun.json").write_text(json.dumps(started), encoding="utf-8")
+    predictions = study / "folds/1/predictions-held-out.csv"
+    rows = [line.split(",") for line in predictions.read_text(encoding="utf-8").splitlines()]
+    own, other = rows[0].index(f"p_{rows[1][1]}"), rows[0].index(f"p_{rows[1][2]}")
+    assert own != other
+    rows[1][other] = str(float(rows[1][other]) + float(rows[1][own]))
+    rows[1][own] = "0.0"
+    predictions.write_text("".join(f"{','.join(row)}\n" for row in rows), encoding="utf-8")
+    assert main(["resume", "runs/crossval"]) == 0
+    assert "no interval: loss: the loss of each image cannot be had from" in capsys.readouterr().out
+    record = json.loads((study / "crossval.json").read_text(encoding="utf-8"))
+    assert {"accuracy", "f1"} <= record["ci95"].keys() == record["std"].keys() < record["mean"].keys()
+    assert main(["report", "runs/crossval"]) == 0
+    text = page_of(study)
+    assert "<strong>No interval:</strong> loss (the loss of each image cannot be had from" in text
+    assert "nets that are trained anew" in text
+    assert "Nadeau" not in text

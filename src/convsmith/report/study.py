@@ -90,6 +90,7 @@ def study_page(study: Crossval) -> str:
         "run": study.run,
         "config": study.config,
         "result": study.result,
+        "by_image": records.test_of(study.result) == "images",
         "metrics": {name: METRICS[name] for name in study.result["mean"] if name in METRICS},
         "images": len(predictions.ids),
         "findings": _findings(study),

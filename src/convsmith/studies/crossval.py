@@ -67,6 +67,11 @@ class CrossvalResult:
         """Why folds failed, by name."""
         return dict(self.record["missing"])
 
+    @property
+    def without_interval(self) -> dict[str, str]:
+        """Why metrics are not in `std` and `ci95`, by metric, where two folds are done."""
+        return dict(self.record["without_interval"])
+
     def table(self) -> list[dict[str, Any]]:
         """One row per fold: its name, each metric, the number of images held out, and the seconds of training."""
         repeated = self.record["repeats"] > 1
@@ -218,7 +223,7 @@ def summarise(
         "std": {name: std for name, (std, _, _) in intervals.items()},
         "ci95": {name: [low, high] for name, (_, low, high) in intervals.items()},
         "test": records.test_of(spec),
-        **({"without_interval": unknown} if unknown else {}),
+        "without_interval": unknown,
     }
     if evaluations:
         classes = evaluations[0]["classes"]

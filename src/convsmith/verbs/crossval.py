@@ -83,9 +83,11 @@ def show(result: CrossvalResult, display: Display) -> int:
             column.justify = "right"
         display.line()
         display.console.print(table)
+    for metric, reason in result.without_interval.items():
+        display.line(f"no interval: {METRICS[metric].label}: {reason}")
     for name, reason in result.failed.items():
         display.line(f"missing: {name} failed: {reason}")
-    if not result.std:
+    if len(result.per_fold) < 2:
         display.line("fewer than two folds are done, so no interval can be computed")
     files = ("predictions-oof.csv", "figures/confusion.png", "folds/") if result.per_fold else ()
     display.line()
