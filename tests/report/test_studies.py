@@ -11,7 +11,7 @@ import pytest
 import convsmith
 from convsmith.cli import main
 from convsmith.report import effects
-from convsmith.report.effects import Paired, Sides
+from convsmith.report.effects import Paired, Seen, Sides
 from convsmith.report.intervals import Row, histogram, interval_chart
 from convsmith.rundir import RunDir
 from convsmith.studies.comparison import read_plan
@@ -144,10 +144,29 @@ def test_the_sides_and_classes_of_a_study_are_those_of_its_predictions(studies):
     found = effects.class_effects(paired)
     assert sum(one.images for one in found) == record["n_images"]
     assert [one.difference for one in found] == sorted((one.difference for one in found), reverse=True)
+    assert any(one.interval for one in found)
     for one in found:
-        low, high = one.interval
+        low, high = one.interval or (-1, 1)
         assert -1 <= low <= one.difference <= high <= 1
         assert (one.kind == "unclear") == (low <= 0 <= high)
+
+
+def test_a_class_whose_images_do_not_differ_has_no_interval():
+    """Two images that are right under both nets say little of those of their class that were not drawn."""
+
+    def found(images, answers):
+        labels = np.array([0, 1, 1, 1])
+        right = Training(1, images[0], 0, np.array(images), np.array(answers == labels, dtype=float))
+        return Seen({"accuracy": right}, labels, np.array(answers))
+
+    pairs = [
+        (found([0, 1, 2, 3], np.array([0, 1, 1, 0])), found([0, 1, 2, 3], np.array([0, 1, 0, 1]))),
+        (found([4, 5, 6, 7], np.array([0, 1, 1, 1])), found([4, 5, 6, 7], np.array([0, 0, 1, 1]))),
+    ]
+    gaining, same = effects.class_effects(Paired("abcdefgh", ["cat", "dog"], pairs))
+    assert (same.name, same.images, same.difference, same.interval, same.kind) == ("cat", 2, 0.0, None, "unclear")
+    assert (gaining.name, gaining.images, gaining.difference) == ("dog", 6, pytest.approx(1 / 6))
+    assert gaining.interval[0] < 0 < gaining.interval[1]
 
 
 def test_the_mean_of_an_image_is_over_the_trainings_that_held_it_out():

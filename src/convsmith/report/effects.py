@@ -19,14 +19,17 @@ from convsmith.rundir import RunDir
 from convsmith.studies.by_image import less, predicted
 from convsmith.studies.comparison import LEVEL, Plan
 from convsmith.studies.config import BASE
-from convsmith.studies.variance import Shared, Training, compare_by_image, moments, shared_excess
+from convsmith.studies.variance import Shared, Training, cells, compare_by_image, moments, shared_excess
 
 FEWEST = 2  # images of a class, below which nothing varies
 
 
 @dataclass(frozen=True)
 class ClassEffect:
-    """What an arm changes in the accuracy on the images of a class; `interval` allows for the number of classes."""
+    """What an arm changes in the accuracy on the images of a class; `interval` allows for the number of classes.
+
+    It is None where the images show no variation that it could be computed from.
+    """
 
     name: str
     images: int
@@ -169,7 +172,7 @@ def _images(trainings: Sequence[Training]) -> set[int]:
 
 def _testable(trainings: Sequence[Training]) -> bool:
     """Whether several folds have held out images of a class; two images are the fewest that vary."""
-    return len({(one.repeat, one.fold) for one in trainings}) > 1 and len(_images(trainings)) >= FEWEST
+    return cells(trainings) > 1 and len(_images(trainings)) >= FEWEST
 
 
 def _effect(
@@ -179,7 +182,7 @@ def _effect(
     if not _testable(trainings):
         return float(by_image(trainings).mean()), None
     found = compare_by_image(trainings, level=level, shared=shared)
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or found.standard_error == 0:  # few images that do not differ are few
         return found.mean_difference, None
     return found.mean_difference, (max(-1.0, found.low), min(1.0, found.high))
 
