@@ -7,6 +7,7 @@ import pytest
 
 from convsmith import files
 from convsmith.studies import text as wording
+from convsmith.studies.comparison import forest
 from convsmith.studies.statistics import Verdict
 
 
@@ -48,6 +49,7 @@ def record(*arms, **other):
         "base": base,
         "arms": list(arms),
         "dropped": [],
+        "failed": {},
     } | other
 
 
@@ -84,6 +86,19 @@ def test_of_losses_the_lowest_comes_first_and_in_nats():
     assert [row["arm"] for row in rows] == ["base", "batch norm", "average"]
     assert rows[1]["difference (nats)"] == "-0.1000"
     assert rows[0]["mean loss (nats)"] == "0.7000"
+
+
+def test_the_forest_plot_has_the_order_of_the_table():
+    worse, better, unknown = (
+        arm("worse", 0.1, None, 0.1, "hurts"),
+        arm("better", -0.2, None, 0.1, "helps"),
+        arm("unknown", None, None, None, "not computed"),
+    )
+    study = record(worse, unknown, better, metric="loss")
+    figure = forest(study)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["better", "worse"]
+    assert [row["arm"] for row in wording.table(study)][1:] == ["better", "worse", "unknown"]
+    assert "Difference in loss (nats)" in figure.axes[0].get_xlabel()
 
 
 def test_what_was_not_computed_is_empty_and_last_and_trainings_are_counted_where_some_are_missing():
@@ -186,7 +201,9 @@ def test_missing_folds_are_named():
     for text in (wording.conclusion(record(late, broken)), wording.methods(record(late, broken))):
         assert "For 'late', 2 trainings are missing or unpaired, and therefore left out (folds 3, 5)" in text
         assert "For 'broken', 5 trainings are missing" in text
-    assert "'broken' could not be compared" in wording.conclusion(record(late, broken))
+    assert "'broken' could not be compared: too few of its folds have finished." in wording.conclusion(record(broken))
+    study = record(late, broken, failed={"broken": "its predictions are gone"})
+    assert "'broken' could not be compared: its predictions are gone." in wording.conclusion(study)
     assert "missing" not in wording.conclusion(ALL)
 
 

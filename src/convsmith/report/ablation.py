@@ -62,19 +62,16 @@ class Ablation:
         return open_pool(self.run, self.config, self.plan.folds["hash"], self.source)
 
     @cached_property
-    def detailed(self) -> list[dict[str, Any]]:
+    def detailed(self) -> list[Mapping[str, Any]]:
         """The arms that have sections of their own: those with the largest differences, in the order of the table."""
         known = [arm for arm in self.ordered if arm["difference"] is not None]
         most = sorted(known, key=lambda arm: -abs(arm["difference"]))[:DETAILED]
         return [arm for arm in known if arm in most]
 
     @property
-    def ordered(self) -> list[dict[str, Any]]:
-        """All arms, the best difference first, and those without one last."""
-        sign = METRICS[self.record["metric"]].sign
-        return sorted(
-            self.record["arms"], key=lambda arm: (arm["difference"] is None, -sign * (arm["difference"] or 0.0))
-        )
+    def ordered(self) -> list[Mapping[str, Any]]:
+        """All arms, as the table has them."""
+        return text.ranked(self.record)
 
 
 def read_ablation(run: RunDir, source: Source | None = None) -> Ablation:

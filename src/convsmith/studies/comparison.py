@@ -271,11 +271,12 @@ def forest(record: Mapping[str, Any]) -> Figure | None:
     shown = text.unit(record["metric"])
     plotted = [
         (arm["name"], *(None if value is None else shown.scale * value for value in values), arm["verdict"])
-        for arm in sorted(record["arms"], key=lambda arm: arm["difference"] or 0.0, reverse=True)
+        for arm in text.ranked(record)
         if arm["difference"] is not None
         for values in [(arm["difference"], *(arm["ci95"] or (None, None)))]
     ]
     if not plotted:
         return None
     margin = shown.scale * record["margin"] if record["margin"] else None
-    return forest_plot(plotted, text.heading(record["metric"], shown.written_out), margin, shown.digits)
+    label = text.heading(records.METRICS[record["metric"]].label, shown.written_out)
+    return forest_plot(plotted, label, margin, shown.digits)

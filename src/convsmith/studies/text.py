@@ -1,19 +1,19 @@
 """An ablation's result as a table, a methods paragraph and a conclusion, from its record only. No statistics here.
 
 The record is that of ablation.json: metric, folds, repeats, seeds (their number), margin (or None), level, n_images,
-data, base {name, mean, std, seconds, per_fold}, arms, dropped (the names of arms given up early), and, where it was
-computed, detectable: the smallest difference that the study would have called different with a probability of 80%. An
-arm has name, changes {key: value}, per_fold [{fold, repeat, seed, value, difference, seconds, chosen}] of the pairs,
-mean, difference, ci95 [low, high], p, p_holm, effect_size, images_std and trainings_std (the components of the test by
-image), bootstrap95 [low, high] (beside the test over folds), verdict (none of the usual four where it was not
-compared), seconds, missing (the number of trainings). What could not be computed is None. Values are
-in the metric's own unit (an accuracy of 0.7); `seconds` are those of one training.
+data, base {name, mean, std, seconds, per_fold}, arms, dropped (the names of arms given up early), failed (why trainings
+failed and arms could not be compared, by name), and, where it was computed, detectable: the smallest difference that
+the study would have called different with a probability of 80%. An arm has name, changes {key: value}, per_fold [{fold,
+repeat, seed, value, difference, seconds, chosen}] of the pairs, mean, difference, ci95 [low, high], p, p_holm,
+effect_size, images_std and trainings_std (the components of the test by image), bootstrap95 [low, high] (beside the
+test over folds), verdict (none of the usual four where it was not compared), seconds, missing (the number of
+trainings). What could not be computed is None. Values are in the metric's own unit (an accuracy of 0.7); `seconds` are
+those of one training.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,14 +108,9 @@ def table(record: Record) -> list[dict[str, str]]:
     to the base's. There is a column of trainings where some are missing.
     """
     shown, base = unit(record["metric"]), record["base"]
-    sign = -1 if shown.higher_is_better else 1
-
-    def order(arm: Record) -> float:
-        return math.inf if arm["difference"] is None else sign * arm["difference"]
-
     wanted = record["folds"] * record["repeats"] * record["seeds"]
     rows = []
-    for arm in [base, *sorted(record["arms"], key=order)]:
+    for arm in [base, *ranked(record)]:
         row = {
             "arm": arm["name"],
             "changes": _changes(arm),
@@ -131,6 +126,12 @@ def table(record: Record) -> list[dict[str, str]]:
             row["trainings"] = f"{len(arm['per_fold'])} of {wanted}"
         rows.append(row)
     return rows
+
+
+def ranked(record: Record) -> list[Record]:
+    """The arms, the best difference first, and those without one last."""
+    sign = METRICS[record["metric"]].sign
+    return sorted(record["arms"], key=lambda arm: (arm["difference"] is None, -sign * (arm["difference"] or 0.0)))
 
 
 def by_importance(rows: Rows) -> list[str]:
@@ -251,9 +252,9 @@ def conclusion(record: Record) -> str:
             line += f"{shown.words(shown.value(detectable))}."
         lines.append(line)
     untested = [arm for arm in record["arms"] if arm["verdict"] not in WORDS and arm["name"] not in record["dropped"]]
-    lines += [
-        f"'{visible(arm['name'])}' could not be compared: too few of its folds have finished." for arm in untested
-    ]
+    for arm in untested:
+        why = visible(record["failed"].get(arm["name"], "too few of its folds have finished"))
+        lines.append(f"'{visible(arm['name'])}' could not be compared: {why}.")
     lines += [*_missing(record), *_dropped(record)]
     if test_of(record) == "folds":
         lines.append("The test is that over folds, with which older versions started a study.")
