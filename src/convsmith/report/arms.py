@@ -16,7 +16,7 @@ from convsmith.report import effects
 from convsmith.report.charts import Axes, Line, line_chart
 from convsmith.report.effects import ClassEffect, Paired, Seen, Sides, seen
 from convsmith.report.images import Gallery
-from convsmith.report.inputs import read_metrics
+from convsmith.report.inputs import FOLD_CHARTS, read_metrics
 from convsmith.report.intervals import SHAPES, Row, histogram, interval_chart
 from convsmith.rundir import RunDir
 from convsmith.studies.comparison import Plan
@@ -26,7 +26,6 @@ from convsmith.studies.text import Unit, heading, unit
 EACH_WAY = 12  # images shown that changed sides in one direction
 MOST_CLASSES = 20  # classes with a row of their own: those that gain most and those that lose most
 BINS = 20
-CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
 
 Arm = Mapping[str, Any]
 Section = dict[str, Any]
@@ -177,7 +176,7 @@ def curves(plan: Plan, arms: Sequence[Arm]) -> Section:
         lost += len(files) - len(there)
         if there:
             of_arms[name] = there
-    charts = [(label, _curve(of_arms, names, key, label, percent)) for key, label, percent in CHARTS]
+    charts = [(label, _curve(of_arms, names, key, label, percent)) for key, label, percent in FOLD_CHARTS]
     return {
         "legend": [(kind, name) for kind, name in enumerate(names) if name in of_arms],
         "charts": charts if of_arms else [],

@@ -27,6 +27,12 @@ TEMPLATES = Path(__file__).with_name("templates")
 NEEDED = ("summary.json", "metrics.csv", "splits.json", f"model/{CARD}")
 EVALUATED = ("evaluation-val.json", "predictions-val.csv")
 
+#: The charts of the trainings of a study by epoch: column of metrics.csv, label, whether it is shown in percent.
+FOLD_CHARTS = (
+    ("val_accuracy", "inner validation accuracy (%)", True),
+    ("val_loss", "inner validation loss (nats)", False),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:

@@ -24,12 +24,10 @@ from convsmith.report import images, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
 from convsmith.report.images import Gallery
-from convsmith.report.inputs import NEEDED, TEMPLATES, open_pool, read_course
+from convsmith.report.inputs import FOLD_CHARTS, NEEDED, TEMPLATES, open_pool, read_course
 from convsmith.rundir import RunDir, open_run
 from convsmith.studies.fold_job import RECORD
 from convsmith.studies.study import FOLDS
-
-CHARTS = (("val_accuracy", "inner validation accuracy (%)", True), ("val_loss", "inner validation loss (nats)", False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ def study_page(study: Crossval) -> str:
         "metrics": {name: METRICS[name] for name in study.result["mean"] if name in METRICS},
         "images": len(predictions.ids),
         "findings": _findings(study),
-        "charts": [_chart(study, *chart) for chart in CHARTS],
+        "charts": [_chart(study, *chart) for chart in FOLD_CHARTS],
         "legend": [(at, _name(study, key)) for at, key in enumerate(list(study.folds)[:KINDS])],
         "confusion": confusion,
         "classes": sections.per_class(predictions),
