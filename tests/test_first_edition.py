@@ -144,6 +144,7 @@ def test_the_command_of_a_study_of_before_finds_it_although_there_are_newer_keys
 def test_an_ablation_and_a_tuning_say_what_they_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read(runs / "ablation/ablation.json")
     assert main(["resume", "runs/ablation"]) == 0
+    assert "it goes on with that version's test, over folds" in capsys.readouterr().out
     after = read(runs / "ablation/ablation.json")
     for arm, then in zip(after["arms"], before["arms"], strict=True):
         for key in ("name", "mean", "difference", "ci95", "p", "verdict"):
