@@ -35,12 +35,13 @@ import numpy as np
 from machine import machine
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import brentq
 from small_trainings import WIDTHS, kept, key
 
 from convsmith.prediction.influence import BY_IMAGE
 from convsmith.prediction.metrics import Outcomes, probabilities
 from convsmith.studies.statistics import Comparison, holm, paired_comparison
-from convsmith.studies.variance import Training, compare_by_image, moments, shared_excess
+from convsmith.studies.variance import Moments, Training, compare_by_image, detectable, moments, shared_excess
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULT, PAGE = DOCS / "results" / "real_studies.json", DOCS / "statistics.md"
@@ -264,6 +265,7 @@ def case(world: World, design: Design, metric: str, arm: str) -> dict[str, Any] 
         "margin": margin,
         "correlation": correlation(np.stack([over_folds(one) for one in studies]), truth, len(design.repeats)),
         "assumed_correlation": 1 / world.folds,
+        "power": None if arm == "A" else power(components, truth),
         "variance": {
             "of_the_mean": float(np.mean([(one.mean - truth) ** 2 for one in components])),
             "images": float(np.mean([one.images for one in components])),
@@ -279,6 +281,22 @@ def case(world: World, design: Design, metric: str, arm: str) -> dict[str, Any] 
             for name, found in judged.items()
         },
     }
+
+
+def power(studies: Sequence[Moments], truth: float) -> float:
+    """How often `variance.detectable` predicts that the true difference is found, from the studies' mean components."""
+    one = studies[0]
+    images, excess = (
+        float(np.mean(values))
+        for values in zip(*((of.images, of.between - of.expected) for of in studies), strict=True)
+    )
+    images_std, trainings_std = math.sqrt(images * one.units), math.sqrt(max(0.0, excess) * one.trainings)
+
+    def surplus(chance: float) -> float:
+        found = detectable(images_std, trainings_std, one.units, one.trainings, LEVEL, chance, one.cells)
+        return found - abs(truth)
+
+    return float(brentq(surplus, 0.08, 0.999))
 
 
 def correlation(differences: Floats, truth: float, repeats: int) -> float:
@@ -384,9 +402,9 @@ def page(result: Mapping[str, Any]) -> str:
             "A/A studies",
             "called different",
             "B covered",
-            "B found (folds)",
+            "B found (predicted; by folds)",
             "C covered",
-            "C found (folds)",
+            "C found (predicted; by folds)",
         ],
         (
             [
@@ -400,7 +418,7 @@ def page(result: Mapping[str, Any]) -> str:
                     for text in (
                         with_error(one["methods"]["by image"]["covered"]),
                         f"{percent(one['methods']['by image']['different'])} "
-                        f"({percent(one['methods']['folds']['different'])})",
+                        f"({100 * one['power']:.0f}%; {percent(one['methods']['folds']['different'])})",
                     )
                 ),
             ]
@@ -435,7 +453,8 @@ def page(result: Mapping[str, Any]) -> str:
         [
             f"{worlds(result['worlds'])} All designs together:\n",
             whole,
-            "The test by image, by design; in brackets, what the corrected test over folds finds:\n",
+            "The test by image, by design; in brackets what `variance.detectable` predicts that it finds, and what the "
+            "corrected test over folds finds:\n",
             each,
             f"Studies of {NULL_ARMS} arms that differ from the base by seed alone, after Holm's correction:\n",
             arms,
