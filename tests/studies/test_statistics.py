@@ -2,6 +2,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,13 @@ UP = [0.030, 0.031, 0.029, 0.030, 0.032]
 )
 def test_verdicts(differences, p_holm, margin, higher, expected):
     zeros = [0.0] * len(differences)
-    assert verdict(paired_comparison(list(differences), zeros, 0.2), p_holm, margin, higher) == expected
+    assert verdict(paired_comparison(list(differences), zeros, 0.2, margin), p_holm, margin, higher) == expected
+
+
+def test_what_was_not_tested_is_not_called_equivalent():
+    """Looks at a study may leave an arm without a test (p_equivalent None), however near to zero its mean is."""
+    found = replace(paired_comparison(UP, np.zeros(5), 0.2, 0.05), p=None, p_equivalent=None, equivalent=None)
+    assert verdict(found, None, 0.05) == "no difference shown"
 
 
 def test_folds_that_tie_by_chance_are_not_called_equivalent():
