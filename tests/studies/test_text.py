@@ -260,6 +260,19 @@ def test_methods_of_a_plain_study():
     assert all(name in paragraph for name in names)
 
 
+def test_methods_tell_of_the_test_by_image_what_it_took_into_account():
+    text = wording.methods(record(HELPS, UNSURE, test="images", metric="f1", margin=None))
+    paragraph, references = text.split("\n\nReferences\n")
+    names = [line.split(",")[0] for line in references.splitlines()]
+    assert [name for name in names if name != "Efron"] == ["Bayle", "Satterthwaite", "Hampel", "Holm"]
+    assert all(name in paragraph for name in names)
+    assert "that of the middle one of the variants" in paragraph
+    assert "t-test" not in paragraph
+    alone = wording.methods(record(HELPS, test="images"))
+    assert "middle one" not in alone
+    assert "Hampel" not in alone
+
+
 def test_methods_leave_out_what_was_not_done():
     text = wording.methods(record(UNSURE | {"bootstrap95": None}, margin=None))
     for word in (

@@ -210,6 +210,11 @@ def _test_by_image(record: Record) -> str:
         "image out, plus the excess noise of trainings, by which the folds vary beyond what their images explain; its "
         "degrees of freedom follow Satterthwaite (1946). "
     )
+    if _tested(record) > 1:
+        text += (
+            "The few folds of one variant say little about this noise: where it was smaller, relative to what images "
+            "explain, than that of the middle one of the variants, the latter's was taken. "
+        )
     if not metric.mean:
         text += f"For this, {metric.label} was linearised about its value in each fold (Hampel, 1974). "
     return text + (
