@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from convsmith.studies.ablation import AblationResult
     from convsmith.studies.auto import AutoResult
     from convsmith.studies.crossval import CrossvalResult
+    from convsmith.studies.crossvals_compared import CrossvalComparison
     from convsmith.studies.lr_find import LrFindResult
     from convsmith.studies.tuning import TuningResult
     from convsmith.training.own import OptimizerFactory
@@ -336,15 +337,18 @@ def check_data(
         return check_data(spec.config.data, spec.parts.source, None if out is None else Path(out), listener)
 
 
-def compare(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> Comparison:
+def compare(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> Comparison | CrossvalComparison:
     """Compare finished runs on their validation splits, with the first as reference, and write a page to `out`.
 
     Without `out` the page goes beside the first run. Differences in accuracy come from paired predictions.
+    Cross-validations on the same folds are compared by image, in every metric and without a page.
     """
     from convsmith.report.compare import compare
+    from convsmith.studies.crossvals_compared import are_crossvals, compare_crossvals
 
     given = [runs] if isinstance(runs, str | PathLike) else runs  # one is too few, which is said there
-    return compare([Path(run) for run in given], None if out is None else Path(out))
+    paths, page = [Path(run) for run in given], None if out is None else Path(out)
+    return compare_crossvals(paths, page) if are_crossvals(paths) else compare(paths, page)
 
 
 def report(run: str | Path | Run, data: Data = None, *, show: Show = True) -> Path:

@@ -13,9 +13,11 @@ import pytest
 from convsmith import records
 from convsmith.config import read_run_config
 from convsmith.errors import UserError
+from convsmith.prediction.influence import BY_IMAGE
 from convsmith.rundir import RunDir
 from convsmith.studies.by_image import differences, differences_of_all, predicted
 from convsmith.studies.crossval import fold_jobs
+from convsmith.studies.crossvals_compared import are_crossvals, compare_crossvals, verdict
 from convsmith.studies.fold_job import FoldJob
 
 
@@ -100,3 +102,41 @@ def test_predictions_that_are_gone_or_of_other_images_are_refused(copy: Path, ch
         written(path, rows(path)[1:])
     with pytest.raises(UserError, match=r"predictions-held-out\.csv"):
         predicted(jobs[:1], folds)
+
+
+def test_cross_validations_on_the_same_folds_are_compared_in_every_metric(reference: Path, copy: Path) -> None:
+    jobs, _ = opened(copy)
+    path = RunDir(Path(jobs[0].directory)).predictions("held-out")
+    values = rows(path)
+    wrong = [row for row in values if row["label"] != row["predicted"]]
+    for row in wrong[:20]:  # as a better net would have done
+        old, new = f"p_{row['predicted']}", f"p_{row['label']}"
+        row[old], row[new] = row[new], row[old]
+    written(path, values)
+    record = records.read(Path(jobs[0].directory) / "fold.json", records.Fold)
+    (better,) = predicted(jobs[:1], opened(copy)[1])
+    scores = {name: float(BY_IMAGE[name](better.outcomes).mean()) for name in records.METRICS}
+    records.write(Path(jobs[0].directory) / "fold.json", records.Fold, record | scores)
+    runs = [reference, copy.rename(copy.with_name("better"))]
+    assert are_crossvals(runs)
+    found = compare_crossvals(runs)
+    of_accuracy = found.results["better"]["accuracy"]
+    assert of_accuracy.mean_difference == pytest.approx(min(20, len(wrong)) / 300)
+    assert verdict("loss", found.results["better"]["loss"]) in ("better", "no difference shown")
+    assert [row["metric"] for row in found.table()] == [metric.label for metric in records.METRICS.values()]
+    assert found.settings == []
+
+
+def test_cross_validations_that_cannot_be_compared_are_refused(reference: Path, copy: Path) -> None:
+    folds = records.read(copy / "folds.json", records.Folds)
+    records.write(copy / "folds.json", records.Folds, folds | {"hash": "of other images"})
+    for call, message in [
+        (lambda: compare_crossvals([reference, copy]), "have different folds, so that their images cannot be paired"),
+        (lambda: compare_crossvals([reference]), "at least two cross-validations"),
+        (lambda: compare_crossvals([reference, reference]), "given twice"),
+        (lambda: compare_crossvals([reference, copy], copy / "page.html"), "without a page"),
+        (lambda: are_crossvals([reference, reference / "folds/1"]), "compare cross-validations, or single runs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            call()
+    assert not are_crossvals([reference / "folds/1", copy / "folds/1"])

@@ -9,26 +9,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from convsmith.display import Display
     from convsmith.report.compare import Comparison
+    from convsmith.studies.crossvals_compared import CrossvalComparison
 
 PLACE, LINE = 50, "runs side by side: configs, curves, and McNemar's test on paired predictions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directories", nargs="+", metavar="RUN", help="finished runs; the first is the reference")
+    parser.add_argument(
+        "directories",
+        nargs="+",
+        metavar="RUN",
+        help="finished runs, or cross-validations on the same folds; the first is the reference",
+    )
     parser.add_argument("--out", metavar="FILE", help="the page to write [compare-<runs>.html beside the first run]")
 
 
 def run(args: argparse.Namespace) -> int:
     from convsmith.display import Display
     from convsmith.report.compare import compare
+    from convsmith.studies.crossvals_compared import are_crossvals, compare_crossvals
 
-    comparison = compare([Path(directory) for directory in args.directories], Path(args.out) if args.out else None)
+    directories, out = [Path(directory) for directory in args.directories], Path(args.out) if args.out else None
     display = Display()
+    if are_crossvals(directories):
+        _print_crossvals(compare_crossvals(directories, out), display)
+        return 0
+    comparison = compare(directories, out)
     _print(comparison, display)
     display.line()
     display.written(comparison.path)
     display.next("convsmith ablate STUDY.yaml   (compares techniques over folds, not two trained models)")
     return 0
+
+
+def _print_crossvals(comparison: CrossvalComparison, display: Display) -> None:
+    from convsmith import stacked
+
+    rows = comparison.table()
+    stacked.show(display, rows, ["metric", "difference", "95% interval", "verdict", "p"])
+    display.line()
+    for key, values in comparison.settings:
+        display.wrapped(f"{key}: {', '.join(values)}", indent=0)
+    display.wrapped(
+        "Differences are those to expect when nets are trained anew, on training sets of this size and with new seeds; "
+        "in points, nats, or without a unit. They were not corrected for the number of metrics: decide before by which "
+        "to choose.",
+        indent=0,
+    )
 
 
 def _print(comparison: Comparison, display: Display) -> None:
