@@ -37,8 +37,8 @@ from scipy.stats import norm
 
 from convsmith.studies import interim
 from convsmith.studies.interim import Course, Found
-from convsmith.studies.statistics import holm
-from convsmith.studies.variance import Training, compare_by_image
+from convsmith.studies.statistics import Comparison, holm
+from convsmith.studies.variance import Training, compare_by_image, moments, shared_excess
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "early_looks.json"
 DISCORDANT, ALPHA = 0.2, 0.05
@@ -109,11 +109,17 @@ def draw(world: World, rng: np.random.Generator) -> list[list[Training]]:
     return found
 
 
+def judged(world: World, trainings: Sequence[Sequence[Training]], levels: Sequence[float]) -> list[Comparison]:
+    """The comparisons of all arms, as `ablate` makes them of the trainings that there are."""
+    shared = shared_excess([moments(of) for of in trainings])
+    return [compare_by_image(of, world.margin, level, shared) for of, level in zip(trainings, levels, strict=True)]
+
+
 def fixed(world: World, trainings: Sequence[Sequence[Training]]) -> list[dict[str, Any]]:
     """All planned trainings, or as many of each arm as the budget pays, and one test."""
     runs = round(world.budget * world.runs)
     trainings = [of[:runs] for of in trainings]
-    compared = [compare_by_image(of, world.margin) for of in trainings]
+    compared = judged(world, trainings, [1 - ALPHA] * len(trainings))
     return [
         {
             "called": p is not None and p < ALPHA,
@@ -133,27 +139,25 @@ def with_looks(world: World, trainings: Sequence[Sequence[Training]]) -> list[di
     looks: list[dict[str, Any]] = []
     following = course.first()
     while following:
-        open_arms = [arm for arm in names if interim.stopped_of(looks, arm) is None]
-        found = {
-            arm: Found(following[arm], compare_by_image(trainings[names.index(arm)][: following[arm]], world.margin))
-            for arm in open_arms
-        }
+        done = [of[: following[arm]] for arm, of in zip(names, trainings, strict=True)]
+        compared = judged(world, done, [1 - ALPHA] * len(names))
+        found = {arm: Found(following[arm], one) for arm, one in zip(names, compared, strict=True)}
         seconds = {arm: [1.0] * done for arm, done in following.items()}
         looks.append(interim.look(course, looks, found, seconds))
         following = looks[-1]["next"]
     result = []
     called = interim.called(course, looks)
-    for arm, of in zip(names, trainings, strict=True):
-        stopped = interim.stopped_of(looks, arm)
-        assert stopped is not None
-        one = compare_by_image(of[: stopped[2]], world.margin, interim.level_of(looks, arm, ALPHA))
+    stops = [stop for arm in names if (stop := interim.stopped_of(looks, arm))]
+    done = [of[:number] for of, (_, _, number) in zip(trainings, stops, strict=True)]
+    compared = judged(world, done, [interim.level_of(looks, arm, ALPHA) for arm in names])
+    for arm, (because, _, number), one in zip(names, stops, compared, strict=True):
         result.append(
             {
                 "called": arm in called,
                 "equivalent": interim.equivalent(course, looks, arm),
                 "interval": (one.low, one.high),
-                "trainings": stopped[2],
-                "because": stopped[0],
+                "trainings": number,
+                "because": because,
             }
         )
     return result

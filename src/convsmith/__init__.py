@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 # A package sets its name in the one above when it is first imported: now, since that name is a function below.
 from convsmith import report as _report_package  # noqa: F401
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from convsmith.studies.crossval import CrossvalResult
     from convsmith.studies.crossvals_compared import CrossvalComparison
     from convsmith.studies.lr_find import LrFindResult
+    from convsmith.studies.planning import AblationPlan
     from convsmith.studies.tuning import TuningResult
     from convsmith.training.own import OptimizerFactory
 
@@ -201,45 +202,57 @@ def crossval(
         )
 
 
+@overload
+def ablate(
+    study: str | Path | Mapping[str, Any],
+    data: Data = None,
+    model: Model = None,
+    *,
+    detect: None = None,
+    **options: Any,
+) -> AblationResult: ...
+@overload
+def ablate(
+    study: str | Path | Mapping[str, Any], data: Data = None, model: Model = None, *, detect: float, **options: Any
+) -> AblationPlan: ...
 def ablate(
     study: str | Path | Mapping[str, Any],
     data: Data = None,
     model: Model = None,
     *,
     folds: int | None = None,
+    repeats: int | None = None,
+    seeds: int | None = None,
     jobs: int = 1,
     backend: str = "local",
     budget: float | None = None,
+    detect: float | None = None,
     name: str | None = None,
     runs_dir: str | Path = "runs",
     optimizer: OptimizerFactory | None = None,
     show: Show = True,
     **settings: Any,
-) -> AblationResult:
+) -> AblationResult | AblationPlan:
     """Compare the arms of a `study` (a file, a name, or a dict of its keys) with its base on the same folds.
 
-    `data`, `model` and `settings` change the base, and so every arm. With a `budget` in minutes, arms that look worst
-    are given up early.
+    `data`, `model` and `settings` change the base, and so every arm; `folds`, `repeats` and `seeds` replace the
+    study's. With a `budget` in minutes, the study is looked at on its way: arms whose verdict is clear stop, and the
+    error rates hold over all looks. With `detect`, a difference in the unit in which the metric is shown (0.5 points of
+    accuracy), nothing is trained: the result says how large the study has to be to find it, and what that costs.
     """
     from convsmith.show import listening
     from convsmith.spec import spec_of
-    from convsmith.studies import ablation
+    from convsmith.studies import ablation, planning
     from convsmith.studies.config import read_study
 
     spec = spec_of(data, model, None, None, optimizer, settings)
+    options: dict[str, Any] = {"folds": folds, "repeats": repeats, "seeds": seeds, "jobs": jobs, "backend": backend}
+    options |= {"budget": budget, "runs_dir": Path(runs_dir)}
     with listening(show, study=True) as listener:
-        return ablation.ablate(
-            read_study(study),
-            spec.layer,
-            spec.parts,
-            folds=folds,
-            jobs=jobs,
-            backend=backend,
-            budget=budget,
-            name=name,
-            runs_dir=Path(runs_dir),
-            listener=listener,
-        )
+        asked = read_study(study), spec.layer, spec.parts
+        if detect is not None:
+            return planning.plan(*asked, detect=detect, **options, listener=listener)
+        return ablation.ablate(*asked, **options, name=name, listener=listener)
 
 
 def tune(

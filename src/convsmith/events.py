@@ -186,7 +186,8 @@ class CrossvalStarted(StudyStarted):
 class AblationStarted(StudyStarted):
     """`arms` (including the base) are compared on `images`.
 
-    `detectable` is the smallest difference in accuracy that 8 of 10 such studies would detect; None for other metrics.
+    `detectable` is the smallest difference that 8 of 10 such studies would detect, and `power` says so in words, with
+    what is assumed; None where nothing is known of how the metric varies.
     """
 
     arms: int
@@ -195,6 +196,7 @@ class AblationStarted(StudyStarted):
     seeds: int
     images: int
     detectable: float | None
+    power: str | None
     budget: float | None  # minutes
 
 
@@ -258,6 +260,16 @@ class ArmGivenUp:
     """Successive halving has dropped an arm after `done` of its `runs`, to stay within the budget."""
 
     arm: str
+    done: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class ArmStopped:
+    """A look at a study has stopped an arm after `done` of its `runs`; `because` is one of `interim.REASONS`."""
+
+    arm: str
+    because: str
     done: int
     runs: int
 

@@ -432,6 +432,7 @@ class AblationSpec(Record):
     base: dict[str, dict[str, Any]]
     arms: dict[str, dict[str, Any]]
     test: Test = "folds"
+    stopping: Literal["looks"] | None = None  # how a budget is kept; in older versions by halving the arms
 
 
 class TuningSpec(Record):
@@ -530,6 +531,36 @@ class Arms(Record):
     base: ArmStart
 
 
+StopReason = Literal["verdict", "no chance", "budget", "plan"]
+
+
+class ArmLook(Part):
+    """What a look says of an arm: the share of its trainings, the test's p-values, the chance of a verdict."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    p: Share
+    p_equivalent: Share | None
+    chance: Share | None = None
+
+
+class Look(Part):
+    """A look at a study: its trainings so far by arm, those that had not failed, who stopped, how far the others go."""
+
+    trainings: dict[str, Whole]
+    finished: dict[str, Whole]
+    seconds: NotNegative
+    arms: dict[str, ArmLook]
+    stopped: dict[str, StopReason]
+    next: dict[str, Whole]  # empty in the last look
+
+
+class Looks(Record):
+    """looks.json of an ablation with a budget; `workers` trainings at a time when it was started."""
+
+    workers: Count
+    looks: list[Look]
+
+
 class Optuna(Record):
     """optuna.json: where Optuna stores a tuning study, and its base config's data section with the data's hash."""
 
@@ -600,6 +631,18 @@ class BaseArm(Arm):
     std: float | None
 
 
+class ArmStop(Part):
+    """The look (from 1) that has stopped an arm, after how many trainings and why; the nominal level of its interval.
+
+    "verdict": it was clear. "no chance": the rest of the plan would hardly bring one. "plan": all of it was done.
+    """
+
+    because: StopReason
+    look: Count
+    trainings: Whole
+    level: Annotated[float, Field(gt=0, lt=1)]
+
+
 class ComparedArm(Arm):
     difference: float | None
     ci95: Ends | None
@@ -608,6 +651,7 @@ class ComparedArm(Arm):
     bootstrap95: Ends | None
     verdict: str
     missing: Whole
+    stopped: ArmStop | None = None
 
 
 class Ablation(Record):
@@ -630,6 +674,8 @@ class Ablation(Record):
     dropped: dict[str, Count]
     failed: dict[str, str]
     test: Test = "folds"
+    looks: Whole | None = None  # at a study with a budget, of so many minutes
+    budget: NotNegative | None = None
 
 
 class MetricsRow(Scored):

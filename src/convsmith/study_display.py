@@ -102,6 +102,8 @@ def lines(event: object) -> Iterator[str]:
         yield _fold(event.name, event.record)
     elif isinstance(event, events.ArmGivenUp):
         yield f"{event.arm}: given up after {event.done} of {plural(event.runs, 'run')}, to keep the budget"
+    elif isinstance(event, events.ArmStopped) and event.because in STOPPED:
+        yield f"{event.arm}: stopped after {event.done} of {plural(event.runs, 'run')}: {STOPPED[event.because]}"
     elif isinstance(event, events.TrialDone):
         yield _trial(event)
     elif isinstance(event, events.RaceStarted):
@@ -130,16 +132,21 @@ def _ablation(event: events.AblationStarted) -> Iterator[str]:
         f"{event.images:,} images, {sealed(event.sealed)}"
     )
     yield f"needs   about {duration(event.seconds)} of training, {event.max_workers} at once"
-    if event.detectable is not None:
-        yield (
-            f"power   differences of {100 * event.detectable:.1f} points or more would be found in 8 of 10 such "
-            "studies, if about 20% of the images are right under one arm and wrong under the other"
-        )
+    if event.power is not None:
+        yield f"power   {event.power}"
     if event.budget is not None:
         yield (
-            f"budget  {event.budget:g} minutes: the worse half of the arms is given up whenever the rest would take "
-            "longer. An arm that is given up gets no verdict, and deciding early favours lucky arms"
+            f"budget  {event.budget:g} minutes: an arm stops as soon as its verdict is clear, or hardly to be had, and "
+            "its time goes to the others. Error rates hold over all looks"
         )
+
+
+#: Why a look has stopped an arm.
+STOPPED = {
+    "verdict": "its verdict is clear",
+    "no chance": "the trainings that are left would hardly bring a verdict",
+    "budget": "the budget is spent",
+}
 
 
 def _tuning(event: events.TuningStarted) -> Iterator[str]:

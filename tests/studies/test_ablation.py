@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from convsmith.rundir import RunDir
 from convsmith.studies import ablation
 from convsmith.studies.comparison import Plan, read_plan
 from convsmith.studies.config import validate_study
+from convsmith.studies.halving import given_up
 from convsmith.studies.statistics import holm
 from convsmith.studies.variance import Training, compare_by_image, moments, shared_excess
 from convsmith.training import setup
@@ -96,6 +98,7 @@ def test_arms_are_paired_and_judged(convsmith: Any, tmp_path: Path) -> None:
     for line in (
         "needs",
         "power",
+        "too small a study",
         "no learning",
         "hurts",
         "next: convsmith report runs/ab\n      convsmith train runs/ab/arms",
@@ -160,10 +163,67 @@ def test_a_fold_whose_choices_were_done_before_it_was_stopped_goes_on(in_process
     assert values[0] == values[1]
 
 
-def test_a_budget_gives_the_worse_arms_up_and_says_so(in_process: Any, tmp_path: Path) -> None:
-    arms = {"no learning": {"optim.lr": 1e-6}, "average": {"model.pool": "average"}}
-    done = in_process("ablate", write(tmp_path, arms=arms), "--name", "ab", "--budget", "0.0001", "--epochs", "2")
-    result = record(tmp_path / "runs/ab")
+TWO = {"no learning": {"optim.lr": 1e-6}, "average": {"model.pool": "average"}}
+
+
+def test_a_budget_stops_arms_at_looks_and_a_resumed_study_repeats_them(in_process: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, arms=TWO, folds=2, repeats=2, margin=None)
+    words = ("ablate", path, "--name", "ab", "--budget", "50", "--epochs", "2", "--data.limit", "600")
+    done = in_process(*words)
+    study = tmp_path / "runs/ab"
+    result, looks = record(study), json.loads((study / "looks.json").read_text(encoding="utf-8"))
+    bad, average = sorted(result["arms"], key=lambda arm: -len(arm["name"]))
+    assert bad["verdict"] == "hurts"
+    assert bad["stopped"] == {"because": "verdict", "look": 1, "trainings": 3, "level": bad["stopped"]["level"]}
+    assert 0.95 < bad["stopped"]["level"] < 1
+    assert len(bad["per_fold"]) == 3
+    assert bad["missing"] == 0
+    assert average["stopped"]["trainings"] == 4
+    assert result["looks"] == len(looks["looks"]) == 2
+    assert "no learning: stopped after 3 of 4 runs: its verdict is clear" in done.stdout
+    assert "Error rates hold over all looks" in done.stdout
+    for line in ("since their verdicts are clear: 'no learning' after 3", "Lan and DeMets"):
+        assert line in (study / "conclusion.md").read_text(encoding="utf-8")
+    assert "3 of 4" in (study / "ablation.csv").read_text(encoding="utf-8")
+
+    kept = (study / "ablation.json").read_bytes(), (study / "looks.json").read_bytes()
+    # As a kill leaves it that came before the second look was written.
+    (study / "looks.json").write_text(json.dumps(looks | {"looks": looks["looks"][:1]}), encoding="utf-8")
+    shutil.rmtree(study / "arms/average/4")
+    in_process(*words)
+    again = json.loads((study / "looks.json").read_text(encoding="utf-8"))
+    assert again["looks"][0] == looks["looks"][0]
+    assert again["looks"][1] | {"seconds": 0} == looks["looks"][1] | {"seconds": 0}
+    assert in_process("resume", study).stdout.count("7 of 7") == 0
+    values = [[arm["p"], arm["ci95"], arm["verdict"]] for arm in record(study)["arms"]]
+    assert values == [[arm["p"], arm["ci95"], arm["verdict"]] for arm in json.loads(kept[0])["arms"]]
+
+    planned = in_process("ablate", path, "--detect", "3", *words[4:])
+    assert f"What varies is as measured by the study '{Path('runs/ab')}'" in planned.stdout
+
+    looks["looks"][1]["arms"]["average"]["fraction"] = 0.1
+    (study / "looks.json").write_text(json.dumps(looks), encoding="utf-8")
+    refused = in_process("resume", study, code=2)
+    assert "the information on 'average' does not rise from look to look" in refused.stderr
+    looks["looks"][0]["trainings"]["average"] = 99
+    (study / "looks.json").write_text(json.dumps(looks), encoding="utf-8")
+    refused = in_process("resume", study, code=2)
+    assert "looks.0 has more than 4 trainings" in refused.stderr
+
+
+def test_a_study_of_an_older_version_keeps_its_budget_as_that_did(in_process: Any, tmp_path: Path) -> None:
+    words = ("ablate", write(tmp_path, arms=TWO), "--name", "ab", "--budget", "0.0001", "--epochs", "2")
+    in_process(*words)
+    study = tmp_path / "runs/ab"
+    assert {arm["name"]: arm["stopped"]["because"] for arm in record(study)["arms"]}["average"] in ("plan", "budget")
+    spec = yaml.safe_load((study / "study.yaml").read_text(encoding="utf-8"))
+    begun = json.loads((study / "begun.json").read_text(encoding="utf-8"))
+    del spec["stopping"], begun["study"]["stopping"]
+    (study / "study.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    (study / "begun.json").write_text(json.dumps(begun), encoding="utf-8")
+    (study / "looks.json").unlink()
+    done = in_process(*words)
+    result = record(study)
     assert result["dropped"] == {"no learning": 1}
     dropped = next(arm for arm in result["arms"] if arm["name"] == "no learning")
     assert dropped["verdict"] == "given up"
@@ -171,19 +231,38 @@ def test_a_budget_gives_the_worse_arms_up_and_says_so(in_process: Any, tmp_path:
     kept = next(arm for arm in result["arms"] if arm["name"] == "average")
     assert len(kept["per_fold"]) == 3
     assert "given up after 1 of 3 runs" in done.stdout
-    assert "deciding early favours lucky arms" in done.stdout
+    assert "this study goes on as in its own version, which gives up the worse arms to keep a budget" in done.stdout
 
 
-def test_a_resumed_study_gives_up_what_it_gave_up_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halving_gives_up_what_it_gave_up_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {
         arm: {place: {"seconds": 10.0, "accuracy": accuracy} for place in range(4)}
         for arm, accuracy in [("base", 0.5), ("good", 0.6), ("bad", 0.4)]
     }
     monkeypatch.setattr(Plan, "scores", lambda plan: known)
     folds = {"divisions": [{}] * 4}
-    for minutes, given_up in [(2.1, []), (1.9, ["bad"])]:  # all of it takes two minutes
+    for minutes, expected in [(2.1, []), (1.9, ["bad"])]:  # all of it takes two minutes
         plan = Plan(RunDir(tmp_path), {"seeds": 1, "budget": minutes, "metric": "accuracy"}, {}, folds)
-        assert ablation._given_up(plan, list(known), 1, max_workers=1) == given_up
+        assert given_up(plan, list(known), 1, max_workers=1) == expected
+
+
+def test_a_plan_says_what_finds_a_difference_and_trains_nothing(in_process: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, arms=TWO)
+    done = in_process("ablate", path, "--detect", "5", "--seed", "3", "--budget", "0.01", "--name", "later")
+    command = done.stdout.rpartition("next: ")[2].strip()
+    sized = re.fullmatch(r"convsmith ablate \S+ --folds 3 --repeats (\d+) --seeds 1 (.*)", command)
+    assert sized, command
+    assert sized[2] == "--name later --budget 0.01 --seed 3"
+    for line in ("as it is", "enough", "8 of 10 studies, after Holm's correction for 2 arms", "assumed: arm and base"):
+        assert line in done.stdout
+    assert not (tmp_path / "runs").exists()
+    far = in_process("ablate", path, "--detect", "0.01")
+    assert "No number of repeats finds a difference in accuracy of 0.01 percentage points on 300 images" in far.stdout
+    assert "next:" not in far.stdout
+    for number in ("0", "nan", "101"):
+        assert "--detect" in in_process("ablate", path, "--detect", number, code=2).stderr
+    refused = in_process("ablate", write(tmp_path, arms=TWO, metric="f1"), "--detect", "1", code=2)
+    assert "nothing is known yet of how differences in F1 vary on these data" in refused.stderr
 
 
 def test_seeds_of_a_fold_are_averaged_before_the_test(in_process: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ import numpy as np
 from convsmith import files, records
 from convsmith.config import validate
 from convsmith.data.config import DataConfig
-from convsmith.errors import UserError
+from convsmith.errors import UserError, damaged
 from convsmith.figures.curves import forest_plot
 from convsmith.figures.style import save
 from convsmith.rundir import RunDir
-from convsmith.studies import study, text
+from convsmith.studies import interim, study, text
 from convsmith.studies.by_image import differences, differences_of_all
 from convsmith.studies.config import BASE
 from convsmith.studies.fold_job import FoldJob
@@ -44,17 +44,24 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 ARMS = "arms.json"  # each arm's resolved config, the hash of its data, the seconds that an epoch was measured to take
+LOOKS = "looks.json"  # the looks at a study with a budget, and what followed from them
 Scores = dict[str, dict[int, dict[str, Any]]]  # arm -> index of the run -> its record
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study, as its directory describes them. Run k of each arm has the same fold and the same seed."""
+    """The runs of a study, as its directory describes them. Run k of each arm has the same fold and the same seed.
+
+    `looks` are those of a study with a budget, None where there are none to be. `until` says how many runs of each arm
+    count: those of the last look, or of the first one to come; None: all.
+    """
 
     run: RunDir
     spec: dict[str, Any]
     arms: dict[str, dict[str, Any]]
     folds: dict[str, Any]
+    looks: Sequence[interim.Look] | None = None
+    until: Mapping[str, int] | None = None
 
     @property
     def runs(self) -> int:
@@ -82,10 +89,22 @@ class Plan:
     def test(self) -> records.Test:
         return records.test_of(self.spec)
 
+    def jobs(self) -> list[FoldJob]:
+        """The runs that count, of all arms in turns."""
+        return [self.job(arm, index) for index in range(self.runs) for arm in self.arms if index < self.until_of(arm)]
+
     def done(self, arm: str) -> dict[int, FoldJob]:
-        """The runs of an arm that are done."""
-        jobs = [self.job(arm, index) for index in range(self.runs)]
+        """The runs of an arm that count and are done."""
+        jobs = [self.job(arm, index) for index in range(self.until_of(arm))]
         return {index: job for index, job in enumerate(jobs) if job.done}
+
+    def finished(self) -> dict[str, int]:
+        """The number of runs of each arm that count and are done."""
+        return {arm: len(self.done(arm)) for arm in self.arms}
+
+    def until_of(self, arm: str) -> int:
+        """The number of runs of an arm that count."""
+        return self.runs if self.until is None else self.until[arm]
 
     def scores(self) -> Scores:
         """The records of the runs that are done."""
@@ -104,8 +123,20 @@ class Plan:
 
 
 def read_plan(run: RunDir) -> Plan:
-    arms = records.read(run.path / ARMS, records.Arms)
-    return Plan(run, study.read_spec(run), arms, records.read(run.path / study.FOLDS, records.Folds))
+    arms, spec = records.read(run.path / ARMS, records.Arms), study.read_spec(run)
+    plan = Plan(run, spec, arms, records.read(run.path / study.FOLDS, records.Folds))
+    if spec.get("stopping") != "looks":
+        return plan
+    looks = records.read(run.path / LOOKS, records.Looks)["looks"]
+    for number, look in enumerate(looks):
+        if any(of.keys() != arms.keys() for of in (look["trainings"], look["next"] or arms)):
+            raise damaged(run.path / LOOKS, f"looks.{number} has other arms than {ARMS}")
+        if max(*look["trainings"].values(), *look["next"].values()) > plan.runs:
+            raise damaged(run.path / LOOKS, f"looks.{number} has more than {plan.runs} trainings")
+    if found := interim.unordered(looks):
+        raise damaged(run.path / LOOKS, f"the information on '{found}' does not rise from look to look")
+    first = dict.fromkeys(arms, min(interim.FIRST, plan.runs))
+    return replace(plan, looks=looks, until=looks[-1]["trainings"] if looks else first)
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
@@ -135,16 +166,9 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
     spec = plan.spec
     scores, metric = plan.scores(), spec["metric"]
     base = scores[BASE]
-    results: dict[str, Comparison | None] = {}
-    refused: dict[str, str] = {}
-    trainings = plan.differences_of_all(metric)
-    known = [of for of in trainings.values() if not isinstance(of, UserError) and cells(of) > 1]
-    shared = shared_excess([moments(of) for of in known])
-    for arm, of in trainings.items():
-        if isinstance(of, UserError):  # what the other arms found must not be lost
-            results[arm], refused[arm] = None, str(of)
-        else:
-            results[arm] = _compare(plan, scores[arm], base, of, shared)
+    results, refused = compare_all(plan, scores)
+    if plan.looks is not None:
+        results = {arm: _over_looks(plan.looks, arm, result) for arm, result in results.items()}
     counted = [arm for arm in results if arm not in dropped]
     p_values = [result.p if (result := results[arm]) else None for arm in counted]
     adjusted = dict(zip(counted, holm(p_values), strict=True))
@@ -177,10 +201,12 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
                 "detectable": _detectable(plan, result, strictest) if result and result.std else None,
                 "images_std": result.images_std if result else None,
                 "trainings_std": result.trainings_std if result else None,
+                "rest_std": result.rest_std if result else None,
                 "bootstrap95": images,
                 "verdict": outcome,
                 "seconds": mean_of(runs, "seconds") if runs else None,
-                "missing": plan.runs - len(both) if arm not in dropped else 0,
+                "missing": plan.until_of(arm) - len(both) if arm not in dropped else 0,
+                "stopped": _stopped(plan, arm),
             }
         )
     smallest = [arm["detectable"] for arm in arms if arm["detectable"] and arm["name"] not in dropped]
@@ -208,7 +234,45 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
         "dropped": dict(dropped),
         "failed": {**failed, **refused},
         "test": plan.test,
+        "looks": None if plan.looks is None else len(plan.looks),
+        "budget": spec["budget"],
     }
+
+
+def _stopped(plan: Plan, arm: str) -> dict[str, Any] | None:
+    """When and why a look has stopped an arm, and the nominal level of its interval; None where none has."""
+    if plan.looks is None or (found := interim.stopped_of(plan.looks, arm)) is None:
+        return None
+    because, look, done = found
+    return {"because": because, "look": look, "trainings": done, "level": interim.level_of(plan.looks, arm, 1 - LEVEL)}
+
+
+def compare_all(plan: Plan, scores: Scores) -> tuple[dict[str, Comparison | None], dict[str, str]]:
+    """The comparison of each arm with the base, None where there is none, and why it cannot be had, where that is so.
+
+    Where there were looks, the interval is that of the arm's last one.
+    """
+    results: dict[str, Comparison | None] = {}
+    refused: dict[str, str] = {}
+    trainings = plan.differences_of_all(plan.spec["metric"])
+    known = [of for of in trainings.values() if not isinstance(of, UserError) and cells(of) > 1]
+    shared = shared_excess([moments(of) for of in known])
+    for arm, of in trainings.items():
+        if isinstance(of, UserError):  # what the other arms found must not be lost
+            results[arm], refused[arm] = None, str(of)
+        else:
+            level = interim.level_of(plan.looks or (), arm, 1 - LEVEL)
+            results[arm] = _compare(plan, scores[arm], scores[BASE], of, shared, level)
+    return results, refused
+
+
+def _over_looks(looks: interim.Looks, arm: str, found: Comparison | None) -> Comparison | None:
+    """The comparison with p-values that hold over all looks; without a test where there was none."""
+    if found is None or found.p is None:
+        return found
+    if (p := interim.p_of(looks, arm)) is None:
+        return replace(found, p=None, low=None, high=None, p_equivalent=None, equivalent=None)
+    return replace(found, p=p, p_equivalent=interim.p_equivalent_of(looks, arm))
 
 
 def _compare(
@@ -217,6 +281,7 @@ def _compare(
     base: Mapping[int, Any],
     trainings: Sequence[Training],
     shared: Shared | None,
+    level: float,
 ) -> Comparison | None:
     """The study's test over the runs that both have done; None where these are of fewer than two folds."""
     metric, margin = plan.spec["metric"], plan.spec["margin"]
@@ -226,10 +291,10 @@ def _compare(
     if len(of_fold) < 2:
         return None
     if plan.test == "images":
-        return compare_by_image(trainings, margin, LEVEL, shared)
+        return compare_by_image(trainings, margin, level, shared)
     # Several seeds of a fold make one pair: they share the fold's images and are not independent evidence.
     ours, theirs = np.array([np.mean(values, axis=0) for values in of_fold.values()]).T.tolist()
-    return paired_comparison(ours, theirs, 1 / plan.spec["folds"], margin, LEVEL)
+    return paired_comparison(ours, theirs, 1 / plan.spec["folds"], margin, level)
 
 
 def _detectable(plan: Plan, found: Comparison, level: float) -> float:

@@ -120,8 +120,8 @@ def existing(runs_dir: Path, name: str | None, spec: Mapping[str, Any], listener
 
 def _changes(before: dict[str, Any], spec: Mapping[str, Any]) -> list[str]:
     """What a study's spec was before and is now. A newer key than the version that started it has its default value."""
-    # Nobody asks for a test: a study goes on with that of the version that started it.
-    spec = {key: value for key, value in spec.items() if key != "test" or key in before}
+    # Nobody asks for a test or a way to keep a budget: a study goes on as in the version that started it.
+    spec = {key: value for key, value in spec.items() if key not in ("test", "stopping") or key in before}
     before |= {key: validate_asked(before[key]).model_dump(mode="json") for key in ("config", "base") if key in before}
     return [f"{key} was {then}, now {now}" for key, (then, now) in differences([before, spec])]
 

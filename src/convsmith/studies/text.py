@@ -7,8 +7,8 @@ the study would have called different with a probability of 80%. An arm has name
 repeat, seed, value, difference, seconds, chosen}] of the pairs, mean, difference, ci95 [low, high], p, p_holm,
 effect_size, images_std and trainings_std (the components of the test by image), bootstrap95 [low, high] (beside the
 test over folds), verdict (none of the usual four where it was not compared), seconds, missing (the number of
-trainings). What could not be computed is None. Values are in the metric's own unit (an accuracy of 0.7); `seconds` are
-those of one training.
+trainings), stopped (by which look, why, after how many trainings; None where there were no looks). What could not be
+computed is None. Values are in the metric's own unit (an accuracy of 0.7); `seconds` are those of one training.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ WORDS = {
     "equivalent": "'{}' is equivalent to the base",
     "no difference shown": "No difference was shown for '{}'",
 }
+#: Why a look has stopped arms before the end of the plan.
+STOPPED = {
+    "verdict": "since their verdicts are clear",
+    "no chance": "since the rest would hardly have brought a verdict",
+    "budget": "since the budget was spent",
+}
 CITED = {
     "Bayle": "Bayle, P., Bayle, A., Janson, L. and Mackey, L. (2020). Cross-validation confidence intervals for test "
     "error. Advances in Neural Information Processing Systems 33, 16339-16350.",
@@ -52,6 +58,14 @@ CITED = {
     "Biometrics Bulletin 2, 110-114.",
     "Hampel": "Hampel, F. R. (1974). The influence curve and its role in robust estimation. Journal of the American "
     "Statistical Association 69, 383-393.",
+    "Lan": "Lan, K. K. G. and DeMets, D. L. (1983). Discrete sequential boundaries for clinical trials. Biometrika 70, "
+    "659-663.",
+    "Kim": "Kim, K. and DeMets, D. L. (1987). Design and analysis of group sequential tests based on the type I error "
+    "spending rate function. Biometrika 74, 149-154.",
+    "Liu": "Liu, Q. and Anderson, K. M. (2008). On adaptive extensions of group sequential trials for clinical "
+    "investigations. Journal of the American Statistical Association 103, 1621-1630.",
+    "Jennison": "Jennison, C. and Turnbull, B. W. (1989). Interim analyses: the repeated confidence interval approach. "
+    "Journal of the Royal Statistical Society B 51, 305-361.",
     "Nadeau": "Nadeau, C. and Bengio, Y. (2003). Inference for the generalization error. Machine Learning 52, 239-281.",
     "Bouckaert": "Bouckaert, R. R. and Frank, E. (2004). Evaluating the replicability of significance tests for "
     "comparing learning algorithms. Advances in Knowledge Discovery and Data Mining (PAKDD), 3-12.",
@@ -178,7 +192,7 @@ def methods(record: Record) -> str:
     text += (
         f"The p-values were adjusted for {_count(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a "
         f"level of {alpha}. The {_percent(record['level'])} confidence intervals use the same variance and are not "
-        f"adjusted. "
+        f"adjusted for that. "
     )
     if by_image:
         cited = ["Bayle", "Satterthwaite", *([] if METRICS[record["metric"]].mean else ["Hampel"]), "Holm"]
@@ -197,7 +211,15 @@ def methods(record: Record) -> str:
             "As a check, percentile bootstrap intervals over images were computed for the paired differences of the "
             "out-of-fold predictions (Efron and Tibshirani, 1993); they exclude the variation between trainings. "
         )
-    text += " ".join([*_missing(record), *_dropped(record)])
+    if record.get("looks"):
+        cited += ["Lan", "Kim", "Liu", "Jennison"]
+        text += (
+            f"The study was looked at {_count(record['looks'], 'time')} while it ran. The level was spent over the "
+            "looks (Lan and DeMets, 1983) as the cube of the share of the planned trainings (Kim and DeMets, 1987). "
+            "The p-values (Liu and Anderson, 2008) and confidence intervals (Jennison and Turnbull, 1989) hold over "
+            "all looks. "
+        )
+    text += " ".join([*_missing(record), *_dropped(record), *_stopped(record)])
     return text.strip() + "\n\nReferences\n" + "\n".join(CITED[name] for name in cited) + "\n"
 
 
@@ -260,7 +282,7 @@ def conclusion(record: Record) -> str:
     for arm in untested:
         why = visible(record["failed"].get(arm["name"], "too few of its folds have finished"))
         lines.append(f"'{visible(arm['name'])}' could not be compared: {why}.")
-    lines += [*_missing(record), *_dropped(record)]
+    lines += [*_missing(record), *_dropped(record), *_stopped(record)]
     if test_of(record) == "folds":
         lines.append("The test is that over folds, with which older versions started a study.")
     lines.append(
@@ -302,7 +324,9 @@ def _missing(record: Record) -> Iterator[str]:
         if arm["name"] in record["dropped"] or not arm["missing"]:
             continue
         there = Counter((entry["repeat"], entry["fold"]) for entry in arm["per_fold"])
-        lacking = [position for position in positions if there[position] < record["seeds"]]
+        number = arm["stopped"]["trainings"] if arm.get("stopped") else len(positions) * record["seeds"]
+        wanted = Counter(positions[index % len(positions)] for index in range(number))
+        lacking = [position for position in positions if there[position] < wanted[position]]
         of_repeat = " of repeat {}" if record["repeats"] > 1 else ""
         names = ", ".join(f"{fold}{of_repeat.format(repeat)}" for repeat, fold in lacking)
         verb, folds = "is" if arm["missing"] == 1 else "are", "fold" if len(lacking) == 1 else "folds"
@@ -316,6 +340,21 @@ def _dropped(record: Record) -> Iterator[str]:
             f"These arms were given up early by successive halving and not compared: {_names(names)}. The arms that "
             f"were kept were chosen on images that their tests use again, so their differences may be optimistic and "
             f"their p-values too small."
+        )
+
+
+def _stopped(record: Record) -> Iterator[str]:
+    """Which arms a look stopped before the end of the plan, and what that means for their numbers."""
+    total = record["folds"] * record["repeats"] * record["seeds"]
+    early = [arm for arm in record["arms"] if (stop := arm.get("stopped")) and stop["trainings"] < total]
+    for because, why in STOPPED.items():
+        if found := [arm for arm in early if arm["stopped"]["because"] == because]:
+            names = ", ".join(f"'{visible(arm['name'])}' after {arm['stopped']['trainings']}" for arm in found)
+            yield f"Of {total} trainings of each arm, fewer were run of these, {why}: {names}."
+    if early:
+        yield (
+            f"The {_percent(record['level'])} intervals and the p-values of arms that stopped early hold whenever they "
+            f"stop, and so are wider and larger than those of a test that was planned for that size."
         )
 
 

@@ -4,31 +4,52 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convsmith.errors import command
 from convsmith.studies import nursery
-from convsmith.verbs.flags import add_config_arguments, add_jobs_arguments, add_run_arguments, read_flags
+from convsmith.verbs.flags import (
+    add_config_arguments,
+    add_jobs_arguments,
+    add_run_arguments,
+    read_flags,
+    setting_words,
+)
 
 if TYPE_CHECKING:
     from convsmith.display import Display
     from convsmith.studies.ablation import AblationResult
+    from convsmith.studies.planning import AblationPlan
 
 PLACE, LINE = 100, "compare changes on the same folds: which helps, by how much, with what confidence"
 EXAMPLES = {
     "convsmith ablate activations --data photos/ --jobs 2": "a shipped study on images of yours",
-    "convsmith ablate study.yaml --folds 5 --budget 60": "a study of yours, in an hour",
+    "convsmith ablate study.yaml --detect 0.5": "how large it must be to find half a point, and what that costs",
+    "convsmith ablate study.yaml --repeats 4 --budget 60": "a study of yours, in at most an hour",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or the name of a shipped one")
     add_run_arguments(parser)
-    parser.add_argument("--folds", type=int, metavar="N", help="number of folds, instead of the study's")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="give up arms early to stay within this time")
+    numbers = {"folds": "folds", "repeats": "divisions into folds", "seeds": "trainings of each fold"}
+    for option, what in numbers.items():
+        parser.add_argument(f"--{option}", type=int, metavar="N", help=f"number of {what}, instead of the study's")
+    _add_budget(parser)
+    parser.add_argument(
+        "--detect",
+        type=float,
+        metavar="POINTS",
+        help="say how large the study must be to find such a difference, and train nothing",
+    )
     parser.add_argument("--wide", action="store_true", help="all columns of the table side by side, however wide")
     add_jobs_arguments(parser)
     add_config_arguments(parser, file=False)
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    help = "stop arms whose verdict is clear, and all when this is spent"
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,21 +58,44 @@ def run(args: argparse.Namespace) -> int:
     config = read_study(args.study)
     nursery.prepare(args.jobs, args.backend)
     from convsmith.studies.ablation import ablate
+    from convsmith.studies.planning import plan
     from convsmith.study_display import StudyDisplay
 
+    options: dict[str, Any] = {
+        key: getattr(args, key) for key in ("folds", "repeats", "seeds", "jobs", "backend", "budget")
+    }
+    options["runs_dir"] = Path(args.runs_dir)
     with StudyDisplay() as shown:
-        result = ablate(
-            config,
-            read_flags(args),
-            folds=args.folds,
-            jobs=args.jobs,
-            backend=args.backend,
-            budget=args.budget,
-            name=args.name,
-            runs_dir=Path(args.runs_dir),
-            listener=shown,
-        )
-    return show(result, shown.display, args.wide)
+        if args.detect is None:
+            result = ablate(config, read_flags(args), name=args.name, listener=shown, **options)
+        else:
+            planned = plan(config, read_flags(args), detect=args.detect, listener=shown, **options)
+    return show(result, shown.display, args.wide) if args.detect is None else show_plan(planned, shown.display, args)
+
+
+def show_plan(plan: AblationPlan, display: Display, args: argparse.Namespace) -> int:
+    """Print what a study needs and the command that runs it, and return the exit code."""
+    from convsmith import stacked
+
+    rows = plan.table()
+    stacked.show(display, rows, list(rows[0]), words=("",), wide=args.wide)
+    display.line()
+    display.prose(plan.conclusion)
+    if plan.needed is not None:
+        sizes = [word for key, number in plan.options.items() for word in (f"--{key}", str(number))]
+        display.next(command("ablate", args.study, *sizes, *_given(args), *setting_words(args)))
+    return 0
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """The flags besides those of the plan that differ from their default, for the command that runs the study."""
+    others = argparse.ArgumentParser(add_help=False)
+    add_run_arguments(others)
+    add_jobs_arguments(others)
+    _add_budget(others)
+    typed = [(action.option_strings[0], getattr(args, action.dest), action.default) for action in others._actions]
+    shown = [(flag, f"{value:g}" if isinstance(value, float) else value) for flag, value, was in typed if value != was]
+    return [str(word) for pair in shown for word in pair]
 
 
 def show(result: AblationResult, display: Display, wide: bool = False) -> int:
