@@ -283,11 +283,15 @@ def run(folder: str, only: list[str], runs_dir: str) -> None:
 def retest(only: list[str], runs_dir: str) -> None:
     """Judge the recorded runs of studies by image, also of those which an older version started."""
     for name in only or [name for name in shipped() if Path(runs_dir, name).exists()]:
-        plan = read_plan(RunDir(Path(runs_dir, name)))
-        before = records.read(plan.run.ablation, records.Ablation)
-        known = replace(plan, spec={**plan.spec, "test": "images"})
-        record = records.versioned(compared(known, before["failed"], before["dropped"]))
+        record = records.versioned(retested(RunDir(Path(runs_dir, name))))
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def retested(run: RunDir) -> dict[str, Any]:
+    """The content that ablation.json would have if its study had been started with the test by image."""
+    plan, before = read_plan(run), records.read(run.ablation, records.Ablation)
+    known = replace(plan, spec={**plan.spec, "test": "images"})
+    return compared(known, before["failed"], before["dropped"])
 
 
 def page() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from convsmith.rundir import RunDir
 from convsmith.studies import book as packaged
 from convsmith.studies.config import BASE, arms_of, changes, read_study
 
@@ -39,6 +42,19 @@ def test_the_digest_says_what_the_full_results_say() -> None:
             assert arm["difference"] == pytest.approx(sum(differences) / len(differences))
             assert arm["ci95"][0] <= arm["difference"] <= arm["ci95"][1]
             assert arm["verdict"] in ("helps", "hurts", "equivalent", "no difference shown")
+
+
+def test_a_study_of_an_older_version_is_judged_anew_by_image(tmp_path: Path) -> None:
+    """Its runs recorded all that the test needs; the fixture has 3 folds of 80 images."""
+    shutil.copytree(ROOT / "tests/first_edition/ablation", tmp_path / "ablation")
+    before = json.loads((tmp_path / "ablation/ablation.json").read_text(encoding="utf-8"))
+    after = book.retested(RunDir(tmp_path / "ablation"))
+    assert after["test"] == "images"
+    for old, new in zip(before["arms"], after["arms"], strict=True):
+        assert new["difference"] == pytest.approx(old["difference"])
+        assert new["p"] < old["p"]
+        assert new["ci95"][1] - new["ci95"][0] < old["ci95"][1] - old["ci95"][0]
+    assert json.loads((tmp_path / "ablation/ablation.json").read_text(encoding="utf-8")) == before
 
 
 def test_every_study_of_the_book_has_its_result_and_figure() -> None:
