@@ -37,7 +37,7 @@ DETAILED = KINDS - 1  # arms that have sections of their own: as many as there a
 class Ablation:
     """A study and its record; `done` counts the trainings that are done. `source` are the data where they have moved.
 
-    Of an interrupted study the record is that of the trainings so far, without verdicts.
+    Of an interrupted study the record is that of the trainings so far, without verdicts but those of looks.
     """
 
     run: RunDir
@@ -86,7 +86,9 @@ def read_ablation(run: RunDir, source: Source | None = None) -> Ablation:
             raise damaged(run.ablation, f"it has other arms than {ARMS}")
     else:
         record = compared(plan, {}, {})
-        record["arms"] = [arm | {"verdict": UNFINISHED, "p_holm": None} for arm in record["arms"]]
+        record["arms"] = [
+            arm if arm.get("stopped") else arm | {"verdict": UNFINISHED, "p_holm": None} for arm in record["arms"]
+        ]
     environment = records.read(run.environment, records.Environment) if run.environment.exists() else {}
     return Ablation(run, plan, record, done, environment, source)
 
@@ -97,7 +99,7 @@ def ablation_page(study: Ablation) -> str:
     gallery = Gallery(pool, plan.folds["pool"])
     shown = text.unit(record["metric"])
     details, unread = arms.details(plan, study.detailed, gallery)
-    total = plan.runs * len(plan.arms)
+    total = len(plan.jobs())
     methods, _, cited = text.methods(record).partition("\n\nReferences\n")
     values = {
         "run": study.run,
@@ -113,6 +115,7 @@ def ablation_page(study: Ablation) -> str:
         "details": details,
         "left_out": len(record["arms"]) - len(study.detailed),
         "unread": unread,
+        "early": any(arm.get("stopped") and arm["stopped"]["because"] != "plan" for arm in record["arms"]),
         "curves": arms.curves(plan, study.detailed),
         "cost": arms.cost(study.ordered, record, shown),
         "methods": methods,
