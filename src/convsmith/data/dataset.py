@@ -12,15 +12,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from convsmith.contracts import InputSpec, Size, covers, hw, size_of, size_word
+from convsmith.contracts import InputSpec, Size
 from convsmith.data.building import Failure, Moments, pixel_moments
 from convsmith.data.cache import Images, open_images
 from convsmith.data.classes import look_alike, refuse_untrained, with_classes, without_val
 from convsmith.data.config import DataConfig, DecodeRules, Preprocessing
 from convsmith.data.decode import Pixels, background_rgb
 from convsmith.data.depth import auto_range, range_note, scan, used_range
-from convsmith.data.expected import as_expected, side
-from convsmith.data.groups import GroupNumbers, Groups, read_groups, refuse_divided
+from convsmith.data.expected import as_expected
+from convsmith.data.filled import (
+    groups_of,
+    refuse_unfit_statistics,
+    scaled,
+    sized,
+    unused_fractions,
+    with_fractions,
+    with_tables,
+)
+from convsmith.data.groups import GroupNumbers, Groups, refuse_divided
 from convsmith.data.mapped import MappedPixels
 from convsmith.data.named import known_shape
 from convsmith.data.native import Native, native_shape
@@ -42,11 +51,8 @@ from convsmith.data.streamed import (
     stream_note,
     with_stream,
 )
-from convsmith.data.tables import SUFFIXES as TABLES
-from convsmith.data.tables import existing_table
 from convsmith.errors import UserError
 
-DEFAULT_SIZE = 64  # the image size for photographs
 UNDECODABLE = "that cannot be decoded (skipped.json)"
 HELD_OUT = "held-out"  # in a fold of a cross-validation, the split that training never sees
 
@@ -329,8 +335,8 @@ def open_dataset(
         refuse_untrained(source)
     background_rgb(config.background)  # otherwise an invalid colour would not be noticed before a transparent image
     cache = cache_folder(config)
-    config = _with_tables(config)
-    groups = _groups(config, source)
+    config = with_tables(config)
+    groups = groups_of(config, source)
     given, requested = set(source.given.tolist()), config
     config = with_stream(config, source)
     limited = (config.limit is not None and not whole) or bool(config.stream)
@@ -349,12 +355,12 @@ def open_dataset(
 
     if config.image_size is None or config.channels is None:
         native = native_shape(source, cache)
-        config = _sized(as_expected(config, spec, native), native)
+        config = sized(as_expected(config, spec, native), native)
     config = as_expected(config, spec, None)
-    _fitting_statistics(config)
+    refuse_unfit_statistics(config)
     if config.working_size is None:
         assert config.image_size is not None
-        config = config.model_copy(update={"working_size": _scaled(config.image_size, headroom)})
+        config = config.model_copy(update={"working_size": scaled(config.image_size, headroom)})
     if config.range == "auto":
         assert config.channels is not None
         depths, decodes = scan(source, cache, progress, config.channels)
@@ -375,7 +381,7 @@ def open_dataset(
     if groups is not None:
         groups = groups._replace(numbers=groups.numbers[images.kept])
     ids = tuple(source.ids[row] for row in images.kept)
-    notes = _unused_fractions(requested, given)
+    notes = unused_fractions(requested, given)
     labels = source.labels[images.kept]
     remarks = (look_alike(source.classes), without_val(source.classes, labels[splits["train"]], labels[splits["val"]]))
     notes = (*notes, *filter(None, remarks))
@@ -401,7 +407,7 @@ def _divided(
     """The splits of the records `kept`, as rows of `kept`, and the config with the fractions that were used."""
     _refuse_undecodable(source, kept)
     labels, given = source.labels[kept], source.given[kept]
-    config = _with_fractions(config, source, set(given.tolist()))
+    config = with_fractions(config, source, set(given.tolist()))
     fractions = config.val_fraction or 0, config.test_fraction or 0
     numbers = None if groups is None else groups.numbers[kept]
     if source.shards is not None:
@@ -424,7 +430,7 @@ def input_shape(
     if known is None:
         source = with_classes(source or open_source(config), config.classes)
         native = native_shape(source, cache_folder(config))
-        config = _sized(as_expected(config, spec, native), native)
+        config = sized(as_expected(config, spec, native), native)
         count = len(source.classes)
     else:
         channels, size, count = known
@@ -459,77 +465,3 @@ def channel_statistics(subset: Subset) -> tuple[tuple[float, ...], tuple[float, 
     # n * sum(x^2) - sum(x)^2 in Python's integers, which avoids cancellation.
     spread = [count * square - value * value for square, value in zip(squares, total, strict=True)]
     return mean, tuple(math.sqrt(value) / count / 255 if value else 1.0 for value in spread)
-
-
-def _scaled(size: Size, factor: float) -> Size:
-    height, width = (math.ceil(side * factor) for side in hw(size))
-    return size_of(height, width)
-
-
-def _sized(config: DataConfig, native: Native) -> DataConfig:
-    size = config.image_size
-    if size is None:
-        size = side(native.size) or DEFAULT_SIZE
-        if config.working_size is not None and not covers(config.working_size, size):
-            working = size_word(config.working_size)
-            raise UserError(f"data.working_size {working} is smaller than data.image_size {size}: set both")
-    return config.model_copy(update={"image_size": size, "channels": config.channels or native.channels})
-
-
-def _fitting_statistics(config: DataConfig) -> None:
-    if config.mean is not None and len(config.mean) != config.channels:
-        raise UserError(
-            f"data.mean and data.std have {len(config.mean)} values, but data.channels is {config.channels}"
-        )
-
-
-def _with_tables(config: DataConfig) -> DataConfig:
-    """The config with the absolute paths of the tables that data.labels and data.groups name."""
-    update: dict[str, str] = {}
-    for key in ("labels", "groups"):
-        setting = getattr(config, key)
-        if setting and (file := existing_table(setting, _folder(config))):
-            update[key] = str(file)
-        elif setting and key == "labels" and len(config.sources) == 1 and setting.lower().endswith(TABLES):
-            update[key] = str(Path(config.sources[0]).expanduser().resolve() / setting)  # it lies in an archive
-    return config.model_copy(update=update)
-
-
-def _folder(config: DataConfig) -> Path | None:
-    """The folder below which the ids of the source are paths, if it is one folder."""
-    path = Path(config.sources[0]).expanduser()
-    return path if len(config.sources) == 1 and path.is_dir() and not config.is_own else None
-
-
-def _groups(config: DataConfig, source: Source) -> Groups | None:
-    """The groups of all images of the source."""
-    if config.groups is None:
-        return None
-    groups = read_groups(config, source.ids, _folder(config))
-    given = {split: np.flatnonzero(source.given == split) for split in SPLITS}
-    refuse_divided(groups, given, f"move its images in {source.name} to one split, or leave data.groups out")
-    return groups
-
-
-def _unused_fractions(config: DataConfig, given: set[str]) -> tuple[str, ...]:
-    """Sentences on fractions that were set although the data itself defines val and test."""
-    messages = []
-    if config.val_fraction is not None and "val" in given:
-        messages.append("data.val_fraction has no effect, since the data has its own val split")
-    if config.test_fraction and given & {"val", "test"}:
-        reason = "its own test split" if "test" in given else "a val split, and therefore gets no test split"
-        messages.append(f"data.test_fraction has no effect, since the data has {reason}")
-    return tuple(messages)
-
-
-def _with_fractions(config: DataConfig, source: Source, given: set[str]) -> DataConfig:
-    """Fill in the fractions that have an effect, and leave the others as they are."""
-    update: dict[str, float] = {}
-    if "val" not in given and config.val_fraction is None:
-        update["val_fraction"] = source.val_fraction
-    if not given & {"val", "test"} and config.test_fraction is None:
-        update["test_fraction"] = source.test_fraction
-    config = config.model_copy(update=update)
-    if "val" not in given and "test" not in given and (config.val_fraction or 0) + (config.test_fraction or 0) >= 1:
-        raise UserError("data.val_fraction and data.test_fraction together leave nothing to train on")
-    return config
