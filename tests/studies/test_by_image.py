@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,32 @@ def test_cross_validations_on_the_same_folds_are_compared_in_every_metric(refere
     assert verdict("loss", found.results["better"]["loss"]) in ("better", "no difference shown")
     assert [row["metric"] for row in found.table()] == [metric.label for metric in records.METRICS.values()]
     assert found.settings == []
+    row = wrong[20]  # its class becomes impossible, of which there is no logarithm
+    own, other = f"p_{row['label']}", f"p_{row['predicted']}"
+    row[own], row[other] = "0.0", str(float(row[own]) + float(row[other]))
+    written(RunDir(runs[1] / "folds/1").predictions("held-out"), values)
+    found = compare_crossvals(runs)
+    assert "the loss of each image cannot be had from" in found.refused["better"]["loss"]
+    assert "recall" in found.results["better"]
+    shutil.rmtree(runs[1] / "folds/1")
+    found = compare_crossvals(runs)
+    assert found.results["better"]["accuracy"].n == 2
+    ours, theirs = found.means["better"]["accuracy"]
+    assert ours == theirs  # over the folds that both have done
+    assert found.results["better"]["accuracy"].mean_difference == 0
+    shutil.rmtree(runs[1] / "folds/2")
+    with pytest.raises(UserError, match="fewer than two finished folds in common"):
+        compare_crossvals(runs)
+
+
+def test_groups_that_an_older_version_did_not_record_are_not_left_out_of_account(reference: Path, copy: Path) -> None:
+    for study in (first := copy, second := copy.with_name("second")):
+        if study == second:
+            shutil.copytree(first, second)
+        config = study / "config.yaml"
+        config.write_text(re.sub("groups: null", "groups: groups.csv", config.read_text(encoding="utf-8")))
+    with pytest.raises(UserError, match=r"did not record data\.groups"):
+        compare_crossvals([first, second])
 
 
 def test_cross_validations_that_cannot_be_compared_are_refused(reference: Path, copy: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,10 @@ from convsmith.errors import UserError
 from convsmith.rundir import RunDir, kind_of
 from convsmith.studies import study, text
 from convsmith.studies.by_image import Predicted, less, predicted
+from convsmith.studies.comparison import LEVEL
 from convsmith.studies.crossval import fold_jobs
 from convsmith.studies.statistics import Comparison
 from convsmith.studies.variance import compare_by_image
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +25,15 @@ class CrossvalComparison:
     """Each further cross-validation against the first: `results` has a `Comparison` for each metric, by study.
 
     The level of their intervals, and their p-values, are corrected for the number of studies compared (Bonferroni), but
-    not for that of metrics. `settings` are the keys in which the configs differ, each with its value in every study.
+    not for that of metrics. `means` are those of the study and of the first one, over the folds that both have done.
+    `settings` are the keys in which the configs differ, each with its value in every study; `refused` says, by study
+    and metric, why a metric was not compared.
     """
 
-    means: Mapping[str, Mapping[str, float]]
+    means: dict[str, dict[str, tuple[float, float]]]
     settings: list[tuple[str, list[str]]]
-    results: Mapping[str, Mapping[str, Comparison]]
+    results: dict[str, dict[str, Comparison]]
+    refused: dict[str, dict[str, str]]
 
     def table(self) -> list[dict[str, str]]:
         """One row for each study and metric, with its mean, that of the first study, and their difference."""
@@ -39,27 +41,27 @@ class CrossvalComparison:
             {
                 "study": name,
                 "metric": records.METRICS[metric].label,
-                "mean": records.shown(metric, self.means[name][metric]),
-                "of the first": records.shown(metric, self.means[next(iter(self.means))][metric]),
+                "mean": records.shown(metric, mean),
+                "of the first": records.shown(metric, of_first),
                 "difference": shown.difference(found.mean_difference),
                 "95% interval": shown.interval(
                     None if found.low is None or found.high is None else (found.low, found.high)
                 ),
-                "p": "" if found.p is None else f"{found.p:.4f}",
+                "p": text.p_value(found.p),
                 "verdict": verdict(metric, found),
             }
             for name, of in self.results.items()
             for metric, found in of.items()
-            for shown in [text.unit(metric)]
+            for shown, (mean, of_first) in [(text.unit(metric), self.means[name][metric])]
         ]
 
     def __repr__(self) -> str:
-        return f"CrossvalComparison({', '.join(self.means)})"
+        return f"CrossvalComparison({', '.join(self.results)})"
 
 
 def verdict(metric: str, found: Comparison) -> str:
     """``better``, ``worse`` or ``no difference shown``, by the corrected p-value."""
-    if found.p is None or found.p >= ALPHA:
+    if found.p is None or found.p >= 1 - LEVEL:
         return "no difference shown"
     return "better" if (found.mean_difference > 0) == records.METRICS[metric].higher_is_better else "worse"
 
@@ -96,38 +98,40 @@ def compare_crossvals(directories: Sequence[Path], out: Path | None = None) -> C
                 "paired: give both the same data, data.split_seed, data.val_fraction, --folds and --repeats"
             )
     configs = {name: read_run_config(run.config) for name, run in runs.items()}
+    if configs[reference].data.groups and "groups" not in folds:
+        raise UserError(
+            f"'{reference}' is of a version that did not record data.groups, which are what varies: cross-validate "
+            "again"
+        )
     found: dict[str, dict[int, Predicted]] = {}
     for name, run in runs.items():
         jobs = [job for job in fold_jobs(run, configs[name]) if job.done]
         found[name] = {job.index: one for job, one in zip(jobs, predicted(jobs, folds), strict=True)}
-    metrics = [
-        metric
-        for metric in records.METRICS
-        if all(metric in one.record for of in found.values() for one in of.values())
-    ]
-    level = 1 - ALPHA / len(others)
-    return CrossvalComparison(
-        means={
-            name: {metric: float(np.mean([one.record[metric] for one in of.values()])) for metric in metrics}
-            for name, of in found.items()
-        },
+    result = CrossvalComparison(
+        means={name: {} for name, _ in others},
         settings=[
             (key, [word(value) for value in values])
             for key, values in differences([config.model_dump(mode="json") for config in configs.values()])
             if not key.startswith("track.")
         ],
-        results={name: _results(found[reference], found[name], metrics, level, len(others)) for name, _ in others},
+        results={name: {} for name, _ in others},
+        refused={name: {} for name, _ in others},
     )
-
-
-def _results(
-    first: Mapping[int, Predicted], second: Mapping[int, Predicted], metrics: Sequence[str], level: float, count: int
-) -> dict[str, Comparison]:
-    both = sorted(first.keys() & second.keys())
-    result: dict[str, Comparison] = {}
-    for metric in metrics:
-        trainings = [less(second[index].training(metric), first[index].training(metric)) for index in both]
-        result[metric] = _corrected(compare_by_image(trainings, level=level), count)
+    for name, _ in others:
+        both = sorted(found[reference].keys() & found[name].keys())
+        if len(both) < 2:
+            raise UserError(f"'{reference}' and '{name}' have fewer than two finished folds in common: resume them")
+        classes = found[name][both[0]].outcomes.classes
+        for metric in (metric for metric, known in records.METRICS.items() if classes > known.one_up_to):
+            try:
+                pairs = [(found[name][at].training(metric), found[reference][at].training(metric)) for at in both]
+            except UserError as error:
+                result.refused[name][metric] = str(error)
+                continue
+            ours, theirs = (float(np.mean([one.values.mean() for one in of])) for of in zip(*pairs, strict=True))
+            result.means[name][metric] = ours, theirs
+            compared = compare_by_image([less(one, other) for one, other in pairs], level=1 - (1 - LEVEL) / len(others))
+            result.results[name][metric] = _corrected(compared, len(others))
     return result
 
 

@@ -131,7 +131,7 @@ def table(record: Record) -> list[dict[str, str]]:
             heading(f"mean {METRICS[record['metric']].label}", shown.of_values): shown.value(arm["mean"]),
             heading("difference", shown.of_differences): shown.difference(arm.get("difference")),
             f"{_percent(record['level'])} interval": shown.interval(arm.get("ci95")),
-            "p (Holm)": _p(arm.get("p_holm")),
+            "p (Holm)": p_value(arm.get("p_holm")),
             "verdict": "base" if arm is base else arm["verdict"],
             "seconds": "" if arm["seconds"] is None else f"{arm['seconds']:.1f}",
             "cost": _times(arm["seconds"] / base["seconds"]) if arm["seconds"] and base["seconds"] else "",
@@ -302,7 +302,7 @@ def _finding(record: Record, arm: Record) -> str:
     if low == high == 0:
         return text + f" on every fold: check whether '{visible(arm['name'])}' has any effect at all."
     text += f" ({_percent(record['level'])} interval {shown.interval(arm['ci95'])}"
-    text += f"; p = {_p(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
+    text += f"; p = {p_value(arm['p_holm'])} after Holm's correction).".replace("= <", "< ")
     if arm["verdict"] == "equivalent":
         text += f" The margin is {shown.words(shown.value(record['margin']))} either way"
         text += ": there is a difference, but it is smaller than that." if arm["p_holm"] < alpha else "."
@@ -401,7 +401,7 @@ def _latex(text: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a minus sign, where LaTeX would set a hyphen
 
 
-def _p(p: float | None) -> str:
+def p_value(p: float | None) -> str:
     return "" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 

@@ -44,16 +44,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_crossvals(comparison: CrossvalComparison, display: Display) -> None:
     from convsmith import stacked
+    from convsmith.records import METRICS
 
     rows = comparison.table()
     stacked.show(display, rows, ["metric", "difference", "95% interval", "verdict", "p"])
     display.line()
     for key, values in comparison.settings:
         display.wrapped(f"{key}: {', '.join(values)}", indent=0)
+    for name, reasons in comparison.refused.items():
+        for metric, reason in reasons.items():
+            display.wrapped(f"not compared: {METRICS[metric].label} of '{name}': {reason}", indent=0)
     display.wrapped(
         "Differences are those to expect when nets are trained anew, on training sets of this size and with new seeds; "
-        "in points, nats, or without a unit. They were not corrected for the number of metrics: decide before by which "
-        "to choose.",
+        "in points, nats, or without a unit. p and intervals are corrected for the number of studies "
+        "compared, but not for that of metrics: decide before by which to choose.",
         indent=0,
     )
 
