@@ -90,6 +90,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_no_merge_was_left_unfinished(page: Path) -> None:
+    assert not re.search(r"^(<{7}|>{7}) ", page.read_text(encoding="utf-8"), re.M)
+
+
 def test_tests_that_the_docs_name_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8")):
