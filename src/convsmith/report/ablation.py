@@ -99,7 +99,7 @@ def ablation_page(study: Ablation) -> str:
     gallery = Gallery(pool, plan.folds["pool"])
     shown = text.unit(record["metric"])
     details, unread = arms.details(plan, study.detailed, gallery)
-    total = len(plan.jobs())
+    rows, total = text.table(record), len(plan.jobs())
     methods, _, cited = text.methods(record).partition("\n\nReferences\n")
     values = {
         "run": study.run,
@@ -110,7 +110,8 @@ def ablation_page(study: Ablation) -> str:
         "finished": study.finished,
         "done": sum(study.done.values()),
         "total": total,
-        "rows": text.table(record),
+        "rows": rows,
+        "columns": [name for name in rows[0] if name not in ("arm", "changes")],
         "forest": arms.forest(study.ordered, record, shown),
         "details": details,
         "left_out": len(record["arms"]) - len(study.detailed),
