@@ -268,6 +268,8 @@ def test_methods_tell_of_the_test_by_image_what_it_took_into_account():
     assert all(name in paragraph for name in names)
     assert "that of the middle one of the variants" in paragraph
     assert "t-test" not in paragraph
+    assert "groups" not in text
+    assert "came in 30 groups" in wording.methods(record(HELPS, test="images", n_groups=30))
     alone = wording.methods(record(HELPS, test="images"))
     assert "middle one" not in alone
     assert "Hampel" not in alone

@@ -220,6 +220,7 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
         "level": LEVEL,
         "data": DataConfig.model_validate(base_config["data"]).short_name,
         "n_images": len(plan.folds["pool"]),
+        "n_groups": len(set(groups)) if (groups := plan.folds.get("groups")) else None,
         "epochs": base_config["train"]["epochs"],
         "base": {
             "name": BASE,

@@ -1,14 +1,15 @@
 """An ablation's result as a table, a methods paragraph and a conclusion, from its record only. No statistics here.
 
 The record is that of ablation.json: metric, folds, repeats, seeds (their number), margin (or None), level, n_images,
-data, base {name, mean, std, seconds, per_fold}, arms, dropped (the names of arms given up early), failed (why trainings
-failed and arms could not be compared, by name), and, where it was computed, detectable: the smallest difference that
-the study would have called different with a probability of 80%. An arm has name, changes {key: value}, per_fold [{fold,
-repeat, seed, value, difference, seconds, chosen}] of the pairs, mean, difference, ci95 [low, high], p, p_holm,
-effect_size, images_std and trainings_std (the components of the test by image), bootstrap95 [low, high] (beside the
-test over folds), verdict (none of the usual four where it was not compared), seconds, missing (the number of
-trainings), stopped (by which look, why, after how many trainings; None where there were no looks). What could not be
-computed is None. Values are in the metric's own unit (an accuracy of 0.7); `seconds` are those of one training.
+n_groups (None where images do not belong together), data, base {name, mean, std, seconds, per_fold}, arms, dropped (the
+names of arms given up early), failed (why trainings failed and arms could not be compared, by name), and, where it was
+computed, detectable: the smallest difference that the study would have called different with a probability of 80%. An
+arm has name, changes {key: value}, per_fold [{fold, repeat, seed, value, difference, seconds, chosen}] of the pairs,
+mean, difference, ci95 [low, high], p, p_holm, effect_size, images_std and trainings_std (the components of the test by
+image), bootstrap95 [low, high] (beside the test over folds), verdict (none of the usual four where it was not
+compared), seconds, missing (the number of trainings), stopped (by which look, why, after how many trainings; None where
+there were no looks). What could not be computed is None. Values are in the metric's own unit (an accuracy of 0.7);
+`seconds` are those of one training.
 """
 
 from __future__ import annotations
@@ -226,11 +227,13 @@ def methods(record: Record) -> str:
 def _test_by_image(record: Record) -> str:
     """The sentences on the test of `variance`."""
     metric = METRICS[record["metric"]]
+    groups = record.get("n_groups")
+    of_groups = f" Images came in {groups:,} groups, which were what varies." if groups else ""
     text = (
-        f"Differences in {metric.label} were tested two-sided by image. The variance of the mean difference is that "
-        "between images of their paired differences (Bayle et al., 2020), averaged over the trainings that held an "
-        "image out, plus the excess noise of trainings, by which the folds vary beyond what their images explain; its "
-        "degrees of freedom follow Satterthwaite (1946). "
+        f"Differences in {metric.label} were tested two-sided by image.{of_groups} "
+        "The variance of the mean difference is that between images of their paired differences (Bayle et al., 2020), "
+        "averaged over the trainings that held an image out, plus the excess noise of trainings, by which the folds "
+        "vary beyond what their images explain; its degrees of freedom follow Satterthwaite (1946). "
     )
     if _tested(record) > 1:
         text += (
