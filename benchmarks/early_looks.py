@@ -111,8 +111,11 @@ def draw(world: World, rng: np.random.Generator) -> list[list[Training]]:
 
 def judged(world: World, trainings: Sequence[Sequence[Training]], levels: Sequence[float]) -> list[Comparison]:
     """The comparisons of all arms, as `ablate` makes them of the trainings that there are."""
-    shared = shared_excess([moments(of) for of in trainings])
-    return [compare_by_image(of, world.margin, level, shared) for of, level in zip(trainings, levels, strict=True)]
+    known = [moments(of) for of in trainings]
+    return [
+        compare_by_image(of, world.margin, level, shared_excess([one for one in known if one.cells >= own.cells]))
+        for of, level, own in zip(trainings, levels, known, strict=True)
+    ]
 
 
 def fixed(world: World, trainings: Sequence[Sequence[Training]]) -> list[dict[str, Any]]:

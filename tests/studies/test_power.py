@@ -37,6 +37,6 @@ def test_a_small_study_is_told_what_it_would_need() -> None:
     assert "too small a study for the differences that are usual: --repeats " in small
     assert "trainings of each arm) finds 2.00 percentage points" in small
     tiny = power(replace(DESIGN, images=20, units="groups of images"), assumed(), "accuracy")
-    assert "to find 2.00 percentage points, at least " in tiny
-    assert tiny.endswith(" groups of images are needed")
+    assert "for 2.00 percentage points no number of repeats suffices, but at least " in tiny
+    assert tiny.endswith(" groups of images with many repeats")
     assert "too small" not in power(replace(DESIGN, images=50_000), assumed(), "accuracy")

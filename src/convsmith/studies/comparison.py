@@ -256,13 +256,14 @@ def compare_all(plan: Plan, scores: Scores) -> tuple[dict[str, Comparison | None
     results: dict[str, Comparison | None] = {}
     refused: dict[str, str] = {}
     trainings = plan.differences_of_all(plan.spec["metric"])
-    known = [of for of in trainings.values() if not isinstance(of, UserError) and cells(of) > 1]
-    shared = shared_excess([moments(of) for of in known])
+    known = [moments(of) for of in trainings.values() if not isinstance(of, UserError) and cells(of) > 1]
     for arm, of in trainings.items():
         if isinstance(of, UserError):  # what the other arms found must not be lost
             results[arm], refused[arm] = None, str(of)
         else:
             level = interim.level_of(plan.looks or (), arm, 1 - LEVEL)
+            # Arms that stopped before this one know less of the noise than it does itself.
+            shared = shared_excess([one for one in known if one.cells >= cells(of)])
             results[arm] = _compare(plan, scores[arm], scores[BASE], of, shared, level)
     return results, refused
 

@@ -110,7 +110,7 @@ class AblationPlan:
             elif self.needed is None or within.repeats < self.needed.repeats:
                 found = shown.words(shown.value(within.finds(self.known)))
                 lines.append(f"{self.budget:g} minutes suffice for {within.repeats} repeats, which find {found}.")
-        lines.append(f"What varies is {self.known.source}. A study on these data measures it.")
+        lines.append(f"What varies is {self.known.source}.")
         return "\n".join(lines) + "\n"
 
     def __repr__(self) -> str:

@@ -57,7 +57,8 @@ def assumed() -> Components:
         whole * math.sqrt(1 - ASSUMED_LASTING),
         ASSUMED_TRAININGS_STD,
         f"assumed: arm and base disagree on {100 * whole**2:.0f}% of the images, of which {100 * ASSUMED_LASTING:.0f}% "
-        f"lasts from training to training, and a training has ±{100 * ASSUMED_TRAININGS_STD:g}% of noise of its own",
+        f"lasts from training to training, and a training has ±{100 * ASSUMED_TRAININGS_STD:g}% of noise of its own; a "
+        "study on these data measures it",
     )
 
 
@@ -155,7 +156,8 @@ def power(design: Design, known: Components, metric: str) -> str:
     if enough_of := enough(design, known, USUAL):
         need = f"--repeats {enough_of.repeats} ({enough_of.runs} trainings of each arm) finds {words(USUAL)}"
     else:
-        need = f"to find {words(USUAL)}, at least {images_for(design, known, USUAL):,} {design.units} are needed"
+        least = f"{images_for(design, known, USUAL):,} {design.units}"
+        need = f"for {words(USUAL)} no number of repeats suffices, but at least {least} with many repeats"
     return f"{said}. That is too small a study for the differences that are usual: {need}"
 
 

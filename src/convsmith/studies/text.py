@@ -353,7 +353,7 @@ def _stopped(record: Record) -> Iterator[str]:
     for because, why in STOPPED.items():
         if found := [arm for arm in early if arm["stopped"]["because"] == because]:
             names = ", ".join(f"'{visible(arm['name'])}' after {arm['stopped']['trainings']}" for arm in found)
-            yield f"Of {total} trainings of each arm, fewer were run of these, {why}: {names}."
+            yield f"Stopped before all {total} trainings, {why}: {names}."
     if early:
         yield (
             f"The {_percent(record['level'])} intervals and the p-values of arms that stopped early hold whenever they "
