@@ -1,6 +1,6 @@
 """Whether a training in bfloat16 is as accurate as one in float32, and how much faster: pairs of trainings on CIFAR-10.
 
-    python benchmarks/precision.py CIFAR10 [--pairs 10] [--speeds ANTS_BEES WEIGHTS.safetensors]
+    python benchmarks/precision.py CIFAR10 [--pairs 10] [--epochs 5] [--speeds ANTS_BEES WEIGHTS.safetensors]
 
 CIFAR10 holds the Parquet files. A pair are two trainings of one seed by the preset `baseline` on the 45,000 train
 images, as the command line runs them, one in each precision; both are scored on the 5,000 val images and the 10,000
@@ -47,9 +47,10 @@ def last_rate(run: Path) -> float:
         return float(list(csv.DictReader(file))[-1]["images_per_second"])
 
 
-def training(cifar: Path, seed: int, precision: str) -> dict[str, Any]:
+def training(cifar: Path, seed: int, precision: str, epochs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--preset", "baseline", "--data", str(cifar), "--data.val_fraction", "0.1", "--seed", str(seed)]
+        flags += ["--epochs", str(epochs)]
         run = trained(Path(folder), [*flags, "--train.precision", precision])
         evaluate = [sys.executable, "-m", "convsmith", "evaluate", str(run), "--split", "test"]
         subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
@@ -122,17 +123,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar", type=Path)
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--speeds", type=Path, nargs=2, metavar=("ANTS_BEES", "WEIGHTS"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"trainings": []}
+    new: dict[str, Any] = {"epochs": args.epochs, "trainings": []}
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else new
+    if result["epochs"] != args.epochs:
+        parser.error(f"{args.out} holds trainings of {result['epochs']} epochs")
     result.setdefault("machine", machine())
     done = {(one["seed"], one["precision"]) for one in result["trainings"]}
     for seed in range(args.pairs):
         for kind in PRECISIONS if seed % 2 else PRECISIONS[::-1]:  # so that neither is always the first
             if (seed, kind) in done:
                 continue
-            result["trainings"].append(one := training(args.cifar, seed, kind))
+            result["trainings"].append(one := training(args.cifar, seed, kind, args.epochs))
             result["comparison"] = compared(result["trainings"])
             write_json(args.out, result)
             print(f"seed {seed}  {kind:9} {100 * one['accuracy']:.2f}%  {one['seconds']:.0f} s", flush=True)
