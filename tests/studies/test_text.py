@@ -146,7 +146,7 @@ def test_there_are_words_for_every_verdict():
 
 def test_the_conclusion_says_what_helps_and_hurts_and_by_how_much():
     lines = wording.conclusion(ALL).splitlines()
-    assert lines[0] == "The base reaches a mean accuracy of 70.00 % (standard deviation 1.10 between folds)."
+    assert lines[0] == "The base reaches a mean accuracy of 70.00% (standard deviation 1.10 between folds)."
     assert lines[1:5] == [
         "'batch norm' helps: +3.12 percentage points (95% interval +2.00 to +4.20; p < 0.0001 after Holm's "
         "correction).",

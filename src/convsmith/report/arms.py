@@ -121,12 +121,12 @@ def _classes(arm: str, found: Sequence[ClassEffect]) -> Section | None:
     ]
     gained = effects.gains(found)
     told = [
-        f"{_names(names[:3])}{' and others' if len(names) > 3 else ''} {verb}"
-        for names, verb in ((gained["helps"], "gain"), (gained["hurts"], "lose"))
+        f"{verb}: {_names(names[:3])}{' and others' if len(names) > 3 else ''}"
+        for names, verb in ((gained["helps"], "gaining"), (gained["hurts"], "losing"))
         if names
     ]
     none = f"none of {len(found)} classes is shown to gain or to lose"
-    sentence = f"under '{arm}', {'; '.join(told) or none}"
+    sentence = f"under '{arm}' {'; '.join(told) or none}"
     return {
         "chart": interval_chart(f"Difference of '{arm}' by class", "accuracy on the class (percentage points)", rows),
         "left_out": len(found) - len(drawn),

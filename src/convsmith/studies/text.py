@@ -268,7 +268,7 @@ def conclusion(record: Record) -> str:
         lines = ["The base has no finished fold, so nothing can be compared with it."]
     else:
         spread = "" if base["std"] is None else f" (standard deviation {shown.value(base['std'])} between folds)"
-        mean = f"{shown.value(base['mean'])} {shown.of_values}".rstrip()
+        mean = f"{shown.value(base['mean'])}{shown.of_values}"
         lines = [f"The base reaches a mean {METRICS[record['metric']].label} of {mean}{spread}."]
     for verdict, words in WORDS.items():
         found = [arm for arm in record["arms"] if arm["verdict"] == verdict]
