@@ -35,16 +35,21 @@ def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "predict", "summary", "explain", "export", "serve", "compare"])
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "summary", "explain", "export", "serve"])
 def test_a_study_is_told_from_a_run(runs: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     image = "runs/a.png"
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(image)
-    more = {"predict": [image], "export": ["--format", "onnx"], "compare": ["runs/finished"]}.get(verb, [])
+    more = {"predict": [image], "export": ["--format", "onnx"]}.get(verb, [])
     assert main([verb, "runs/crossval", *more]) == 2
     message = "'runs/crossval' is a study: name one of its runs, such as runs/crossval/folds/1"
     assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="is a study"):
         load(runs / "crossval")
+
+
+def test_a_cross_validation_is_not_compared_with_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "runs/crossval", "runs/finished"]) == 2
+    assert "'runs/finished' is no cross-validation, others are: compare cross-validations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
