@@ -2,7 +2,7 @@
 
     python benchmarks/early_looks.py      about four minutes on one core
 
-It writes docs/results/early_looks.json.
+It writes docs/results/early_looks.json, and the table between the marks in docs/statistics.md.
 
 Studies are simulated, and their course decided by `interim.look`, as in `ablate --budget`: the test by image at each
 look, what is spent of the 5%, Holm's correction over the arms, and which arms go on. Beside it stands the fixed design:
@@ -24,7 +24,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ from convsmith.studies.interim import Course, Found
 from convsmith.studies.statistics import Comparison, holm
 from convsmith.studies.variance import Training, compare_by_image, moments, shared_excess
 
-RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "early_looks.json"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULT, PAGE = DOCS / "results" / "early_looks.json", DOCS / "statistics.md"
+BEGIN, END = "<!-- tables: benchmarks/early_looks.py -->", "<!-- end of tables -->"
 DISCORDANT, ALPHA = 0.2, 0.05
 THRESHOLD = float(norm.isf(DISCORDANT / 2))
 BASE = "base"
@@ -193,6 +195,39 @@ def count(world: World, studies: Sequence[Sequence[dict[str, Any]]]) -> dict[str
     return result
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """The table of the page: for each world the fixed design beside that with looks."""
+    lines = [
+        f"Of {result['studies']} studies each (Monte Carlo error of 5%: ± {100 * result['mc_error']:.1f} points): all "
+        "trainings and one test, beside looks.",
+        "",
+        "| arms, true differences | any false verdict | trainings | found | intervals that hold the truth |",
+        "|---|---|---|---|---|",
+    ]
+    for name, world in result["worlds"].items():
+        cells = []
+        for of in (world["fixed"], world["looks"]):
+            effects = of["by_effect"]
+            found = [f"{arm['called_different']:.0%}" for effect, arm in effects.items() if effect != "0 points"]
+            found += [
+                f"{effect} equivalent {arm['called_equivalent']:.0%}"
+                for effect, arm in effects.items()
+                if "called_equivalent" in arm
+            ]
+            trainings = of["trainings_of_arms"] + of["trainings_of_base"]
+            covered = min(arm["covered"] for arm in effects.values())
+            cells.append([f"{of['any_false_alarm']:.1%}", f"{trainings:.1f}", ", ".join(found), f"{covered:.1%}"])
+        pairs = [" → ".join(filter(None, pair)) for pair in zip(*cells, strict=True)]
+        lines.append(f"| {name} | {' | '.join(pairs)} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, result: Mapping[str, Any]) -> str:
+    """The text of the page with the table of `result` between its marks."""
+    before, _, after = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{table(result)}\n\n{END}{after.partition(END)[2]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1_000, help="per world")
@@ -227,6 +262,7 @@ def main() -> None:
         "worlds": worlds,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
 
 
 if __name__ == "__main__":
