@@ -110,6 +110,8 @@ def test_svg_is_written_without_a_date(tmp_path):
     text = (tmp_path / "lr.svg").read_text()
     assert text.startswith("<?xml")
     assert "dc:date" not in text
+    style.save(curves.lr_curve([1e-3, 1e-2], [2, 1]), tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == text, "the ids are the same each time"
 
 
 def test_the_forest_draws_intervals_from_top_to_bottom_and_says_the_verdicts():

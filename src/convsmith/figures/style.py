@@ -51,10 +51,12 @@ def start_of(name: str, most: int) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix (.png, .svg, .pdf), without a date in it."""
+    """Write the figure in the format of the path's suffix (.png, .svg, .pdf): the same bytes each time, without a date."""
+    from matplotlib import rc_context
+
     dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     buffer = io.BytesIO()
-    with _any_script():
+    with _any_script(), rc_context({"svg.hashsalt": "convsmith"}):  # without a salt the ids in an SVG are random
         figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=dateless.get(path.suffix))
     write_bytes(path, buffer.getvalue())
 
