@@ -51,7 +51,7 @@ def start_of(name: str, most: int) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix (.png, .svg, .pdf): the same bytes each time, without a date."""
+    """Write the figure in the format of the path's suffix (.png, .svg, .pdf), the same bytes each time."""
     from matplotlib import rc_context
 
     dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
