@@ -264,6 +264,14 @@ class ArmGivenUp:
     runs: int
 
 
+#: Why a look has stopped an arm before the end of the plan.
+STOPPED = {
+    "verdict": "its verdict is clear",
+    "no chance": "the trainings that are left would hardly bring a verdict",
+    "budget": "the budget is spent",
+}
+
+
 @dataclass(frozen=True)
 class ArmStopped:
     """A look at a study has stopped an arm after `done` of its `runs`; `because` is one of `interim.REASONS`."""

@@ -102,8 +102,8 @@ def lines(event: object) -> Iterator[str]:
         yield _fold(event.name, event.record)
     elif isinstance(event, events.ArmGivenUp):
         yield f"{event.arm}: given up after {event.done} of {plural(event.runs, 'run')}, to keep the budget"
-    elif isinstance(event, events.ArmStopped) and event.because in STOPPED:
-        yield f"{event.arm}: stopped after {event.done} of {plural(event.runs, 'run')}: {STOPPED[event.because]}"
+    elif isinstance(event, events.ArmStopped) and event.because in events.STOPPED:
+        yield f"{event.arm}: stopped after {event.done} of {plural(event.runs, 'run')}: {events.STOPPED[event.because]}"
     elif isinstance(event, events.TrialDone):
         yield _trial(event)
     elif isinstance(event, events.RaceStarted):
@@ -139,14 +139,6 @@ def _ablation(event: events.AblationStarted) -> Iterator[str]:
             f"budget  {event.budget:g} minutes: an arm stops as soon as its verdict is clear, or hardly to be had, and "
             "its time goes to the others. Error rates hold over all looks"
         )
-
-
-#: Why a look has stopped an arm.
-STOPPED = {
-    "verdict": "its verdict is clear",
-    "no chance": "the trainings that are left would hardly bring a verdict",
-    "budget": "the budget is spent",
-}
 
 
 def _tuning(event: events.TuningStarted) -> Iterator[str]:

@@ -182,7 +182,7 @@ def test_a_budget_stops_arms_at_looks_and_a_resumed_study_repeats_them(in_proces
     assert result["looks"] == len(looks["looks"]) == 2
     assert "no learning: stopped after 3 of 4 runs: its verdict is clear" in done.stdout
     assert "Error rates hold over all looks" in done.stdout
-    for line in ("since their verdicts are clear: 'no learning' after 3", "Lan and DeMets"):
+    for line in ("(its verdict is clear): 'no learning' after 3", "Lan and DeMets"):
         assert line in (study / "conclusion.md").read_text(encoding="utf-8")
     assert "3 of 4" in (study / "ablation.csv").read_text(encoding="utf-8")
 

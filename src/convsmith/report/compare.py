@@ -24,14 +24,13 @@ from convsmith.report.charts import KINDS, MOST_DOTS, Axes, Line, line_chart
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
 from convsmith.report.side_by_side import SETTINGS, side_by_side
-from convsmith.studies.statistics import PairedAccuracies
+from convsmith.studies.statistics import LEVEL, PairedAccuracies, corrected_level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EACH_WAY = 18  # images shown that only one model classifies correctly
 LONGEST_NAME = 120  # characters of the page's file name
-ALPHA = 0.05
 AT_ONCE = 256  # images that are held in memory
 
 
@@ -53,7 +52,7 @@ class Versus:
     @property
     def verdict(self) -> str:
         """``better``, ``worse`` or ``no difference shown``."""
-        if self.result is None or self.result.p >= ALPHA:
+        if self.result is None or self.result.p >= 1 - LEVEL:
             return "no difference shown"
         return "better" if self.result.difference > 0 else "worse"
 
@@ -182,7 +181,7 @@ def _same_images(first: Inputs, other: Inputs, pairing: Pairing) -> bool:
 
 def _corrected(pairing: Pairing, comparisons: int) -> PairedAccuracies:
     """The test and its interval, both corrected by Bonferroni's method so that they stay consistent."""
-    result = pairing.test(1 - ALPHA / comparisons)
+    result = pairing.test(corrected_level(comparisons))
     return replace(result, p=min(1.0, comparisons * result.p))
 
 

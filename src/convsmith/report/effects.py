@@ -17,8 +17,9 @@ from convsmith import records
 from convsmith.data.dataset import HELD_OUT
 from convsmith.rundir import RunDir
 from convsmith.studies.by_image import less, predicted
-from convsmith.studies.comparison import LEVEL, Plan
+from convsmith.studies.comparison import Plan
 from convsmith.studies.config import BASE
+from convsmith.studies.statistics import corrected_level
 from convsmith.studies.variance import Shared, Training, cells, compare_by_image, moments, shared_excess
 
 FEWEST = 2  # images of a class, below which nothing varies
@@ -142,12 +143,12 @@ def by_image(trainings: Sequence[Training]) -> NDArray[np.float64]:
 def class_effects(paired: Paired) -> list[ClassEffect]:
     """The effect on each class, the largest gain first.
 
-    Each class has the interval of the test by image, at the level ``1 - (1 - LEVEL) / classes`` (Bonferroni), so that
+    Each class has the interval of the test by image, at the level corrected for the classes (Bonferroni), so that
     all of them hold together with the study's level. What the trainings add to the noise of images is known of few
     trainings only: the classes share it, as the arms of a study do.
     """
     trainings, labels = paired.differences("accuracy"), paired.sides.labels
-    level = 1 - (1 - LEVEL) / len(paired.classes)
+    level = corrected_level(len(paired.classes))
     of_classes: dict[str, list[Training]] = {}
     for number, name in enumerate(paired.classes):
         those = (_those(training, labels[training.images] == number) for training in trainings)

@@ -22,8 +22,10 @@ from convsmith.studies.by_image import differences, differences_of_all
 from convsmith.studies.config import BASE
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.statistics import (
+    LEVEL,
     Comparison,
     bootstrap_interval,
+    corrected_level,
     holm,
     paired_comparison,
     smallest_detectable,
@@ -42,7 +44,6 @@ from convsmith.studies.variance import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEVEL = 0.95
 ARMS = "arms.json"  # each arm's resolved config, the hash of its data, the seconds that an epoch was measured to take
 LOOKS = "looks.json"  # the looks at a study with a budget, and what followed from them
 Scores = dict[str, dict[int, dict[str, Any]]]  # arm -> index of the run -> its record
@@ -172,7 +173,7 @@ def compared(plan: Plan, failed: Mapping[str, str], dropped: Mapping[str, int]) 
     counted = [arm for arm in results if arm not in dropped]
     p_values = [result.p if (result := results[arm]) else None for arm in counted]
     adjusted = dict(zip(counted, holm(p_values), strict=True))
-    strictest = 1 - (1 - LEVEL) / len(counted) if counted else LEVEL  # Holm's first step
+    strictest = corrected_level(len(counted)) if counted else LEVEL
     arms = []
     for arm, result in results.items():
         runs, both = scores[arm], sorted(scores[arm].keys() & base.keys())

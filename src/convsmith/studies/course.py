@@ -11,11 +11,12 @@ from dataclasses import replace
 from convsmith import records
 from convsmith.events import ArmGivenUp, ArmStopped, Listener
 from convsmith.studies import interim
-from convsmith.studies.comparison import LEVEL, LOOKS, Plan, compare_all
+from convsmith.studies.comparison import LOOKS, Plan, compare_all
 from convsmith.studies.config import BASE
 from convsmith.studies.fold_job import FoldJob
 from convsmith.studies.halving import given_up
 from convsmith.studies.interim import Course, Found, Look
+from convsmith.studies.statistics import LEVEL
 
 Train = Callable[[Sequence[FoldJob]], dict[str, str]]  # runs jobs, and returns why some failed, by name
 

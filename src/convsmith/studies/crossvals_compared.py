@@ -14,9 +14,8 @@ from convsmith.errors import UserError
 from convsmith.rundir import RunDir, kind_of
 from convsmith.studies import study, text
 from convsmith.studies.by_image import Predicted, less, predicted
-from convsmith.studies.comparison import LEVEL
 from convsmith.studies.crossval import fold_jobs
-from convsmith.studies.statistics import Comparison
+from convsmith.studies.statistics import LEVEL, Comparison, corrected_level
 from convsmith.studies.variance import compare_by_image
 
 
@@ -130,7 +129,7 @@ def compare_crossvals(directories: Sequence[Path], out: Path | None = None) -> C
                 continue
             ours, theirs = (float(np.mean([one.values.mean() for one in of])) for of in zip(*pairs, strict=True))
             result.means[name][metric] = ours, theirs
-            compared = compare_by_image([less(one, other) for one, other in pairs], level=1 - (1 - LEVEL) / len(others))
+            compared = compare_by_image([less(one, other) for one, other in pairs], level=corrected_level(len(others)))
             result.results[name][metric] = _corrected(compared, len(others))
     return result
 

@@ -20,8 +20,9 @@ from convsmith.data.dataset import Dataset
 from convsmith.errors import UserError
 from convsmith.rundir import RunDir, kind_of, runs_in
 from convsmith.studies import text
-from convsmith.studies.comparison import ARMS, LEVEL
+from convsmith.studies.comparison import ARMS
 from convsmith.studies.config import BASE, MOST_RUNS
+from convsmith.studies.statistics import corrected_level
 from convsmith.studies.study import MOST_DIVISIONS
 from convsmith.studies.variance import ASSUMED_TRAININGS_STD, assumed_images_std, detectable
 
@@ -121,7 +122,7 @@ class Design:
     def finds(self, known: Components) -> float:
         """The smallest difference that the study calls in 8 of 10 cases, after Holm's correction, if `known` is so."""
         of_images = known.images(self.repeats * self.seeds)
-        level, cells = 1 - (1 - LEVEL) / self.arms, self.folds * self.repeats
+        level, cells = corrected_level(self.arms), self.folds * self.repeats
         return detectable(of_images, known.trainings, self.images, self.runs, level, POWER, cells)
 
 

@@ -21,6 +21,7 @@ from scipy.optimize import brentq
 from convsmith.errors import UserError
 
 Verdict = Literal["helps", "hurts", "no difference shown", "equivalent"]
+LEVEL = 0.95  # of the intervals of all studies; a difference is shown where p is below 1 - LEVEL
 ROUNDING = 1e-12  # relative; differences that vary by less than this vary only by rounding
 
 
@@ -165,6 +166,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p))
         adjusted[position] = highest
     return adjusted
+
+
+def corrected_level(tests: int) -> float:
+    """The level of each of so many tests or intervals that are to hold together at `LEVEL` (Bonferroni).
+
+    It is also the strictest step of Holm's method.
+    """
+    return 1 - (1 - LEVEL) / tests
 
 
 def mean_interval(values: ArrayLike, test_share: float, level: float = 0.95) -> tuple[float, float, float, float]:

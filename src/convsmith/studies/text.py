@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from convsmith.events import STOPPED
 from convsmith.records import METRICS, test_of
 from convsmith.terminal import visible
 
@@ -45,12 +46,6 @@ WORDS = {
     "hurts": "'{}' hurts",
     "equivalent": "'{}' is equivalent to the base",
     "no difference shown": "No difference was shown for '{}'",
-}
-#: Why a look has stopped arms before the end of the plan.
-STOPPED = {
-    "verdict": "since their verdicts are clear",
-    "no chance": "since the rest would hardly have brought a verdict",
-    "budget": "since the budget was spent",
 }
 CITED = {
     "Bayle": "Bayle, P., Bayle, A., Janson, L. and Mackey, L. (2020). Cross-validation confidence intervals for test "
@@ -353,7 +348,7 @@ def _stopped(record: Record) -> Iterator[str]:
     for because, why in STOPPED.items():
         if found := [arm for arm in early if arm["stopped"]["because"] == because]:
             names = ", ".join(f"'{visible(arm['name'])}' after {arm['stopped']['trainings']}" for arm in found)
-            yield f"Stopped before all {total} trainings, {why}: {names}."
+            yield f"Stopped before all {total} trainings ({why}): {names}."
     if early:
         yield (
             f"The {_percent(record['level'])} intervals and the p-values of arms that stopped early hold whenever they "
