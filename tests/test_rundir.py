@@ -20,7 +20,7 @@ from convsmith.rundir import RunDir, draft, publish, state_of
 from convsmith.studies import resuming
 
 
-@pytest.mark.parametrize("verb", ["explain", "serve", "export --format onnx", "report", "compare {0} {0}/other"])
+@pytest.mark.parametrize("verb", ["explain", "serve", "export --format onnx", "compare {0} {0}/other"])
 def test_a_study_is_no_single_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     fold = tmp_path / "study" / "folds" / "1"
     fold.mkdir(parents=True)
