@@ -101,6 +101,10 @@ def study_page(study: Crossval) -> str:
         "calibration": sections.calibration(predictions),
         "absent": absent,
         "example": str(next(iter(study.folds.values())).path),
+        "commands": [
+            ("train one net on all training images", command("train", study.run.config)),
+            ("make this page again", command("report", study.run.path)),
+        ],
         "environment": study.environment,
         "shown": {"images": {str(at): uri for at, uri in gallery.uris.items()}, "cells": confusion["shots"]},
     }
