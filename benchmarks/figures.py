@@ -25,7 +25,7 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 FIRST_BATCH = """
 import sys
-from convsmith import parts
+from convsmith.training import setup
 from convsmith.config import compose
 from convsmith.data.dataset import open_dataset
 config = compose(None, None, {"data.source": sys.argv[1]})
