@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
-from math import inf
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
@@ -110,6 +110,11 @@ class TrainConfig(Section):
             return image_size
         return size_of(*(max(1, round(side * longer / max(hw(image_size)))) for side in hw(image_size)))
 
+    def share_of_pixels(self, image_size: Size) -> float:
+        """The pixels of the train images in all epochs, as a share of what they are if every epoch has `image_size`."""
+        pixels = [math.prod(hw(self.size_in(epoch, image_size))) for epoch in range(self.epochs)]
+        return sum(pixels) / (self.epochs * math.prod(hw(image_size)))
+
     @field_validator("sizes", mode="wrap")
     @classmethod
     def _in_order(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -132,7 +137,7 @@ class TrainConfig(Section):
         if value in ("none", "balanced"):
             return value
         weights = value if isinstance(value, dict) else {}
-        numbers = all(type(weight) in (int, float) and 0 < weight < inf for weight in weights.values())
+        numbers = all(type(weight) in (int, float) and 0 < weight < math.inf for weight in weights.values())
         if not weights or not numbers:
             raise ValueError("must be none, balanced or numbers above 0 by class, as '{cat: 2, dog: 0.5}'")
         return {str(name): float(weight) for name, weight in weights.items()}

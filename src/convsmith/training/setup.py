@@ -82,7 +82,7 @@ class Experiment:
     card: ModelCard
     layers: list[LayerRow]
     feed: Feed
-    seconds_per_epoch: float | None = None  # expected time of an epoch on images; None if it was not measured
+    seconds_per_epoch: float | None = None  # expected mean time of the epochs on images; None: not measured
     notes: tuple[str, ...] = ()  # sentences that the user should read before the first step
     features: FrozenFeatures | None = None  # on which is trained at present; None: on images
     ranks: Ranks = ALONE
@@ -142,7 +142,7 @@ class Prepared:
     model: nn.Module
     layers: list[LayerRow]
     finetuning: Finetuning | None
-    seconds_per_epoch: float | None  # expected time of an epoch; None if it was not measured
+    seconds_per_epoch: float | None  # expected mean time of the epochs; None if it was not measured
     notes: tuple[str, ...] = ()
 
 
@@ -214,6 +214,7 @@ def prepare(
             facts, notes = replace(facts, layout=way.layout, precision=way.precision), (*notes, *slow)
             mode, said = compiled.choose(resolve(config, facts), dataset, model, device, finetuning, seconds)
             facts, notes = replace(facts, compile=mode), (*notes, *said)
+            seconds *= resolved.train.share_of_pixels(dataset.preprocessing().image_size)
         else:  # what was measured before there were these keys was neither compiled nor in another precision
             facts = replace(facts, compile=OFF if config.train.compile == AUTO else None)
             facts = replace(facts, precision=FLOAT32 if config.train.precision == AUTO else None)
