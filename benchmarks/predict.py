@@ -1,6 +1,7 @@
 """`convsmith predict` and `evaluate` beside a plain PyTorch loop with two workers: whole processes, in turns.
 
     python benchmarks/predict.py FOLDER WEIGHTS.safetensors [--model tf_efficientnet_lite0] [--images 736] [--runs 5]
+        [--only predict|evaluate]
 
 FOLDER holds photographs in class folders; a linear probe of the weights is trained on them, and then both contestants
 classify copies of them, as many as asked for, and write a CSV file. `evaluate` has the copies in class folders, and an
@@ -10,7 +11,7 @@ The loop is what one would write: timm's network with the same weights, a DataLo
 torchvision's transforms with the same sizes and filter, inference mode, softmax. Time is from the start of a process to
 its end; memory is that of the largest process. torchvision resizes to whole pixels and then crops, which changes
 probabilities by a hundredth; so they are compared with those of the loop that crops and resizes in one step. Writes
-docs/results/predict.json.
+docs/results/predict.json, of which --only leaves the other verb's part as it is.
 """
 
 from __future__ import annotations
@@ -121,12 +122,15 @@ def main() -> None:
     parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--images", type=int, default=736)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", choices=["predict", "evaluate"])
     parser.add_argument("--loop", nargs=3, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--alike", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.loop:
         loop(args.model, *args.loop, args.alike)
         return
+    from machine import machine  # which the loop's process, whose imports are timed, does without
+
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         photos, runs = here / "photos", here / "runs"
@@ -146,40 +150,62 @@ def main() -> None:
         probe = str(runs / "probe")
         plain = [sys.executable, __file__, str(args.folder), str(args.weights), "--model", args.model, "--loop", probe]
         contestants = {
-            "convsmith": [*convsmith, "predict", probe, str(photos), "--out", str(here / "ours.csv")],
-            "plain loop": [*plain, str(photos), str(here / "loop.csv")],
-            "convsmith evaluate": [*convsmith, "evaluate", probe, "--data", str(labelled)],
-            "plain loop evaluate": [*plain, str(labelled), str(here / "evaluated.csv")],
+            "predict": {
+                "convsmith": [*convsmith, "predict", probe, str(photos), "--out", str(here / "ours.csv")],
+                "plain loop": [*plain, str(photos), str(here / "loop.csv")],
+            },
+            "evaluate": {
+                "convsmith": [*convsmith, "evaluate", probe, "--data", str(labelled)],
+                "plain loop": [*plain, str(labelled), str(here / "evaluated.csv")],
+            },
         }
-        results: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+        verbs = [args.only] if args.only else list(contestants)
+        results: dict[str, dict[str, list[dict[str, float]]]] = {
+            verb: {name: [] for name in contestants[verb]} for verb in verbs
+        }
         for number in range(args.runs + 1):
-            for name, command in contestants.items():
-                found = measured(command, here / f"cache-{number}" if name == "convsmith evaluate" else None)
-                if number:  # the first of each fills the caches of the system
-                    results[name].append(found)
-                    print(name, found, flush=True)
-        as_written = probabilities(here / "loop.csv")
-        measured([*contestants["plain loop"], "--alike"])
-        ours, theirs = probabilities(here / "ours.csv"), probabilities(here / "loop.csv")
+            for verb, runs_of in results.items():
+                for name, command in contestants[verb].items():
+                    cache = here / f"cache-{number}" if (verb, name) == ("evaluate", "convsmith") else None
+                    found = measured(command, cache)
+                    if number:  # the first of each fills the caches of the system
+                        runs_of[name].append(found)
+                        print(verb, name, found, flush=True)
+        agreement = {}
+        if "predict" in verbs:
+            as_written = probabilities(here / "loop.csv")
+            measured([*contestants["predict"]["plain loop"], "--alike"])
+            agreement = agreeing(probabilities(here / "ours.csv"), as_written, probabilities(here / "loop.csv"))
+    record: dict[str, Any] = json.loads(OUT.read_text()) if args.only else {}
+    for verb, runs_of in results.items():
+        record[verb] = {
+            "machine": machine(),
+            "images": args.images,
+            "model": args.model,
+            "medians": {
+                name: {key: statistics.median(run[key] for run in found) for key in found[0]}
+                for name, found in runs_of.items()
+            },
+            "times_as_fast": ratio(runs_of["convsmith"], runs_of["plain loop"]),
+            **(agreement if verb == "predict" else {}),
+            "runs": runs_of,
+        }
+    OUT.write_text(json.dumps(record, indent=2) + "\n")
+    shown = {verb: {key: value for key, value in found.items() if key != "runs"} for verb, found in record.items()}
+    print(json.dumps(shown, indent=2))
+
+
+def agreeing(
+    ours: dict[str, list[float]], as_written: dict[str, list[float]], alike: dict[str, list[float]]
+) -> dict[str, Any]:
+    """How far our probabilities are from the loop's; `alike` are of the loop that crops and resizes in one step."""
     same_class = [ours[name].index(max(ours[name])) == found.index(max(found)) for name, found in as_written.items()]
-    medians = {
-        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in results.items()
-    }
-    record = {
-        "images": args.images,
-        "model": args.model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "medians": medians,
-        "times_as_fast": ratio(results["convsmith"], results["plain loop"]),
-        "evaluate_times_as_fast": ratio(results["convsmith evaluate"], results["plain loop evaluate"]),
+    return {
         "largest_difference_of_a_probability": max(
-            abs(a - b) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True)
+            abs(a - b) for name in alike for a, b in zip(ours[name], alike[name], strict=True)
         ),
         "same_class_as_the_loop_as_written": f"{sum(same_class)} of {len(same_class)}",
-        "runs": results,
     }
-    OUT.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "runs"}, indent=2))
 
 
 if __name__ == "__main__":
