@@ -115,6 +115,19 @@ def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float
     return statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True))
 
 
+def agreeing(
+    ours: dict[str, list[float]], as_written: dict[str, list[float]], alike: dict[str, list[float]]
+) -> dict[str, Any]:
+    """How far our probabilities are from the loop's; `alike` are of the loop that crops and resizes in one step."""
+    same_class = [ours[name].index(max(ours[name])) == found.index(max(found)) for name, found in as_written.items()]
+    return {
+        "largest_difference_of_a_probability": max(
+            abs(a - b) for name in alike for a, b in zip(ours[name], alike[name], strict=True)
+        ),
+        "same_class_as_the_loop_as_written": f"{sum(same_class)} of {len(same_class)}",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -193,19 +206,6 @@ def main() -> None:
     OUT.write_text(json.dumps(record, indent=2) + "\n")
     shown = {verb: {key: value for key, value in found.items() if key != "runs"} for verb, found in record.items()}
     print(json.dumps(shown, indent=2))
-
-
-def agreeing(
-    ours: dict[str, list[float]], as_written: dict[str, list[float]], alike: dict[str, list[float]]
-) -> dict[str, Any]:
-    """How far our probabilities are from the loop's; `alike` are of the loop that crops and resizes in one step."""
-    same_class = [ours[name].index(max(ours[name])) == found.index(max(found)) for name, found in as_written.items()]
-    return {
-        "largest_difference_of_a_probability": max(
-            abs(a - b) for name in alike for a, b in zip(ours[name], alike[name], strict=True)
-        ),
-        "same_class_as_the_loop_as_written": f"{sum(same_class)} of {len(same_class)}",
-    }
 
 
 if __name__ == "__main__":

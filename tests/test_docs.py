@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from convsmith.cli import verb_parser, verbs
-from convsmith.config import RunConfig, fields
+from convsmith.config import RunConfig, fields, presets
 from convsmith.errors import UserError
 from convsmith.verbs.flags import read_settings
 
@@ -122,17 +122,26 @@ def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
         "transfer": _transfer,
         "jobs": lambda result: f"{result['ratio']:.2f}",
     }
-    for name, figure in quoted.items():
+    of_verbs = [
+        ("predict", lambda result: f"| {result['predict']['times_as_fast']:.1f}x a plain loop with 2 workers"),
+        ("predict", lambda result: f"| {result['evaluate']['times_as_fast']:.1f}x the loop |"),
+    ]
+    for name, figure in [*quoted.items(), *of_verbs]:
         assert figure(json.loads((ROOT / f"docs/results/{name}.json").read_text())) in readme, name
 
 
 def test_accuracies_of_the_fast_presets_are_those_of_their_seeds() -> None:
     rows = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    for preset, of_seeds in json.loads((ROOT / "docs/results/speedrun.json").read_text())["summary"].items():
+    result = json.loads((ROOT / "docs/results/speedrun.json").read_text())
+    for preset, of_seeds in result["summary"].items():
         row = next(row for row in rows if row.startswith(f"| preset `{preset}` on CIFAR-10, "))
         figures = [f"{of_seeds[key]:.1%}" for key in ("mean_mirrored", "mean_plain", "least_mirrored")]
         figures += [f"{of_seeds['seeds']} seed", f"{of_seeds['median_training_seconds']:.0f} s"]
+        figures += [
+            f"{steps['seconds']['airbench94_muon']:.0f} s" for steps in result["steps"] if steps["preset"] == preset
+        ]
         assert [figure for figure in figures if figure not in row] == [], preset
+        assert figures[0] in presets()[preset], preset
 
 
 def _kills(result: dict[str, Any]) -> list[str]:
