@@ -173,6 +173,24 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
         assert said == (f"train.compile auto: {expected}, of steps of {epoch / 4 * 1000:.1f} ms; {measured}",)
 
 
+def test_epochs_of_small_images_pay_less_and_are_compiled_for_themselves() -> None:
+    trials = {"default": Trial(1.0, 0.005)}  # saves 5 ms a step, after 2 s
+    assert fastest(0.01, 500, trials) == "default"
+    assert fastest(0.01, 500, trials, sizes=2) == "off"
+    tried: list[float] = []
+
+    def seconds_of(*given: Any) -> tuple[str, ...]:
+        tried.append(given[-1])
+        return ()
+
+    with pytest.MonkeyPatch.context() as patch:
+        prepared = setup.prepare(config_of(epochs=4), given := parts())
+        config = prepared.config.with_values(train={"sizes": [[4, 0.5]]})
+        patch.setattr(compiled, "tried_modes", seconds_of)
+        compiled.choose(config, prepared.dataset, given.module, CPU, None, 10.0)
+    assert tried == [pytest.approx(10.0 * (2 + 2 * (4 / 6) ** 2))]
+
+
 def test_memory_that_runs_out_in_a_trial_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out(*_: Any) -> Trial:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

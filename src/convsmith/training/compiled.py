@@ -30,7 +30,7 @@ from convsmith.transfer.unfreezing import Finetuning
 
 BACKEND = "inductor"
 ROUNDS = 5  # measured steps after the first one, which compiles
-SIZES = 2  # batches of an epoch have two sizes at most, each of which is compiled for itself
+BATCHES = 2  # batches of an epoch have two sizes at most; each is compiled for itself, at each size of images
 AUTO_MODES = ("default", "reduce-overhead")
 #: A mode is tried by `auto` where plain steps take at least this many seconds in all: compiling takes about a tenth.
 WORTH_TRYING = 600.0
@@ -42,8 +42,9 @@ class Trial(NamedTuple):
     warm_up: float
     step: float
 
-    def total(self, steps: int) -> float:
-        return SIZES * self.warm_up + steps * self.step
+    def total(self, steps: float, sizes: int = 1) -> float:
+        """Seconds of steps on images of so many sizes; `steps` counts those on smaller ones by their pixels."""
+        return BATCHES * sizes * self.warm_up + steps * self.step
 
 
 class Compiled:
@@ -92,9 +93,9 @@ def attempt(
     return Trial(times[0], min(times[1:]))
 
 
-def fastest(plain: float, steps: int, trials: dict[str, Trial]) -> str:
+def fastest(plain: float, steps: float, trials: dict[str, Trial], sizes: int = 1) -> str:
     """The mode with the least time for all steps, its warm-up included; off where plain steps of this time win."""
-    totals = {OFF: plain * steps} | {mode: trial.total(steps) for mode, trial in trials.items()}
+    totals = {OFF: plain * steps} | {mode: trial.total(steps, sizes) for mode, trial in trials.items()}
     return min(totals, key=lambda mode: totals[mode])
 
 
@@ -117,9 +118,10 @@ def choose(
     finetuning: Finetuning | None,
     epoch: float,
 ) -> tuple[str, tuple[str, ...]]:
-    """The mode for a run whose plain epochs take `epoch` seconds each, and sentences on it."""
+    """The mode for a run whose plain epochs of full-sized images take `epoch` seconds each, and sentences on it."""
     mode, train = config.train.compile, config.train
-    each, epochs = steps_per_epoch(len(dataset.train), train.batch), image_epochs(config, finetuning)
+    each, epochs = steps_per_epoch(len(dataset.train), train.batch), float(image_epochs(config, finetuning))
+    epochs *= train.share_of_pixels(dataset.preprocessing().image_size)
     if not (modes := tried_modes(mode, device, train.deterministic, epoch * epochs)):
         return OFF, ()
     to_last_phase(model, finetuning)
@@ -138,7 +140,7 @@ def choose(
     if mode != AUTO:
         again = "kernels are chosen by measurement at each start, so a resumed run may differ in rounding"
         return mode, (f"train.compile {mode}: {again}",) if train.deterministic and device.type == "cuda" else ()
-    found = fastest(plain, each * epochs, trials)
+    found = fastest(plain, each * epochs, trials, 1 + len(train.sizes))
     measured = ", ".join(
         f"{name} {1e3 * trial.step:.1f} ms after {trial.warm_up:.0f} s" for name, trial in trials.items()
     )
