@@ -51,7 +51,8 @@ from convsmith.data.dataset import open_dataset
 from convsmith.data.sources import ARRAYS, from_arrays
 from convsmith.errors import first_line
 from convsmith.runtime import Interrupts
-from convsmith.training import feed, loop, setup
+from convsmith.training import feed, loop, restore, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.own import Parts
 from convsmith.training.step import step
 
@@ -109,7 +110,7 @@ def config_of(given: Given, model: str, **train: Any) -> RunConfig:
 
 
 @contextmanager
-def started(config: RunConfig, parts: Parts) -> Iterator[setup.Experiment]:
+def started(config: RunConfig, parts: Parts) -> Iterator[Experiment]:
     with tempfile.TemporaryDirectory() as folder:
         yield setup.start(setup.prepare(config, parts), Path(folder), parts=parts)
 
@@ -182,7 +183,7 @@ def resume(given: Given) -> dict[str, Any]:
                 while not cut.state.epoch:
                     next(events)
             torch.manual_seed(1)  # as a new process would be at some other place
-            resumed = setup.resume(cut.run, parts)
+            resumed = restore.resume(cut.run, parts)
             list(loop.epochs(resumed, Interrupts()))
             found_again = resumed.state.tensors()
         differ = [name for name, value in expected.items() if not torch.equal(value, found_again[name])]

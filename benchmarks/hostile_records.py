@@ -45,7 +45,7 @@ def readers(place: Path) -> dict[str, Callable[[Path], object]]:
     from convsmith.report import sections
     from convsmith.report.inputs import read_inputs
     from convsmith.rundir import RunDir, kind_of, open_run
-    from convsmith.training import setup
+    from convsmith.training import restore
 
     image = place / "image.png"
     other = place / "other"
@@ -53,7 +53,7 @@ def readers(place: Path) -> dict[str, Callable[[Path], object]]:
     def resume(run: Path) -> object:
         directory = open_run(run)
         if kind_of(directory) == "run" and not directory.summary.exists():
-            return setup.resume(directory)  # up to its first step
+            return restore.resume(directory)  # up to its first step
         return convsmith.resume(run, show=False)
 
     def loaded(run: Path) -> object:

@@ -25,8 +25,9 @@ from convsmith.optim.optimizers import build_optimizer, keep_base_rates, paramet
 from convsmith.optim.schedules import Schedule
 from convsmith.precision import computing_in, has_bfloat16, refuse_unfit_device
 from convsmith.runtime import Interrupts
-from convsmith.training import setup
+from convsmith.training import restore, setup
 from convsmith.training.config import TrainConfig
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import epochs
 from convsmith.training.loss import build_loss
 from convsmith.training.own import Parts
@@ -168,7 +169,7 @@ def config_of(name: str) -> RunConfig:
     )
 
 
-def steps_of(experiment: setup.Experiment, count: int | None = None) -> Iterator[Any]:
+def steps_of(experiment: Experiment, count: int | None = None) -> Iterator[Any]:
     for event in epochs(experiment, Interrupts()):
         yield event
         if count is not None and not isinstance(event, EpochEnd) and experiment.state.step >= count:
@@ -186,13 +187,13 @@ def test_a_run_in_bfloat16_resumes_exactly_and_says_where_it_is_slow(
     assert read_run_config(cut.run.config).train.precision == "bfloat16"
     with monkeypatch.context() as patched:  # as on a processor without AVX512-BF16
         patched.setattr(setup, "has_bfloat16", lambda device: False)
-        notes = [note for note in setup.resume(cut.run, PARTS).notes if "bfloat16" in note]
+        notes = [note for note in restore.resume(cut.run, PARTS).notes if "bfloat16" in note]
     assert notes == [
         "train.precision bfloat16: this cpu device has no instructions for it: the run goes on in it, more slowly than "
         "in float32"
     ]
     monkeypatch.setattr(setup, "has_bfloat16", lambda device: True)
-    resumed = setup.resume(cut.run, PARTS)
+    resumed = restore.resume(cut.run, PARTS)
     assert not resumed.notes
     assert resumed.state.step == 8
     assert resumed.recipe.precision == "bfloat16"

@@ -144,7 +144,7 @@ def test_an_interrupted_report_does_not_hide_that_the_training_has_ended(
         raise signaled
 
     monkeypatch.setattr("convsmith.run.epochs", lambda *_: iter(()))
-    monkeypatch.setattr("convsmith.run.setup.opening", lambda _: None)
+    monkeypatch.setattr("convsmith.run.opening", lambda _: None)
     monkeypatch.setattr(report_run, "after_training", interrupted)
     experiment: Any = SimpleNamespace(run=RunDir(tmp_path / "a b"), ranks=ALONE)
     with pytest.raises(Stopped, match=r"the training has ended, and .* convsmith report '.*a b'") as stopped:

@@ -20,7 +20,8 @@ from convsmith.data import streamed
 from convsmith.errors import UserError
 from convsmith.events import EpochEnd
 from convsmith.runtime import Interrupts
-from convsmith.training import setup
+from convsmith.training import restore, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import epochs
 from data.small import InProcess
 
@@ -67,7 +68,7 @@ def config_of(folder: Path) -> RunConfig:
     )
 
 
-def train_until(experiment: setup.Experiment, step: int) -> dict[str, torch.Tensor]:
+def train_until(experiment: Experiment, step: int) -> dict[str, torch.Tensor]:
     with closing(epochs(experiment, Interrupts())) as events:
         for event in events:
             if experiment.state.step >= step and (step < 12 or isinstance(event, EpochEnd)):
@@ -89,10 +90,10 @@ def test_a_cut_run_resumes_to_the_same_bits_and_names_a_shard_that_is_missing(
     train_until(cut, 8)  # in the second of two epochs of six steps
     (folder / first).rename(tmp_path / first)
     with pytest.raises(UserError, match=rf"on the shard '{first}(#0)?', which is missing; put the shard back"):
-        setup.resume(cut.run)
+        restore.resume(cut.run)
     (tmp_path / first).rename(folder / first)
     torch.manual_seed(1)  # as a new process would be at some other place
-    resumed = setup.resume(cut.run)
+    resumed = restore.resume(cut.run)
     assert resumed.state.step == 8
     found = train_until(resumed, 12)
     assert found.keys() == expected.keys()

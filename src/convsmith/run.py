@@ -24,11 +24,11 @@ from convsmith.runtime import Interrupts
 from convsmith.spec import Data, reading_of
 from convsmith.terminal import warn
 from convsmith.tracking import csv
-from convsmith.training import checkpoint, interrupted, setup
+from convsmith.training import checkpoint, interrupted, restore, setup
+from convsmith.training.experiment import Experiment, opening
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
 from convsmith.training.ranks import Ranks, joined
-from convsmith.training.setup import Experiment
 from convsmith.training.state import kept_epoch
 from convsmith.training.together import follow, lead, nothing_to_do, refuse_different, refuse_small, share
 
@@ -301,7 +301,7 @@ def _train(
         with ExitStack() as held:
             try:
                 held.enter_context(left.lock())
-                experiment = setup.resume(left, parts)
+                experiment = restore.resume(left, parts)
             except UserError as error:
                 listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
             else:
@@ -329,7 +329,7 @@ def _resume(ranks: Ranks, run: RunDir, parts: Parts, listener: Listener) -> Run:
         open_run(run.path, run.checkpoints.name)
         with run.lock():  # before anything is read: a process that still trains writes rows and checkpoints
             if not run.summary.exists():
-                return _led(ranks, setup.resume(run, parts), parts, listener)
+                return _led(ranks, restore.resume(run, parts), parts, listener)
     nothing_to_do(ranks, run)
     return Run(run, parts)
 
@@ -353,7 +353,7 @@ def _finish(experiment: Experiment, parts: Parts, listener: Listener) -> Run:
 
     run, ranks = experiment.run, experiment.ranks
     with Interrupts() as interrupts:
-        listener(setup.opening(experiment))
+        listener(opening(experiment))
         for event in epochs(experiment, interrupts):
             listener(event)
             if isinstance(event, Interrupted):

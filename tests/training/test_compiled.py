@@ -18,8 +18,9 @@ from convsmith.config import RunConfig, read_run_config, validate
 from convsmith.contracts import Batch
 from convsmith.data.sources import ARRAYS, from_arrays
 from convsmith.runtime import Interrupts
-from convsmith.training import checkpoint, compiled, loop, setup
+from convsmith.training import checkpoint, compiled, loop, restore, setup
 from convsmith.training.compiled import Compiled, Trial, fastest
+from convsmith.training.experiment import Experiment
 from convsmith.training.own import Parts
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def parts() -> Parts:
     return Parts(from_arrays(images, np.arange(40) % 2), Small())
 
 
-def started(config: RunConfig, folder: Path) -> setup.Experiment:
+def started(config: RunConfig, folder: Path) -> Experiment:
     given = parts()
     return setup.start(setup.prepare(config, given), folder, parts=given)
 
@@ -80,7 +81,7 @@ def test_a_compiled_run_resumes_exactly(tmp_path: Path) -> None:
     while cut.state.epoch == 0:
         next(events)
     events.close()
-    resumed = setup.resume(cut.run, parts())
+    resumed = restore.resume(cut.run, parts())
     assert resumed.state.epoch == 1
     list(loop.epochs(resumed, Interrupts()))
     expected = whole.state.tensors()
@@ -205,7 +206,7 @@ def test_a_run_from_before_there_was_the_key_is_not_compiled(tmp_path: Path) -> 
     text = experiment.run.config.read_text()
     assert "  compile: 'off'\n" in text
     experiment.run.config.write_text(text.replace("  compile: 'off'\n", ""))
-    resumed = setup.resume(experiment.run, parts())
+    resumed = restore.resume(experiment.run, parts())
     assert resumed.config.train.compile == "off"
     assert resumed.state.compiled is None
     assert not resumed.notes

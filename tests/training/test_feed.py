@@ -18,6 +18,7 @@ from convsmith.errors import UserError
 from convsmith.prediction.evaluate import logits_of
 from convsmith.runtime import Interrupts
 from convsmith.training import feed, loop, setup
+from convsmith.training.experiment import Experiment, opening
 from convsmith.training.feed import WORDS, Feed, Way, train_batches, way_of
 from convsmith.training.own import Parts
 from convsmith.transfer.features import FrozenFeatures
@@ -101,7 +102,7 @@ def test_features_lie_on_the_device_if_they_fit() -> None:
     assert torch.equal(torch.cat(list(Feed(CPU, "direct").rows(rows, parts))), rows[[4, 0, 1]])
 
 
-def training(folder: Path, way: Way, **changes: Any) -> setup.Experiment:
+def training(folder: Path, way: Way, **changes: Any) -> Experiment:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
     parts = Parts(from_arrays(images, np.arange(40) % 2))
     augment = {"hflip": True, "shift": 1, "mixup": 0.2}
@@ -178,5 +179,5 @@ def test_sizes_rise_in_time(sizes: Any) -> None:
 
 
 def test_the_run_says_where_its_images_lie(tmp_path: Path) -> None:
-    assert setup.opening(training(tmp_path / "cpu", "direct")).feed == ""
-    assert setup.opening(training(tmp_path / "gpu", "resident")).feed == "images on the device"
+    assert opening(training(tmp_path / "cpu", "direct")).feed == ""
+    assert opening(training(tmp_path / "gpu", "resident")).feed == "images on the device"

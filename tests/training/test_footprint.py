@@ -24,7 +24,7 @@ from convsmith.studies import ablation, worker
 from convsmith.studies.config import StudyConfig
 from convsmith.studies.lr_find import lr_find
 from convsmith.tracking import csv
-from convsmith.training import footprint, loop, setup
+from convsmith.training import footprint, loop, restore, setup
 from convsmith.training.config import TrainConfig
 from convsmith.training.own import Parts
 from convsmith.training.resolve import SIZES, Facts, resolve
@@ -163,7 +163,7 @@ def test_memory_that_runs_out_in_a_step_costs_that_step_alone(tmp_path: Path, mo
         "are in force; the last checkpoint is kept: end other programs, or lower train.batch_size in "
         f"'{directory.config}', and resume"
     )
-    assert setup.resume(directory, PARTS).state.step == 4, "the epoch before is complete"
+    assert restore.resume(directory, PARTS).state.step == 4, "the epoch before is complete"
     assert len(csv.read(directory.metrics)) == 1
 
 

@@ -22,10 +22,10 @@ from convsmith.files import read_json
 from convsmith.prediction.model_file import load_model, read_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
-from convsmith.training import checkpoint, loop, setup
+from convsmith.training import checkpoint, loop, restore, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import epochs
 from convsmith.training.own import Parts
-from convsmith.training.setup import Experiment
 
 CLEAN = ("clean_train_loss", "clean_train_accuracy")
 
@@ -142,7 +142,7 @@ def test_a_clock_that_jumps_back_loses_nothing(tmp_path: Path, monkeypatch: pyte
             os.utime(experiment.run.log_file, (0, 0))
             interrupts.received = signal.SIGHUP
     assert experiment.state.epoch < 4
-    resumed = setup.resume(experiment.run, Parts(source()))
+    resumed = restore.resume(experiment.run, Parts(source()))
     list(epochs(resumed, Interrupts()))
     rows = csv.read(resumed.run.metrics)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]

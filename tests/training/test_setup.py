@@ -17,7 +17,7 @@ from convsmith.events import EpochEnd, Finished
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
-from convsmith.training import checkpoint, setup
+from convsmith.training import checkpoint, restore, setup
 from convsmith.training.loop import epochs
 from convsmith.training.own import Parts
 
@@ -101,7 +101,7 @@ def as_the_first_edition_wrote_it(run: RunDir) -> None:
 
 
 def finished(run: RunDir, parts: Parts) -> tuple[list[float], dict[str, torch.Tensor]]:
-    experiment = setup.resume(run, parts)
+    experiment = restore.resume(run, parts)
     assert isinstance(list(epochs(experiment, Interrupts()))[-1], Finished)
     rows = csv.read(run.metrics)
     return [row["learning_rate"] for row in rows], experiment.state.model.state_dict()
@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_the_users_own_optimiser_alone(name: str, rate: float
         as_the_first_edition_wrote_it(run)
     before = run.config.read_bytes()
     with pytest.raises(UserError, match=r"your own(| optimiser): pass it in, convsmith.resume") as error:
-        setup.resume(run, Parts(source_of(40)))
+        restore.resume(run, Parts(source_of(40)))
     assert "\n" not in str(error.value)
     assert run.config.read_bytes() == before
 
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_the_users_own_optimiser_alone(name: str, rate: float
 def test_another_own_optimiser_than_that_of_the_start_is_refused(tmp_path: Path) -> None:
     run = stopped(tmp_path, "SGD")
     with pytest.raises(UserError, match="is own:SGD, not own:AdamW: pass in the one that it was started with"):
-        setup.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"]))
+        restore.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"]))
     with pytest.raises(UserError, match=r"optim\.name own:SGD stands for your own optimiser: pass it in"):
         setup.prepare(read_run_config(run.config), Parts(source_of(40)))
     with pytest.raises(UserError, match="'own' is not a choice"):
@@ -141,8 +141,8 @@ def test_another_own_optimiser_than_that_of_the_start_is_refused(tmp_path: Path)
 
 def test_another_setting_of_the_own_optimiser_is_said(tmp_path: Path) -> None:
     run = stopped(tmp_path, "AdamW")
-    assert setup.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"])).notes == ()
-    other = setup.resume(run, Parts(source_of(40), optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.001)))
+    assert restore.resume(run, Parts(source_of(40), optimizer=OWN["AdamW"])).notes == ()
+    other = restore.resume(run, Parts(source_of(40), optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.001)))
     (note,) = other.notes
     assert "base_lr 0.05 -> 0.001" in note
     assert "weight_decay 0.3 -> 0.01" in note
@@ -165,16 +165,16 @@ def test_another_own_network_than_that_of_the_start_is_refused(tmp_path: Path) -
 
     run = setup.start(setup.prepare(config_of(40, 8), parts(nn.Sequential)), tmp_path, parts=parts(nn.Sequential)).run
     with pytest.raises(UserError, match="is own:Sequential, not own:Net: pass in the one that it was started with"):
-        setup.resume(run, parts(Net))
+        restore.resume(run, parts(Net))
     ours = setup.start(setup.prepare(config_of(40, 8), Parts(source_of(40))), tmp_path).run
     with pytest.raises(UserError, match="is simple-cnn, not own:Net: leave model out"):
-        setup.resume(ours, parts(Net))
+        restore.resume(ours, parts(Net))
 
 
 def test_an_own_optimiser_is_refused_where_the_run_has_one_of_ours(tmp_path: Path) -> None:
     experiment = setup.start(setup.prepare(config_of(40, 8), Parts(source_of(40))), tmp_path)
     with pytest.raises(UserError, match="is adam, not own:SGD: leave optimizer out"):
-        setup.resume(experiment.run, Parts(source_of(40), optimizer=OWN["SGD"]))
+        restore.resume(experiment.run, Parts(source_of(40), optimizer=OWN["SGD"]))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
@@ -204,6 +204,6 @@ def test_the_kernels_that_a_run_has_asked_for_are_recorded_and_kept(
     config = config_of(6, 3).with_values(train={"deterministic": False})
     run = setup.start(setup.prepare(config, parts), tmp_path, parts=parts).run
     assert records.read(run.environment, records.Environment)["deterministic"] is False
-    setup.resume(run, parts)
+    restore.resume(run, parts)
     assert set(asked) == {False}
     assert RunConfig().train.deterministic, "as runs were whose config does not have the key"

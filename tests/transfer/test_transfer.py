@@ -32,9 +32,9 @@ from convsmith.prediction.model_file import ModelCard, save_model
 from convsmith.runtime import Interrupts
 from convsmith.tracking import csv
 from convsmith.training import checkpoint, kept, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import Event, epochs
 from convsmith.training.own import Parts
-from convsmith.training.setup import Experiment
 from convsmith.transfer.features import FeatureFiles
 from convsmith.transfer.weights import own_size
 from convsmith.verbs.flags import read_settings

@@ -31,6 +31,7 @@ from convsmith.studies.auto_train import Trained, train_on
 from convsmith.studies.folds import Fold
 from convsmith.terminal import plural
 from convsmith.training import setup
+from convsmith.training.experiment import CLEAN_IMAGES
 from convsmith.training.own import Parts
 from convsmith.transfer.features import FeatureFiles
 
@@ -42,7 +43,7 @@ CLOSING = 6.0  # seconds for the report and the last files, besides what the net
 FIRST = 100  # images after which the speed of a backbone is known
 SHARE = 0.6  # of the time that is left, which a backbone's features may take
 LAYOUT = "channels_last"  # in which backbones compute features faster, and training, which may be unsafe, is not needed
-CLEAN = setup.CLEAN_IMAGES
+CLEAN = CLEAN_IMAGES
 
 Logits = NDArray[np.floating[Any]]
 

@@ -18,7 +18,8 @@ from convsmith.events import EpochEnd, Interrupted, StepProgress
 from convsmith.prediction.evaluate import batches_of, logits_of
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
-from convsmith.training import setup
+from convsmith.training import restore, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import epochs
 from convsmith.training.own import Parts
 
@@ -40,10 +41,10 @@ class Trained:
     lost: str = ""
 
 
-def start_or_resume(config: RunConfig, parts: Parts, splits: Splits, directory: Path) -> setup.Experiment:
+def start_or_resume(config: RunConfig, parts: Parts, splits: Splits, directory: Path) -> Experiment:
     """The training in `directory`, from wherever it stands."""
     if directory.exists():
-        return setup.resume(RunDir(directory), parts)
+        return restore.resume(RunDir(directory), parts)
     prepared = setup.prepare(config, parts, splits=splits, measured=True)
     return setup.start(prepared, directory.parent, directory.name, parts)
 

@@ -17,7 +17,8 @@ from convsmith.prediction.model_file import load_model
 from convsmith.rundir import RunDir
 from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
-from convsmith.training import setup
+from convsmith.training import restore, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
 
@@ -130,11 +131,11 @@ def _train(
     data_hash: str,
     interrupts: Interrupts,
     parts: Parts,
-) -> Generator[Message, None, tuple[setup.Experiment, Finished] | None]:
+) -> Generator[Message, None, tuple[Experiment, Finished] | None]:
     """Train the run in `directory` to its end, from wherever it stands."""
     if directory.exists():
         with RunDir(directory).lock(LOCK_WAIT):
-            return (yield from _follow(setup.resume(RunDir(directory), parts), interrupts))
+            return (yield from _follow(restore.resume(RunDir(directory), parts), interrupts))
     prepared = setup.prepare(config, parts, splits=splits, measured=True, data_hash=data_hash)
     started = setup.start(prepared, directory.parent, directory.name, parts)
     with started.run.lock():
@@ -142,8 +143,8 @@ def _train(
 
 
 def _follow(
-    experiment: setup.Experiment, interrupts: Interrupts
-) -> Generator[Message, None, tuple[setup.Experiment, Finished] | None]:
+    experiment: Experiment, interrupts: Interrupts
+) -> Generator[Message, None, tuple[Experiment, Finished] | None]:
     for event in epochs(experiment, interrupts):
         if isinstance(event, StepProgress | EpochEnd):
             done = experiment.state.step / experiment.steps

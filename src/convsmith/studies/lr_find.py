@@ -32,9 +32,10 @@ from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
 from convsmith.studies.study import as_html
 from convsmith.training import footprint, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.feed import train_batches
 from convsmith.training.own import NO_PARTS, Parts
-from convsmith.training.setup import Experiment, Prepared
+from convsmith.training.setup import Prepared
 from convsmith.training.state import RunningMetrics, TrainState
 from convsmith.training.step import Recipe, step
 

@@ -19,7 +19,8 @@ from convsmith.runtime import Interrupts
 from convsmith.studies.own import fresh
 from convsmith.studies.search import Search, optuna_module, read_search, record_of, suggest
 from convsmith.tracking import csv
-from convsmith.training import setup
+from convsmith.training import restore, setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.loop import epochs
 from convsmith.training.own import NO_PARTS, Parts
 
@@ -145,11 +146,11 @@ def _refuse_deadly(trial: Any, call: str, epoch: int) -> None:
         raise RunFailed(f"its worker died {DEATHS} times in epoch {epoch + 1} (of too little memory?)")
 
 
-def _experiment(search: Search, number: int, values: dict[str, Any], parts: Parts) -> setup.Experiment:
+def _experiment(search: Search, number: int, values: dict[str, Any], parts: Parts) -> Experiment:
     """The trial's run, new or resumed. RunFailed where no run can be made of these values."""
     directory = search.directory(number)
     if directory.exists():
-        return setup.resume(RunDir(directory), parts)
+        return restore.resume(RunDir(directory), parts)
     try:
         prepared = setup.prepare(_config(search, values), parts)
     except UserError as error:
@@ -169,7 +170,7 @@ def _config(search: Search, values: dict[str, Any]) -> RunConfig:
 def _train(
     search: Search,
     trial: Any,
-    experiment: setup.Experiment,
+    experiment: Experiment,
     reported: Collection[int],
     interrupts: Interrupts,
 ) -> Generator[Message, None, tuple[float | None, str] | None]:

@@ -26,7 +26,7 @@ from convsmith.training.loss import class_weights, share_of
 from convsmith.transfer.features import FrozenFeatures
 
 if TYPE_CHECKING:
-    from convsmith.training.setup import Experiment
+    from convsmith.training.experiment import Experiment
 
 #: direct: gathered when they are needed; resident: copied to the device once and gathered there; ahead: gathered by a
 #: thread, and copied through pinned memory, while the device computes. All give the same bits.

@@ -16,7 +16,7 @@ from convsmith.prediction.evaluate import batches_of, evaluate_split, logits_of
 from convsmith.prediction.evaluation import evaluation
 from convsmith.prediction.model_file import load_model
 from convsmith.tracking import csv
-from convsmith.training.setup import Experiment
+from convsmith.training.experiment import Experiment
 
 
 def finish(experiment: Experiment, tracker: Tracker) -> Finished:

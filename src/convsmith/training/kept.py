@@ -23,7 +23,7 @@ from convsmith.transfer.unfreezing import Finetuning
 from convsmith.transfer.weights import caches_features
 
 if TYPE_CHECKING:
-    from convsmith.training.setup import Experiment
+    from convsmith.training.experiment import Experiment
     from convsmith.training.state import TrainState
 
 SHARE = 0.5  # of the free memory and of the free disk, which the outputs of frozen stages may take

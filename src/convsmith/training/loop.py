@@ -32,11 +32,11 @@ from convsmith.tracking import csv
 from convsmith.tracking.null import NullTracker
 from convsmith.tracking.wandb import open_tracker
 from convsmith.training import footprint
+from convsmith.training.experiment import Experiment
 from convsmith.training.feed import train_batches
 from convsmith.training.finish import finish
 from convsmith.training.kept import kept_files
 from convsmith.training.loss import class_weights
-from convsmith.training.setup import Experiment
 from convsmith.training.step import step
 from convsmith.transfer.features import logits_of_features
 from convsmith.transfer.solved_head import solve

@@ -23,10 +23,10 @@ from convsmith.errors import EndedElsewhere, UserError
 from convsmith.rundir import RunDir
 from convsmith.runtime import environment
 from convsmith.training import setup
+from convsmith.training.experiment import Experiment
 from convsmith.training.gather import build_network, open_data, refuse_single_images
 from convsmith.training.own import Parts
 from convsmith.training.ranks import Ranks
-from convsmith.training.setup import Experiment
 from convsmith.training.state import RunningMetrics
 from convsmith.transfer.unfreezing import Finetuning, plan
 
