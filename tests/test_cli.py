@@ -399,7 +399,7 @@ MISTAKES = [
     ("train --model.blocks [{'channels':4}]", "has no effect on 'simple-cnn'"),
     ("train --model.blocks [{channels:4}]", "unknown key 'model.blocks.0.channels:4'. Did you mean 'channels'?"),
     ("train a.yaml b.yaml", "unexpected argument 'b.yaml'"),
-    ("resume runs/digitz", "run 'runs/digitz' does not exist. Runs in 'runs': "),
+    ("resume runs/digitz", "run 'runs/digitz' does not exist. Did you mean 'runs/digits'? Runs in 'runs': "),
     ("evaluate runs/nothing", "does not exist"),
     ("evaluate runs", "is not a run directory"),
     (
@@ -426,6 +426,12 @@ MISTAKES = [
     ("data digits", "for data of that name: convsmith data check digits"),
     ("data chekc digits", "action: 'chekc' is not a choice. Did you mean 'check'?"),
     ("data check ./nowhere", "data.source './nowhere' does not exist"),
+    ("train --data run", "data.source 'run' does not exist. Did you mean 'runs'?"),
+    ("train --data runs/digitz", "was not found: there is no such file or folder. Did you mean 'runs/digits'?"),
+    ("train --data photos/x.npz", "'photos/x.npz' was not found: there is no such file or folder"),
+    ("train runs/digits/confg.yaml", "confg.yaml' does not exist. Did you mean 'runs/digits/config.yaml'?"),
+    ("predict runs/digits bild-a.png", "no file matches 'bild-a.png'. Did you mean 'bild-ä.png'?"),
+    ("train --preset finetune --transfer.weights runs/digit", "does not exist. Did you mean 'runs/digits'? Give none"),
     ("summary --preset strnog", "does not exist"),
 ]
 

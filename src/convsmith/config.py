@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from convsmith.contracts import Section, problems, wrong
 from convsmith.data.config import AugmentConfig, DataConfig
 from convsmith.errors import UserError, choose, command, damaged, nearest
+from convsmith.files import nearest_path
 from convsmith.nets.config import BlockConfig, ModelConfig
 from convsmith.optim.config import OptimConfig, RegularizeConfig, ScheduleConfig
 from convsmith.plainyaml import parse_yaml as parse_yaml
@@ -170,7 +171,8 @@ def read_layer(path: Path) -> Layer:
     try:
         values = read_yaml(path)
     except FileNotFoundError:
-        raise UserError(f"config file '{path}' does not exist") from None
+        near = nearest_path(path)
+        raise UserError(f"config file '{path}' does not exist{near and f'.{near}'}") from None
     except IsADirectoryError:
         own = path / "config.yaml"
         hint = (

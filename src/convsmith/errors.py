@@ -78,10 +78,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def choose(what: str, word: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`; it lists them all and suggests the nearest."""
+def choose(what: str, word: str, choices: Iterable[str], unlisted: Iterable[str] = ()) -> UserError:
+    """The error for a name that is not among `choices`; it lists them all and suggests the nearest.
+
+    What is `unlisted` may be suggested too.
+    """
     names = sorted(choices)
-    return UserError(f"{what} '{word}' does not exist.{nearest(word, names)} Choices: {', '.join(names)}")
+    near = nearest(word, [*names, *unlisted])
+    return UserError(f"{what} '{word}' does not exist.{near} Choices: {', '.join(names)}")
 
 
 def damaged(path: object, reason: object) -> UserError:

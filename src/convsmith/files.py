@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
-from convsmith.errors import UserError, damaged, first_line, missing
+from convsmith.errors import UserError, damaged, first_line, missing, nearest
 
 if sys.platform != "win32":  # which neither renames nor removes a file that is open, and needs no locks for that
     import fcntl
@@ -58,6 +58,19 @@ def open_file(path: Path) -> BinaryIO:
 def require_file(path: Path) -> None:
     """Raise what `open_file` raises, before a library opens `path` by its name."""
     open_file(path).close()
+
+
+def siblings(path: Path) -> list[str]:
+    """The paths beside this one, of which a mistyped one may mean any; none if their folder cannot be listed."""
+    try:
+        return [str(path.with_name(name)) for name in os.listdir(path.parent) if not name.startswith(".")]
+    except (OSError, ValueError):  # no folder, or no name
+        return []
+
+
+def nearest_path(path: Path) -> str:
+    """``" Did you mean 'x'?"`` for what lies beside a path that does not exist and is named most like it, or ''."""
+    return nearest(str(path), siblings(path))
 
 
 def _refuse_others(path: Path, mode: int) -> None:

@@ -23,8 +23,8 @@ from typing import Any, Literal, cast
 from filelock import FileLock, Timeout
 
 from convsmith import records
-from convsmith.errors import UserError, command, damaged
-from convsmith.files import explain_os_errors, open_to_append, sync_folder
+from convsmith.errors import UserError, command, damaged, nearest
+from convsmith.files import explain_os_errors, open_to_append, siblings, sync_folder
 from convsmith.plainyaml import read_yaml
 from convsmith.terminal import visible, warn
 
@@ -276,15 +276,11 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
     if (run.path / CARD).exists() and not run.config.exists():
         raise UserError(f"'{path}' is a model without its run, which knows the data: give images, or the run itself")
     if not run.path.is_dir() or not run.config.exists():
-        parent = run.path.parent
-        present = (
-            sorted(entry.name for entry in parent.iterdir() if (entry / "config.yaml").exists())
-            if parent.is_dir()
-            else []
-        )
-        listed = f" Runs in '{parent}': {', '.join(present[:10])}" if present else ""
+        present = sorted(place for place in siblings(run.path) if Path(place, "config.yaml").exists())
+        near = nearest(str(run.path), present)
+        listed = f" Runs in '{run.path.parent}': {', '.join(Path(place).name for place in present[:10])}"
         reason = "is not a run directory (it has no config.yaml)" if run.path.exists() else "does not exist"
-        raise UserError(f"run '{path}' {reason}.{listed}")
+        raise UserError(f"run '{path}' {reason}.{near}{listed if present else ''}")
     for need in needs:
         if not (run.path / need).exists():
             lost = run.summary.exists() or need in (run.checkpoints.name, run.splits.name)  # resume cannot create these

@@ -15,7 +15,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 import convsmith
 from convsmith.cli import main
+from convsmith.data.dataset import Subset
 from convsmith.errors import UserError
+from convsmith.prediction.other_data import named_alike
 from convsmith.rundir import RunDir
 from moved import plant_digits, run_on_files
 
@@ -197,6 +199,32 @@ def test_a_copy_of_a_part_of_the_runs_data_is_told_by_its_names(run: RunDir, kep
     convsmith.load(run.path).evaluate(data="copy", show=events.append)
     said = "159 of 159 images have names of images of this run (59 of train, 50 of val, 50 of test)"
     assert any(said in getattr(event, "text", "") for event in events)
+
+
+@pytest.mark.parametrize(("place", "split"), [("copy/train", "60 of train"), ("copy/val", "50 of val")])
+def test_a_copy_of_one_folder_of_splits_is_told_too(run: RunDir, kept: Path, place: str, split: str) -> None:
+    shutil.copytree(kept / "photos", "copy")
+    events: list[Any] = []
+    convsmith.load(run.path).evaluate(data=place, show=events.append)
+    count = split.partition(" ")[0]
+    said = f"{count} of {count} images have names of images of this run ({split}): if"
+    assert any(said in getattr(event, "text", "") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "alike"),
+    [
+        ("train/ants/1.png", "ants/1.png", True),
+        ("ants/1.png", "all/train/ants/1.png", True),
+        ("train/ants/1.png", "val/ants/1.png", False),
+        ("ants/1.png", "1.png", False),  # names of files alone repeat in many sets
+        ("ants/1.png", "ants/11.png", False),
+        ("7", "7", True),
+    ],
+)
+def test_names_are_alike_from_folder_to_file(own: str, other: str, alike: bool) -> None:
+    images = Subset(np.zeros((1, 1, 1, 1), np.uint8), np.arange(1), np.zeros(1, np.int64), [other])
+    assert bool(named_alike({"train": [own]}, images)) == alike
 
 
 def test_only_how_data_are_read_can_be_set(run: RunDir, capsys: Captured) -> None:

@@ -29,6 +29,7 @@ from convsmith.data.places import absolute, is_address, is_pattern, local, place
 from convsmith.data.shards import CLS, is_shard, open_shards
 from convsmith.data.source import SPLITS, File, Source, numbered_ids, unused_files, walk
 from convsmith.errors import UserError, choose
+from convsmith.files import nearest_path, siblings
 
 __all__ = ["ARRAYS", "SOURCES", "Source", "cache_folder", "from_arrays", "open_source", "with_absolute_paths"]
 
@@ -119,8 +120,9 @@ def _open(name: str, config: DataConfig) -> Source:
         _refuse_unread(config, f"'{path}'", *COLUMN_KEYS)
         return open_parquet(path.parent, [File.at(path, path.parent)], cache, config)
     if len(path.parts) > 1 or path.suffix:
-        raise UserError(f"data.source '{name}' was not found: there is no such file or folder")
-    raise UserError(f"{choose('data.source', name, SOURCES)}, or the path of a folder or of Parquet")
+        near = nearest_path(path)
+        raise UserError(f"data.source '{name}' was not found: there is no such file or folder{near and f'.{near}'}")
+    raise UserError(f"{choose('data.source', name, SOURCES, siblings(path))}, or the path of a folder or of Parquet")
 
 
 def _open_pattern(pattern: str, cache: Path, config: DataConfig) -> Source:

@@ -14,6 +14,7 @@ from convsmith.data.decode import has_image_suffix
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import ignored, readable, walk
 from convsmith.errors import UserError
+from convsmith.files import nearest_path
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -27,7 +28,9 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         matching = (name for name in sorted(glob(text, recursive=True)) if not ignored(Path(name).name))
         matches = [Path(text)] if named else [Path(name) for name in matching]
         if not matches:
-            raise UserError(f"no file matches '{text}': give files, folders or a pattern such as 'photos/*.jpg'")
+            near = nearest_path(Path(text))
+            fix = f".{near}" if near else ": give files, folders or a pattern such as 'photos/*.jpg'"
+            raise UserError(f"no file matches '{text}'{fix}")
         images = [image for match in matches for image in (images_below(match) if match.is_dir() else [match])]
         if not images:
             raise UserError(f"there are no images below '{text}': give files, folders or a pattern, as 'photos/*.jpg'")

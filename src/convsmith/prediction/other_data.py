@@ -117,8 +117,18 @@ def refuse_sealed(run: RunDir, config: DataConfig, sealed: Collection[str], othe
 
 
 def named_alike(splits: Mapping[str, Sequence[str]], images: Subset) -> str:
-    """A sentence if images have the names of the run's own, in `splits`: they may be copies, which no place tells."""
-    counts = {split: len(set(ids).intersection(images.ids)) for split, ids in splits.items()}
+    """A sentence if images have the names of the run's own, in `splits`: they may be copies, which no place tells.
+
+    Names are also alike if one is the end of the other, folder and file at least: the data may have been opened at
+    another depth, as ``ants_bees/val`` is.
+    """
+    whole = {name: split for split, ids in splits.items() for name in ids}
+    ends = {end: split for name, split in whole.items() for end in _ends(name)}
+    counts = dict.fromkeys(splits, 0)
+    for name in images.ids:
+        split = ends.get(name) or next((whole[end] for end in _ends(name) if end in whole), None)
+        if split:
+            counts[split] += 1
     if not (total := sum(counts.values())):
         return ""
     of_each = ", ".join(f"{number:,} of {split}" for split, number in counts.items() if number)
@@ -126,6 +136,12 @@ def named_alike(splits: Mapping[str, Sequence[str]], images: Subset) -> str:
         f"{total:,} of {len(images):,} images have names of images of this run ({of_each}): if they are copies of "
         "them, these are no scores on new images"
     )
+
+
+def _ends(name: str) -> list[str]:
+    """An id, and it without its first folder, first two folders and so on; the last has one folder."""
+    parts = name.split("/")
+    return ["/".join(parts[first:]) for first in range(max(1, len(parts) - 1))]
 
 
 def _sealed_files(config: DataConfig, sealed: Collection[str]) -> set[str]:

@@ -13,6 +13,7 @@ from convsmith.data.dataset import Dataset
 from convsmith.data.expected import differences, fitting, shown
 from convsmith.data.sources import cache_folder
 from convsmith.errors import UserError
+from convsmith.files import nearest_path
 from convsmith.nets.backbones import Backbone
 from convsmith.nets.config import ModelConfig
 from convsmith.nets.tensors import load_strictly, refuse_nonfinite
@@ -57,8 +58,8 @@ def locate(config: RunConfig, own_module: bool) -> Weights | None:
     path = Path(name)
     if not path.exists():
         raise UserError(
-            f"transfer.weights '{name}' does not exist: give {NO_WEIGHTS}, {LIBRARY_WEIGHTS} (the library's own), a "
-            ".safetensors or .pth file, or a run directory"
+            f"transfer.weights '{name}' does not exist.{nearest_path(path)} Give {NO_WEIGHTS}, {LIBRARY_WEIGHTS} (the "
+            "library's own), a .safetensors or .pth file, or a run directory"
         )
     if path.is_dir():
         return _of_run(config, path)
