@@ -19,7 +19,6 @@ from convsmith.errors import UserError, command, damaged
 from convsmith.figures.page import render
 from convsmith.prediction.evaluation import Predictions, read_predictions, read_rows
 from convsmith.prediction.model_file import ModelCard, load_model, read_card
-from convsmith.records import METRICS
 from convsmith.report import images, sections
 from convsmith.report.charts import KINDS, Axes, Line, line_chart
 from convsmith.report.diagnosis import course, diagnose
@@ -89,7 +88,11 @@ def study_page(study: Crossval) -> str:
         "config": study.config,
         "result": study.result,
         "by_image": records.test_of(study.result) == "images",
-        "metrics": {name: METRICS[name] for name in study.result["mean"] if name in METRICS},
+        "metrics": {
+            name: metric
+            for name, metric in records.telling(len(predictions.classes)).items()
+            if name in study.result["mean"]
+        },
         "images": len(predictions.ids),
         "findings": _findings(study),
         "charts": [_chart(study, *chart) for chart in FOLD_CHARTS],

@@ -86,11 +86,16 @@ class CrossvalResult:
         ]
 
     def intervals(self) -> list[dict[str, Any]]:
-        """One row per metric: mean, std, and the ends of the 95% interval; empty if fewer than two folds are done."""
+        """One row per metric that is telling: mean, std, and the ends of the 95% interval.
+
+        Empty if fewer than two folds are done.
+        """
+        shown = records.telling(len(self.record["confusion_matrix"]["labels"])) if self.std else {}
         return [
             {"metric": metric, "mean": self.mean[metric], "std": std, "low": low, "high": high}
             for metric, std in self.std.items()
             for low, high in [self.ci95[metric]]
+            if metric in shown
         ]
 
     def confusion(self) -> Figure:
