@@ -2,6 +2,7 @@
 
 import csv
 import html
+import importlib.util
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import convsmith
 from convsmith.cli import main
@@ -428,6 +430,26 @@ def test_without_cleanlab_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'convsmith\[report\]'"):
         likely_label_errors(held_out())
+
+
+def test_a_page_claims_no_check_of_labels_that_was_not_made(inside, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cleanlab" else found(name))
+    shutil.copytree("runs/one", "runs/unchecked")
+    assert main(["report", "runs/unchecked"]) == 0
+    text = text_of("runs/unchecked/report.html")
+    assert "The labels were not checked: " in text
+    assert "were checked, since" not in text
+
+
+def test_augmented_images_are_shown_where_there_is_augmentation(inside):
+    shutil.copytree("runs/one", "runs/plain")
+    config = Path("runs/plain/config.yaml")
+    for augment, present in (({"hflip": True}, True), ({}, False)):
+        values = yaml.safe_load(config.read_text())
+        config.write_text(yaml.safe_dump(values | {"augment": augment}))
+        assert main(["report", "runs/plain"]) == 0
+        assert ("Augmented training images" in text_of("runs/plain/report.html")) is present
 
 
 def test_temperature_scaling_mends_an_overconfident_model_and_leaves_a_sound_one():

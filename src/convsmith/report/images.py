@@ -151,9 +151,9 @@ def suspected_labels(predictions: Predictions, gallery: Gallery) -> Section:
 
 
 def samples(inputs: Inputs) -> list[Section]:
-    """Train images in the order of the first epoch, each before augmentation and as the net saw it."""
+    """Train images in the order of the first epoch, each before augmentation and as the net saw it; none without it."""
     dataset, config, card = inputs.dataset, inputs.config, inputs.card
-    if dataset is None:
+    if dataset is None or not config.augment.active:
         return []
     train = dataset.train
     order = epoch_order(train.labels, config.train.seed, 0, config.data.sampling == "balanced")
