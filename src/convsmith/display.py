@@ -34,7 +34,7 @@ from convsmith.events import (
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, shown, worth_showing
-from convsmith.rundir import RunDir
+from convsmith.rundir import RunDir, out_of_fold
 from convsmith.terminal import lines_of, plural, spelled, visible, wrap
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
@@ -355,6 +355,12 @@ class Display:
         else:
             self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
+        if split == "val" and not data and (estimate := out_of_fold(run)):
+            self.wrapped(
+                "note: these images took part in the choice of the race's winner, so the scores are too good. The "
+                f"estimate: {estimate['sentence']}",
+                indent=6,
+            )
         averaged = [name for name, metric in METRICS.items() if metric.averages]
         plain = worth_showing(record)
         rest = {name: plain[name] for name in plain if name not in ("accuracy", *averaged)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from convsmith.terminal import visible
 
@@ -72,10 +72,10 @@ def quoted(word: str) -> str:
     return "$'" + visible(word.replace("\\", r"\\").replace("'", r"\'")) + "'"
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def nearest(word: str, choices: Iterable[str], spelled: Callable[[str], str] = str) -> str:
     """``" Did you mean 'x'?"`` for the choice nearest to `word`, or an empty string if none is near."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    return f" Did you mean '{spelled(match[0])}'?" if match else ""
 
 
 def choose(what: str, word: str, choices: Iterable[str], unlisted: Iterable[str] = ()) -> UserError:

@@ -61,16 +61,17 @@ def require_file(path: Path) -> None:
 
 
 def siblings(path: Path) -> list[str]:
-    """The paths beside this one, of which a mistyped one may mean any; none if their folder cannot be listed."""
+    """The names in this path's folder, of which a mistyped one may mean any; none if it cannot be listed."""
     try:
-        return [str(path.with_name(name)) for name in os.listdir(path.parent) if not name.startswith(".")]
-    except (OSError, ValueError):  # no folder, or no name
+        return [name for name in os.listdir(path.parent) if not name.startswith(".")]
+    except OSError:
         return []
 
 
-def nearest_path(path: Path) -> str:
-    """``" Did you mean 'x'?"`` for what lies beside a path that does not exist and is named most like it, or ''."""
-    return nearest(str(path), siblings(path))
+def nearest_path(path: Path, names: Iterable[str] | None = None) -> str:
+    """``" Did you mean 'a/x'?"`` for the name beside a missing path (or of `names` there) that is most like its own."""
+    among = siblings(path) if names is None else names
+    return nearest(path.name, among, lambda name: str(path.with_name(name)))
 
 
 def _refuse_others(path: Path, mode: int) -> None:

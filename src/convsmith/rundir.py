@@ -23,8 +23,8 @@ from typing import Any, Literal, cast
 from filelock import FileLock, Timeout
 
 from convsmith import records
-from convsmith.errors import UserError, command, damaged, nearest
-from convsmith.files import explain_os_errors, open_to_append, siblings, sync_folder
+from convsmith.errors import UserError, command, damaged
+from convsmith.files import explain_os_errors, nearest_path, open_to_append, siblings, sync_folder
 from convsmith.plainyaml import read_yaml
 from convsmith.terminal import visible, warn
 
@@ -276,11 +276,11 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
     if (run.path / CARD).exists() and not run.config.exists():
         raise UserError(f"'{path}' is a model without its run, which knows the data: give images, or the run itself")
     if not run.path.is_dir() or not run.config.exists():
-        present = sorted(place for place in siblings(run.path) if Path(place, "config.yaml").exists())
-        near = nearest(str(run.path), present)
-        listed = f" Runs in '{run.path.parent}': {', '.join(Path(place).name for place in present[:10])}"
+        parent = run.path.parent
+        present = sorted(name for name in siblings(run.path) if (parent / name / "config.yaml").exists())
+        listed = f" Runs in '{parent}': {', '.join(present[:10])}" if present else ""
         reason = "is not a run directory (it has no config.yaml)" if run.path.exists() else "does not exist"
-        raise UserError(f"run '{path}' {reason}.{near}{listed if present else ''}")
+        raise UserError(f"run '{path}' {reason}.{nearest_path(run.path, present)}{listed}")
     for need in needs:
         if not (run.path / need).exists():
             lost = run.summary.exists() or need in (run.checkpoints.name, run.splits.name)  # resume cannot create these
@@ -392,6 +392,14 @@ def size_of(run: RunDir) -> int:
             if file.is_file():
                 seen[status.st_dev, status.st_ino] = status.st_size
     return sum(seen.values())
+
+
+def out_of_fold(run: RunDir) -> dict[str, Any] | None:
+    """The estimate of the race that the run has won, if its val images took part in the choice of the winner."""
+    if not run.auto.exists():
+        return None
+    record = records.read(run.auto, records.Auto)
+    return record["estimate"] if record["folds"] else None
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:

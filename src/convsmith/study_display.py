@@ -136,8 +136,8 @@ def _ablation(event: events.AblationStarted) -> Iterator[str]:
         yield f"power   {event.power}"
     if event.budget is not None:
         yield (
-            f"budget  {event.budget:g} minutes: an arm stops as soon as its verdict is clear, or hardly to be had, and "
-            "its time goes to the others. Error rates hold over all looks"
+            f"budget  {plural(event.budget, 'minute')}: an arm stops as soon as its verdict is clear, or hardly to be "
+            "had, and its time goes to the others. Error rates hold over all looks"
         )
 
 
@@ -165,7 +165,7 @@ def _race(event: events.RaceStarted) -> Iterator[str]:
     for number, line in enumerate(event.lines):
         yield f"{'' if number else 'check':8}{line}"
     yield (
-        f"budget  {event.minutes:g} minutes"
+        f"budget  {plural(event.minutes, 'minute')}"
         + (f", of which {duration(event.spent)} are spent" if event.spent else "")
         + f"; {plural(event.backbones, 'pretrained backbone')} at hand"
     )

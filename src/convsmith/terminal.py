@@ -81,9 +81,10 @@ def wrap(line: str, width: int, indent: int = 0) -> list[str]:
     return [line.replace(_GLUE, " ") for line in lines] or [""]
 
 
-def plural(number: int, what: str) -> str:
-    """``1 thread``, ``1,438 threads``."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def plural(number: float, what: str) -> str:
+    """``1 thread``, ``1,438 threads``, ``0.5 minutes``."""
+    said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{said} {what}{'' if number == 1 else 's'}"
 
 
 def say(line: str = "", error: bool = False, indent: int = 0) -> None:

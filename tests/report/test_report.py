@@ -376,6 +376,7 @@ def test_a_race_is_reported_by_its_estimate_out_of_fold(inside, monkeypatch):
     estimate = {"n": 300, "accuracy": 0.8125, "interval": [0.76, 0.85], "sentence": "accuracy 81.2%"}
     told = {"minutes": 1, "because": "", "folds": 5, "data": [], "estimate": estimate, "rows": []}
     monkeypatch.setattr(report_run, "race", lambda run: told)
+    monkeypatch.setattr(report_run, "out_of_fold", lambda run: estimate)
     text = report_run.page(read_inputs(Path("runs/one")))
     lead = text[text.index('class="lead"') :][:300]
     assert "81.25%" in lead

@@ -221,6 +221,14 @@ def test_a_race_that_is_killed_goes_on_and_ends_with_a_run_like_any_other(
     assert capsys.readouterr().out.splitlines()[-1] == record["estimate"]["sentence"]
     assert main([*words, "--data.limit", "200"]) == 2
     assert "exists already" in capsys.readouterr().err
+    # With folds, val images took part in the choice; here they chose nothing, and their score is the estimate.
+    for folds in (0, 5):
+        Path("runs/race/auto.json").write_text(json.dumps(record | {"folds": folds}))
+        assert main(["evaluate", "runs/race"]) == 0
+        assert main(["report", "runs/race"]) == 0
+        chosen = "took part in the choice of the"
+        assert (chosen in capsys.readouterr().out) is (folds > 0)
+        assert (f"images, which {chosen} winner)" in Path("runs/race/report.html").read_text()) is (folds > 0)
 
 
 def begun(data: Any, runs: Path) -> tuple[str, list[str]]:

@@ -446,7 +446,7 @@ def test_images_of_other_channels_keep_them_and_get_the_mean_of_the_means() -> N
 
 
 MISTAKES = [
-    (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist: give none, default"),
+    (["--transfer.weights", "nowhere.pth"], "'nowhere.pth' does not exist. Give none, default"),
     (
         ["--model", "resnet18", "--transfer.weights", "default"],
         "a network of a library: write --model torchvision/resnet18 or timm/resnet18",

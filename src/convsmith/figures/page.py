@@ -22,7 +22,7 @@ from PIL import Image
 from convsmith.contracts import gray_or_rgb, seen_channels, size_text
 from convsmith.figures.style import start_of
 from convsmith.records import shown
-from convsmith.terminal import lines_of
+from convsmith.terminal import lines_of, plural
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHORT, TAIL = 28, 48  # characters
@@ -55,6 +55,7 @@ def render(template: Path, values: dict[str, Any]) -> str:
         "short": short,
         "tail": tail,
         "quoted": quoted,
+        "plural": plural,
     }
     style, script = (TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     policy = (

@@ -17,7 +17,7 @@ from convsmith.report import images, sections
 from convsmith.report.images import Gallery
 from convsmith.report.inputs import TEMPLATES, Inputs, read_inputs
 from convsmith.report.race import race
-from convsmith.rundir import RunDir, kind_of, open_run
+from convsmith.rundir import RunDir, kind_of, open_run, out_of_fold
 
 NAME = "report.html"
 
@@ -89,7 +89,7 @@ def page(inputs: Inputs) -> str:
         "config": inputs.config,
         "result": sections.result(inputs),
         "race": won,
-        "out_of_fold": won["estimate"] if won and won["folds"] else None,
+        "out_of_fold": out_of_fold(inputs.run),
         "diagnosis": diagnosis,
         "curves": sections.curves(inputs),
         "confusion": confusion,

@@ -230,9 +230,10 @@ def summary(predictions: Predictions, values: Mapping[str, Any], findings: Seque
     labels, classes = predictions.labels, predictions.classes
     most = np.bincount(labels, minlength=len(classes))
     guess = f"always predicting '{classes[most.argmax()]}' would reach {percent(most.max() / len(labels))}"
-    right, where = float(predictions.correct.mean()), ""
+    right, where, chosen = float(predictions.correct.mean()), "", ""
     if estimate := values.get("out_of_fold"):
         right, where = estimate["accuracy"], " out of fold"
+        chosen = f" (on {len(labels):,} validation images, which took part in the choice of the winner)"
     found = [("result", "Result", f"{percent(right)} of the images are classified correctly{where}; {guess}")]
     if findings:
         found.append(("diagnosis", "Training", _training(findings)))
@@ -241,10 +242,10 @@ def summary(predictions: Predictions, values: Mapping[str, Any], findings: Seque
     if low["f1"] < high["f1"]:
         easiest = f"the easiest '{high['name']}' ({percent(high['f1'])})"
         words = f"the hardest class is '{low['name']}' (F1 {percent(low['f1'])}) and {easiest}"
-        found.append(("classes", "Classes", words))
-    found.append(("confusion", "Mistakes", _mistakes(predictions)))
+        found.append(("classes", "Classes", words + chosen))
+    found.append(("confusion", "Mistakes", _mistakes(predictions) + chosen))
     if values["calibration"]:
-        found.append(("calibration", "Confidence", _confidence(predictions)))
+        found.append(("calibration", "Confidence", _confidence(predictions) + chosen))
     if not values["suspected"]["reason"]:
         found.append(("labels", "Labels", _labels(values["suspected"])))
     return found

@@ -39,10 +39,13 @@ def run(args: argparse.Namespace) -> int:
         return code
     if directory.summary.exists():
         say(f"{directory.path} is finished: there is nothing to resume.")
-        split = "test" if "test" in records.read(directory.splits, records.Splits)["splits"] else "val"
-        say(f"next: {command('evaluate', directory.path, '--split', split)}")
+        sealed = records.read(directory.splits, records.Splits)["splits"].get("test")
+        steps = [command("evaluate", directory.path, "--split", "test")] if sealed else []
+        steps.append(f"{command('predict', directory.path)} IMAGE...")
         if not (directory.path / "report.html").exists():  # writing it was interrupted
-            say(f"      {command('report', directory.path)}")
+            steps.append(command("report", directory.path))
+        for number, step in enumerate(steps):
+            say(f"{'' if number else 'next:':5} {step}")
         return 0
     if directory.lr_find.exists():
         say(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
