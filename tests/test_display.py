@@ -14,7 +14,7 @@ import pytest
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Console, Display, clock, duration, epoch_line, first_of
-from convsmith.events import Counted, CrossvalStarted, EpochEnd, JobDone, Note, StepProgress, TrainingStarted
+from convsmith.events import Counted, CrossvalStarted, Ended, EpochEnd, JobDone, Note, StepProgress, TrainingStarted
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
 from convsmith.records import METRICS
@@ -212,6 +212,20 @@ def test_a_long_note_is_wrapped_between_words_on_a_terminal():
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert " ".join(" ".join(lines).split()) == note
+
+
+def test_a_note_that_bears_on_the_result_stands_at_the_end_again(tmp_path: Path) -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out))
+    display(Note("a passing note"))
+    display(Note("note: no pretrained weights", bears_on_result=True))
+    told = {field.name: None for field in fields(TrainingStarted)}
+    display._training = TrainingStarted(**told | {"directory": tmp_path, "is_own": False, "test": 0})  # type: ignore
+    display(Ended())
+    *_, again, following = out.getvalue().splitlines()
+    assert again == "note: no pretrained weights"
+    assert following.startswith("next: convsmith predict ")
+    assert out.getvalue().count("a passing note") == 1
 
 
 def test_a_bar_shows_no_time_before_it_is_known() -> None:

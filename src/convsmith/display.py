@@ -85,6 +85,7 @@ class Display:
             self.console.width = max(self.console.width, 160)
         self._bar: Progress | None = None
         self._training: TrainingStarted | None = None
+        self._said_again: list[str] = []  # notes that belong to the result
         atexit.register(self.clear)  # a bar hides the cursor, which must come back however the process ends
 
     @classmethod
@@ -107,6 +108,8 @@ class Display:
                 self.counted(event)
             case Note():
                 self.wrapped(event.text)
+                if event.bears_on_result:
+                    self._said_again.append(event.text)
             case ReportWritten():
                 self.labelled("report", str(event.path))
             case Serving():
@@ -319,7 +322,7 @@ class Display:
         lines = [
             *scores,
             f"{kept} epoch {summary['best_epoch']} of {summary['epochs']} ({summary['stopped_because']}), "
-            f"{duration(summary['seconds'])}, {summary['images_per_second']:,.0f} images/s",
+            f"{duration(summary['seconds'])} of training, {summary['images_per_second']:,.0f} images/s",
         ]
         self.console.print(
             Panel(Text("\n".join(map(visible, lines))), title=cell(summary["name"]), expand=False), soft_wrap=False
@@ -340,6 +343,8 @@ class Display:
         else:
             label = "next:"
             steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
+        for text in self._said_again:
+            self.wrapped(text)
         self.next(*(steps if self._training.test else steps[1:]), label=label)
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:

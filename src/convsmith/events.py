@@ -22,9 +22,10 @@ class Counted:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence that a person should read."""
+    """A sentence that a person should read; one that `bears_on_result` is shown again where a training has ended."""
 
     text: str
+    bears_on_result: bool = False
 
 
 @dataclass(frozen=True)

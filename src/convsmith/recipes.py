@@ -70,6 +70,8 @@ def decide(settings: Settings, parts: Parts | None = None, listener: Listener = 
         choice = _chosen(settings, parts.source if parts else None)
         config = Settings(None, (choice.network, *settings.layers)).over(choice.preset)
         listener(Note(f"recipe: {choice.preset}, {choice.why}"))
+        if choice.lacks:
+            listener(Note(choice.lacks, bears_on_result=True))
     elif settings.preset in PRETRAINED and "model" not in settings.layer and config.transfer.weights == LIBRARY_WEIGHTS:
         network = _at_hand(cache_folder(config.data)) or lookup.PREFERRED[0]
         config = Settings(None, ({"model": {"name": network}}, *settings.layers)).over(settings.preset)
@@ -93,6 +95,7 @@ class _Choice:
     preset: str
     why: str  # and how to choose otherwise
     network: Layer  # the section of a network that is none of the preset's, or nothing
+    lacks: str = ""  # what the images call for and this machine has not, in a sentence
 
 
 def _chosen(settings: Settings, source: Source | None) -> _Choice:
@@ -131,7 +134,8 @@ def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
         except lookup.WeightsAbsent as error:
             if asked:
                 raise
-            return _Choice(BASELINE, f"a small network from random weights, for {images.kind}, since {error}", {})
+            lacks = f"note: such images call for pretrained weights ({worth()}), but {error}"
+            return _Choice(BASELINE, f"a small network from random weights, for {images.kind}", {}, lacks)
     why = f"with pretrained {network}, for {images.kind}, {images.number}; {_OTHERWISE}"
     return _Choice(_preset(images), why, {"model": {"name": network}})
 
