@@ -432,6 +432,7 @@ MISTAKES = [
     ("train runs/digits/confg.yaml", "confg.yaml' does not exist. Did you mean 'runs/digits/config.yaml'?"),
     ("predict runs/digits bild-a.png", "no file matches 'bild-a.png'. Did you mean 'bild-ä.png'?"),
     ("train --preset finetune --transfer.weights runs/digit", "does not exist. Did you mean 'runs/digits'? Give none"),
+    ("train --set optim.lr=0.1", "unknown flag '--set'. Each setting is a flag of its own, such as --optim.lr 0.01."),
     ("summary --preset strnog", "does not exist"),
 ]
 

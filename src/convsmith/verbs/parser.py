@@ -12,6 +12,7 @@ from convsmith.config import called_elsewhere
 from convsmith.errors import UserError, choose, nearest
 
 HIDDEN = argparse.SUPPRESS  # the help of a flag that no help shows
+SETTERS = ("--set", "--override", "--overrides", "--opts")  # other programs' flags for any setting
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -134,6 +135,8 @@ class Parser(argparse.ArgumentParser):
             key = called_elsewhere(flag)
             shown = [name for name, action in self._option_string_actions.items() if action.help != HIDDEN]
             usual = f" Did you mean '--{key}'?" if f"--{key}" in shown else ""
+            if self.sections and flag in SETTERS:
+                usual = " Each setting is a flag of its own, such as --optim.lr 0.01."
             self.error(f"unknown flag '{flag}'.{usual or nearest(flag, shown)}", known)
         return args
 
