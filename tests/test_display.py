@@ -14,7 +14,17 @@ import pytest
 
 from convsmith.config import compose
 from convsmith.display import COLUMNS, Console, Display, clock, duration, epoch_line, first_of
-from convsmith.events import Counted, CrossvalStarted, Ended, EpochEnd, JobDone, Note, StepProgress, TrainingStarted
+from convsmith.events import (
+    Counted,
+    CrossvalStarted,
+    Doing,
+    Ended,
+    EpochEnd,
+    JobDone,
+    Note,
+    StepProgress,
+    TrainingStarted,
+)
 from convsmith.nets.build import build
 from convsmith.nets.shapes import trace
 from convsmith.records import METRICS
@@ -226,6 +236,21 @@ def test_a_note_that_bears_on_the_result_stands_at_the_end_again(tmp_path: Path)
     assert again == "note: no pretrained weights"
     assert following.startswith("next: convsmith predict ")
     assert out.getvalue().count("a passing note") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_work_that_counts_nothing_is_named_on_a_terminal_until_the_next_event(terminal: bool) -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=terminal, width=80, color_system=None))
+    display(Doing("evaluating"))
+    assert ("evaluating ..." in out.getvalue()) is terminal
+    display(Note("done"))
+    assert display._bar is None
+    assert out.getvalue().endswith("done\n")
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == terminal  # the cursor is back
+    display(Counted("decoding", 1, 2))
+    display(Counted("decoding", 2, 2))  # a bar of its own, which a next event does not end
+    assert "decoding" in out.getvalue()
 
 
 def test_a_bar_shows_no_time_before_it_is_known() -> None:

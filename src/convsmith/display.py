@@ -10,7 +10,7 @@ from typing import Any
 
 from rich import console as rich_console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,7 @@ from convsmith.contracts import size_text
 from convsmith.errors import command
 from convsmith.events import (
     Counted,
+    Doing,
     Ended,
     EpochEnd,
     FeatureExtractionProgress,
@@ -84,6 +85,7 @@ class Display:
         if not self.live:  # a file or a pipe has no edge to wrap at
             self.console.width = max(self.console.width, 160)
         self._bar: Progress | None = None
+        self._waits = False  # whether the bar is that of work which the next event ends
         self._training: TrainingStarted | None = None
         self._said_again: list[str] = []  # notes that belong to the result
         atexit.register(self.clear)  # a bar hides the cursor, which must come back however the process ends
@@ -103,7 +105,11 @@ class Display:
 
     def __call__(self, event: object) -> None:
         """Show one event; unknown events are ignored."""
+        if self._waits:
+            self.clear()
         match event:
+            case Doing():
+                self._doing(event)
             case Counted():
                 self.counted(event)
             case Note():
@@ -164,8 +170,18 @@ class Display:
             self._bar.stop()
             self._bar = None
 
+    def _doing(self, event: Doing) -> None:
+        """A sign of life on a terminal, and nothing elsewhere."""
+        self.clear()
+        if self.live:
+            self._bar = Progress(SpinnerColumn("line"), TextColumn(f"{event.what} ..."), console=self.console)
+            self._bar.add_task("", total=None)
+            self._bar.start()
+            self._waits = True
+
     def clear(self) -> None:
         """Remove the bar of work that has ended or was interrupted."""
+        self._waits = False
         if self._bar is not None:
             self._bar.live.transient = True
             self._bar.stop()

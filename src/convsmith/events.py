@@ -21,6 +21,13 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Doing:
+    """Work begins of which nothing is counted, for example ``evaluating``; the next event ends it."""
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Note:
     """A sentence that a person should read; one that `bears_on_result` is shown again where a training has ended."""
 
@@ -336,9 +343,20 @@ class TrialDone:
 Listener = Callable[[Any], None]
 
 
-def counter(listener: Listener, what: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that tells a listener how far the counted work `what` has come."""
-    return lambda done, total: listener(Counted(what, done, total))
+def counter(listener: Listener, what: str, within: str = "") -> Callable[[int, int], None]:
+    """A function of (done, total) that tells a listener how far the counted work `what` has come.
+
+    It is a part of other work, `within`, which has begun and goes on when all is counted.
+    """
+    if within:
+        listener(Doing(within))
+
+    def tell(done: int, total: int) -> None:
+        listener(Counted(what, done, total))
+        if within and done == total:
+            listener(Doing(within))
+
+    return tell
 
 
 def nobody(event: object) -> None:

@@ -307,7 +307,7 @@ def _train(
             else:
                 listener(interrupted.going_on(left, "run"))
                 return _led(ranks, experiment, parts, listener)
-    prepared = setup.prepare(config, parts, counter(listener, "decoding"))
+    prepared = setup.prepare(config, parts, counter(listener, "decoding", within="preparing the training"))
     refuse_small(ranks, prepared.config, prepared.dataset, prepared.model, prepared.finetuning)
     lead(ranks, prepared.config, prepared.dataset)
     experiment = setup.start(prepared, runs_dir, name, parts, asked=described)

@@ -9,7 +9,7 @@ from torch import nn
 
 from convsmith.data.sources import Source
 from convsmith.errors import UserError, command
-from convsmith.events import Listener, Note, ReportWritten, nobody
+from convsmith.events import Doing, Listener, Note, ReportWritten, nobody
 from convsmith.figures.page import render
 from convsmith.files import explain_os_errors, write_text
 from convsmith.memory import explain_memory_errors
@@ -122,6 +122,7 @@ def after_training(
         listener(Note("report  none, since there are no val images to report on"))
         return
     try:
+        listener(Doing("writing the report"))
         listener(ReportWritten(report(run.path, source, module, listener)))
     except Exception as error:  # of any kind: hours of training must not count as failed because of a page
         line = f"warning: the report could not be written ({error}); try: {command('report', run.path)}"

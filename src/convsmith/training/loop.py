@@ -19,7 +19,7 @@ from convsmith import files
 from convsmith.contracts import Classifier, Tracker
 from convsmith.data.dataset import Subset
 from convsmith.errors import EndedElsewhere, RunFailed
-from convsmith.events import EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
+from convsmith.events import Doing, EpochEnd, FeatureExtractionProgress, Finished, Interrupted, StepProgress, Unfroze
 from convsmith.figures.matrices import evaluation_figure
 from convsmith.files import explain_os_errors
 from convsmith.memory import explain_memory_errors
@@ -43,7 +43,7 @@ from convsmith.transfer.solved_head import solve
 
 CLEAN_MEASUREMENTS = 5  # epochs of a run in which clean train images are scored, always including the last one
 
-Event = StepProgress | EpochEnd | FeatureExtractionProgress | Unfroze | Interrupted | Finished
+Event = StepProgress | EpochEnd | FeatureExtractionProgress | Unfroze | Interrupted | Doing | Finished
 
 
 def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
@@ -145,6 +145,7 @@ def epochs(experiment: Experiment, interrupts: Interrupts) -> Generator[Event]:
 
         if not ranks.first:
             return
+        yield Doing("evaluating")
         finished = finish(experiment, tracker)
         summary.update(finished.summary)
         yield finished
