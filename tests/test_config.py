@@ -46,6 +46,7 @@ def test_every_preset_is_valid_and_says_its_command(name: str) -> None:
     compose(name, None, {})
     lines = presets()[name].splitlines()
     assert lines[0].startswith("# ")
+    assert lines[0].endswith("."), "convsmith presets shows this line alone"
     assert any(line.startswith("#   convsmith ") for line in lines)
 
 
