@@ -186,13 +186,13 @@ def test_a_run_in_bfloat16_resumes_exactly_and_says_where_it_is_slow(
     list(steps_of(cut, 8))  # in the second epoch
     assert read_run_config(cut.run.config).train.precision == "bfloat16"
     with monkeypatch.context() as patched:  # as on a processor without AVX512-BF16
-        patched.setattr(setup, "has_bfloat16", lambda device: False)
+        patched.setattr(restore, "has_bfloat16", lambda device: False)
         notes = [note for note in restore.resume(cut.run, PARTS).notes if "bfloat16" in note]
     assert notes == [
         "train.precision bfloat16: this cpu device has no instructions for it: the run goes on in it, more slowly than "
         "in float32"
     ]
-    monkeypatch.setattr(setup, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(restore, "has_bfloat16", lambda device: True)
     resumed = restore.resume(cut.run, PARTS)
     assert not resumed.notes
     assert resumed.state.step == 8

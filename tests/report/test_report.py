@@ -17,6 +17,7 @@ import yaml
 
 import convsmith
 from convsmith.cli import main
+from convsmith.events import Doing
 from convsmith.prediction.evaluation import Predictions, read_predictions
 from convsmith.prediction.metrics import wilson_interval
 from convsmith.report import images
@@ -324,7 +325,8 @@ def test_a_report_that_fails_is_a_warning(inside, monkeypatch):
     monkeypatch.setattr(report_run, "report", lambda *_: 1 / 0)
     told = []
     report_run.after_training(RunDir(Path("runs/two")), told.append)
-    (note,) = told
+    doing, note = told
+    assert doing == Doing("writing the report")
     line = "warning: the report could not be written (division by zero); try: convsmith report runs/two"
     assert note.text == line
     assert line in text_of("runs/two/log.txt")
