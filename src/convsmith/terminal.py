@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 
 #: What Unicode calls ignorable by default and Python printable: fillers and selectors that have no look of their own.
 _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
@@ -85,6 +86,11 @@ def plural(number: float, what: str) -> str:
     """``1 thread``, ``1,438 threads``, ``0.5 minutes``."""
     said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{said} {what}{'' if number == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def say(line: str = "", error: bool = False, indent: int = 0) -> None:

@@ -42,6 +42,7 @@ from convsmith.figures.style import png_of
 from convsmith.files import explain_os_errors, write_bytes, write_text
 from convsmith.memory import explain_memory_errors
 from convsmith.prediction.inputs import as_list, find_images
+from convsmith.terminal import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -236,7 +237,7 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
             f"{found.score} {found.mean:.{DIGITS}f} against {found.random:.{DIGITS}f} with random maps, a difference "
             f"of {_signed(found.difference)}{interval}"
         )
-    means = f"Mean over {count} {'image' if count == 1 else 'images'}: {'; '.join(numbers)}."
+    means = f"Mean over {plural(count, 'image')}: {'; '.join(numbers)}."
     if any(found.ci95 is None for found in comparisons):
         return f"{means} Whether the maps are better than random ones is not judged from fewer than {FEWEST} images."
     words = {

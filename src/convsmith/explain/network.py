@@ -6,7 +6,7 @@ Each has a caption whose statements about the picture are computed from the numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from convsmith.nets.build import build
 from convsmith.nets.config import MODELS, ModelConfig
 from convsmith.prediction.metrics import confusion_matrix, probabilities
 from convsmith.runtime import seed_everything
+from convsmith.terminal import listed, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def kernels(context: ExplainContext, options: FigureOptions) -> NetworkFigure:
         raise UserError(f"{where} has no kernels larger than 1 x 1: choose another stage or model")
     shown = {name: weights[name] for name in evenly(weights, ROWS)}
     caption = (
-        f"These are the weights of {_counted(len(shown), 'convolution')}, for each of them at most the {COLUMNS} "
+        f"These are the weights of {plural(len(shown), 'convolution')}, for each of them at most the {COLUMNS} "
         "pictures with the largest norm. A picture is a whole kernel if it takes three channels, and otherwise the "
         "slice of a kernel for one channel. Each row has its own scale, so colours cannot be compared between rows. "
         "Kernels of the first layer that look like edges, blobs or colours respond to these in the image; kernels of "
@@ -226,7 +227,7 @@ def gradients_caption(found: Mapping[str, Mapping[str, float]]) -> str:
     caption = "The figure shows the root mean square of the gradient of the loss with respect to each layer's weights."
     if ratios:
         caption += (
-            f" The gradient of the first layer divided by that of the last one is {_listed(ratios)}. Where this ratio "
+            f" The gradient of the first layer divided by that of the last one is {listed(ratios)}. Where this ratio "
             "is far below 1, gradients vanish and the first layers learn slowly."
         )
     trained = found[TRAINED]
@@ -236,7 +237,7 @@ def gradients_caption(found: Mapping[str, Mapping[str, float]]) -> str:
         if name != TRAINED and values.keys() == trained.keys()
     ]
     if smaller:
-        caption += f" The trained model's gradient is smaller than {_listed(smaller)}."
+        caption += f" The trained model's gradient is smaller than {listed(smaller)}."
     return caption
 
 
@@ -327,15 +328,6 @@ def _image(context: ExplainContext, options: FigureOptions) -> tuple[Tensor, NDA
 
 def _span(values: NDArray[np.float64]) -> str:
     return f"{values.min():.2g} and {values.max():.2g}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _images(context: ExplainContext, most: int) -> int:

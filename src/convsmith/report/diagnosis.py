@@ -23,6 +23,7 @@ import numpy as np
 from convsmith.config import RunConfig
 from convsmith.nets.config import MODELS
 from convsmith.records import STOPPED_EARLY
+from convsmith.terminal import listed
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -199,7 +200,7 @@ def not_judged(course: Course) -> str:
         return ""
     return (
         f"Training and validation accuracy are not compared, because this run measured the training accuracy only with "
-        f"{_listed(course.unfit)}; measured in this way, it says little about how well the net fits its training images"
+        f"{listed(course.unfit)}; measured in this way, it says little about how well the net fits its training images"
     )
 
 
@@ -310,7 +311,3 @@ def _both(course: Course, train: TrainAccuracy) -> str:
         f"the model of the best epoch ({course.best_epoch}) classifies {100 * train.accuracy:.1f}% {train.how}, and "
         f"{100 * course.best['val_accuracy']:.1f}% of the validation images correctly"
     )
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

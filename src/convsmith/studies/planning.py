@@ -15,6 +15,7 @@ from convsmith.studies.config import BASE, StudyConfig, choices_of
 from convsmith.studies.crossval import divide
 from convsmith.studies.power import Components, Design, enough, images_for, known_of, units_of
 from convsmith.studies.preparation import prepare_arms, refuse_budget, resolved, seconds_per_epoch, sized, trainings
+from convsmith.terminal import plural
 from convsmith.training.own import NO_PARTS, Parts
 
 
@@ -99,9 +100,9 @@ class AblationPlan:
         else:
             lines.append(
                 f"A difference in {label} of {wanted} is found in 8 of 10 studies, after Holm's correction for "
-                f"{self.asked.arms} {'arm' if self.asked.arms == 1 else 'arms'}, with {self.needed.folds} folds, "
-                f"{self.needed.repeats} {'repeat' if self.needed.repeats == 1 else 'repeats'} and {self.needed.seeds} "
-                f"{'seed' if self.needed.seeds == 1 else 'seeds'}: {self.needed.runs} trainings of each arm, about "
+                f"{plural(self.asked.arms, 'arm')}, with {self.needed.folds} folds, "
+                f"{plural(self.needed.repeats, 'repeat')} and {plural(self.needed.seeds, 'seed')}: "
+                f"{self.needed.runs} trainings of each arm, about "
                 f"{self.minutes(self.needed):.3g} minutes, {self.max_workers} at once."
             )
         if self.budget is not None and (within := self.within_budget) != self.needed:

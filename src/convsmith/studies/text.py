@@ -24,7 +24,7 @@ from typing import Any
 
 from convsmith.events import STOPPED
 from convsmith.records import METRICS, test_of
-from convsmith.terminal import visible
+from convsmith.terminal import plural, visible
 
 Record = Mapping[str, Any]
 Rows = Sequence[Mapping[str, str]]
@@ -170,7 +170,7 @@ def methods(record: Record) -> str:
     """A paragraph for the methods section of a paper, and the works that it cites."""
     shown, arms, alpha = unit(record["metric"]), record["arms"], f"{1 - record['level']:.2g}"
     folds, repeats, seeds = record["folds"], record["repeats"], record["seeds"]
-    text = f"We compared {_count(len(arms), 'variant')} with a base configuration by stratified {folds}-fold "
+    text = f"We compared {plural(len(arms), 'variant')} with a base configuration by stratified {folds}-fold "
     text += "cross-validation"
     text += f", repeated {repeats} times with new folds each time," if repeats > 1 else ""
     text += f" on {record['n_images']:,} images of {record['data']}. "
@@ -186,7 +186,7 @@ def methods(record: Record) -> str:
     by_image = test_of(record) == "images"
     text += _test_by_image(record) if by_image else _test_over_folds(record)
     text += (
-        f"The p-values were adjusted for {_count(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a "
+        f"The p-values were adjusted for {plural(_tested(record), 'comparison')} by Holm's method (Holm, 1979) at a "
         f"level of {alpha}. The {_percent(record['level'])} confidence intervals use the same variance and are not "
         f"adjusted for that. "
     )
@@ -210,7 +210,7 @@ def methods(record: Record) -> str:
     if record.get("looks"):
         cited += ["Lan", "Kim", "Liu", "Jennison"]
         text += (
-            f"The study was looked at {_count(record['looks'], 'time')} while it ran. The level was spent over the "
+            f"The study was looked at {plural(record['looks'], 'time')} while it ran. The level was spent over the "
             "looks (Lan and DeMets, 1983) as the cube of the share of the planned trainings (Kim and DeMets, 1987). "
             "The p-values (Liu and Anderson, 2008) and confidence intervals (Jennison and Turnbull, 1989) hold over "
             "all looks. "
@@ -308,7 +308,7 @@ def _finding(record: Record, arm: Record) -> str:
             within = _percent(1 - 2 * alpha)
             text += f" Two one-sided tests at {alpha:.2g} require that the {within} interval lie within it."
     elif arm["verdict"] == "no difference shown" and (low > 0 or high < 0):
-        number = _count(_tested(record), "comparison")
+        number = plural(_tested(record), "comparison")
         text += f" On its own, the interval excludes zero; among {number} that is not enough."
     elif arm["verdict"] in ("helps", "hurts") and (check := arm["bootstrap95"]) and check[0] <= 0 <= check[1]:
         text += f" The bootstrap over images does not confirm this: {shown.interval(check)}."
@@ -328,7 +328,7 @@ def _missing(record: Record) -> Iterator[str]:
         of_repeat = " of repeat {}" if record["repeats"] > 1 else ""
         names = ", ".join(f"{fold}{of_repeat.format(repeat)}" for repeat, fold in lacking)
         verb, folds = "is" if arm["missing"] == 1 else "are", "fold" if len(lacking) == 1 else "folds"
-        number = f"{_count(arm['missing'], 'training')} {verb}"
+        number = f"{plural(arm['missing'], 'training')} {verb}"
         yield f"For '{visible(arm['name'])}', {number} missing or unpaired, and therefore left out ({folds} {names})."
 
 
@@ -410,7 +410,3 @@ def _names(names: Iterable[str]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g}%"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
