@@ -133,6 +133,7 @@ def test_figures_in_the_readme_are_those_of_the_result_files() -> None:
 def test_accuracies_of_the_fast_presets_are_those_of_their_seeds() -> None:
     rows = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     result = json.loads((ROOT / "docs/results/speedrun.json").read_text())
+    assert result["summary"].keys() == {"speedrun", "fast90"}
     for preset, of_seeds in result["summary"].items():
         row = next(row for row in rows if row.startswith(f"| preset `{preset}` on CIFAR-10, "))
         figures = [f"{of_seeds[key]:.1%}" for key in ("mean_mirrored", "mean_plain", "least_mirrored")]

@@ -140,7 +140,7 @@ def test_without_weights_photographs_are_trained_from_random_ones_and_the_line_s
     *found, notes = decided(data__source=photos)
     assert found == ["simple-cnn", "none", "None"]
     assert notes[0] == "recipe: baseline, a small network from random weights, for photographs (about 100 x 100 pixels)"
-    assert notes[1].startswith("note: such images call for pretrained weights (worth ")
+    assert notes[1].startswith("such images call for pretrained weights (worth ")
     assert "but the weights of 'timm/tf_" in notes[1]
     assert "fetch https://example.org/file on another computer and save it as" in notes[1]
     assert len(notes) == 2

@@ -108,7 +108,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole: Path, tmp_path
 
 def test_a_finished_run_says_so(whole: Path, convsmith) -> None:
     done = convsmith("resume", whole)
-    assert "is finished" in done.stdout
+    first, *following = done.stdout.splitlines()
+    assert "is finished" in first
+    assert [line.split()[-4:] for line in following] == [
+        ["evaluate", str(whole), "--split", "test"],
+        ["convsmith", "predict", str(whole), "IMAGE..."],
+    ]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

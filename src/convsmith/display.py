@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convsmith.contracts import size_text
-from convsmith.errors import command
+from convsmith.errors import UserError, command
 from convsmith.events import (
     Counted,
     Doing,
@@ -35,7 +36,7 @@ from convsmith.events import (
 from convsmith.nets.shapes import LayerRow, totals
 from convsmith.prediction.metrics import accuracy_interval
 from convsmith.records import METRICS, shown, worth_showing
-from convsmith.rundir import RunDir, out_of_fold
+from convsmith.rundir import RunDir, next_steps, out_of_fold
 from convsmith.terminal import lines_of, plural, spelled, visible, wrap
 
 # 73 columns, and 5 more for `best`: a terminal has 80.
@@ -87,7 +88,7 @@ class Display:
         self._bar: Progress | None = None
         self._waits = False  # whether the bar is that of work which the next event ends
         self._training: TrainingStarted | None = None
-        self._said_again: list[str] = []  # notes that belong to the result
+        self._lasting: list[str] = []  # notes that bear on the result
         atexit.register(self.clear)  # a bar hides the cursor, which must come back however the process ends
 
     @classmethod
@@ -115,7 +116,7 @@ class Display:
             case Note():
                 self.wrapped(event.text)
                 if event.bears_on_result:
-                    self._said_again.append(event.text)
+                    self._lasting.append(event.text)
             case ReportWritten():
                 self.labelled("report", str(event.path))
             case Serving():
@@ -353,15 +354,11 @@ class Display:
     def _ended(self) -> None:
         """How to go on, after all that a training has written."""
         assert self._training is not None
-        run = RunDir(self._training.directory)
-        if self._training.is_own:  # no command could pass them in
-            label, steps = "next, in Python:", ['run.evaluate("test")', "run.predict(images)"]
-        else:
-            label = "next:"
-            steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
-        for text in self._said_again:
-            self.wrapped(text)
-        self.next(*(steps if self._training.test else steps[1:]), label=label)
+        for text in self._lasting:
+            self.wrapped(f"note: {text}")
+        self._lasting.clear()
+        label, steps = next_steps(RunDir(self._training.directory), self._training.is_own, self._training.test > 0)
+        self.next(*steps, label=label)
 
     def evaluated(self, run: RunDir, split: str, record: dict[str, Any]) -> None:
         """The record of evaluation-<split>.json, or of other data than the run's."""
@@ -376,7 +373,10 @@ class Display:
         else:
             self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
-        if split == "val" and not data and (estimate := out_of_fold(run)):
+        estimate = None
+        with suppress(UserError):  # a race's file that is damaged does not make the evaluation of its run wrong
+            estimate = out_of_fold(run)
+        if split == "val" and not data and estimate:
             self.wrapped(
                 "note: these images took part in the choice of the race's winner, so the scores are too good. The "
                 f"estimate: {estimate['sentence']}",

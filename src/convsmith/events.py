@@ -343,18 +343,18 @@ class TrialDone:
 Listener = Callable[[Any], None]
 
 
-def counter(listener: Listener, what: str, within: str = "") -> Callable[[int, int], None]:
+def counter(listener: Listener, what: str, within: Doing | None = None) -> Callable[[int, int], None]:
     """A function of (done, total) that tells a listener how far the counted work `what` has come.
 
-    It is a part of other work, `within`, which has begun and goes on when all is counted.
+    It is a part of other work, `within`, which begins before it and goes on after it.
     """
     if within:
-        listener(Doing(within))
+        listener(within)
 
     def tell(done: int, total: int) -> None:
         listener(Counted(what, done, total))
         if within and done == total:
-            listener(Doing(within))
+            listener(within)
 
     return tell
 

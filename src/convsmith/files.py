@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
@@ -24,6 +24,7 @@ if sys.platform != "win32":  # which neither renames nor removes a file that is 
 
 DEEPEST = 50  # levels of a file that is read
 BITS = 64  # of an integer in it
+MOST_SIBLINGS = 2_000  # names with which a mistyped one is compared
 LARGEST_JSON = 2**29  # bytes; the splits.json of a million images has 100 MB
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
@@ -61,11 +62,14 @@ def require_file(path: Path) -> None:
 
 
 def siblings(path: Path) -> list[str]:
-    """The names in this path's folder, of which a mistyped one may mean any; none if it cannot be listed."""
+    """The names beside this path, of which a mistyped one may mean any; none if they are many, or cannot be listed."""
     try:
-        return [name for name in os.listdir(path.parent) if not name.startswith(".")]
-    except OSError:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, MOST_SIBLINGS + 1)]
+    except (OSError, ValueError):  # ValueError: of a NUL in the path
         return []
+    found = [name for name in names if not name.startswith(".") and name != path.name]
+    return found if len(names) <= MOST_SIBLINGS else []
 
 
 def nearest_path(path: Path, names: Iterable[str] | None = None) -> str:

@@ -134,7 +134,7 @@ def _with_pretrained(config: RunConfig, images: Images, asked: bool) -> _Choice:
         except lookup.WeightsAbsent as error:
             if asked:
                 raise
-            lacks = f"note: such images call for pretrained weights ({worth()}), but {error}"
+            lacks = f"such images call for pretrained weights ({worth()}), but {error}"
             return _Choice(BASELINE, f"a small network from random weights, for {images.kind}", {}, lacks)
     why = f"with pretrained {network}, for {images.kind}, {images.number}; {_OTHERWISE}"
     return _Choice(_preset(images), why, {"model": {"name": network}})

@@ -137,15 +137,15 @@ def metric_values(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return {name: value["macro"] if METRICS[name].averages else value for name, value in found.items()}
 
 
-def telling(classes: int) -> dict[str, Metric]:
+def informative(classes: int) -> dict[str, Metric]:
     """The metrics that can differ from 1 with so many classes; the others are not shown."""
     return {name: metric for name, metric in METRICS.items() if classes > metric.one_up_to}
 
 
 def worth_showing(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Like `metric_values`, but only of the metrics that are `telling`."""
-    shown = telling(len(evaluation["classes"]))
-    return {name: value for name, value in metric_values(evaluation).items() if name in shown}
+    """Like `metric_values`, but only of the metrics that are `informative`."""
+    kept = informative(len(evaluation["classes"]))
+    return {name: value for name, value in metric_values(evaluation).items() if name in kept}
 
 
 def recorded(record: Mapping[str, Any], name: str) -> float:

@@ -14,7 +14,7 @@ from convsmith import records
 from convsmith.config import RunConfig
 from convsmith.data.sources import Source
 from convsmith.errors import Stopped, Terminated, UserError, choose, command
-from convsmith.events import Ended, Interrupted, Listener, Note, counter, nobody
+from convsmith.events import Doing, Ended, Interrupted, Listener, Note, counter, nobody
 from convsmith.prediction.evaluate import evaluate, evaluate_other, moved_source
 from convsmith.prediction.inputs import with_ids
 from convsmith.prediction.predicting import predict_all
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from convsmith.export import Export
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1")  # shown in a notebook
+
+PREPARING = Doing("preparing the training")
 
 
 class Run:
@@ -301,13 +303,14 @@ def _train(
         with ExitStack() as held:
             try:
                 held.enter_context(left.lock())
+                listener(PREPARING)
                 experiment = restore.resume(left, parts)
             except UserError as error:
                 listener(Note(f"'{left.path}' was interrupted and cannot be continued, so a new run begins: {error}"))
             else:
                 listener(interrupted.going_on(left, "run"))
                 return _led(ranks, experiment, parts, listener)
-    prepared = setup.prepare(config, parts, counter(listener, "decoding", within="preparing the training"))
+    prepared = setup.prepare(config, parts, counter(listener, "decoding", within=PREPARING))
     refuse_small(ranks, prepared.config, prepared.dataset, prepared.model, prepared.finetuning)
     lead(ranks, prepared.config, prepared.dataset)
     experiment = setup.start(prepared, runs_dir, name, parts, asked=described)
@@ -329,6 +332,7 @@ def _resume(ranks: Ranks, run: RunDir, parts: Parts, listener: Listener) -> Run:
         open_run(run.path, run.checkpoints.name)
         with run.lock():  # before anything is read: a process that still trains writes rows and checkpoints
             if not run.summary.exists():
+                listener(PREPARING)
                 return _led(ranks, restore.resume(run, parts), parts, listener)
     nothing_to_do(ranks, run)
     return Run(run, parts)

@@ -277,7 +277,7 @@ def open_run(path: str | Path, *needs: str) -> RunDir:
         raise UserError(f"'{path}' is a model without its run, which knows the data: give images, or the run itself")
     if not run.path.is_dir() or not run.config.exists():
         parent = run.path.parent
-        present = sorted(name for name in siblings(run.path) if (parent / name / "config.yaml").exists())
+        present = sorted(name for name in siblings(run.path) if os.path.exists(parent / name / "config.yaml"))
         listed = f" Runs in '{parent}': {', '.join(present[:10])}" if present else ""
         reason = "is not a run directory (it has no config.yaml)" if run.path.exists() else "does not exist"
         raise UserError(f"run '{path}' {reason}.{nearest_path(run.path, present)}{listed}")
@@ -394,12 +394,22 @@ def size_of(run: RunDir) -> int:
     return sum(seen.values())
 
 
+def next_steps(run: RunDir, is_own: bool, has_test: bool) -> tuple[str, list[str]]:
+    """How to go on with a finished run, as a label and commands, or calls for data or a network of the user's own."""
+    if is_own:  # no command could pass them in
+        label, steps = "next, in Python:", ['run.evaluate("test")', "run.predict(images)"]
+    else:
+        label = "next:"
+        steps = [command("evaluate", run.path, "--split", "test"), f"{command('predict', run.path)} IMAGE..."]
+    return label, steps if has_test else steps[1:]
+
+
 def out_of_fold(run: RunDir) -> dict[str, Any] | None:
     """The estimate of the race that the run has won, if its val images took part in the choice of the winner."""
     if not run.auto.exists():
         return None
     record = records.read(run.auto, records.Auto)
-    return record["estimate"] if record["folds"] else None
+    return record.get("estimate") if record["folds"] else None
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:
@@ -409,7 +419,7 @@ def listing(folder: Path) -> list[dict[str, Any]]:
         kind, state, val, test = "run", "damaged", None, None
         try:
             kind, state = kind_of(run), state_of(run)
-            if run.auto.exists() and (estimate := records.read(run.auto, records.Auto)["estimate"]):
+            if run.auto.exists() and (estimate := records.read(run.auto, records.Auto).get("estimate")):
                 val = estimate["accuracy"]
             elif run.summary.exists():
                 val = (records.read(run.summary, records.Summary)["val"] or {}).get("accuracy")

@@ -84,8 +84,8 @@ def wrap(line: str, width: int, indent: int = 0) -> list[str]:
 
 def plural(number: float, what: str) -> str:
     """``1 thread``, ``1,438 threads``, ``0.5 minutes``."""
-    said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-    return f"{said} {what}{'' if number == 1 else 's'}"
+    count = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    return f"{count} {what}{'' if number == 1 else 's'}"
 
 
 def listed(words: Sequence[str]) -> str:

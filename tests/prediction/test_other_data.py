@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 import convsmith
 from convsmith.cli import main
+from convsmith.data.config import DataConfig
 from convsmith.data.dataset import Subset
 from convsmith.errors import UserError
 from convsmith.prediction.other_data import named_alike
@@ -211,20 +212,31 @@ def test_a_copy_of_one_folder_of_splits_is_told_too(run: RunDir, kept: Path, pla
     assert any(said in getattr(event, "text", "") for event in events)
 
 
+TREE = {"train": ["train/ants/1.png", "train/ants/2.png"], "val": ["val/ants/1.png", "val/ants/3.png"]}
+
+
 @pytest.mark.parametrize(
-    ("own", "other", "alike"),
+    ("own", "splits", "other", "name", "split"),
     [
-        ("train/ants/1.png", "ants/1.png", True),
-        ("ants/1.png", "all/train/ants/1.png", True),
-        ("train/ants/1.png", "val/ants/1.png", False),
-        ("ants/1.png", "1.png", False),  # names of files alone repeat in many sets
-        ("ants/1.png", "ants/11.png", False),
-        ("7", "7", True),
+        ("photos", TREE, "copy", "train/ants/1.png", "train"),
+        ("photos", TREE, "photos/val", "ants/1.png", "val"),
+        ("photos", TREE, "copy/train", "ants/1.png", "train"),
+        ("photos", TREE, "photos/test", "ants/1.png", None),  # another split, whose files have the same numbers
+        ("photos", TREE, "others", "ants/3.png", "val"),  # a renamed copy
+        ("photos", TREE, "others", "ants/1.png", None),  # of which of both?
+        ("photos", TREE, "others", "ants/33.png", None),
+        ("photos", TREE, "others", "3.png", None),
+        ("photos/train", {"train": ["ants/1.png"]}, "photos", "train/ants/1.png", "train"),
+        ("photos/train", {"train": ["ants/1.png"]}, "photos", "test/ants/1.png", None),
+        ("array", {"train": ["7"]}, "array", "7", "train"),
     ],
 )
-def test_names_are_alike_from_folder_to_file(own: str, other: str, alike: bool) -> None:
-    images = Subset(np.zeros((1, 1, 1, 1), np.uint8), np.arange(1), np.zeros(1, np.int64), [other])
-    assert bool(named_alike({"train": [own]}, images)) == alike
+def test_names_are_alike_from_folder_to_file(
+    own: str, splits: dict[str, list[str]], other: str, name: str, split: str | None
+) -> None:
+    images = Subset(np.zeros((1, 1, 1, 1), np.uint8), np.arange(1), np.zeros(1, np.int64), [name])
+    found = named_alike(DataConfig(source=own), splits, DataConfig(source=other), images)
+    assert found.partition("(")[2].partition(")")[0] == ("" if split is None else f"1 of {split}")
 
 
 def test_only_how_data_are_read_can_be_set(run: RunDir, capsys: Captured) -> None:

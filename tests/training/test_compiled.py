@@ -174,7 +174,7 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
         assert said == (f"train.compile auto: {expected}, of steps of {epoch / 4 * 1000:.1f} ms; {measured}",)
 
 
-def test_epochs_of_small_images_pay_less_and_are_compiled_for_themselves() -> None:
+def test_epochs_of_small_images_pay_less_and_are_compiled_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = {"default": Trial(1.0, 0.005)}  # saves 5 ms a step, after 2 s
     assert fastest(0.01, 500, trials) == "default"
     assert fastest(0.01, 500, trials, sizes=2) == "off"
@@ -182,14 +182,17 @@ def test_epochs_of_small_images_pay_less_and_are_compiled_for_themselves() -> No
 
     def seconds_of(*given: Any) -> tuple[str, ...]:
         tried.append(given[-1])
-        return ()
+        return ("default",)
 
-    with pytest.MonkeyPatch.context() as patch:
-        prepared = setup.prepare(config_of(epochs=4), given := parts())
-        config = prepared.config.with_values(train={"sizes": [[4, 0.5]]})
-        patch.setattr(compiled, "tried_modes", seconds_of)
-        compiled.choose(config, prepared.dataset, given.module, CPU, None, 10.0)
-    assert tried == [pytest.approx(10.0 * (2 + 2 * (4 / 6) ** 2))]
+    prepared = setup.prepare(config_of(epochs=4), given := parts())
+    config = prepared.config.with_values(train={"compile": "auto", "sizes": [[4, 0.5]]})
+    monkeypatch.setattr(compiled, "tried_modes", seconds_of)
+    shares = 2 + 2 * (4 / 6) ** 2  # of full-sized epochs, as many as have the pixels of all four
+    for warm_up, expected in ((0.9, "default"), (1.1, "off")):  # the whole saving, of two sizes of two batches each
+        warm_up *= 10.0 * shares / 2 / (2 * 2)
+        monkeypatch.setattr(compiled, "attempt", lambda *_, fixed=warm_up: Trial(fixed, 10.0 / 4 / 2))
+        assert compiled.choose(config, prepared.dataset, given.module, CPU, None, 10.0)[0] == expected
+    assert tried == [pytest.approx(10.0 * shares)] * 2
 
 
 def test_memory_that_runs_out_in_a_trial_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,9 +157,11 @@ def test_a_network_of_one_size_is_refused_before_the_first_step(tmp_path: Path) 
 def test_small_images_take_their_share_of_the_time() -> None:
     """Of four epochs of 8 x 8 pixels, two have 4 x 4 and one has 6 x 6: (2 * 16 + 36 + 64) / (4 * 64)."""
     train = validate({"train": {"epochs": 4, "sizes": [[4, 0.5], [6, 0.75]]}}).train
-    assert train.share_of_pixels(8) == 0.515625
-    assert train.share_of_pixels((16, 8)) == pytest.approx((2 * 4 * 2 + 6 * 3 + 16 * 8) / (4 * 16 * 8))
-    assert validate({"train": {"epochs": 3}}).train.share_of_pixels((16, 8)) == 1
+    assert train.full_sized(4, 8) == 4 * 0.515625
+    assert train.full_sized(4, (16, 8)) == pytest.approx((2 * 4 * 2 + 6 * 3 + 16 * 8) / (16 * 8))
+    assert train.full_sized(1, (16, 8)) == 1
+    assert train.full_sized(0, 8) == 0
+    assert validate({"train": {"epochs": 3}}).train.full_sized(3, (16, 8)) == 3
 
 
 def test_sizes_beyond_the_images_are_refused(tmp_path: Path) -> None:

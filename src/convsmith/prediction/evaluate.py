@@ -189,7 +189,7 @@ def evaluate_other(
     other = open_other(data, source, card, progress)
     images = other.split(split)
     refuse_sealed(run, config.data, known["splits"].get("test", ()), other, images)
-    if alike := named_alike(known["splits"], images):
+    if alike := named_alike(config.data, known["splits"], other.config, images):
         listener(Note(alike))
     name = name_of(run, other, split)
     model, card = load_model(run.model, where := select_device(device), module)

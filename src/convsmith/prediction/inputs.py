@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from convsmith.data.decode import has_image_suffix
+from convsmith.data.places import is_pattern
 from convsmith.data.preprocess import InputPixels
 from convsmith.data.source import ignored, readable, walk
 from convsmith.errors import UserError
@@ -28,7 +29,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         matching = (name for name in sorted(glob(text, recursive=True)) if not ignored(Path(name).name))
         matches = [Path(text)] if named else [Path(name) for name in matching]
         if not matches:
-            near = nearest_path(Path(text))
+            near = "" if is_pattern(text) else nearest_path(Path(text))
             fix = f".{near}" if near else ": give files, folders or a pattern such as 'photos/*.jpg'"
             raise UserError(f"no file matches '{text}'{fix}")
         images = [image for match in matches for image in (images_below(match) if match.is_dir() else [match])]

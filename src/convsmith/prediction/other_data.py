@@ -116,19 +116,32 @@ def refuse_sealed(run: RunDir, config: DataConfig, sealed: Collection[str], othe
             )
 
 
-def named_alike(splits: Mapping[str, Sequence[str]], images: Subset) -> str:
+def named_alike(own: DataConfig, splits: Mapping[str, Sequence[str]], other: DataConfig, images: Subset) -> str:
     """A sentence if images have the names of the run's own, in `splits`: they may be copies, which no place tells.
 
-    Names are also alike if one is the end of the other, folder and file at least: the data may have been opened at
-    another depth, as ``ants_bees/val`` is.
+    Data may have been opened at another depth than the run's: names are alike, too, if with the folder that was opened
+    one is the end of the other (``val/ants/1.jpg`` of ``val``), or without it the end of a single name of the run. The
+    latter does not hold for a folder of a split, since numbered files have the same names in all of them.
     """
     whole = {name: split for split, ids in splits.items() for name in ids}
-    ends = {end: split for name, split in whole.items() for end in _ends(name)}
+    here, there = (Path(config.sources[0]).name if len(config.sources) == 1 else "" for config in (own, other))
+    wanted, below, single = set(images.ids), dict[str, str](), dict[str, str | None]()
+    for name, split in whole.items():
+        for end in _ends(f"{here}/{name}"):
+            folder, _, rest = end.partition("/")
+            if folder == there and rest in wanted:
+                below[rest] = split
+        for end in _ends(name):
+            if end in wanted:
+                single[end] = None if end in single else split
     counts = dict.fromkeys(splits, 0)
     for name in images.ids:
-        split = ends.get(name) or next((whole[end] for end in _ends(name) if end in whole), None)
-        if split:
-            counts[split] += 1
+        above = (end.removeprefix(f"{here}/") for end in _ends(f"{there}/{name}") if end.startswith(f"{here}/"))
+        found = whole.get(name) or below.get(name) or next((whole[end] for end in above if end in whole), None)
+        if found is None and there.casefold() not in SPLIT_WORDS:
+            found = single.get(name)
+        if found:
+            counts[found] += 1
     if not (total := sum(counts.values())):
         return ""
     of_each = ", ".join(f"{number:,} of {split}" for split, number in counts.items() if number)
@@ -139,7 +152,7 @@ def named_alike(splits: Mapping[str, Sequence[str]], images: Subset) -> str:
 
 
 def _ends(name: str) -> list[str]:
-    """An id, and it without its first folder, first two folders and so on; the last has one folder."""
+    """A name, and it without its first folder, first two folders and so on, as long as one folder is left."""
     parts = name.split("/")
     return ["/".join(parts[first:]) for first in range(max(1, len(parts) - 1))]
 

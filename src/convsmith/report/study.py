@@ -90,7 +90,7 @@ def study_page(study: Crossval) -> str:
         "by_image": records.test_of(study.result) == "images",
         "metrics": {
             name: metric
-            for name, metric in records.telling(len(predictions.classes)).items()
+            for name, metric in records.informative(len(predictions.classes)).items()
             if name in study.result["mean"]
         },
         "images": len(predictions.ids),

@@ -86,11 +86,11 @@ class CrossvalResult:
         ]
 
     def intervals(self) -> list[dict[str, Any]]:
-        """One row per metric that is telling: mean, std, and the ends of the 95% interval.
+        """One row per metric that is informative: mean, std, and the ends of the 95% interval.
 
         Empty if fewer than two folds are done.
         """
-        shown = records.telling(len(self.record["confusion_matrix"]["labels"])) if self.std else {}
+        shown = records.informative(len(self.record["confusion_matrix"]["labels"])) if self.std else {}
         return [
             {"metric": metric, "mean": self.mean[metric], "std": std, "low": low, "high": high}
             for metric, std in self.std.items()

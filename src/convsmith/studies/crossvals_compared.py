@@ -121,7 +121,7 @@ def compare_crossvals(directories: Sequence[Path], out: Path | None = None) -> C
         if len(both) < 2:
             raise UserError(f"'{reference}' and '{name}' have fewer than two finished folds in common: resume them")
         classes = found[name][both[0]].outcomes.classes
-        for metric in records.telling(classes):
+        for metric in records.informative(classes):
             try:
                 pairs = [(found[name][at].training(metric), found[reference][at].training(metric)) for at in both]
             except UserError as error:

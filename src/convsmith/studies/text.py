@@ -24,7 +24,7 @@ from typing import Any
 
 from convsmith.events import STOPPED
 from convsmith.records import METRICS, test_of
-from convsmith.terminal import plural, visible
+from convsmith.terminal import listed, plural, visible
 
 Record = Mapping[str, Any]
 Rows = Sequence[Mapping[str, str]]
@@ -181,7 +181,7 @@ def methods(record: Record) -> str:
         "held-out fold was scored once, after training, and the test split was not used. "
     )
     if chosen := sorted({key for arm in arms for key in _chosen(arm)}):
-        text += f"For each configuration and fold {' and '.join(chosen)} {'was' if len(chosen) == 1 else 'were'} "
+        text += f"For each configuration and fold {listed(chosen)} {'was' if len(chosen) == 1 else 'were'} "
         text += "chosen separately on the inner validation part, with the same small budget for all. "
     by_image = test_of(record) == "images"
     text += _test_by_image(record) if by_image else _test_over_folds(record)

@@ -120,8 +120,9 @@ def choose(
 ) -> tuple[str, tuple[str, ...]]:
     """The mode for a run whose plain epochs of full-sized images take `epoch` seconds each, and sentences on it."""
     mode, train = config.train.compile, config.train
-    each, epochs = steps_per_epoch(len(dataset.train), train.batch), float(image_epochs(config, finetuning))
-    epochs *= train.share_of_pixels(dataset.preprocessing().image_size)
+    each, last = steps_per_epoch(len(dataset.train), train.batch), image_epochs(config, finetuning)
+    image_size = dataset.preprocessing().image_size
+    epochs, sizes = train.full_sized(last, image_size), len(set(train.sizes_of_last(last, image_size)))
     if not (modes := tried_modes(mode, device, train.deterministic, epoch * epochs)):
         return OFF, ()
     to_last_phase(model, finetuning)
@@ -140,7 +141,7 @@ def choose(
     if mode != AUTO:
         again = "kernels are chosen by measurement at each start, so a resumed run may differ in rounding"
         return mode, (f"train.compile {mode}: {again}",) if train.deterministic and device.type == "cuda" else ()
-    found = fastest(plain, each * epochs, trials, 1 + len(train.sizes))
+    found = fastest(plain, each * epochs, trials, sizes)
     measured = ", ".join(
         f"{name} {1e3 * trial.step:.1f} ms after {trial.warm_up:.0f} s" for name, trial in trials.items()
     )

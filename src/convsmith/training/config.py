@@ -110,10 +110,14 @@ class TrainConfig(Section):
             return image_size
         return size_of(*(max(1, round(side * longer / max(hw(image_size)))) for side in hw(image_size)))
 
-    def share_of_pixels(self, image_size: Size) -> float:
-        """The pixels of the train images in all epochs, as a share of what they are if every epoch has `image_size`."""
-        pixels = [math.prod(hw(self.size_in(epoch, image_size))) for epoch in range(self.epochs)]
-        return sum(pixels) / (self.epochs * math.prod(hw(image_size)))
+    def sizes_of_last(self, epochs: int, image_size: Size) -> list[Size]:
+        """The sizes of the train images in so many last epochs."""
+        return [self.size_in(epoch, image_size) for epoch in range(self.epochs - epochs, self.epochs)]
+
+    def full_sized(self, epochs: int, image_size: Size) -> float:
+        """How many epochs of images of `image_size` have as many pixels as so many last epochs."""
+        pixels = [math.prod(hw(size)) for size in self.sizes_of_last(epochs, image_size)]
+        return sum(pixels) / math.prod(hw(image_size))
 
     @field_validator("sizes", mode="wrap")
     @classmethod

@@ -35,6 +35,7 @@ from convsmith.training.gather import (
     build_network,
     first_images,
     gather_facts,
+    image_epochs,
     is_small,
     measure_step,
     open_data,
@@ -135,7 +136,8 @@ def prepare(
             facts, notes = replace(facts, layout=way.layout, precision=way.precision), (*notes, *slow)
             mode, said = compiled.choose(resolve(config, facts), dataset, model, device, finetuning, seconds)
             facts, notes = replace(facts, compile=mode), (*notes, *said)
-            seconds *= resolved.train.share_of_pixels(dataset.preprocessing().image_size)
+            if number := image_epochs(config, finetuning):
+                seconds *= resolved.train.full_sized(number, dataset.preprocessing().image_size) / number
         else:  # what was measured before there were these keys was neither compiled nor in another precision
             facts = replace(facts, compile=OFF if config.train.compile == AUTO else None)
             facts = replace(facts, precision=FLOAT32 if config.train.precision == AUTO else None)

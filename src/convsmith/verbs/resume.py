@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from convsmith import records
-    from convsmith.rundir import kind_of, open_run
+    from convsmith.config import read_run_config
+    from convsmith.rundir import kind_of, next_steps, open_run
 
     directory = open_run(args.directory)
     if directory.study.exists():
@@ -39,13 +40,12 @@ def run(args: argparse.Namespace) -> int:
         return code
     if directory.summary.exists():
         say(f"{directory.path} is finished: there is nothing to resume.")
-        sealed = records.read(directory.splits, records.Splits)["splits"].get("test")
-        steps = [command("evaluate", directory.path, "--split", "test")] if sealed else []
-        steps.append(f"{command('predict', directory.path)} IMAGE...")
-        if not (directory.path / "report.html").exists():  # writing it was interrupted
+        config, splits = read_run_config(directory.config), records.read(directory.splits, records.Splits)["splits"]
+        label, steps = next_steps(directory, config.data.is_own or config.model.is_own, bool(splits.get("test")))
+        if splits.get("val") and not (directory.path / "report.html").exists():  # writing it was interrupted
             steps.append(command("report", directory.path))
         for number, step in enumerate(steps):
-            say(f"{'' if number else 'next:':5} {step}")
+            say(f"{'' if number else label:{len(label)}} {step}")
         return 0
     if directory.lr_find.exists():
         say(f"{directory.path} is a learning-rate range test: there is nothing to resume.")
