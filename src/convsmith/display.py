@@ -270,7 +270,7 @@ class Display:
             epoch, count = event.seconds_per_epoch, event.image_epochs
             times = f"about {duration(epoch)} an epoch, {duration(epoch * count)} for {count}"
             if count < event.epochs:
-                few = f"very little for {event.epochs - count} epochs on features that are computed once"
+                few = f"very little for {plural(event.epochs - count, 'epoch')} on features that are computed once"
                 times = f"{times} that train stages; {few}" if count else few
             estimate = f"{times}; {estimate}"
         self.labelled("needs", estimate)
