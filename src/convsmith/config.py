@@ -83,6 +83,11 @@ class RunConfig(Section):
             raise ValueError(f"augment.saturation needs RGB images, but data.channels is {channels}: set it to 0")
         return self
 
+    @property
+    def is_own(self) -> bool:
+        """Whether data or network are the user's own, from Python, so that no command can pass them in."""
+        return self.data.is_own or self.model.is_own
+
     def with_values(self, **sections: Mapping[str, Any]) -> RunConfig:
         """A copy with new values for the given keys of the given sections; keys that were not set stay unset."""
         return validate(

@@ -373,15 +373,8 @@ class Display:
         else:
             self.line(f"{split} split of {run.path}: {record['n']:,} images")
         self.line(f"accuracy  {record['accuracy']:.2%}  (95% interval {low:.2%} to {high:.2%})")
-        estimate = None
-        with suppress(UserError):  # a race's file that is damaged does not make the evaluation of its run wrong
-            estimate = out_of_fold(run)
-        if split == "val" and not data and estimate:
-            self.wrapped(
-                "note: these images took part in the choice of the race's winner, so the scores are too good. The "
-                f"estimate: {estimate['sentence']}",
-                indent=6,
-            )
+        if split == "val" and not data:
+            self._chosen_by(run)
         averaged = [name for name, metric in METRICS.items() if metric.averages]
         plain = worth_showing(record)
         rest = {name: plain[name] for name in plain if name not in ("accuracy", *averaged)}
@@ -409,6 +402,16 @@ class Display:
         if split == "test":
             self.line(f"         {run.test_access} records that the test split was opened")
         self.next(f"{command('predict', run.path)} IMAGE...")
+
+    def _chosen_by(self, run: RunDir) -> None:
+        """A note where the val images took part in the choice of a race's winner."""
+        with suppress(UserError):  # a race's file that is damaged does not make the evaluation of its run wrong
+            if estimate := out_of_fold(run):
+                self.wrapped(
+                    "note: these images took part in the choice of the race's winner, so the scores are too good. The "
+                    f"estimate: {estimate['sentence']}",
+                    indent=6,
+                )
 
     def _absent(self, record: dict[str, Any]) -> None:
         """A note on classes without images, which count as zero in macro averages."""

@@ -404,12 +404,15 @@ def next_steps(run: RunDir, is_own: bool, has_test: bool) -> tuple[str, list[str
     return label, steps if has_test else steps[1:]
 
 
+def race_of(run: RunDir) -> dict[str, Any] | None:
+    """auto.json of the race that the run has won; None for a run that was trained by itself."""
+    return records.read(run.auto, records.Auto) if run.auto.exists() else None
+
+
 def out_of_fold(run: RunDir) -> dict[str, Any] | None:
     """The estimate of the race that the run has won, if its val images took part in the choice of the winner."""
-    if not run.auto.exists():
-        return None
-    record = records.read(run.auto, records.Auto)
-    return record.get("estimate") if record["folds"] else None
+    race = race_of(run)
+    return race.get("estimate") if race and race["folds"] else None
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:
@@ -419,7 +422,7 @@ def listing(folder: Path) -> list[dict[str, Any]]:
         kind, state, val, test = "run", "damaged", None, None
         try:
             kind, state = kind_of(run), state_of(run)
-            if run.auto.exists() and (estimate := records.read(run.auto, records.Auto).get("estimate")):
+            if (race := race_of(run)) and (estimate := race.get("estimate")):
                 val = estimate["accuracy"]
             elif run.summary.exists():
                 val = (records.read(run.summary, records.Summary)["val"] or {}).get("accuracy")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from convsmith import records
-from convsmith.rundir import RunDir
+from convsmith.rundir import RunDir, race_of
 from convsmith.studies.auto_plan import standings
 
 
 def race(run: RunDir) -> dict[str, Any] | None:
     """The candidates and how each ended, with the estimate; None for a run that was trained by itself."""
-    if not run.auto.exists():
+    record = race_of(run)
+    if record is None:
         return None
-    record = records.read(run.auto, records.Auto)
     return {
         "minutes": record["minutes"],
         "because": record["stopped_because"],

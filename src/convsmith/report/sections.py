@@ -56,7 +56,7 @@ def diagnosis(inputs: Inputs) -> Section:
     seen = course(inputs.rows, inputs.summary, inputs.config, classes, train, inputs.evaluation["n"])
     findings = diagnose(seen)
     setting = Setting(inputs.config, train / classes, seen.room)
-    own = inputs.config.data.is_own or inputs.config.model.is_own
+    own = inputs.config.is_own
     return {
         "findings": [asdict(finding) | {"rule": RULES.get(finding.name)} for finding in findings],
         "rules": RULES,

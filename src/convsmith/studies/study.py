@@ -132,7 +132,7 @@ def _interrupted(runs_dir: Path, spec: Mapping[str, Any], listener: Listener) ->
     None where an object of the user's own takes part, which a spec does not describe.
     """
     config = validate(spec["config" if "config" in spec else "base"])
-    own = config.data.is_own or config.model.is_own or config.optim.is_own or "own_optimizer" in spec
+    own = config.is_own or config.optim.is_own or "own_optimizer" in spec
     if own:
         return None
 

@@ -112,7 +112,7 @@ def opening(experiment: Experiment) -> TrainingStarted:
         channels=data.channels,
         resize=data.resize,
         model=config.model.name,
-        is_own=data.is_own or config.model.is_own,
+        is_own=config.is_own,
         parameters=sum(parameter.numel() for parameter in experiment.state.model.parameters()),
         macs=totals(experiment.layers).macs,
         device=config.train.device,

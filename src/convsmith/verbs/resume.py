@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if directory.summary.exists():
         say(f"{directory.path} is finished: there is nothing to resume.")
         config, splits = read_run_config(directory.config), records.read(directory.splits, records.Splits)["splits"]
-        label, steps = next_steps(directory, config.data.is_own or config.model.is_own, bool(splits.get("test")))
+        label, steps = next_steps(directory, config.is_own, bool(splits.get("test")))
         if splits.get("val") and not (directory.path / "report.html").exists():  # writing it was interrupted
             steps.append(command("report", directory.path))
         for number, step in enumerate(steps):
